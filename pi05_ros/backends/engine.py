@@ -1,0 +1,79 @@
+"""The one interface of all backends: three stages, each at its own precision.
+
+vision   uint8 ``[Hc, Wc, 3]`` or float ``[3, S, S]`` per camera -> image tokens
+prefill  image tokens and prompt tokens -> KV cache (a `Context`)
+denoise  KV cache and noise ``[H, 32]`` -> normalised actions ``[H, 32]``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Arithmetic of each stage; "auto" lets the backend choose."""
+
+    vision: str = "auto"
+    prefill: str = "auto"
+    denoise: str = "auto"
+
+    def __post_init__(self) -> None:
+        for stage in ("vision", "prefill", "denoise"):
+            value = getattr(self, stage)
+            if value not in PRECISIONS:
+                raise ValueError(
+                    f"precision.{stage} is {value!r}; accepted: {', '.join(PRECISIONS)}"
+                )
+
+
+@dataclass(frozen=True)
+class EngineTimings:
+    """Milliseconds of the last call; NaN where stages ran as one."""
+
+    vision_ms: float = float("nan")
+    prefill_ms: float = float("nan")
+    denoise_ms: float = float("nan")
+    model_ms: float = float("nan")
+
+
+class Engine(Protocol):
+    """A pi0.5 ready to run at batch 1 on one device."""
+
+    backend: str
+    precision: Precision
+    device: torch.device
+    horizon: int
+    timings: EngineTimings
+
+    def context(self, images: Sequence[torch.Tensor] | torch.Tensor, tokens: torch.Tensor) -> Any:
+        """Vision and prefill: the KV cache of one observation, opaque to the caller.
+
+        Args:
+            images: the valid cameras in slot order: uint8 ``[V, Hc, Wc, 3]`` RGB, or float
+                ``[V, 3, S, S]`` in [-1, 1], or a sequence of one such tensor per camera (their
+                sizes may differ). Masked cameras are left out, which is exact.
+            tokens: int64 ``[n]`` prompt ids without padding.
+
+        """
+
+    def denoise(self, context: Any, noise: torch.Tensor, steps: int = 10) -> torch.Tensor:
+        """Flow from noise ``[H, 32]`` float32 to normalised actions ``[H, 32]`` float32."""
+
+    def sample(
+        self,
+        images: Sequence[torch.Tensor] | torch.Tensor,
+        tokens: torch.Tensor,
+        noise: torch.Tensor,
+        steps: int = 10,
+    ) -> torch.Tensor:
+        """Run all three stages: ``denoise(context(images, tokens), noise, steps)``."""
+
+    def close(self) -> None:
+        """Free device memory; the engine cannot be used afterwards."""

@@ -1,0 +1,50 @@
+"""The `pi05` command: one subcommand per module of this package, imported only when asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+import pi05_ros
+
+# name -> (module with add_arguments(parser) and run(args) -> exit code, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "bench": ("pi05_ros.cli.bench", "measure the node, the model and the machine"),
+    "demo": ("pi05_ros.cli.demo", "run the main job on this machine, ROS nodes and all"),
+    "doctor": ("pi05_ros.cli.doctor", "say what works here, what is missing and how to fix it"),
+    "inspect": ("pi05_ros.cli.inspect", "say what a checkpoint holds and what is assumed"),
+    "replay": ("pi05_ros.cli.replay", "run the policy over a recorded bag, live or offline"),
+}
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """Parser of the whole command; only the chosen subcommand's module is imported."""
+    parser = argparse.ArgumentParser(prog="pi05", description="pi0.5 on ROS 2")
+    parser.add_argument("--version", action="version", version=f"pi05_ros {pi05_ros.__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for name, (module, text) in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=text, description=text)
+        if name == command:
+            loaded = importlib.import_module(module)
+            loaded.add_arguments(sub)
+            sub.set_defaults(run=loaded.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; exit code 2 for wrong usage."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in words if not word.startswith("-")), None)
+    args = build_parser(command).parse_args(words)
+    try:
+        return int(args.run(args))
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

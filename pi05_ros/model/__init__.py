@@ -1,0 +1,1 @@
+"""pi0.5 in plain PyTorch: the reference that every backend is judged by."""

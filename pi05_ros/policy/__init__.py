@@ -1,0 +1,1 @@
+"""Observation in, action chunk out: robot profiles, transforms, prompt, chunk strategies."""
