@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,8 @@ class ActionExpert(nn.Module):
         Every action sees all valid prefix tokens and all actions. `cond` is ``[B, D]`` or
         ``[B, H, D]``.
         """
-        B, H, _ = x.shape
-        x = x.to(self.layers[0].self_attn.q_proj.weight.dtype)
+        H = x.shape[1]
+        x = x.to(cast(GemmaLayer, self.layers[0]).self_attn.q_proj.weight.dtype)
         positions = cache.length[:, None] + torch.arange(H, device=x.device)
         angles = rope(positions, self.config.expert.head_dim, x.dtype, self.config.rope)
         mask = additive_mask(F.pad(cache.mask, (0, H), value=True))

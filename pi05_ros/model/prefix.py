@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,7 @@ class PrefixLM(nn.Module):
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             if index == last and not whole:
-                k, v = layer.keys_values(x, angles)
+                k, v = cast(GemmaLayer, layer).keys_values(x, angles)
             else:
                 x, (k, v) = layer(x, angles, attend)
             keys.append(k)

@@ -11,11 +11,12 @@ import math
 import zlib
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pi05_ros.model.config import Pi05Config
 from pi05_ros.model.layout import EXPERT_LM_HEAD, VISION, model_name, openpi_layout
 from pi05_ros.model.pi05 import Pi05, parameter_dtype
+from pi05_ros.model.weights import set_parameter
 
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -50,9 +51,3 @@ def random_model(
         x = random_tensor(name, spec.shape, seed)
         set_parameter(model, ours, x.to(device=device, dtype=parameter_dtype(ours, dtype)))
     return model
-
-
-def set_parameter(model: nn.Module, name: str, value: Tensor) -> None:
-    """Put `value` in the place of the parameter `name`, without gradient."""
-    path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False))
