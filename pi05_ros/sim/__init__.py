@@ -1,0 +1,1 @@
+"""Simulated arm: MuJoCo world, rendering, tasks, scripted expert, training and evaluation."""
