@@ -173,7 +173,7 @@ def make_renderer(model: Any, backend: str | None = None) -> Renderer:
     asked = backend or os.environ.get("MUJOCO_GL") or None
     if asked is not None and asked not in BACKENDS:
         raise ValueError(f"renderer {asked!r}; accepted: {', '.join(BACKENDS)}")
-    failures = []
+    failures: list[str] = []
     for name in [asked] if asked else BACKENDS:
         if name == "ray":
             note = (

@@ -28,7 +28,7 @@ BLOCK_HALF = 0.02
 AREA_X = (0.24, 0.38)
 AREA_Y = (-0.15, 0.05)
 """Where blocks start, metres. The goal strip for pushing begins at y = 0.10."""
-BLOCK_GAP = 0.075
+BLOCK_GAP = 0.085
 """Smallest distance between the centres of two blocks at the start: room for a finger."""
 HOME_TIP = (0.24, -0.04, 0.18)
 """Middle of the start positions of the tip."""
