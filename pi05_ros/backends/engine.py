@@ -47,6 +47,7 @@ class Engine(Protocol):
     """A pi0.5 ready to run at batch 1 on one device."""
 
     backend: str
+    reason: str
     precision: Precision
     device: torch.device
     horizon: int

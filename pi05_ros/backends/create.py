@@ -1,0 +1,133 @@
+"""Choose and build an engine; a backend's module is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pi05_ros.backends.engine import PRECISIONS, Engine, Precision
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.model import Pi05
+
+# backend -> (module, callable with the keyword arguments of `create_engine`)
+_FACTORIES = {
+    "eager": ("pi05_ros.backends.eager", "EagerEngine"),
+    "cuda": ("pi05_ros.backends.cuda", "create"),
+    "onnx": ("pi05_ros.backends.onnx", "create"),
+    "tensorrt": ("pi05_ros.backends.tensorrt", "create"),
+}
+BACKENDS = ("auto", *_FACTORIES)
+
+
+def parse_precision(precision: Precision | Mapping[str, str] | str | None) -> Precision:
+    """Precision of each stage from a `Precision`, a mapping of stages, or one word for all.
+
+    Raises:
+        BackendError: an unknown stage or precision.
+
+    """
+    if precision is None:
+        return Precision()
+    if isinstance(precision, Precision):
+        return precision
+    if isinstance(precision, str):
+        precision = dict.fromkeys(("vision", "prefill", "denoise"), precision)
+    unknown = [str(key) for key in precision if key not in ("vision", "prefill", "denoise")]
+    if unknown:
+        raise BackendError(
+            f"precision names the stage {unknown[0]!r}; accepted: vision, prefill, denoise, "
+            f"each one of {', '.join(PRECISIONS)}"
+        )
+    try:
+        return Precision(**precision)
+    except ValueError as error:
+        raise BackendError(str(error)) from error
+
+
+def create_engine(
+    model: Pi05,
+    backend: str = "auto",
+    precision: Precision | Mapping[str, str] | str | None = None,
+    views: int = 2,
+    horizon: int = 50,
+    max_prompt_tokens: int = 200,
+    **options: Any,
+) -> Engine:
+    """Build an engine for a loaded model.
+
+    Args:
+        model: weights, on the device the engine shall use.
+        backend: one of BACKENDS. "auto" is cuda where a CUDA device and the backend are there,
+            otherwise eager; ``engine.reason`` says why.
+        precision: arithmetic of each stage.
+        views: cameras to prepare for; fewer valid ones are always accepted.
+        horizon: steps of a chunk to prepare for.
+        max_prompt_tokens: longest prompt to prepare for.
+        options: the backend's own.
+
+    Raises:
+        BackendError: unknown or unusable here; says what is accepted or missing.
+
+    """
+    stages = parse_precision(precision)
+    check_backend(backend)
+    reason = "asked for"
+    if backend == "auto":
+        backend, reason = _choose(model)
+        if backend == "eager":
+            options = {}
+    module, name = _FACTORIES[backend]
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise BackendError(
+            f"backend {backend!r} cannot run here: {error}; backend 'eager' always can"
+        ) from error
+    engine: Engine = factory(
+        model,
+        precision=stages,
+        views=views,
+        horizon=horizon,
+        max_prompt_tokens=max_prompt_tokens,
+        **options,
+    )
+    engine.reason = reason
+    return engine
+
+
+def check_backend(backend: str) -> None:
+    """Raise BackendError unless a backend is known and part of this installation."""
+    if backend not in BACKENDS:
+        raise BackendError(f"backend {backend!r} is unknown; accepted: {', '.join(BACKENDS)}")
+    if backend != "auto" and not _exists(_FACTORIES[backend][0]):
+        there = [b for b, (module, _) in _FACTORIES.items() if _exists(module)]
+        raise BackendError(
+            f"backend {backend!r} is not part of this installation; there: {', '.join(there)}"
+        )
+
+
+def _exists(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _choose(model: Pi05) -> tuple[str, str]:
+    """Best usable backend for a model where it is, and why."""
+    if model.device.type != "cuda":
+        if torch.cuda.is_available():
+            return (
+                "eager",
+                f"the model is on {model.device.type}, the cuda backend needs it on cuda",
+            )
+        return "eager", "no CUDA device"
+    module, _ = _FACTORIES["cuda"]
+    if not _exists(module):
+        return "eager", "the cuda backend is not part of this installation"
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return "eager", f"the cuda backend cannot run here: {error}"
+    return "cuda", f"CUDA device {torch.cuda.get_device_name(model.device)}"

@@ -1,0 +1,182 @@
+"""The plain model as an engine: runs everywhere, and is what other engines are compared with."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pi05_ros.backends.engine import EngineTimings, Precision
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.resize import resize_with_pad, to_model_range
+from pi05_ros.model import KVCache, Pi05, flow_sample
+from pi05_ros.model.pi05 import parameter_dtype
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_STAGE_PARTS = {"vision": ("vision", "projector"), "prefill": ("vlm",), "denoise": ("expert",)}
+
+
+class EagerEngine:
+    """`Pi05` stage by stage, at batch 1.
+
+    Args:
+        model: weights; left as they are. A stage at another precision gets its own copy.
+        precision: "fp32" or "bf16" (openpi's mixed policy) per stage; "auto" keeps the model's.
+        views, horizon, max_prompt_tokens: not needed here; any size runs.
+        options: none are accepted.
+
+    """
+
+    backend = "eager"
+    reason = "asked for"
+
+    def __init__(
+        self,
+        model: Pi05,
+        precision: Precision | None = None,
+        views: int = 2,
+        horizon: int | None = None,
+        max_prompt_tokens: int = 200,
+        **options: Any,
+    ) -> None:
+        if options:
+            raise BackendError(
+                f"backend 'eager' has no option {next(iter(options))!r}; it has none"
+            )
+        self.precision = resolve_precision(model, precision or Precision())
+        self.model = _at_precision(model, self.precision)
+        self.device = model.device
+        self.horizon = model.config.horizon if horizon is None else horizon
+        self.timings = EngineTimings()
+
+    @torch.no_grad()
+    def context(self, images: Sequence[Tensor] | Tensor, tokens: Tensor) -> KVCache:
+        """Vision and prefill; see `Engine.context`. The result is a `KVCache` of one row."""
+        model = self.model
+        start = self._now()
+        pixels = self._pixels(images)
+        prompt = model.embed_prompt(tokens.to(self.device))[None]  # [1, n, D]
+        parts = [prompt]
+        if pixels is not None:
+            seen = model.embed_images(pixels)  # [V, P, D]
+            parts.insert(0, seen.flatten(0, 1)[None].to(prompt.dtype))
+        vision = self._now()
+        embeddings = torch.cat(parts, dim=1)
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=self.device)
+        cache = model.prefill_embedded(embeddings, mask, compact=False)
+        if self.precision.denoise != self.precision.prefill:
+            dtype = _DTYPES[self.precision.denoise]
+            cache = KVCache(
+                [k.to(dtype) for k in cache.k],
+                [v.to(dtype) for v in cache.v],
+                cache.mask,
+                cache.length,
+            )
+        end = self._now()
+        self.timings = EngineTimings(
+            vision_ms=1e3 * (vision - start), prefill_ms=1e3 * (end - vision)
+        )
+        return cache
+
+    @torch.no_grad()
+    def denoise(self, context: KVCache, noise: Tensor, steps: int = 10) -> Tensor:
+        """Flow from noise ``[H, 32]`` to normalised actions; see `Engine.denoise`."""
+        start = self._now()
+        x = noise.to(self.device, torch.float32)[None]
+
+        def velocity(x_t: Tensor, t: float) -> Tensor:
+            return self.model.velocity(x_t, t, context)
+
+        actions = flow_sample(velocity, x, steps, self.model.config.clock)[0]
+        denoise_ms = 1e3 * (self._now() - start)
+        before = self.timings
+        self.timings = EngineTimings(
+            before.vision_ms,
+            before.prefill_ms,
+            denoise_ms,
+            before.vision_ms + before.prefill_ms + denoise_ms,
+        )
+        return actions
+
+    def sample(
+        self, images: Sequence[Tensor] | Tensor, tokens: Tensor, noise: Tensor, steps: int = 10
+    ) -> Tensor:
+        """All three stages; see `Engine.sample`."""
+        return self.denoise(self.context(images, tokens), noise, steps)
+
+    def close(self) -> None:
+        """Drop the weights."""
+        del self.model
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _pixels(self, images: Sequence[Tensor] | Tensor) -> Tensor | None:
+        """Cameras as float ``[V, 3, S, S]`` in [-1, 1] on the device; None without cameras."""
+        size = self.model.config.vision.image_size
+        views: list[Tensor] = []
+        for image in images:
+            view = image[0] if image.ndim == 4 and image.shape[0] == 1 else image
+            if view.dtype == torch.uint8 and view.ndim == 3 and view.shape[-1] == 3:
+                if self.device.type == "cuda":
+                    view = view.to(self.device)
+                views.append(to_model_range(resize_with_pad(view, size)).to(self.device))
+            elif view.is_floating_point() and tuple(view.shape) == (3, size, size):
+                views.append(view.to(self.device, torch.float32))
+            else:
+                raise BackendError(
+                    f"image is {view.dtype} {list(view.shape)}; accepted: uint8 [H, W, 3] or "
+                    f"float [3, {size}, {size}] in [-1, 1]"
+                )
+        return torch.stack(views) if views else None
+
+
+def resolve_precision(model: Pi05, precision: Precision) -> Precision:
+    """Replace "auto" by what each stage of the model is in.
+
+    Raises:
+        BackendError: a precision that eager does not have.
+
+    """
+    words = {}
+    for stage, parts in _STAGE_PARTS.items():
+        word = getattr(precision, stage)
+        if word == "auto":
+            weights = [
+                p.dtype
+                for part in parts
+                for name, p in getattr(model, part).named_parameters(prefix=part)
+                if parameter_dtype(name, torch.bfloat16) is torch.bfloat16
+            ]
+            word = "bf16" if torch.bfloat16 in weights else "fp32"
+        if word not in _DTYPES:
+            raise BackendError(
+                f"backend 'eager' has no precision {word!r} for {stage}; "
+                "accepted: auto, fp32, bf16"
+            )
+        words[stage] = word
+    return Precision(**words)
+
+
+def _at_precision(model: Pi05, precision: Precision) -> Pi05:
+    """Return the model, with copies of those stages whose precision is another one."""
+    now = resolve_precision(model, Precision())
+    changed = [s for s in _STAGE_PARTS if getattr(now, s) != getattr(precision, s)]
+    if not changed:
+        return model
+    mixed = copy.copy(model)
+    mixed._modules = dict(model._modules)
+    for stage in changed:
+        dtype = _DTYPES[getattr(precision, stage)]
+        for part in _STAGE_PARTS[stage]:
+            module = copy.deepcopy(getattr(model, part))
+            for name, parameter in module.named_parameters(prefix=part):
+                parameter.data = parameter.data.to(parameter_dtype(name, dtype))
+            mixed._modules[part] = module
+    return mixed

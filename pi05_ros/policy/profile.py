@@ -1,0 +1,197 @@
+"""What a robot means to pi0.5: cameras, state, actions, normalisation, prompt - one YAML file.
+
+The same dataclass also describes LeRobot checkpoints, which bring these facts themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pi05_ros.policy.chunk import ActionMeaning, ActionUnit
+from pi05_ros.policy.errors import RobotProfileError
+
+# The camera inputs of openpi's pi0.5, in the order of the prefix.
+SLOTS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+NORMALIZATIONS = ("quantile", "quantile10", "zscore", "minmax", "identity")
+ADAPTATIONS = ("none", "aloha")
+MODEL_DIM = 32
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera of the robot.
+
+    Attributes:
+        role: name in `Observation.images` ("base", "wrist", "wrist_2").
+        slot: model input it fills (openpi's names; LeRobot's feature name for LeRobot files).
+        required: an observation without it is an error; otherwise its slot is masked.
+        rotate_180: turn the picture before the model sees it (a camera mounted upside down).
+
+    """
+
+    role: str
+    slot: str
+    required: bool = False
+    rotate_180: bool = False
+
+
+@dataclass(frozen=True)
+class Gripper:
+    """Linear map between a robot's gripper value and the value the model was trained with.
+
+    Attributes:
+        state: name of the state dimension, or None if only the action is mapped.
+        action: name of the action dimension, or None.
+        robot_open, robot_closed: values of the robot's own convention (unit of the profile).
+        model_open, model_closed: the same two points in the model's convention (pi: 0 and 1).
+
+    """
+
+    state: str | None
+    action: str | None
+    robot_open: float
+    robot_closed: float
+    model_open: float = 0.0
+    model_closed: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Value ranges used as statistics where a checkpoint has none (seeded random weights).
+
+    The normalised interval [-1, 1] is mapped onto [low, high]. Values outside [-1, 1] are not
+    clamped: limits are the executor's business, and silent clamping would hide a bad model.
+    """
+
+    state_low: tuple[float, ...]
+    state_high: tuple[float, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RobotProfile:
+    """Everything about a robot that the weights do not tell.
+
+    Attributes:
+        name: short name; the file name of shipped profiles.
+        description: one line for people.
+        cameras: in the order of the model's inputs.
+        state_names, state_units: one per state value, in the order of the training data.
+        action_names, action_meanings, action_units: one per action column; the first
+            ``len(action_names)`` of the model's 32 outputs are used.
+        delta_mask: True where training subtracted the current state, so that the state of the
+            same observation is added back; shorter than the actions means False for the rest.
+        control_hz: rate of the steps of one chunk.
+        horizon: steps per chunk; None is the checkpoint's own.
+        discrete_state: the state is written into the prompt (all pi0.5 but openpi's pi05_libero).
+        default_prompt: used when an observation has none.
+        normalization: one of NORMALIZATIONS, of state and actions alike.
+        asset_id: directory of norm_stats.json under the checkpoint's ``assets``; may hold ``/``.
+        adapt: "aloha" applies openpi's adapt_to_pi joint flips and gripper geometry.
+        grippers: linear gripper conventions.
+        ranges: statistics for checkpoints without any.
+
+    """
+
+    name: str
+    cameras: tuple[Camera, ...]
+    state_names: tuple[str, ...]
+    state_units: tuple[ActionUnit, ...]
+    action_names: tuple[str, ...]
+    action_meanings: tuple[ActionMeaning, ...]
+    action_units: tuple[ActionUnit, ...]
+    control_hz: float
+    description: str = ""
+    delta_mask: tuple[bool, ...] = ()
+    horizon: int | None = None
+    discrete_state: bool = True
+    default_prompt: str | None = None
+    normalization: str = "quantile"
+    asset_id: str | None = None
+    adapt: str = "none"
+    grippers: tuple[Gripper, ...] = ()
+    ranges: Ranges | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def camera_roles(self) -> tuple[str, ...]:
+        """Roles of all cameras, in the order of the model's inputs."""
+        return tuple(camera.role for camera in self.cameras)
+
+    @property
+    def required_roles(self) -> tuple[str, ...]:
+        """Roles without which there is no observation."""
+        return tuple(camera.role for camera in self.cameras if camera.required)
+
+    @property
+    def step_s(self) -> float:
+        """Seconds per step of a chunk."""
+        return 1.0 / self.control_hz
+
+
+def _check(p: RobotProfile) -> None:
+    """Raise RobotProfileError for what would otherwise go wrong silently at run time."""
+
+    def fail(text: str) -> None:
+        raise RobotProfileError(f"robot profile {p.name!r}: {text}")
+
+    if not p.cameras:
+        fail("cameras is empty; at least one is needed")
+    for what, values in (("role", p.camera_roles), ("slot", tuple(c.slot for c in p.cameras))):
+        if len(set(values)) != len(values):
+            fail(f"two cameras have the same {what}: {', '.join(values)}")
+    if not p.required_roles:
+        fail("no camera is required; mark at least one with required: true")
+    for what, names in (("state", p.state_names), ("actions", p.action_names)):
+        if not 1 <= len(names) <= MODEL_DIM:
+            fail(f"{what} has {len(names)} names; accepted: 1 to {MODEL_DIM}")
+        if len(set(names)) != len(names):
+            fail(f"{what} has a name twice: {', '.join(names)}")
+    if len(p.state_units) != len(p.state_names):
+        fail(f"{len(p.state_units)} state units for {len(p.state_names)} state names")
+    if len(p.action_meanings) != len(p.action_names) or len(p.action_units) != len(p.action_names):
+        fail(
+            f"{len(p.action_names)} action names, {len(p.action_meanings)} meanings, "
+            f"{len(p.action_units)} units; they must be as many"
+        )
+    if len(p.delta_mask) > min(len(p.action_names), len(p.state_names)):
+        fail(
+            f"delta_mask has {len(p.delta_mask)} entries for {len(p.action_names)} actions and "
+            f"{len(p.state_names)} state values"
+        )
+    if not (0.0 < p.control_hz <= 1000.0):
+        fail(f"control_hz is {p.control_hz}; accepted: above 0, at most 1000")
+    if p.horizon is not None and not 1 <= p.horizon <= 1024:
+        fail(f"horizon is {p.horizon}; accepted: 1 to 1024, or null for the checkpoint's own")
+    if p.normalization not in NORMALIZATIONS:
+        fail(f"normalization is {p.normalization!r}; accepted: {', '.join(NORMALIZATIONS)}")
+    if p.adapt not in ADAPTATIONS:
+        fail(f"adapt is {p.adapt!r}; accepted: {', '.join(ADAPTATIONS)}")
+    if p.adapt == "aloha" and (len(p.state_names), len(p.action_names)) != (14, 14):
+        fail("adapt: aloha needs 14 state values and 14 actions (6 joints, gripper, per arm)")
+    for gripper in p.grippers:
+        if gripper.state is None and gripper.action is None:
+            fail("a gripper names neither a state nor an action dimension")
+        if gripper.state is not None and gripper.state not in p.state_names:
+            fail(f"gripper state {gripper.state!r} is not in state: {', '.join(p.state_names)}")
+        if gripper.action is not None and gripper.action not in p.action_names:
+            fail(
+                f"gripper action {gripper.action!r} is not in actions: {', '.join(p.action_names)}"
+            )
+        if (
+            gripper.robot_open == gripper.robot_closed
+            or gripper.model_open == gripper.model_closed
+        ):
+            fail("a gripper's open and closed values are equal")
+    if p.ranges is not None:
+        for what, low, high, n in (
+            ("state", p.ranges.state_low, p.ranges.state_high, len(p.state_names)),
+            ("actions", p.ranges.action_low, p.ranges.action_high, len(p.action_names)),
+        ):
+            if len(low) != n or len(high) != n:
+                fail(f"ranges.{what} has {len(low)} entries; {n} are needed")
+            if any(a >= b for a, b in zip(low, high, strict=True)):
+                fail(f"ranges.{what} has a range whose low end is not below its high end")
