@@ -1,0 +1,223 @@
+"""ROS messages to arrays and back, on plain objects with the fields of the messages.
+
+Nothing here imports rclpy, so bag readers use the same code. Whatever arrives on the wire, the
+only exception that leaves the functions that read messages is ConversionError.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+NS = 1_000_000_000
+
+# encoding -> (bytes per pixel, order that turns its channels into RGB)
+ENCODINGS: Mapping[str, tuple[int, tuple[int, ...]]] = {
+    "rgb8": (3, (0, 1, 2)),
+    "bgr8": (3, (2, 1, 0)),
+    "rgba8": (4, (0, 1, 2)),
+    "bgra8": (4, (2, 1, 0)),
+    "mono8": (1, (0, 0, 0)),
+}
+
+# Above any camera in use (8K is 33 megapixels); the model sees 224 x 224.
+MAX_PIXELS = 2**25
+MAX_SIDE = 16384
+MAX_COMPRESSED_BYTES = 2**26
+
+_COMPRESSED_MODES = ("L", "RGB", "RGBA", "P")
+
+
+class ConversionError(ValueError):
+    """A message that cannot be used.
+
+    Attributes:
+        code: one word for counters ("encoding", "short_data", ...).
+
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def stamp_ns(stamp: Any) -> int:
+    """builtin_interfaces/Time as nanoseconds."""
+    return int(stamp.sec) * NS + int(stamp.nanosec)
+
+
+def split_ns(nanoseconds: int) -> tuple[int, int]:
+    """Nanoseconds as (sec, nanosec) of builtin_interfaces/Time and Duration."""
+    sec, nanosec = divmod(int(nanoseconds), NS)
+    return sec, nanosec
+
+
+def check_image(message: Any) -> None:
+    """Refuse an Image by its header fields and length, without touching the pixels."""
+    encoding = message.encoding
+    if encoding not in ENCODINGS:
+        raise ConversionError(
+            "encoding",
+            f"image encoding {str(encoding)[:40]!r}; accepted: {', '.join(ENCODINGS)}",
+        )
+    width, height, step = int(message.width), int(message.height), int(message.step)
+    _check_size(width, height)
+    row = width * ENCODINGS[encoding][0]
+    if step < row:
+        raise ConversionError(
+            "step", f"image step {step} is less than the {row} bytes of {width} {encoding} pixels"
+        )
+    # The padding of the last row may be absent.
+    needed = step * (height - 1) + row
+    if len(message.data) < needed:
+        raise ConversionError(
+            "short_data",
+            f"image data has {len(message.data)} bytes; {width}x{height} {encoding} with step "
+            f"{step} needs {needed}",
+        )
+
+
+def _check_size(width: int, height: int) -> None:
+    if width <= 0 or height <= 0:
+        raise ConversionError("size", f"image of {width}x{height} pixels")
+    if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
+        raise ConversionError(
+            "size",
+            f"image of {width}x{height} pixels; accepted up to {MAX_PIXELS} pixels and "
+            f"{MAX_SIDE} per side",
+        )
+
+
+def image_to_rgb(message: Any) -> np.ndarray:
+    """sensor_msgs/Image -> uint8 ``[H, W, 3]`` RGB.
+
+    rgb8 without padding is a view of the message; everything else is one copy.
+    """
+    try:
+        check_image(message)
+        width, height, step = int(message.width), int(message.height), int(message.step)
+        depth, order = ENCODINGS[message.encoding]
+        row = width * depth
+        raw = np.frombuffer(message.data, np.uint8)
+        rows = np.lib.stride_tricks.as_strided(raw, shape=(height, row), strides=(step, 1))
+        pixels = rows.reshape(height, width, depth)
+        if message.encoding == "rgb8":
+            return np.ascontiguousarray(pixels)
+        return np.stack([pixels[..., channel] for channel in order], axis=-1)
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise ConversionError("malformed", f"image: {_line(error)}") from error
+
+
+def check_compressed(message: Any) -> None:
+    """Refuse a CompressedImage that is neither JPEG nor PNG by its first bytes."""
+    size = len(message.data)
+    if size > MAX_COMPRESSED_BYTES:
+        raise ConversionError("size", f"compressed image of {size} bytes")
+    head = bytes(message.data[:8])
+    if not (head.startswith(b"\xff\xd8\xff") or head == b"\x89PNG\r\n\x1a\n"):
+        raise ConversionError(
+            "encoding",
+            f"compressed image {str(message.format)[:40]!r} of {size} bytes; accepted: "
+            "JPEG and PNG",
+        )
+
+
+def compressed_to_rgb(message: Any) -> np.ndarray:
+    """sensor_msgs/CompressedImage (JPEG or PNG, 8 bit) -> uint8 ``[H, W, 3]`` RGB.
+
+    Always decoded with Pillow: JPEG decoders differ in their last bits.
+    """
+    try:
+        check_compressed(message)
+        with Image.open(io.BytesIO(bytes(message.data)), formats=("JPEG", "PNG")) as image:
+            _check_size(*image.size)
+            if image.mode not in _COMPRESSED_MODES:
+                raise ConversionError(
+                    "encoding",
+                    f"compressed image of mode {image.mode}; accepted: 8-bit grey, RGB, RGBA",
+                )
+            return np.asarray(image.convert("RGB"))
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise ConversionError("undecodable", f"compressed image: {_line(error)}") from error
+
+
+class JointMap:
+    """Maps JointState messages onto the state vector by joint name.
+
+    The order of a message is remembered, so that equal messages cost one comparison.
+
+    Args:
+        names: joints in state order.
+
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._order: list[str] = []
+        self._index: list[int] = []
+
+    def state(self, message: Any) -> np.ndarray:
+        """State ``[n]`` float32 in the order of `names`, or ConversionError."""
+        try:
+            names = message.name
+            if list(names) != self._order or not self._order:
+                self._index = self._find(names)
+                self._order = list(names)
+            positions = message.position
+            if len(positions) != len(names):
+                raise ConversionError(
+                    "joint_count",
+                    f"joint state has {len(names)} names and {len(positions)} positions",
+                )
+            values = [float(positions[index]) for index in self._index]
+        except ConversionError:
+            raise
+        except Exception as error:
+            raise ConversionError("malformed", f"joint state: {_line(error)}") from error
+        bad = [
+            name for name, value in zip(self.names, values, strict=True) if not _is_float32(value)
+        ]
+        if bad:
+            raise ConversionError(
+                "joint_not_finite", f"joint state is not finite: {', '.join(bad)}"
+            )
+        return np.asarray(values, np.float32)
+
+    def _find(self, names: Sequence[str]) -> list[int]:
+        where: dict[str, int] = {}
+        double: set[str] = set()
+        for index, name in enumerate(names):
+            if name in where:
+                double.add(name)
+            where[name] = index
+        missing = [name for name in self.names if name not in where]
+        if missing:
+            shown = ", ".join(str(name)[:40] for name in list(names)[:16])
+            raise ConversionError(
+                "joint_missing",
+                f"joint state lacks {', '.join(missing)}; it has {shown or 'no names'}",
+            )
+        ambiguous = [name for name in self.names if name in double]
+        if ambiguous:
+            raise ConversionError(
+                "joint_duplicate", f"joint state names {', '.join(ambiguous)} more than once"
+            )
+        return [where[name] for name in self.names]
+
+
+def _is_float32(value: float) -> bool:
+    return math.isfinite(value) and abs(value) <= float(np.finfo(np.float32).max)
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -1,0 +1,141 @@
+"""The two entries of /diagnostics: inputs and inference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from pi05_ros.ros.counters import Statistics
+from pi05_ros.ros.inputs import NS, Inputs, Problem
+from pi05_ros.ros.parameters import PolicyParameters
+
+PERIOD_S = 1.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the entries need besides inputs and statistics."""
+
+    node: str  # fully qualified name
+    hardware_id: str
+    active: bool
+    state: str
+    parameters: PolicyParameters
+    backend: str
+    precision: str
+    device: str
+
+
+def _status(
+    name: str, context: Context, level: bytes, text: str, values: dict[str, object]
+) -> DiagnosticStatus:
+    return DiagnosticStatus(
+        level=level,
+        name=f"{context.node}: {name}",
+        message=text,
+        hardware_id=context.hardware_id,
+        values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+    )
+
+
+class Diagnostics:
+    """Builds the array once per period and remembers what the last one has seen."""
+
+    def __init__(self) -> None:
+        self._received: dict[str, int] = {}
+        self._published = 0
+        self._skipped = 0
+        self._last_ns: int | None = None
+
+    def build(
+        self,
+        context: Context,
+        inputs: Inputs | None,
+        statistics: Statistics,
+        now_ns: int,
+        mono_ns: int,
+    ) -> DiagnosticArray:
+        """Array without its stamp."""
+        elapsed_s = (mono_ns - self._last_ns) / NS if self._last_ns else PERIOD_S
+        self._last_ns = mono_ns
+        return DiagnosticArray(
+            status=[
+                self._inputs(context, inputs, now_ns, mono_ns, elapsed_s),
+                self._inference(context, statistics, elapsed_s),
+            ]
+        )
+
+    def _inputs(
+        self, context: Context, inputs: Inputs | None, now_ns: int, mono_ns: int, elapsed_s: float
+    ) -> DiagnosticStatus:
+        values: dict[str, object] = {}
+        problems: list[Problem] = []
+        if inputs is not None:
+            problems = inputs.check(now_ns, mono_ns)
+            for name, source in inputs.sources.items():
+                new = source.received - self._received.get(name, 0)
+                self._received[name] = source.received
+                values[f"{name}.rate_hz"] = f"{max(new, 0) / elapsed_s:.1f}"
+                values[f"{name}.age_ms"] = (
+                    f"{(now_ns - source.newest.stamp_ns) / 1e6:.0f}" if source.newest else "none"
+                )
+                values[f"{name}.received"] = source.received
+                values[f"{name}.dropped"] = sum(source.dropped.values())
+                for code, count in sorted(source.dropped.items()):
+                    values[f"{name}.dropped.{code}"] = count
+                for code, count in sorted(source.refused.items()):
+                    values[f"{name}.refused.{code}"] = count
+                if source.last_error:
+                    values[f"{name}.last_error"] = source.last_error
+            values["clock_jumps"] = inputs.clock_jumps
+        if not context.active:
+            return _status("inputs", context, DiagnosticStatus.STALE, context.state, values)
+        if not problems:
+            return _status("inputs", context, DiagnosticStatus.OK, "all inputs fresh", values)
+        dead = any(problem.code in ("dead", "missing") for problem in problems)
+        text = "; ".join(f"{problem.source}: {problem.text}" for problem in problems)
+        level = DiagnosticStatus.ERROR if dead else DiagnosticStatus.WARN
+        return _status("inputs", context, level, text, values)
+
+    def _inference(
+        self, context: Context, statistics: Statistics, elapsed_s: float
+    ) -> DiagnosticStatus:
+        dropped_by, skipped_by = statistics.counters()
+        published, skipped = statistics.published, sum(skipped_by.values())
+        rate_hz = max(published - self._published, 0) / elapsed_s
+        newly_skipped = skipped - self._skipped
+        self._published, self._skipped = published, skipped
+        percentiles = statistics.percentiles()
+        values: dict[str, object] = {
+            "backend": context.backend,
+            "precision": context.precision,
+            "device": context.device,
+            "rate_hz": f"{rate_hz:.1f}",
+            "asked_rate_hz": f"{context.parameters.rate_hz:g}",
+            "published": published,
+            **{key: f"{value:.2f}" for key, value in percentiles.items()},
+            "skipped_ticks": skipped,
+            **{f"skipped_ticks.{key}": n for key, n in sorted(skipped_by.items())},
+            "nan_chunks": dropped_by.get("nan", 0),
+            "late_chunks": dropped_by.get("late", 0),
+            "dropped_chunks": sum(dropped_by.values()),
+            "errors": statistics.errors,
+        }
+        if statistics.failing:
+            values["last_error"] = statistics.failing
+        if not context.active:
+            return _status("inference", context, DiagnosticStatus.STALE, context.state, values)
+        if statistics.failing:
+            return _status(
+                "inference", context, DiagnosticStatus.ERROR, statistics.failing, values
+            )
+        period_ms = 1e3 / context.parameters.rate_hz
+        slow_ms = percentiles.get("inference_p95_ms", 0.0)
+        if slow_ms > period_ms:
+            text = f"inference p95 {slow_ms:.0f} ms exceeds the period of {period_ms:.0f} ms"
+            return _status("inference", context, DiagnosticStatus.WARN, text, values)
+        if newly_skipped:
+            text = f"{newly_skipped} ticks without an inference since the last report"
+            return _status("inference", context, DiagnosticStatus.WARN, text, values)
+        return _status("inference", context, DiagnosticStatus.OK, f"{rate_hz:.1f} Hz", values)

@@ -1,0 +1,42 @@
+"""A DDS domain id that nobody on this machine uses, for tests, demos and benchmarks."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+# DDS-RTPS 9.6.2: discovery ports of a domain; participants of one host take pairs above.
+PORT_BASE = 7400
+DOMAIN_GAIN = 250
+UNICAST_OFFSET = 10
+CHECKED_PARTICIPANTS = 10
+
+
+def _is_free(domain_id: int) -> bool:
+    base = PORT_BASE + DOMAIN_GAIN * domain_id
+    unicast = (base + UNICAST_OFFSET + i for i in range(2 * CHECKED_PARTICIPANTS))
+    for port in (base, base + 1, *unicast):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                return False
+    return True
+
+
+def free_domain_id() -> int:
+    """Pick an id in 1..100 whose discovery ports are free here, in random order.
+
+    The ids stay below 101 so that no port falls into Linux's ephemeral range. Nothing is
+    reserved: start the participants soon.
+
+    Raises:
+        RuntimeError: all hundred are in use.
+
+    """
+    ids = list(range(1, 101))
+    random.SystemRandom().shuffle(ids)
+    for domain_id in ids:
+        if _is_free(domain_id):
+            return domain_id
+    raise RuntimeError("the discovery ports of all domain ids from 1 to 100 are in use")

@@ -1,0 +1,118 @@
+"""One inference from messages to a checked action chunk, as it runs in the worker thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from pi05_ros.policy.chunk import ActionChunk
+from pi05_ros.policy.observation import Observation
+from pi05_ros.ros.conversion import ConversionError
+from pi05_ros.ros.inputs import Snapshot
+
+
+class PolicyLike(Protocol):
+    """What the node needs of a policy (`pi05_ros.policy.Policy`)."""
+
+    info: Any
+    robot: Any
+
+    def infer(
+        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
+    ) -> ActionChunk:
+        """Actions for one observation."""
+
+    def warm_up(self) -> Any:
+        """Run once so that the first real inference is not slow."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+class BadSampleError(ValueError):
+    """A sample that was accepted on arrival and could not be converted."""
+
+    def __init__(self, source: str, error: ConversionError) -> None:
+        super().__init__(f"{source}: {error}")
+        self.source = source
+        self.error = error
+
+
+class BadChunkError(ValueError):
+    """The policy's answer is not a finite [H, A] array of the size it promised."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything one inference needs; made by the executor thread, used by the worker.
+
+    Attributes:
+        generation: activation (or reset) it belongs to; a result of an older one is dropped.
+        images: camera role -> (source name, converter of its messages).
+
+    """
+
+    generation: int
+    snapshot: Snapshot
+    images: Mapping[str, tuple[str, Callable[[Any], np.ndarray]]]
+    joints: str
+    prompt: str
+    seed: int
+    denoise_steps: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A checked chunk and the monotonic times (ns) around its making."""
+
+    chunk: ActionChunk
+    started_ns: int
+    converted_ns: int
+    inferred_ns: int
+
+
+def run(policy: PolicyLike, job: Job) -> Answer:
+    """Convert, infer, check.
+
+    Raises:
+        BadSampleError: a picture could not be decoded.
+        BadChunkError: the answer holds NaN or infinity, or has the wrong size.
+        Exception: whatever the policy raises.
+
+    """
+    started = time.monotonic_ns()
+    samples = job.snapshot.samples
+    images = {}
+    for role, (source, convert) in job.images.items():
+        try:
+            images[role] = convert(samples[source].payload)
+        except ConversionError as error:
+            raise BadSampleError(source, error) from error
+    observation = Observation(
+        images=images,
+        state=samples[job.joints].payload,
+        prompt=job.prompt or None,
+        stamp_ns=job.snapshot.stamp_ns,
+    )
+    converted = time.monotonic_ns()
+    chunk = policy.infer(observation, seed=job.seed, denoise_steps=job.denoise_steps)
+    check(chunk)
+    return Answer(chunk, started, converted, time.monotonic_ns())
+
+
+def check(chunk: ActionChunk) -> None:
+    """Refuse a chunk that no consumer could use; raises BadChunkError."""
+    actions = np.asarray(chunk.actions)
+    if actions.ndim != 2 or actions.shape[1] != len(chunk.names) or not actions.shape[0]:
+        raise BadChunkError(f"chunk has shape {actions.shape} for {len(chunk.names)} names")
+    finite = np.isfinite(actions)
+    if not finite.all():
+        step, column = np.argwhere(~finite)[0]
+        raise BadChunkError(
+            f"chunk holds {int((~finite).sum())} values that are not finite, the first at step "
+            f"{step}, {chunk.names[column]}"
+        )

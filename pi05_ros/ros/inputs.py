@@ -1,0 +1,245 @@
+"""Newest sample of each source, and whether together they are fresh enough to act on.
+
+Pure logic on nanosecond integers: the node feeds it from subscriptions, a bag reader from a
+file. `now_ns` is the clock that header stamps are compared with (it may be simulated time),
+`mono_ns` a monotonic clock that tells a dead source from a paused simulation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+NS = 1_000_000_000
+
+# A clock may be slewed back a little; more than this is a jump (a bag that starts over).
+CLOCK_JUMP_NS = 50_000_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One accepted message: what to convert, when it was taken, when it came."""
+
+    payload: Any
+    stamp_ns: int
+    received_ns: int  # monotonic
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Freshness limits in nanoseconds.
+
+    Attributes:
+        max_age: source name -> oldest stamp against the clock.
+        max_skew: between the stamps of one observation.
+        future: how far a stamp may lie ahead of the clock.
+        dead: monotonic time without a message after which a source is dead.
+        zero_is_receive_time: take the clock at receipt for stamps of 0.
+
+    """
+
+    max_age: Mapping[str, int]
+    max_skew: int
+    future: int
+    dead: int
+    zero_is_receive_time: bool = False
+
+
+@dataclass
+class Source:
+    """Newest sample and counters of one source."""
+
+    name: str
+    newest: Sample | None = None
+    received: int = 0
+    last_received_ns: int | None = None
+    dropped: Counter[str] = field(default_factory=Counter)  # messages, by reason
+    refused: Counter[str] = field(default_factory=Counter)  # ticks it held up, by reason
+    last_error: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why one source cannot be used now: a word for counters and a sentence for people."""
+
+    source: str
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Samples of one observation, one per source."""
+
+    samples: Mapping[str, Sample]
+
+    @property
+    def stamp_ns(self) -> int:
+        """Oldest stamp."""
+        return min(sample.stamp_ns for sample in self.samples.values())
+
+    @property
+    def received_ns(self) -> int:
+        """Monotonic time at which the newest of the samples came."""
+        return max(sample.received_ns for sample in self.samples.values())
+
+
+class Inputs:
+    """Buffers of depth one for a fixed set of sources.
+
+    Args:
+        sources: names; all of them are needed for an observation.
+        limits: see Limits; may be replaced at any time.
+
+    """
+
+    def __init__(self, sources: Sequence[str], limits: Limits) -> None:
+        self.limits = limits
+        self.sources = {name: Source(name) for name in sources}
+        self.clock_jumps = 0
+        self._last_now_ns: int | None = None
+        self._last_used: Snapshot | None = None
+
+    def reset(self) -> None:
+        """Forget all samples; counters stay."""
+        for source in self.sources.values():
+            source.newest = None
+        self._last_used = None
+
+    def observe_clock(self, now_ns: int) -> bool:
+        """Compare the clock with its last reading; a jump back empties the buffers (True)."""
+        last, self._last_now_ns = self._last_now_ns, now_ns
+        if last is not None and now_ns < last - CLOCK_JUMP_NS:
+            self.clock_jumps += 1
+            self.reset()
+            return True
+        return False
+
+    def offer(self, name: str, payload: Any, stamp_ns: int, now_ns: int, mono_ns: int) -> bool:
+        """Keep a message if it is the newest of its source; False if it was dropped."""
+        self.observe_clock(now_ns)
+        source = self._arrived(name, mono_ns)
+        if stamp_ns <= 0:
+            if not self.limits.zero_is_receive_time:
+                self._drop(
+                    source,
+                    "zero_stamp",
+                    "header stamp is 0; stamp it in the driver or set zero_stamps:=receive_time",
+                )
+                return False
+            stamp_ns = now_ns
+        newest = source.newest
+        # A sample from the future must not lock out the ones that follow it.
+        if (
+            newest is not None
+            and stamp_ns < newest.stamp_ns
+            and newest.stamp_ns <= now_ns + self.limits.future
+        ):
+            self._drop(
+                source,
+                "out_of_order",
+                f"stamp is {_ms(newest.stamp_ns - stamp_ns)} older than the sample before it",
+            )
+            return False
+        source.newest = Sample(payload, stamp_ns, mono_ns)
+        return True
+
+    def reject(self, name: str, code: str, text: str, mono_ns: int) -> None:
+        """Count a message that could not be converted."""
+        self._drop(self._arrived(name, mono_ns), code, text)
+
+    def count_bad_sample(self, name: str, code: str, text: str) -> None:
+        """Count a sample that was kept and turned out to be unusable when converted."""
+        self._drop(self.sources[name], code, text)
+
+    def complete_since(self, names: Sequence[str], mono_ns: int) -> bool:
+        """Whether each of these sources has a sample received at or after that time."""
+        return all(
+            (sample := self.sources[name].newest) is not None and sample.received_ns >= mono_ns
+            for name in names
+        )
+
+    def check(self, now_ns: int, mono_ns: int) -> list[Problem]:
+        """Everything that keeps the newest samples from being used; counts nothing."""
+        self.observe_clock(now_ns)
+        problems = [
+            problem
+            for source in self.sources.values()
+            if (problem := self._check_one(source, now_ns, mono_ns)) is not None
+        ]
+        if problems:
+            return problems
+        samples = {name: source.newest for name, source in self.sources.items()}
+        newest = max(sample.stamp_ns for sample in samples.values() if sample)
+        return [
+            Problem(
+                name,
+                "skew",
+                f"{_ms(newest - sample.stamp_ns)} behind the newest source "
+                f"(limit {_ms(self.limits.max_skew)})",
+            )
+            for name, sample in samples.items()
+            if sample and newest - sample.stamp_ns > self.limits.max_skew
+        ]
+
+    def take(self, now_ns: int, mono_ns: int) -> Snapshot | list[Problem]:
+        """Newest samples as one observation, or why there is none (counted per source)."""
+        problems = self.check(now_ns, mono_ns)
+        if not problems:
+            snapshot = Snapshot({n: s.newest for n, s in self.sources.items() if s.newest})
+            if self._last_used is None or any(
+                sample is not self._last_used.samples.get(name)
+                for name, sample in snapshot.samples.items()
+            ):
+                self._last_used = snapshot
+                return snapshot
+            problems = [
+                Problem(name, "unchanged", "no sample since the last inference")
+                for name in self.sources
+            ]
+        for problem in problems:
+            self.sources[problem.source].refused[problem.code] += 1
+        return problems
+
+    def _arrived(self, name: str, mono_ns: int) -> Source:
+        source = self.sources[name]
+        source.received += 1
+        source.last_received_ns = mono_ns
+        return source
+
+    @staticmethod
+    def _drop(source: Source, code: str, text: str) -> None:
+        source.dropped[code] += 1
+        source.last_error = text
+
+    def _check_one(self, source: Source, now_ns: int, mono_ns: int) -> Problem | None:
+        silent_ns = None if source.last_received_ns is None else mono_ns - source.last_received_ns
+        if silent_ns is not None and silent_ns > self.limits.dead:
+            return Problem(source.name, "dead", f"no message for {silent_ns / NS:.1f} s")
+        sample = source.newest
+        if sample is None:
+            if silent_ns is None:
+                return Problem(source.name, "missing", "no message yet")
+            return Problem(source.name, "missing", source.last_error or "no sample yet")
+        age_ns = now_ns - sample.stamp_ns
+        if age_ns < -self.limits.future:
+            return Problem(
+                source.name,
+                "future",
+                f"stamp is {_ms(-age_ns)} ahead of this node's clock (limit "
+                f"{_ms(self.limits.future)}): the clocks are not synchronised",
+            )
+        limit_ns = self.limits.max_age[source.name]
+        if age_ns > limit_ns:
+            return Problem(
+                source.name, "stale", f"newest sample is {_ms(age_ns)} old (limit {_ms(limit_ns)})"
+            )
+        return None
+
+
+def _ms(nanoseconds: int) -> str:
+    if abs(nanoseconds) >= 10 * NS:
+        return f"{nanoseconds / NS:.1f} s"
+    return f"{nanoseconds / 1e6:.0f} ms"

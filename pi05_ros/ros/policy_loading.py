@@ -1,0 +1,41 @@
+"""Makes the policy that the parameters ask for."""
+
+from __future__ import annotations
+
+from pi05_ros.backends.engine import Precision
+from pi05_ros.ros.inference import PolicyLike
+from pi05_ros.ros.parameters import ParameterError, PolicyParameters
+
+
+def load_policy(parameters: PolicyParameters) -> PolicyLike:
+    """`Policy.load` with the node's parameters.
+
+    Raises:
+        ParameterError: no checkpoint was named.
+        ValueError, OSError, RuntimeError: from loading, one line each.
+
+    """
+    if not parameters.checkpoint:
+        raise ParameterError(
+            "parameter checkpoint is empty; give the path of a pi0.5 checkpoint, or random:tiny "
+            "(or random:pi05) for seeded random weights that must not move a robot"
+        )
+    from pi05_ros.policy import Policy
+
+    return Policy.load(
+        parameters.checkpoint,
+        robot=parameters.robot or None,
+        tokenizer=parameters.tokenizer or None,
+        backend=parameters.backend,
+        precision=Precision(
+            vision=parameters.precision_vision,
+            prefill=parameters.precision_prefill,
+            denoise=parameters.precision_denoise,
+        ),
+        denoise_steps=parameters.denoise_steps,
+        horizon=parameters.horizon or None,
+        device=parameters.device,
+        seed=parameters.seed,
+        prompt=parameters.prompt or None,
+        threads=parameters.threads or None,
+    )

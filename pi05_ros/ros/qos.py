@@ -1,0 +1,23 @@
+"""Quality of service of every topic of the nodes, in one place."""
+
+from __future__ import annotations
+
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+# Newest sample only. Best effort takes from reliable and from best-effort publishers.
+INPUT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+# A late chunk is useless: volatile, and only the newest is resent.
+CHUNK = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+# Late joiners get the last value.
+LATCHED = QoSProfile(
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+DIAGNOSTICS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+
+
+def overridable() -> QoSOverridingOptions:
+    """Let users set depth, history and reliability by ``qos_overrides.*`` parameters."""
+    return QoSOverridingOptions.with_default_policies()
