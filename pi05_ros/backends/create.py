@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from pi05_ros.backends.engine import PRECISIONS, Engine, Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.model import Pi05
 
-# backend -> (module, callable with the keyword arguments of `create_engine`)
+# backend -> (module, callable with the arguments of `create_engine`). The module may also have
+# usable() -> (bool, why), asked before anything is built.
 _FACTORIES = {
     "eager": ("pi05_ros.backends.eager", "EagerEngine"),
     "cuda": ("pi05_ros.backends.cuda", "create"),
@@ -80,13 +82,12 @@ def create_engine(
         backend, reason = _choose(model)
         if backend == "eager":
             options = {}
-    module, name = _FACTORIES[backend]
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except ImportError as error:
+    module, reason_not = _usable(backend)
+    if module is None:
         raise BackendError(
-            f"backend {backend!r} cannot run here: {error}; backend 'eager' always can"
-        ) from error
+            f"backend {backend!r} cannot run here: {reason_not}; backend 'eager' always can"
+        )
+    factory = getattr(module, _FACTORIES[backend][1])
     engine: Engine = factory(
         model,
         precision=stages,
@@ -114,20 +115,28 @@ def _exists(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def _usable(backend: str) -> tuple[ModuleType | None, str]:
+    """Module of a backend that can run here, or None and why not."""
+    name, factory = _FACTORIES[backend]
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
+        return None, str(error)
+    if not hasattr(module, factory):
+        return None, "it is not part of this installation"
+    able, why = module.usable() if hasattr(module, "usable") else (True, "")
+    return (module, why) if able else (None, why)
+
+
 def _choose(model: Pi05) -> tuple[str, str]:
     """Best usable backend for a model where it is, and why."""
     if model.device.type != "cuda":
         if torch.cuda.is_available():
-            return (
-                "eager",
-                f"the model is on {model.device.type}, the cuda backend needs it on cuda",
-            )
+            return "eager", f"the model is on {model.device.type}; cuda needs it on a CUDA device"
         return "eager", "no CUDA device"
-    module, _ = _FACTORIES["cuda"]
-    if not _exists(module):
+    if not _exists(_FACTORIES["cuda"][0]):
         return "eager", "the cuda backend is not part of this installation"
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        return "eager", f"the cuda backend cannot run here: {error}"
+    module, why = _usable("cuda")
+    if module is None:
+        return "eager", f"the cuda backend cannot run here: {why}"
     return "cuda", f"CUDA device {torch.cuda.get_device_name(model.device)}"
