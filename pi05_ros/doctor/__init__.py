@@ -1,0 +1,1 @@
+"""`pi05 doctor`: what works on this machine, what is missing, and the command that fixes it."""

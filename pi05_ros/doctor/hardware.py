@@ -1,0 +1,147 @@
+"""Checks of torch, CUDA, the GPU, TensorRT, modelopt and headless rendering."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from importlib import metadata, util
+
+from pi05_ros.doctor.check import Check, Level, ask
+
+_TORCH = """
+import json, torch
+gpus = []
+if torch.cuda.is_available():
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        gpus.append([p.name, p.total_memory, p.major, p.minor])
+print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus,
+                  "threads": torch.get_num_threads()}))
+"""
+_TENSORRT = """
+import json, tensorrt
+tensorrt.Builder(tensorrt.Logger())
+print(json.dumps(tensorrt.__version__))
+"""
+_RENDER = """
+import json, mujoco
+renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
+renderer.render()
+print(json.dumps(mujoco.__version__))
+"""
+
+
+def torch_and_gpu() -> list[Check]:
+    """PyTorch, its CUDA, the GPUs."""
+    try:
+        found = ask(_TORCH, 120.0)
+    except RuntimeError as error:
+        return [
+            Check(
+                "torch",
+                Level.FAIL,
+                f"does not import: {error}",
+                "pip install torch (with --index-url https://download.pytorch.org/whl/cpu "
+                "on a machine without an NVIDIA GPU)",
+            )
+        ]
+    cuda = found["cuda"]
+    checks = [Check("torch", Level.OK, f"{found['version']}, {found['threads']} CPU threads")]
+    card = _nvidia_smi()
+    if found["gpus"]:
+        checks.append(Check("CUDA", Level.OK, f"{cuda} (torch's own)"))
+        for name, memory, major, minor in found["gpus"]:
+            checks.append(
+                Check("GPU", Level.OK, f"{name}, {memory / 2**30:.0f} GiB, sm_{major}{minor}")
+            )
+        return checks
+    if card and not cuda:
+        fix = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
+        checks.append(Check("CUDA", Level.WARN, f"{card} is there, but torch is a CPU build", fix))
+    elif card:
+        fix = "nvidia-smi (compare its driver with torch.version.cuda); echo $CUDA_VISIBLE_DEVICES"
+        checks.append(Check("CUDA", Level.WARN, f"torch cannot use {card} (CUDA {cuda})", fix))
+    else:
+        checks.append(
+            Check(
+                "GPU",
+                Level.MISSING,
+                "none: everything runs on the CPU; the full pi0.5 then takes seconds per chunk",
+            )
+        )
+    return checks
+
+
+def tensorrt() -> list[Check]:
+    """TensorRT: optional engines."""
+    if util.find_spec("tensorrt") is None:
+        return [
+            Check("TensorRT", Level.MISSING, "not installed (optional)", "pip install tensorrt")
+        ]
+    try:
+        return [Check("TensorRT", Level.OK, str(ask(_TENSORRT)))]
+    except RuntimeError as error:
+        return [
+            Check(
+                "TensorRT",
+                Level.MISSING,
+                f"installed but cannot build: {error}",
+                "pip install --force-reinstall tensorrt (on a machine with an NVIDIA driver)",
+            )
+        ]
+
+
+def modelopt() -> list[Check]:
+    """NVIDIA ModelOpt: optional quantisation."""
+    try:
+        return [Check("modelopt", Level.OK, metadata.version("nvidia-modelopt"))]
+    except metadata.PackageNotFoundError:
+        return [
+            Check(
+                "modelopt",
+                Level.MISSING,
+                "not installed (optional)",
+                "pip install nvidia-modelopt",
+            )
+        ]
+
+
+def rendering() -> list[Check]:
+    """Headless OpenGL for the simulated arm."""
+    if util.find_spec("mujoco") is None:
+        return [Check("rendering", Level.MISSING, "mujoco is not installed", "pip install mujoco")]
+    reasons = []
+    wished = os.environ.get("MUJOCO_GL", "")
+    for backend in dict.fromkeys(filter(None, (wished, "egl", "osmesa"))):
+        try:
+            version = ask(f"import os; os.environ['MUJOCO_GL'] = {backend!r}\n{_RENDER}")
+            return [Check("rendering", Level.OK, f"mujoco {version} with {backend}")]
+        except RuntimeError as error:
+            reasons.append(f"{backend}: {error}")
+    return [
+        Check(
+            "rendering",
+            Level.MISSING,
+            f"no headless OpenGL ({'; '.join(reasons)}); the demo draws by ray casting instead",
+            "sudo apt-get install -y libegl1 libgl1-mesa-dri",
+        )
+    ]
+
+
+def _nvidia_smi() -> str:
+    """Name and driver of the first GPU, "" without one."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    lines = done.stdout.strip().splitlines()
+    return lines[0] if done.returncode == 0 and lines else ""

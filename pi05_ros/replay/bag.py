@@ -1,0 +1,235 @@
+"""Reading and writing rosbag2 bags (mcap or sqlite3, compressed or not) with clear errors.
+
+A bag is a rosbag2 folder with metadata.yaml, or a single .mcap or .db3 file.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
+from rosbags.rosbag2.errors import ReaderError, WriterError
+
+from pi05_ros.replay.messages import decode, encode, typestore
+
+_READ_ERRORS = (
+    ReaderError,
+    OSError,
+    EOFError,
+    struct.error,
+    sqlite3.Error,
+    AssertionError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    MemoryError,
+    OverflowError,
+)
+
+
+class BagError(ValueError):
+    """A bag cannot be used; the text says which and why."""
+
+
+class BagMessage(NamedTuple):
+    """One recorded message: topic, type, log time in nanoseconds, CDR bytes."""
+
+    topic: str
+    msgtype: str
+    log_ns: int
+    raw: bytes
+
+    def decode(self) -> Any:
+        """Message object.
+
+        Raises:
+            BagError: the bytes are not a message of that type.
+
+        """
+        try:
+            return decode(self.raw, self.msgtype)
+        except Exception as error:  # rosbags raises several kinds, assertions among them
+            raise BagError(
+                f"a {self.msgtype} on {self.topic} at {self.log_ns} ns cannot be decoded: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class TopicInfo:
+    """What a bag says about one topic."""
+
+    name: str
+    msgtype: str
+    count: int
+
+
+class Bag:
+    """A bag opened for reading.
+
+    Raises:
+        BagError: not a bag, damaged, or without messages.
+
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._reader = self._open()
+        self.topics: dict[str, TopicInfo] = {}
+        for connection in self._reader.connections:
+            known = self.topics.get(connection.topic)
+            count = connection.msgcount + (known.count if known else 0)
+            self.topics[connection.topic] = TopicInfo(connection.topic, connection.msgtype, count)
+        if not any(topic.count for topic in self.topics.values()):
+            self.close()
+            raise BagError(f"{self.path} holds no messages")
+
+    def _open(self) -> Reader:
+        path = self.path
+        if not path.exists():
+            raise BagError(f"{path} does not exist")
+        if path.is_dir() and not (path / "metadata.yaml").is_file():
+            inside = sorted(p.name for p in path.iterdir() if p.suffix in (".mcap", ".db3"))
+            hint = f"; it holds {', '.join(inside)}, which can be given alone" if inside else ""
+            raise BagError(f"{path} is not a rosbag2 folder: no metadata.yaml in it{hint}")
+        if path.is_file() and path.suffix not in (".mcap", ".db3"):
+            raise BagError(
+                f"{path} is not a bag; accepted: a rosbag2 folder, a .mcap or a .db3 file"
+            )
+        try:
+            reader = Reader(path)
+            reader.open()
+        except _READ_ERRORS as error:
+            raise BagError(_damage(path, error)) from error
+        return reader
+
+    def messages(self, topics: Iterable[str] | None = None) -> Iterator[BagMessage]:
+        """Messages of the named topics (None: all) in log time order.
+
+        Raises:
+            BagError: the file is damaged; messages before the damage have been yielded.
+
+        """
+        wanted = None if topics is None else set(topics)
+        connections: list[Connection] = [
+            connection
+            for connection in self._reader.connections
+            if wanted is None or connection.topic in wanted
+        ]
+        if not connections:
+            return
+        try:
+            for connection, log_ns, raw in self._reader.messages(connections):
+                yield BagMessage(connection.topic, connection.msgtype, log_ns, bytes(raw))
+        except _READ_ERRORS as error:
+            raise BagError(_damage(self.path, error)) from error
+
+    @property
+    def custom(self) -> dict[str, str]:
+        """Custom data of the metadata, such as BagWriter's `custom`."""
+        return dict(self._reader.storage.metadata.custom or {})
+
+    def describe_topics(self) -> str:
+        """One line per topic: name, type, count."""
+        width = max(len(name) for name in self.topics)
+        return "\n".join(
+            f"  {topic.name:<{width}}  {topic.msgtype} ({topic.count} messages)"
+            for topic in sorted(self.topics.values(), key=lambda topic: topic.name)
+        )
+
+    def close(self) -> None:
+        """Close the files."""
+        self._reader.close()
+
+    def __enter__(self) -> Bag:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class BagWriter:
+    """Writes a rosbag2 folder (mcap with zstd chunks, or sqlite3) that `ros2 bag` reads.
+
+    A bag that this class or ros2 bag wrote at the same place is replaced; anything else there
+    is left alone and refused. An exception inside the `with` block leaves no folder behind.
+
+    Raises:
+        BagError: the path is taken by something that is not a bag.
+
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        storage: str = "mcap",
+        compress: bool = True,
+        custom: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        if self.path.exists():
+            if not (self.path / "metadata.yaml").is_file():
+                raise BagError(f"{self.path} exists and is not a bag; give another place")
+            shutil.rmtree(self.path)
+        plugin = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}[storage]
+        self._writer = Writer(self.path, version=9, storage_plugin=plugin)
+        if compress and storage == "mcap":
+            self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        for key, value in (custom or {}).items():
+            self._writer.set_custom_data(key, value)
+        self._connections: dict[str, Connection] = {}
+
+    def __enter__(self) -> BagWriter:
+        try:
+            self._writer.open()
+        except (OSError, WriterError) as error:
+            raise BagError(f"cannot write {self.path}: {error}") from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._writer.close()
+        if kind is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def add_topic(self, topic: str, msgtype: str) -> None:
+        """Declare a topic, so that it is listed even if no message follows."""
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(
+                topic, msgtype, typestore=typestore()
+            )
+
+    def write(self, topic: str, log_ns: int, message: Any) -> None:
+        """Append a message object."""
+        self.write_raw(topic, message.__msgtype__, log_ns, encode(message))
+
+    def write_raw(self, topic: str, msgtype: str, log_ns: int, raw: bytes) -> None:
+        """Append CDR bytes."""
+        self.add_topic(topic, msgtype)
+        self._writer.write(self._connections[topic], log_ns, raw)
+
+
+def _damage(path: Path, error: BaseException) -> str:
+    """Sentence for a file that cannot be read on."""
+    text = str(error) or type(error).__name__
+    return (
+        f"{path} cannot be read as a bag: {text} (truncated or damaged? "
+        "`ros2 bag reindex` or `mcap recover` may repair it)"
+    )

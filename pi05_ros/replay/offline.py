@@ -1,0 +1,233 @@
+"""Offline replay: the node's input logic and the policy over a bag, without DDS or a clock.
+
+Time is the bag's. Ticks come at the asked rate from the first message on, messages arrive when
+they were recorded, an inference takes no time: the run of an infinitely fast machine. The same
+bag, policy and parameters give the same chunks, bit for bit, on the same machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pi05_ros.replay.bag import Bag
+from pi05_ros.replay.chunks import ChunkRecord, chunk_message, record_from_message
+from pi05_ros.replay.messages import NS, decode
+from pi05_ros.replay.sources import JOINT_STATES, PROMPT, Source
+from pi05_ros.replay.timeline import TimedMessage, read_timeline
+from pi05_ros.ros import conversion, inference, pacing
+from pi05_ros.ros.freshness import camera_source, limits
+from pi05_ros.ros.inference import BadChunkError, BadSampleError, Job, PolicyLike
+from pi05_ros.ros.inputs import CLOCK_JUMP_NS, Inputs, Snapshot
+from pi05_ros.ros.parameters import MAX_SEED, PolicyParameters
+
+
+@dataclass(frozen=True)
+class OfflineChunk:
+    """One chunk of an offline replay: as message for the bag, as record, and its real timings."""
+
+    message: Any
+    record: ChunkRecord
+    inference_ms: float
+
+
+@dataclass
+class OfflineCounts:
+    """What happened besides chunks.
+
+    Attributes:
+        ticks: how often an inference was due.
+        skipped: ticks without a chunk, by reason.
+        dropped: messages that could not be used, by source and reason.
+        jumps: how often the clock went back.
+        clock_s: bag time covered.
+
+    """
+
+    ticks: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    jumps: int = 0
+    clock_s: float = 0.0
+
+
+def converters(
+    sources: Mapping[str, Source], roles: tuple[str, ...]
+) -> dict[str, tuple[str, Callable[[Any], np.ndarray]]]:
+    """Role -> (source name, converter from its message to RGB)."""
+    found: dict[str, tuple[str, Callable[[Any], np.ndarray]]] = {}
+    for role in roles:
+        name = camera_source(role)
+        compressed = sources[name].compressed
+        convert = conversion.compressed_to_rgb if compressed else conversion.image_to_rgb
+        found[role] = (name, convert)
+    return found
+
+
+def offline_identity(policy: Any, parameters: PolicyParameters) -> str:
+    """policy_id of offline chunks: the same for the same weights and parameters."""
+    text = f"{policy.info.checkpoint_hash} {policy.info.robot} {parameters!r}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class OfflineReplay:
+    """Iterate over it to get the chunks; read `counts` afterwards.
+
+    Args:
+        bag: an open bag.
+        sources: its topics for each input.
+        policy: a loaded policy.
+        parameters: of the node; rate, seed, prompt, limits are used.
+        roles: cameras, all of which must deliver.
+        base: time base, see `pi05_ros.replay.timeline`.
+        loops: how often the bag is played.
+
+    """
+
+    def __init__(
+        self,
+        bag: Bag,
+        sources: Mapping[str, Source],
+        policy: PolicyLike,
+        parameters: PolicyParameters,
+        roles: tuple[str, ...],
+        base: str = "auto",
+        loops: int = 1,
+    ) -> None:
+        self.counts = OfflineCounts()
+        self._bag = bag
+        self._sources = dict(sources)
+        self._policy = policy
+        self._parameters = parameters
+        self._base = base
+        self._loops = loops
+        self._images = converters(sources, roles)
+        self._camera_names = tuple(name for name, _ in self._images.values())
+        self._joints = conversion.JointMap(policy.robot.state_names)
+        self._inputs = Inputs([*self._camera_names, JOINT_STATES], limits(parameters, roles))
+        self._pacer = pacing.Pacer()
+        self._wait_ns = pacing.wait_ns(parameters.camera_wait_s, parameters.rate_hz)
+        self._period_ns = round(NS / parameters.rate_hz)
+        self._prompt = parameters.prompt
+        self._identity = offline_identity(policy, parameters)
+        self._inferences = 0
+        self._chunk_id = 0
+
+    def __iter__(self) -> Iterator[OfflineChunk]:
+        played_ns = 0  # stands for the node's monotonic clock
+        next_tick: int | None = None
+        last: TimedMessage | None = None
+        for _ in range(self._loops):
+            start_ns = played_ns
+            for message in read_timeline(self._bag, self._sources, self._base):
+                mono_ns = start_ns + message.offset_ns
+                now_ns = message.clock_ns
+                if last is not None and now_ns < last.clock_ns - CLOCK_JUMP_NS:
+                    self._pacer.started()
+                    next_tick = None
+                elif last is not None:
+                    self.counts.clock_s += max(0, now_ns - last.clock_ns) / NS
+                if next_tick is None:
+                    next_tick = now_ns + self._period_ns
+                # What was due before this message came.
+                to_mono = mono_ns - now_ns
+                while True:
+                    due = self._pacer.due_since
+                    over = None if due is None else due + self._wait_ns - to_mono
+                    if over is not None and over < min(next_tick, now_ns):
+                        yield from self._try_start(over, over + to_mono)
+                    elif next_tick < now_ns:
+                        self._tick(next_tick + to_mono)
+                        yield from self._try_start(next_tick, next_tick + to_mono)
+                        next_tick += self._period_ns
+                    else:
+                        break
+                self._take(message, now_ns, mono_ns)
+                yield from self._try_start(now_ns, mono_ns)
+                last = message
+                played_ns = mono_ns
+            played_ns += 1
+        self.counts.jumps = self._inputs.clock_jumps
+
+    def _tick(self, mono_ns: int) -> None:
+        self.counts.ticks += 1
+        self._pacer.tick(mono_ns)
+
+    def _take(self, message: TimedMessage, now_ns: int, mono_ns: int) -> None:
+        """Feed one message to the buffers, checked as the node checks it on arrival."""
+        name = message.source
+        try:
+            decoded = decode(message.raw, message.msgtype)
+        except Exception as error:  # rosbags raises several kinds
+            if name != PROMPT:
+                self._inputs.reject(name, "malformed", str(error), mono_ns)
+            self.counts.dropped[f"{name} malformed"] += 1
+            return
+        if name == PROMPT:
+            self._prompt = decoded.data
+            return
+        try:
+            payload = decoded
+            if name == JOINT_STATES:
+                payload = self._joints.state(decoded)
+            elif self._sources[name].compressed:
+                conversion.check_compressed(decoded)
+            else:
+                conversion.check_image(decoded)
+            stamp_ns = conversion.stamp_ns(decoded.header.stamp)
+        except conversion.ConversionError as error:
+            self._inputs.reject(name, error.code, str(error), mono_ns)
+            self.counts.dropped[f"{name} {error.code}"] += 1
+            return
+        if not self._inputs.offer(name, payload, stamp_ns, now_ns, mono_ns):
+            self.counts.dropped[f"{name} out of order or without stamp"] += 1
+
+    def _try_start(self, now_ns: int, mono_ns: int) -> Iterator[OfflineChunk]:
+        """Run the inference that is due, if it may start now."""
+        due_since = self._pacer.due_since
+        if due_since is None:
+            return
+        complete = self._inputs.complete_since(self._camera_names, due_since)
+        if not self._pacer.may_start(mono_ns, self._wait_ns, complete):
+            return
+        self._pacer.started()
+        taken = self._inputs.take(now_ns, mono_ns)
+        if not isinstance(taken, Snapshot):
+            for reason in sorted({f"{problem.source} {problem.code}" for problem in taken}):
+                self.counts.skipped[reason] += 1
+            return
+        try:
+            yield self._infer(taken, now_ns)
+        except BadSampleError as bad:
+            self.counts.skipped[f"{bad.source} {bad.error.code}"] += 1
+        except BadChunkError:
+            self.counts.skipped["chunk not finite"] += 1
+
+    def _infer(self, snapshot: Snapshot, now_ns: int) -> OfflineChunk:
+        job = Job(
+            generation=0,
+            snapshot=snapshot,
+            images=self._images,
+            joints=JOINT_STATES,
+            prompt=self._prompt,
+            seed=(self._parameters.seed + self._inferences) % (MAX_SEED + 1),
+            denoise_steps=self._parameters.denoise_steps,
+        )
+        self._inferences += 1
+        answer = inference.run(self._policy, job)
+        message = chunk_message(
+            answer.chunk,
+            inputs=[(name, sample.stamp_ns) for name, sample in snapshot.samples.items()],
+            published_ns=now_ns,
+            chunk_id=self._chunk_id,
+            policy_id=self._identity,
+            random_weights=bool(self._policy.info.random_weights),
+        )
+        self._chunk_id += 1
+        elapsed_ms = (answer.inferred_ns - answer.converted_ns) / 1e6
+        return OfflineChunk(message, record_from_message(message, now_ns), elapsed_ms)

@@ -1,0 +1,115 @@
+"""The messages of a bag on one clock: what the node's clock shows when each one arrives.
+
+Header stamps are judged against that clock, so it must be the one they were made with:
+
+clock    the bag's own /clock (a simulation was recorded)
+log      the time at which the recorder got the message (a real robot was recorded)
+header   the header stamps themselves (the recorder's clock was something else)
+auto     clock if the bag has a /clock topic, else log
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from pi05_ros.replay.bag import Bag, BagError
+from pi05_ros.replay.messages import CLOCK, NS, STRING, to_ns
+from pi05_ros.replay.sources import Source
+
+TIME_BASES = ("auto", "clock", "log", "header")
+JUMP_BACK_NS = NS // 2  # a header stamp this much older than the last one means the bag looped
+
+
+class TimedMessage(NamedTuple):
+    """One message of the timeline.
+
+    Attributes:
+        source: input name.
+        msgtype: ROS type.
+        clock_ns: what the node's clock shows on arrival.
+        offset_ns: time since the first message of the bag; playing keeps this pace.
+        raw: CDR bytes.
+
+    """
+
+    source: str
+    msgtype: str
+    clock_ns: int
+    offset_ns: int
+    raw: bytes
+
+
+def header_stamp_ns(raw: bytes) -> int:
+    """Stamp of a CDR message that starts with a std_msgs/Header, without decoding the rest."""
+    order = "<" if raw[1] == 1 else ">"
+    seconds, nanoseconds = struct.unpack_from(order + "iI", raw, 4)
+    return int(seconds) * NS + int(nanoseconds)
+
+
+def resolve_base(bag: Bag, base: str) -> str:
+    """Turn "auto" into "clock" or "log".
+
+    Raises:
+        BagError: unknown base, or "clock" without a /clock topic.
+
+    """
+    if base not in TIME_BASES:
+        raise BagError(f"time base {base!r}; accepted: {', '.join(TIME_BASES)}")
+    clock = bag.topics.get("/clock")
+    has_clock = clock is not None and clock.msgtype == CLOCK and clock.count > 0
+    if base == "clock" and not has_clock:
+        raise BagError(f"{bag.path} has no /clock messages; use --time log or --time header")
+    return ("clock" if has_clock else "log") if base == "auto" else base
+
+
+def read_timeline(
+    bag: Bag, sources: Mapping[str, Source], base: str = "auto"
+) -> Iterator[TimedMessage]:
+    """Messages of the chosen sources in the order of arrival.
+
+    Raises:
+        BagError: as in `resolve_base`, or the bag is damaged.
+
+    """
+    base = resolve_base(bag, base)
+    names = {source.topic: name for name, source in sources.items()}
+    recorded_clock = _RecordedClock(bag) if base == "clock" else None
+    start: int | None = None
+    newest = 0
+    for message in bag.messages(names):
+        start = message.log_ns if start is None else start
+        if recorded_clock is not None:
+            clock_ns = recorded_clock.at(message.log_ns)
+        elif base == "log":
+            clock_ns = message.log_ns
+        else:
+            stamp = newest if message.msgtype == STRING else header_stamp_ns(message.raw)
+            newest = stamp if stamp < newest - JUMP_BACK_NS else max(newest, stamp)
+            clock_ns = newest
+        yield TimedMessage(
+            names[message.topic], message.msgtype, clock_ns, message.log_ns - start, message.raw
+        )
+
+
+class _RecordedClock:
+    """The /clock messages of a bag as a function of log time.
+
+    Between two messages it runs on in real time, but never past the next one.
+    """
+
+    def __init__(self, bag: Bag) -> None:
+        pairs = [(m.log_ns, to_ns(m.decode().clock)) for m in bag.messages(["/clock"])]
+        self._log = [log for log, _ in pairs]
+        self._clock = [clock for _, clock in pairs]
+
+    def at(self, log_ns: int) -> int:
+        index = bisect_right(self._log, log_ns) - 1
+        if index < 0:
+            return self._clock[0] - (self._log[0] - log_ns)
+        passed = log_ns - self._log[index]
+        if index + 1 < len(self._clock):
+            passed = min(passed, max(0, self._clock[index + 1] - self._clock[index]))
+        return self._clock[index] + passed

@@ -1,0 +1,109 @@
+"""Recompute recorded chunks from the bag of their inputs.
+
+Every chunk names the samples it answers, its prompt, seed and denoise steps. The same policy on
+the same machine must give the same actions again, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pi05_ros.replay.bag import Bag, BagError
+from pi05_ros.replay.chunks import ChunkRecord
+from pi05_ros.replay.compare import Comparison, Difference
+from pi05_ros.replay.messages import decode
+from pi05_ros.replay.offline import converters
+from pi05_ros.replay.sources import CAMERAS, JOINT_STATES, Source
+from pi05_ros.replay.timeline import header_stamp_ns
+from pi05_ros.ros import conversion, inference
+from pi05_ros.ros.freshness import camera_source
+from pi05_ros.ros.inference import Job, PolicyLike
+from pi05_ros.ros.inputs import Sample, Snapshot
+
+
+def verify(
+    bag: Bag,
+    sources: Mapping[str, Source],
+    policy: PolicyLike,
+    chunks: Sequence[ChunkRecord],
+    tolerance: float = 0.0,
+) -> Comparison:
+    """Compute every chunk again and compare its actions.
+
+    Chunks with a KV age are left out (they also depend on an earlier observation).
+
+    Raises:
+        BagError: a sample that a chunk names is not in the bag.
+
+    """
+    todo = [chunk for chunk in chunks if chunk.kv_age == 0]
+    uses = Counter(key for chunk in todo for key in chunk.inputs.items())
+    kept: dict[tuple[str, int], bytes] = {}
+    names = {sources[name].topic: name for name in (*CAMERAS, JOINT_STATES) if name in sources}
+    joints = conversion.JointMap(policy.robot.state_names)
+    differences: list[Difference] = []
+    largest = 0.0
+    waiting = list(todo)
+    for message in bag.messages(names):
+        key = (names[message.topic], header_stamp_ns(message.raw))
+        if not uses[key] or key in kept:
+            continue
+        kept[key] = message.raw
+        ready = [chunk for chunk in waiting if chunk.inputs.items() <= kept.keys()]
+        for chunk in ready:
+            waiting.remove(chunk)
+            distance, text = _again(chunk, kept, sources, policy, joints, tolerance)
+            largest = max(largest, distance)
+            if text:
+                differences.append(Difference(chunk.observation_ns, text, chunk.chunk_id))
+            for used in chunk.inputs.items():
+                uses[used] -= 1
+                if not uses[used]:
+                    del kept[used]
+    if waiting:
+        chunk = waiting[0]
+        absent = ", ".join(f"{n} at {s / 1e9:.6f} s" for n, s in sorted(chunk.inputs.items()))
+        raise BagError(
+            f"{bag.path} lacks samples of {len(waiting)} of {len(todo)} chunks; the first is "
+            f"chunk {chunk.chunk_id}, which used {absent}"
+        )
+    return Comparison(len(todo), len(chunks) - len(todo), 0, largest, differences)
+
+
+def _again(
+    chunk: ChunkRecord,
+    kept: Mapping[tuple[str, int], bytes],
+    sources: Mapping[str, Source],
+    policy: PolicyLike,
+    joints: conversion.JointMap,
+    tolerance: float,
+) -> tuple[float, str]:
+    """Largest difference of the actions, and what to say about it."""
+    samples = {}
+    for name, stamp in chunk.inputs.items():
+        message: Any = decode(kept[name, stamp], sources[name].msgtype)
+        payload = joints.state(message) if name == JOINT_STATES else message
+        samples[name] = Sample(payload, stamp, 0)
+    roles = tuple(r for r in policy.robot.camera_roles if camera_source(r) in samples)
+    job = Job(
+        generation=0,
+        snapshot=Snapshot(samples),
+        images=converters(sources, roles),
+        joints=JOINT_STATES,
+        prompt=chunk.prompt,
+        seed=chunk.seed,
+        denoise_steps=chunk.denoise_steps,
+    )
+    actions = np.asarray(inference.run(policy, job).chunk.actions, np.float32)
+    if actions.shape != chunk.data.shape:
+        return float("inf"), f"recorded data is {chunk.data.shape}, computed {actions.shape}"
+    if np.array_equal(actions, chunk.data):
+        return 0.0, ""
+    distance = float(np.abs(actions.astype(np.float64) - chunk.data).max())
+    if distance <= tolerance:
+        return distance, ""
+    return distance, f"computed again, the actions are off by {distance:.3g}"

@@ -1,0 +1,230 @@
+"""Plays a bag into a policy node over DDS, with /clock, in real time. A process of its own.
+
+    python -m pi05_ros.ros.bag_player PLAN.json
+
+The messages go out as the bytes that were recorded. Events are JSON lines on stdout: `ready`
+(the node is active and all subscriptions are matched), `done`, `error`. Playing starts when
+"go" arrives on stdin.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+
+from pi05_ros.replay.bag import Bag, BagError
+from pi05_ros.replay.clockmap import ClockMap
+from pi05_ros.replay.messages import NS
+from pi05_ros.replay.plan import PlayPlan
+from pi05_ros.replay.sources import PROMPT
+from pi05_ros.replay.timeline import TimedMessage, read_timeline
+
+TYPES = {
+    "sensor_msgs/msg/Image": Image,
+    "sensor_msgs/msg/CompressedImage": CompressedImage,
+    "sensor_msgs/msg/JointState": JointState,
+    "std_msgs/msg/String": String,
+}
+CLOCK_PERIOD_NS = 10_000_000  # /clock is never older than this while playing
+CLOCK_STEP_NS = 2_000_000  # and a message's clock value is published before it, if not this new
+AHEAD = 32  # messages read ahead: the disk and the decompressor must not delay a message
+TAIL_NS = NS // 2  # the clock runs on this long after the last message
+SERVICE_WAIT_S = 30.0
+MATCH_WAIT_S = 15.0
+
+
+class BringUpError(RuntimeError):
+    """The node cannot be brought to active."""
+
+
+def say(event: str, **values: Any) -> None:
+    """Write one event."""
+    print(json.dumps({"event": event, **values}), flush=True)
+
+
+class Player:
+    """Publishers for the sources of a plan."""
+
+    def __init__(self, node: Node, plan: PlayPlan) -> None:
+        self._node = node
+        self._plan = plan
+        self._clock = node.create_publisher(Clock, "/clock", 10)
+        self._publishers: dict[str, Publisher] = {}
+        for source in plan.sources:
+            qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+            if source.name == PROMPT:
+                qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+            self._publishers[source.name] = node.create_publisher(
+                TYPES[source.msgtype], source.node_topic, qos
+            )
+        self.clock_map = ClockMap(plan.speed)
+        self.sent: dict[str, int] = dict.fromkeys(self._publishers, 0)
+        self.late_ns: list[int] = []
+
+    def bring_up(self) -> None:
+        """Configure and activate the node.
+
+        Raises:
+            BringUpError: it is not there, refuses, or takes too long.
+
+        """
+        name = self._plan.bring_up
+        client = self._node.create_client(ChangeState, f"{name}/change_state")
+        if not client.wait_for_service(timeout_sec=SERVICE_WAIT_S):
+            raise BringUpError(f"{name} did not start within {SERVICE_WAIT_S:.0f} s")
+        for transition, label, limit_s in (
+            (Transition.TRANSITION_CONFIGURE, "configure", self._plan.configure_timeout_s),
+            (Transition.TRANSITION_ACTIVATE, "activate", SERVICE_WAIT_S),
+        ):
+            request = ChangeState.Request()
+            request.transition.id = transition
+            future = client.call_async(request)
+            rclpy.spin_until_future_complete(self._node, future, timeout_sec=limit_s)
+            response = future.result() if future.done() else None
+            if response is None:
+                raise BringUpError(f"{name} did not {label} within {limit_s:.0f} s")
+            if not response.success:
+                raise BringUpError(f"{name} refused to {label}; its log says why")
+
+    def wait_matched(self) -> None:
+        """Wait until somebody listens to every source.
+
+        Raises:
+            BringUpError: nobody does; names the topics.
+
+        """
+        deadline = time.monotonic() + MATCH_WAIT_S
+        publishers = {"/clock": self._clock, **self._publishers}
+        while True:
+            lonely = [n for n, p in publishers.items() if p.get_subscription_count() == 0]
+            if not lonely:
+                return
+            if time.monotonic() > deadline:
+                raise BringUpError(f"nobody subscribes to {', '.join(lonely)}")
+            time.sleep(0.02)
+
+    def play(self) -> None:
+        """Publish the whole bag, keeping the recorded distances in time."""
+        path = Path(self._plan.clock_map)
+        for loop in range(self._plan.loops):
+            start_ns = time.monotonic_ns()
+            mono_ns = start_ns
+            last_clock = -NS
+            message: TimedMessage | None = None
+            shown_ns = 0
+            for message in _read_ahead(self._plan):
+                due_ns = start_ns + round(message.offset_ns / self._plan.speed)
+                while due_ns - mono_ns > CLOCK_PERIOD_NS and shown_ns:
+                    mono_ns += CLOCK_PERIOD_NS
+                    shown_ns = min(
+                        shown_ns + round(CLOCK_PERIOD_NS * self._plan.speed), message.clock_ns
+                    )
+                    _sleep_until(mono_ns)
+                    self._show(shown_ns)
+                    last_clock = shown_ns
+                _sleep_until(due_ns)
+                self.clock_map.add(due_ns, message.clock_ns)
+                if loop == 0 and not path.exists():
+                    self.clock_map.write(path)
+                mono_ns, shown_ns = due_ns, message.clock_ns
+                if not 0 <= shown_ns - last_clock < CLOCK_STEP_NS:
+                    self._show(shown_ns)
+                    last_clock = shown_ns
+                self.late_ns.append(time.monotonic_ns() - due_ns)
+                self._publishers[message.source].publish(message.raw)
+                self.sent[message.source] += 1
+            if loop == self._plan.loops - 1:
+                for _ in range(0, TAIL_NS, CLOCK_PERIOD_NS):
+                    mono_ns += CLOCK_PERIOD_NS
+                    shown_ns += round(CLOCK_PERIOD_NS * self._plan.speed)
+                    _sleep_until(mono_ns)
+                    self._show(shown_ns)
+        self.clock_map.write(path)
+
+    def _show(self, clock_ns: int) -> None:
+        message = Clock()
+        message.clock.sec, message.clock.nanosec = divmod(clock_ns, NS)
+        self._clock.publish(message)
+
+
+def _sleep_until(mono_ns: int) -> None:
+    wait = mono_ns - time.monotonic_ns()
+    if wait > 0:
+        time.sleep(wait / 1e9)
+
+
+def _read_ahead(plan: PlayPlan) -> Iterator[TimedMessage]:
+    """Timeline of the plan, read by a thread a little ahead of its use."""
+    waiting: queue.Queue[TimedMessage | BagError | None] = queue.Queue(AHEAD)
+    sources = {source.name: source for source in plan.sources}
+
+    def read() -> None:
+        try:
+            with Bag(plan.bag) as bag:
+                for message in read_timeline(bag, sources, plan.base):
+                    waiting.put(message)
+            waiting.put(None)
+        except BagError as error:
+            waiting.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        item = waiting.get()
+        if item is None:
+            return
+        if isinstance(item, BagError):
+            raise item
+        yield item
+
+
+def main() -> int:
+    """Run the player; exit code 1 after an `error` event."""
+    plan = PlayPlan.read(Path(sys.argv[1]))
+    rclpy.init(args=[])
+    node = Node("pi05_bag_player")
+    try:
+        player = Player(node, plan)
+        if plan.bring_up:
+            player.bring_up()
+        player.wait_matched()
+        say("ready")
+        if sys.stdin.readline().strip() != "go":
+            return 0
+        player.play()
+        late = sorted(player.late_ns)
+        say(
+            "done",
+            sent=player.sent,
+            late_p99_ms=late[int(0.99 * (len(late) - 1))] / 1e6,
+            late_max_ms=late[-1] / 1e6,
+        )
+        sys.stdin.readline()  # publishers stay until the parent has what it wants
+        return 0
+    except (BringUpError, BagError) as error:
+        say("error", text=str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
