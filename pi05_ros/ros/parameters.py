@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
+from pi05_ros.backends.create import BACKENDS
 from pi05_ros.backends.engine import PRECISIONS
 
-BACKENDS = ("auto", "eager", "cuda", "onnx", "tensorrt")
 TRANSPORTS = ("raw", "compressed")
 ZERO_STAMPS = ("reject", "receive_time")
 MAX_SEED = 2**63 - 1

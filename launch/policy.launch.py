@@ -1,0 +1,167 @@
+"""Starts policy_node and, with autostart, takes it to the active state.
+
+    ros2 launch pi05_ros policy.launch.py checkpoint:=/path/to/checkpoint robot:=ur5e
+
+An argument that is left empty keeps the value of params_file. `--show-args` lists them all.
+"""
+
+from launch.action import Action
+from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler
+from launch.event_handlers import OnProcessStart
+from launch.events import matches_action
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import LifecycleNode
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.events.lifecycle import ChangeState
+from launch_ros.substitutions import FindPackageShare
+from lifecycle_msgs.msg import Transition
+
+from launch import LaunchContext, LaunchDescription
+
+# Launch argument -> (parameters it sets, how to read it).
+PARAMETERS = {
+    "checkpoint": (["checkpoint"], str),
+    "robot": (["robot"], str),
+    "tokenizer": (["tokenizer"], str),
+    "backend": (["backend"], str),
+    "device": (["device"], str),
+    "precision": (["precision.vision", "precision.prefill", "precision.denoise"], str),
+    "denoise_steps": (["denoise_steps"], int),
+    "rate_hz": (["rate_hz"], float),
+    "prompt": (["prompt"], str),
+}
+
+IMAGE_TOPICS = {
+    "base_camera": "base_camera/image_raw",
+    "wrist_camera": "wrist_camera/image_raw",
+    "wrist_camera_2": "wrist_camera_2/image_raw",
+}
+
+
+def is_true(text: str) -> bool:
+    """Read a boolean launch argument; ValueError names what is accepted."""
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if text.strip().lower() not in words:
+        raise ValueError(f"{text!r} is not a boolean; accepted: true, false")
+    return words[text.strip().lower()]
+
+
+def overrides(values: dict[str, str]) -> dict[str, object]:
+    """Parameters for the arguments that are not empty."""
+    result: dict[str, object] = {}
+    for argument, (names, kind) in PARAMETERS.items():
+        text = values[argument]
+        if not text:
+            continue
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ValueError(f"{argument}:={text} is not a {kind.__name__}") from None
+        result.update(dict.fromkeys(names, value))
+    return result
+
+
+def remappings(values: dict[str, str]) -> list[tuple[str, str]]:
+    """Remap rules of the topics that were named; compressed pictures follow their raw topic."""
+    rules = []
+    for argument, topic in IMAGE_TOPICS.items():
+        if values[argument]:
+            rules.append((topic, values[argument]))
+            rules.append((f"{topic}/compressed", f"{values[argument]}/compressed"))
+    if values["joint_states"]:
+        rules.append(("joint_states", values["joint_states"]))
+    return rules
+
+
+def bring_up(context: LaunchContext) -> list[Action]:
+    """Node and event handlers for the given arguments."""
+    values = {
+        name: LaunchConfiguration(name).perform(context)
+        for name in (*PARAMETERS, *IMAGE_TOPICS, "joint_states", "namespace", "params_file",
+                     "use_sim_time", "autostart", "log_level", "respawn")
+    }  # fmt: skip
+    node = LifecycleNode(
+        package="pi05_ros",
+        executable="policy_node",
+        name="pi05_policy",
+        namespace=values["namespace"],
+        parameters=[
+            values["params_file"],
+            {**overrides(values), "use_sim_time": is_true(values["use_sim_time"])},
+        ],
+        remappings=remappings(values),
+        arguments=["--ros-args", "--log-level", values["log_level"]],
+        respawn=is_true(values["respawn"]),
+        respawn_delay=2.0,
+        output="screen",
+        emulate_tty=True,
+    )
+    if not is_true(values["autostart"]):
+        return [node]
+
+    def request(transition: int) -> EmitEvent:
+        return EmitEvent(
+            event=ChangeState(
+                lifecycle_node_matcher=matches_action(node), transition_id=transition
+            )
+        )
+
+    return [
+        RegisterEventHandler(
+            OnProcessStart(target_action=node, on_start=[request(Transition.TRANSITION_CONFIGURE)])
+        ),
+        # Only after configuring: without start_state a node that somebody deactivates would be
+        # activated again at once.
+        RegisterEventHandler(
+            OnStateTransition(
+                target_lifecycle_node=node,
+                start_state="configuring",
+                goal_state="inactive",
+                entities=[request(Transition.TRANSITION_ACTIVATE)],
+            )
+        ),
+        node,
+    ]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Arguments, then everything else once their values are known."""
+
+    def argument(name: str, default: object, description: str) -> DeclareLaunchArgument:
+        return DeclareLaunchArgument(name, default_value=default, description=description)
+
+    share = FindPackageShare("pi05_ros")
+    return LaunchDescription(
+        [
+            argument("namespace", "", "namespace of the node and its relative topics"),
+            argument(
+                "params_file",
+                PathJoinSubstitution([share, "config", "policy.yaml"]),
+                "YAML file of parameters, keyed by /**",
+            ),
+            argument("use_sim_time", "false", "follow /clock (simulation, bag replay)"),
+            argument("autostart", "true", "configure and activate when the process starts"),
+            argument("log_level", "info", "debug, info, warn, error or fatal"),
+            argument("respawn", "false", "start the process again when it ends"),
+            argument(
+                "checkpoint", "",
+                "weights: a path, or random:tiny / random:pi05; empty keeps params_file's value",
+            ),
+            argument("robot", "", "robot profile: name or YAML path; empty keeps the file's"),
+            argument("tokenizer", "", "SentencePiece model; empty keeps the file's"),
+            argument("backend", "", "auto, eager, cuda, onnx or tensorrt; empty keeps the file's"),
+            argument("device", "", "auto, cpu, cuda or cuda:N; empty keeps the file's"),
+            argument(
+                "precision", "",
+                "auto, fp32, bf16, fp16 or fp8 for all three stages; empty keeps the file's",
+            ),
+            argument("denoise_steps", "", "1 to 20 flow steps; empty keeps the file's"),
+            argument("rate_hz", "", "inferences per second; empty keeps the file's"),
+            argument("prompt", "", "what to do; empty keeps the file's"),
+            argument("base_camera", "", "image topic, if not base_camera/image_raw"),
+            argument("wrist_camera", "", "the same for the wrist camera"),
+            argument("wrist_camera_2", "", "the same for the second wrist camera"),
+            argument("joint_states", "", "joint state topic, if not joint_states"),
+            OpaqueFunction(function=bring_up),
+        ]
+    )  # fmt: skip
