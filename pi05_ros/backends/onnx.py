@@ -1,0 +1,171 @@
+"""Backend `onnx`: the exported stages through ONNX Runtime, on CPU or CUDA.
+
+The same graphs that TensorRT gets, so the whole policy can run and be judged on them without
+TensorRT. Graphs are exported on first use and kept in the cache folder of the checkpoint.
+
+ONNX Runtime's default optimisation level refuses FP8 graphs (it rewrites Q/DQ pairs into
+operators without an FP8 kernel); sessions here run at the basic level.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pi05_ros.backends.engine import Precision
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.model import Pi05
+
+INSTALL = "pip install onnx onnxruntime onnxscript (pins: requirements/tensorrt.txt)"
+log = logging.getLogger(__name__)
+
+
+def usable() -> tuple[bool, str]:
+    """Whether this backend can run here, and why not."""
+    for package in ("onnxruntime", "onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            return False, f"{package} is not installed: {INSTALL}"
+    import onnxruntime
+
+    return True, f"onnxruntime {onnxruntime.__version__}"
+
+
+class OrtRunner:
+    """One exported stage in an ONNX Runtime session."""
+
+    def __init__(self, path: Path, device: torch.device, threads: int | None = None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        providers = ["CPUExecutionProvider"]
+        if device.type == "cuda":
+            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+                raise BackendError(
+                    "this onnxruntime has no CUDA provider; install onnxruntime-gpu or use "
+                    "device cpu"
+                )
+            providers.insert(0, "CUDAExecutionProvider")
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # onnxruntime's own exception types share no base
+            raise BackendError(f"ONNX Runtime refuses {path}: {error}") from error
+        self.device = device
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run once; outputs are new tensors on the runner's device."""
+        feeds: dict[str, np.ndarray] = {
+            name: inputs[name].detach().cpu().contiguous().numpy() for name in self.inputs
+        }
+        values = self.session.run(self.outputs, feeds)
+        return {
+            name: torch.from_numpy(value).to(self.device)
+            for name, value in zip(self.outputs, values, strict=True)
+        }
+
+    def close(self) -> None:
+        """Drop the session."""
+        del self.session
+
+
+def choose_precision(precision: Precision) -> tuple[Precision, str]:
+    """What the graphs are exported in: the stages' precision and the type of activations.
+
+    "auto" is fp32. One type of activations runs through all stages, so fp32 and fp16 stages do
+    not mix; FP8 stages take the type of the vision stage.
+    """
+    wanted = {stage: getattr(precision, stage) for stage in ("vision", "prefill", "denoise")}
+    vision = "fp32" if wanted["vision"] == "auto" else wanted["vision"]
+    if vision not in ("fp32", "fp16"):
+        raise BackendError(f"precision.vision {vision!r}: the onnx backend has fp32 and fp16")
+    resolved = {"vision": vision}
+    for stage in ("prefill", "denoise"):
+        value = vision if wanted[stage] == "auto" else wanted[stage]
+        if value not in (vision, "fp8"):
+            raise BackendError(
+                f"precision.{stage} {value!r} does not go with precision.vision {vision!r}; "
+                f"accepted: {vision}, fp8"
+            )
+        resolved[stage] = value
+    if resolved["prefill"] != resolved["denoise"]:
+        raise BackendError(
+            "the onnx backend quantises prefill and denoise together: both fp8 or neither "
+            f"(prefill {resolved['prefill']!r}, denoise {resolved['denoise']!r})"
+        )
+    return Precision(**resolved), vision
+
+
+def create(
+    model: Pi05,
+    precision: Precision,
+    views: int,
+    horizon: int,
+    max_prompt_tokens: int,
+    *,
+    device: torch.device | str = "cpu",
+    graphs: str | Path | None = None,
+    calibration: str | Path | None = None,
+    cache: str | Path | None = None,
+    threads: int | None = None,
+) -> Any:
+    """Make a `StagedEngine` on ONNX Runtime.
+
+    Args:
+        model: the plain model: weights to export, prompt embeddings, modulation.
+        precision: per stage fp32, fp16, or (prefill and denoise) fp8.
+        views: camera slots.
+        horizon: action steps.
+        max_prompt_tokens: prompt slots.
+        device: "cpu" or a CUDA device.
+        graphs: folder with exported graphs (`pi05 export`); None exports into the cache.
+        calibration: folder of a calibration (`pi05 quantize`) for fp8; None takes the newest of
+            this checkpoint.
+        cache: root of the cache folder.
+        threads: CPU threads; None takes torch's number.
+
+    Raises:
+        BackendError: packages or calibration missing, graphs that do not fit.
+
+    """
+    works, why = usable()
+    if not works:
+        raise BackendError(f"backend onnx cannot be used: {why}")
+    from pi05_ros.backends.tensorrt.artifacts import find_calibration, graphs_for
+    from pi05_ros.backends.tensorrt.export import DTYPES
+    from pi05_ros.backends.tensorrt.identity import weights_id
+    from pi05_ros.backends.tensorrt.pipeline import StagedEngine
+    from pi05_ros.backends.tensorrt.shapes import STAGES, StageShapes
+
+    resolved, activation = choose_precision(precision)
+    shapes = StageShapes.of(model.config, views, max_prompt_tokens, horizon)
+    root = Path(cache) if cache is not None else None
+    identity = weights_id(model)
+    ranges = None
+    if resolved.prefill == "fp8" and graphs is None:
+        ranges = find_calibration(identity, calibration, root)
+    folder, document = graphs_for(
+        model, identity, shapes, activation, ranges, Path(graphs) if graphs else None, root
+    )
+    where = torch.device(device)
+    runners = {stage: OrtRunner(folder / f"{stage}.onnx", where, threads) for stage in STAGES}
+    preset = document["preset"] or "no quantisation"
+    return StagedEngine(
+        model,
+        shapes,
+        runners,
+        backend="onnx",
+        precision=resolved,
+        dtype=DTYPES[activation],
+        device=where,
+        reason=f"{why}, {activation} graphs, {preset}",
+    )

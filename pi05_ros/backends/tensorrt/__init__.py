@@ -1,0 +1,1 @@
+"""Quantised and compiled stages: calibrate, export, check."""

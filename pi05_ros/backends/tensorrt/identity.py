@@ -1,0 +1,88 @@
+"""What an engine belongs to: these weights, this graph, this machine, these build flags."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pi05_ros.model import Pi05
+
+KEY_SCHEMA = 1
+
+
+def weights_id(model: Pi05) -> str:
+    """Hash of all parameters, "sha256:<hex>".
+
+    Values are rounded to bfloat16 first, so that a checkpoint has one identity whether it was
+    loaded in float32 or in bfloat16.
+    """
+    state = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().to(torch.bfloat16).cpu().contiguous().view(torch.uint8)
+        state.update(f"{name} {tuple(parameter.shape)}".encode())
+        state.update(values.numpy().data)
+    return f"sha256:{state.hexdigest()}"
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()[0].strip()
+    except (OSError, IndexError):
+        return ""
+
+
+def machine_facts(device: torch.device) -> dict[str, Any]:
+    """GPU, driver and system, as far as an engine depends on them."""
+    facts: dict[str, Any] = {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "driver": _first_line("/proc/driver/nvidia/version"),
+        "l4t": _first_line("/etc/nv_tegra_release"),
+        "cuda": torch.version.cuda or "",
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {
+            "gpu": properties.name,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+        }
+    else:
+        facts |= {"gpu": device.type, "compute_capability": "", "multiprocessors": 0}
+    return facts
+
+
+def key_document(
+    *,
+    graph_hash: str,
+    weights: str,
+    shapes: dict[str, Any],
+    tensorrt: str,
+    machine: dict[str, Any],
+    flags: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything an engine depends on; equal documents mean interchangeable engines."""
+    return {
+        "schema": KEY_SCHEMA,
+        "graph_hash": graph_hash,
+        "weights": weights,
+        "shapes": shapes,
+        "tensorrt": tensorrt,
+        "machine": machine,
+        "flags": flags,
+    }
+
+
+def canonical(document: dict[str, Any]) -> bytes:
+    """One spelling per document."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def engine_key(document: dict[str, Any]) -> str:
+    """sha256 of the canonical key document."""
+    return hashlib.sha256(canonical(document)).hexdigest()

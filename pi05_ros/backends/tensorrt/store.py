@@ -1,0 +1,80 @@
+"""Files of the TensorRT path: where they lie and how they are written.
+
+    $XDG_CACHE_HOME/pi05_ros/trt/<model>/
+      quant/<calibration>/    amax.safetensors calibration.json golden.safetensors
+      onnx/<name>/            vision.onnx prefill.onnx denoise_step.onnx (+ .data) export.json
+      engines/<engine key>/   *.plan key.json layers_*.json build.log check.json check.md
+
+Engine plans are code for the GPU, so the folder belongs to the user alone (mode 0700) and is
+never in /tmp. Everything is written to a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from pi05_ros.backends.errors import BackendError
+
+
+def cache_root() -> Path:
+    """Folder of all models: ``$XDG_CACHE_HOME/pi05_ros/trt``."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "pi05_ros" / "trt"
+
+
+def model_folder(weights_id: str, root: Path | None = None) -> Path:
+    """Folder of one checkpoint; the weights hash makes its name."""
+    name = "".join(c if c.isalnum() else "_" for c in weights_id)
+    return (root or cache_root()) / name[:80]
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder for our user only, or check that it is one.
+
+    Raises:
+        BackendError: it belongs to someone else or others may write into it.
+
+    """
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = path.stat()
+    if status.st_uid != os.getuid():
+        raise BackendError(f"{path} belongs to another user; engines are not loaded from there")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BackendError(
+            f"others may write into {path}; engines are not loaded from there. "
+            f"Fix it with: chmod go-w {path}"
+        )
+    return path
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's content, hex."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            state.update(block)
+    return state.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write beside the target, flush to disk, rename. Never leaves half a file.
+
+    Raises:
+        BackendError: the disk is full or the folder cannot be written.
+
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise BackendError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,108 @@
+"""Backend onnx: exported graphs as a policy engine, cached per checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pi05_ros.backends import BackendError, Precision, create_engine
+from pi05_ros.backends import onnx as onnx_backend
+from pi05_ros.backends.tensorrt.identity import weights_id
+from pi05_ros.backends.tensorrt.quantize import calibrate
+from pi05_ros.backends.tensorrt.samples import synthetic_samples
+from pi05_ros.backends.tensorrt.shapes import StageShapes
+from pi05_ros.backends.tensorrt.store import model_folder
+from pi05_ros.model import Pi05, Pi05Config
+
+SIZES = {"views": 2, "horizon": 10, "max_prompt_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def model() -> Pi05:
+    torch.set_num_threads(2)
+    return Pi05.random(Pi05Config.preset("tiny"), seed=5)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_equals_eager_and_reuses_its_graphs(model: Pi05, cache: Path) -> None:
+    engine = create_engine(model, "onnx", cache=cache, **SIZES)
+    eager = create_engine(model, "eager", horizon=10)
+    images = torch.randint(0, 256, (1, 60, 80, 3), dtype=torch.uint8)
+    tokens = torch.tensor([2, 17, 40])
+    noise = torch.randn(10, 32, generator=torch.Generator().manual_seed(0))
+    found = engine.sample(images, tokens, noise)
+    torch.testing.assert_close(found, eager.sample(images, tokens, noise), rtol=1e-4, atol=1e-5)
+    assert engine.precision == Precision("fp32", "fp32", "fp32")
+    assert engine.backend == "onnx"
+    before = {p: p.stat().st_mtime_ns for p in cache.rglob("*.onnx")}
+    create_engine(model, "onnx", cache=cache, **SIZES).close()
+    assert before == {p: p.stat().st_mtime_ns for p in cache.rglob("*.onnx")}
+    engine.close()
+
+
+def test_another_checkpoint_gets_its_own_graphs(model: Pi05, cache: Path) -> None:
+    other = Pi05.random(Pi05Config.preset("tiny"), seed=6)
+    folder = next(cache.rglob("export.json")).parent
+    with pytest.raises(BackendError, match="have weights sha256"):
+        create_engine(other, "onnx", graphs=folder, cache=cache, **SIZES)
+    with pytest.raises(BackendError, match="have shapes"):
+        create_engine(model, "onnx", graphs=folder, cache=cache, **{**SIZES, "horizon": 9})
+    same = create_engine(model, "onnx", graphs=folder, **SIZES)
+    assert same.sample(torch.zeros(0, 3, 56, 56), torch.tensor([2]), torch.zeros(10, 32)).shape
+
+
+def test_fp8_needs_a_calibration_of_these_weights(model: Pi05, cache: Path) -> None:
+    fp8 = Precision("fp16", "fp8", "fp8")
+    with pytest.raises(BackendError, match="pi05 quantize"):
+        create_engine(model, "onnx", fp8, cache=cache, **SIZES)
+    shapes = StageShapes.of(model.config, 2, 8, 10)
+    samples = synthetic_samples(model.config, 8, views=2, prompt_tokens=8, horizon=10)
+    found = calibrate(model, "sha256:other", samples, shapes=shapes, steps=2, allow_synthetic=True)
+    wrong = cache / "wrong"
+    found.save(wrong)
+    with pytest.raises(BackendError, match="made for weights"):
+        create_engine(model, "onnx", fp8, calibration=wrong, cache=cache, **SIZES)
+    identity = weights_id(model)
+    found.info["weights"] = identity
+    found.save(model_folder(identity, cache) / "quant" / "first")
+    engine = create_engine(model, "onnx", fp8, cache=cache, **SIZES)
+    sample = samples[0]
+    expected = create_engine(model, "eager", horizon=10).sample(
+        sample.images, sample.tokens, sample.noise
+    )
+    actions = engine.sample(sample.images, sample.tokens, sample.noise)
+    error = float((actions - expected).norm() / expected.norm())
+    assert 1e-4 < error < 0.1  # quantised, and still the same policy
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        (Precision("bf16"), "has fp32 and fp16"),
+        (Precision("fp16", "fp32", "fp16"), "does not go with"),
+        (Precision("fp16", "fp8", "fp16"), "both fp8 or neither"),
+    ],
+)
+def test_precisions_that_do_not_exist(precision: Precision, message: str) -> None:
+    with pytest.raises(BackendError, match=message):
+        onnx_backend.choose_precision(precision)
+
+
+def test_missing_package_is_named(model: Pi05, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_spec(name: str) -> object | None:
+        return None if name == "onnxruntime" else object()
+
+    monkeypatch.setattr(onnx_backend.importlib.util, "find_spec", find_spec)
+    assert onnx_backend.usable() == (
+        False,
+        "onnxruntime is not installed: pip install onnx onnxruntime onnxscript "
+        "(pins: requirements/tensorrt.txt)",
+    )
+    with pytest.raises(BackendError, match="onnxruntime is not installed"):
+        onnx_backend.create(model, Precision(), **SIZES)
