@@ -37,11 +37,18 @@ HOME_TIP = (0.24, -0.04, 0.18)
 class World:
     """MuJoCo model and state with the robot's view of it: joints in, pictures and joints out."""
 
-    def __init__(self, renderer: str | None = None) -> None:
-        """Load the model; the renderer (see `make_renderer`) is made at the first picture."""
-        self.model: Any = mujoco.MjModel.from_xml_path(str(MODEL_PATH))
+    def __init__(self, renderer: str | None = None, sharing: World | None = None) -> None:
+        """Load the model; the renderer (see `make_renderer`) is made at the first picture.
+
+        With ``sharing`` the model and the renderer of another world are used: many worlds, one
+        GL context, one thread.
+        """
+        self.model: Any = (
+            sharing.model if sharing else mujoco.MjModel.from_xml_path(str(MODEL_PATH))
+        )
         self.data: Any = mujoco.MjData(self.model)
         self.rng = np.random.default_rng(0)
+        self._sharing = sharing
         self._renderer_name = renderer
         self._renderer: Renderer | None = None
         joints = [self.model.joint(name).id for name in JOINT_NAMES[:6]]
@@ -137,6 +144,8 @@ class World:
     @property
     def renderer(self) -> Renderer:
         """The renderer in use; made at the first call, in the calling thread."""
+        if self._sharing is not None:
+            return self._sharing.renderer
         if self._renderer is None:
             self._renderer = make_renderer(self.model, self._renderer_name)
         return self._renderer

@@ -1,0 +1,93 @@
+"""Demonstrations and the training step, on a handful of frames."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from pi05_ros.model import load_checkpoint
+from pi05_ros.policy.norm_stats import openpi_normalization
+from pi05_ros.policy.profile_yaml import load_profile
+from pi05_ros.policy.prompt import PromptEncoder
+from pi05_ros.policy.tokenizer import load_tokenizer
+from pi05_ros.sim.demonstrations import Demonstrations, episode, generate
+from pi05_ros.sim.rollout import rollout
+from pi05_ros.sim.shipped import CONFIG, HORIZON
+from pi05_ros.sim.tasks import TASKS
+from pi05_ros.sim.training import (
+    Recipe,
+    Trainer,
+    batched_policy,
+    prepare,
+    save_policy,
+    write_stats,
+)
+from pi05_ros.sim.vocabulary import train_tokenizer
+from pi05_ros.sim.world import World
+
+RECIPE = Recipe(batch=4, draws=2, warmup=2)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("training")
+    frames = generate(root / "data", episodes=3, workers=1)
+    data = Demonstrations.read(root / "data")
+    assert frames == len(data.tasks) > 20
+    write_stats(root / "ckpt", data)
+    train_tokenizer(root / "ckpt" / "tokenizer.model")
+    encoder = PromptEncoder(load_tokenizer(None, root / "ckpt", CONFIG.vocab), True, 48)
+    normalization = openpi_normalization(root / "ckpt", load_profile("sim_arm"))
+    return root, data, prepare(data, encoder, normalization)
+
+
+def test_demonstrations_are_reproducible_and_hold_the_experts_own_commands():
+    world = World()
+    task = TASKS["pick_red"]
+    frames, again = (episode(world, task, seed=3, disturbed=False) for _ in range(2))
+    assert len(frames) > 20
+    assert frames[0].images.shape == (2, 112, 112, 3)
+    for a, b in zip(frames, again, strict=True):
+        assert np.array_equal(a.images, b.images)
+        assert np.array_equal(a.actions, b.actions)
+    for now, later in itertools.pairwise(frames):
+        assert np.array_equal(now.actions[1:], later.actions[:-1])
+
+
+def test_prepared_frames_fit_the_model(checkpoint):
+    _, data, tensors = checkpoint
+    assert tensors["actions"].shape == (len(data.tasks), HORIZON, 32)
+    assert tensors["actions"][..., 7:].abs().max() == 0
+    assert 0 < tensors["tokens"].max() < CONFIG.vocab
+    assert tensors["tokens"].shape[1] < CONFIG.max_prompt_tokens
+
+
+def test_training_lowers_the_loss_and_a_resumed_run_goes_on_alike(checkpoint, tmp_path):
+    _, _, tensors = checkpoint
+    trainer = Trainer(torch.device("cpu"), RECIPE, compiled=False)
+    losses = [float(trainer.train_step(tensors, 0.0)) for _ in range(6)]
+    assert losses[-1] < losses[0]
+    trainer.save(tmp_path / "state.safetensors")
+    other = Trainer(torch.device("cpu"), RECIPE, compiled=False)
+    other.resume(tmp_path / "state.safetensors")
+    other.generator.set_state(trainer.generator.get_state())
+    assert other.step == 6
+    assert float(trainer.train_step(tensors, 0.5)) == pytest.approx(
+        float(other.train_step(tensors, 0.5)), rel=1e-4
+    )
+
+
+def test_saved_policy_loads_and_drives_the_arm(checkpoint):
+    root, _, _ = checkpoint
+    trainer = Trainer(torch.device("cpu"), RECIPE, compiled=False)
+    save_policy(trainer.averaged(), root / "ckpt")
+    assert (root / "ckpt" / "model.safetensors").stat().st_size < 12e6
+    model = load_checkpoint(root / "ckpt")
+    assert model.config == CONFIG
+    act = batched_policy(model, root / "ckpt", steps=1)
+    outcomes = rollout(act, TASKS["push_blue"], seeds=[1, 2], max_steps=16)
+    assert [o.steps for o in outcomes] == [16, 16]
