@@ -1,0 +1,249 @@
+"""LeRobot directories: their own JSON decides, both eras, clear errors."""
+
+import numpy as np
+import pytest
+from lerobot_files import ACTION_FILE, STATE_FILE, edit, stats, write_lerobot
+from safetensors.numpy import save_file
+
+from pi05_ros.policy import PolicyError
+from pi05_ros.policy.lerobot import derive_roles, is_lerobot, lerobot_recipe, relative_mask
+
+
+@pytest.mark.parametrize(
+    ("mode", "low", "high"),
+    [("QUANTILES", "q01", "q99"), ("QUANTILE10", "q10", "q90"), ("MIN_MAX", "min", "max")],
+)
+def test_norm_map_decides(tmp_path, mode, low, high):
+    recipe = lerobot_recipe(write_lerobot(tmp_path, mode=mode))
+    ours = stats(6, 1)
+    x = np.linspace(-1, 1, 6, dtype=np.float32)
+    expected = 2 * (x - ours[low]) / (ours[high] - ours[low]) - 1
+    np.testing.assert_allclose(recipe.normalization.state.normalize(x), expected, rtol=1e-6)
+    back = stats(6, 2)
+    out = recipe.normalization.actions.unnormalize(np.zeros((2, 6), np.float32))
+    np.testing.assert_allclose(out[0], (back[low] + back[high]) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_mean_std_although_quantiles_are_there(tmp_path):
+    recipe = lerobot_recipe(write_lerobot(tmp_path, mode="MEAN_STD"))
+    assert recipe.normalization.state.kind == "zscore"
+    assert recipe.normalization.state.eps == 1e-8
+
+
+def test_state_file_is_followed_not_guessed(tmp_path):
+    write_lerobot(tmp_path)
+    (tmp_path / STATE_FILE).rename(tmp_path / "elsewhere.safetensors")
+    edit(
+        tmp_path / "policy_preprocessor.json",
+        lambda d: d["steps"][2].update(state_file="elsewhere.safetensors"),
+    )
+    assert lerobot_recipe(tmp_path).normalization.state.kind == "quantile"
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "gone.safetensors"])
+def test_state_file_must_lie_in_the_directory(tmp_path, name):
+    write_lerobot(tmp_path / "policy")
+    save_file({"action.q01": np.zeros(1)}, tmp_path / "x.safetensors")
+    edit(
+        tmp_path / "policy" / "policy_preprocessor.json",
+        lambda d: d["steps"][2].update(state_file=name),
+    )
+    with pytest.raises(PolicyError, match="is not a file in"):
+        lerobot_recipe(tmp_path / "policy")
+
+
+def test_no_statistics_mean_identity_and_are_said(tmp_path):
+    recipe = lerobot_recipe(write_lerobot(tmp_path, with_stats=False))
+    assert recipe.normalization.state.kind == recipe.normalization.actions.kind == "identity"
+    assert any("no statistics for observation.state" in a for a in recipe.assumptions)
+
+
+def test_identity_mode(tmp_path):
+    recipe = lerobot_recipe(write_lerobot(tmp_path, mode="IDENTITY"))
+    assert recipe.normalization.state.kind == "identity"
+
+
+def test_old_era_is_the_default_and_says_so(tmp_path):
+    recipe = lerobot_recipe(write_lerobot(tmp_path))
+    assert (recipe.lerobot_pad, recipe.prompt_state_size) == (-3.0, 32)
+    assert any("0.4.4 or earlier" in a for a in recipe.assumptions)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"config": {"use_relative_actions": False}},
+        {"config": {"action_feature_names": None}},
+        {"relative": [], "names": None},
+        {"relative": [], "registry": "delta_actions_processor"},
+    ],
+)
+def test_signs_of_the_new_era(tmp_path, options):
+    recipe = lerobot_recipe(write_lerobot(tmp_path, **options))
+    assert (recipe.lerobot_pad, recipe.prompt_state_size) == (-1.0, None)
+    assert any("0.5 or later" in a for a in recipe.assumptions)
+
+
+def test_untied_embedding_is_a_sign_of_the_new_era(tmp_path):
+    write_lerobot(tmp_path)
+    head = "model.paligemma_with_expert.paligemma."
+    one = np.zeros((2, 2), np.float32)
+    save_file({head + "lm_head.weight": one}, tmp_path / "model.safetensors")
+    assert lerobot_recipe(tmp_path).lerobot_pad == -3.0
+    both = {
+        head + "lm_head.weight": one,
+        head + "model.language_model.embed_tokens.weight": one,
+    }
+    save_file(both, tmp_path / "model.safetensors")
+    assert lerobot_recipe(tmp_path).lerobot_pad == -1.0
+
+
+def test_era_can_be_set(tmp_path):
+    write_lerobot(tmp_path)
+    assert lerobot_recipe(tmp_path, era="0.5").lerobot_pad == -1.0
+    assert lerobot_recipe(tmp_path, era="0.4").prompt_state_size == 32
+    with pytest.raises(PolicyError, match=r"accepted: auto, 0\.4, 0\.5"):
+        lerobot_recipe(tmp_path, era="0.6")
+
+
+@pytest.mark.parametrize(
+    ("exclude", "names", "mask"),
+    [
+        ([], ["a", "gripper.pos"], (True, True)),
+        (["gripper"], ["a", "Gripper.pos"], (True, False)),
+        (["gripper"], None, (True, True)),
+        (["GRIP"], ["a"], (True, True)),
+        (["a"], ["a", "b", "c"], (False, True)),
+        ([""], ["a", "b"], (True, True)),
+    ],
+)
+def test_relative_mask(exclude, names, mask):
+    assert relative_mask(exclude, names, 2) == mask
+
+
+def test_relative_actions_and_names(tmp_path):
+    names = [f"joint{i}.pos" for i in range(5)] + ["gripper.pos"]
+    write_lerobot(tmp_path, relative=["gripper"], names=names)
+    robot = lerobot_recipe(tmp_path).profile
+    assert robot.delta_mask == (True,) * 5 + (False,)
+    assert robot.action_names == robot.state_names == tuple(names)
+    edit(
+        tmp_path / "policy_postprocessor.json",
+        lambda d: d["steps"][1]["config"].update(enabled=False),
+    )
+    assert lerobot_recipe(tmp_path).profile.delta_mask == ()
+
+
+def test_absolute_without_relative_is_an_error(tmp_path):
+    write_lerobot(tmp_path, relative=[])
+    edit(tmp_path / "policy_preprocessor.json", lambda d: d["steps"].pop(2))
+    with pytest.raises(PolicyError, match="makes actions absolute"):
+        lerobot_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("features", "roles"),
+    [
+        (["o.i.top", "o.i.wrist"], ["base", "wrist"]),
+        (["o.i.wrist", "o.i.top"], ["wrist", "base"]),
+        (["o.i.left_wrist", "o.i.right_wrist", "o.i.high"], ["wrist", "wrist_2", "base"]),
+        (["o.i.image", "o.i.image2"], ["base", "wrist"]),
+        (["o.i.front", "o.i.side", "o.i.gripper"], ["base", "wrist_2", "wrist"]),
+        (["o.i.a", "o.i.b", "o.i.c", "o.i.d"], ["base", "wrist", "wrist_2", "d"]),
+    ],
+)
+def test_roles_of_features(features, roles):
+    assert derive_roles(features) == dict(zip(features, roles, strict=True))
+
+
+def test_camera_order_is_that_of_the_config_and_empty_ones_are_left_out(tmp_path):
+    cameras = (
+        "observation.images.wrist", "observation.images.empty_camera_0", "observation.images.top",
+    )  # fmt: skip
+    robot = lerobot_recipe(write_lerobot(tmp_path, cameras=cameras)).profile
+    assert robot.camera_roles == ("wrist", "base")
+    assert robot.required_roles == ("base",)
+
+
+def test_camera_roles_can_be_set_through_the_rename_map(tmp_path):
+    write_lerobot(tmp_path, rename={"observation.images.cam0": "observation.images.top"})
+    roles = {"wrist": "observation.images.cam0", "base": "observation.images.wrist_left"}
+    robot = lerobot_recipe(tmp_path, camera_roles=roles).profile
+    assert [(c.role, c.slot) for c in robot.cameras] == [
+        ("wrist", "observation.images.top"),
+        ("base", "observation.images.wrist_left"),
+    ]
+    with pytest.raises(PolicyError, match=r"'nope'; accepted: observation\.images\.top"):
+        lerobot_recipe(tmp_path, camera_roles={"base": "nope"})
+
+
+def test_a_robot_profile_names_what_the_files_do_not(tmp_path):
+    write_lerobot(tmp_path, states=8, actions=7)
+    robot = lerobot_recipe(tmp_path, robot="libero").profile
+    assert robot.action_names[0] == "eef_dx"
+    assert (robot.horizon, robot.control_hz) == (10, 20)
+    assert robot.discrete_state  # LeRobot always writes the state
+    with pytest.raises(PolicyError, match="8 state values and 8 actions, the checkpoint 8 and 7"):
+        lerobot_recipe(tmp_path, robot="droid")
+
+
+def test_rate(tmp_path):
+    write_lerobot(tmp_path)
+    assert lerobot_recipe(tmp_path).profile.control_hz == 30
+    assert lerobot_recipe(tmp_path, control_hz=12.5).profile.step_s == pytest.approx(0.08)
+
+
+def test_prompt_length(tmp_path):
+    write_lerobot(tmp_path)
+    assert lerobot_recipe(tmp_path).max_prompt_tokens == 180
+
+
+def _set(name, **values):
+    return name, lambda d: d.update(values)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        (*_set("config.json", type="act"), "'act' policy; accepted: 'pi05'"),
+        (*_set("config.json", n_obs_steps=3), "n_obs_steps is 3; accepted: 1"),
+        (*_set("config.json", use_proprioceptive_memory=True), "memory"),
+        (*_set("config.json", input_features={}), "no input_features"),
+        (*_set("config.json", output_features={"action": {"shape": []}}), "'action' with a shape"),
+        (*_set("policy_preprocessor.json", steps=[{"registry_name": "magic"}]), "'magic'"),
+        (*_set("policy_preprocessor.json", steps=3), "no list of steps"),
+        (
+            "policy_preprocessor.json",
+            lambda d: d["steps"][2]["config"].update(norm_map={"STATE": "LOG"}),
+            "'LOG'; accepted: IDENTITY",
+        ),
+    ],
+)
+def test_what_is_not_supported_is_named(tmp_path, file, change, words):
+    write_lerobot(tmp_path)
+    edit(tmp_path / file, change)
+    with pytest.raises(PolicyError, match=words) as error:
+        lerobot_recipe(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_statistics_of_another_size(tmp_path):
+    write_lerobot(tmp_path)
+    save_file({f"action.{k}": v for k, v in stats(4, 2).items()}, tmp_path / ACTION_FILE)
+    with pytest.raises(PolicyError, match=r"cover 4 values; config\.json says 6"):
+        lerobot_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 10, b"\xff" * 64])
+def test_broken_statistics(tmp_path, content):
+    write_lerobot(tmp_path)
+    (tmp_path / STATE_FILE).write_bytes(content)
+    with pytest.raises(PolicyError, match="not a readable safetensors file"):
+        lerobot_recipe(tmp_path)
+
+
+def test_telling_lerobot_from_openpi(tmp_path):
+    assert is_lerobot(write_lerobot(tmp_path / "a"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.json").write_text('{"action_dim": 32}')
+    assert not is_lerobot(tmp_path / "b")

@@ -1,0 +1,90 @@
+"""openpi's norm_stats.json: where it is found and what is wrong with the ones that do not fit."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pi05_ros.policy import PolicyError, load_profile
+from pi05_ros.policy.norm_stats import openpi_normalization, range_normalization, read_norm_stats
+
+
+def write(checkpoint, asset_id, states=8, actions=7, **extra):
+    folder = checkpoint / "assets" / asset_id
+    folder.mkdir(parents=True)
+
+    def stats(n):
+        return {"mean": [0.0] * n, "std": [1.0] * n, "q01": [-1.0] * n, "q99": [3.0] * n, **extra}
+
+    data = {"norm_stats": {"state": stats(states), "actions": stats(actions)}}
+    (folder / "norm_stats.json").write_text(json.dumps(data))
+    return folder / "norm_stats.json"
+
+
+def test_asset_id_with_a_slash(tmp_path):
+    path = write(tmp_path, "physical-intelligence/libero")
+    write(tmp_path, "other")
+    norm = openpi_normalization(tmp_path, load_profile("libero"))
+    assert norm.source == str(path)
+    np.testing.assert_allclose(norm.state.normalize(np.ones(8)), 0.0, atol=1e-6)
+
+
+def test_the_only_file_is_used_whatever_its_name(tmp_path):
+    path = write(tmp_path, "my/robot")
+    assert openpi_normalization(tmp_path, load_profile("libero")).source == str(path)
+    weights = tmp_path / "model.safetensors"
+    weights.touch()
+    assert openpi_normalization(weights, load_profile("libero")).source == str(path)
+
+
+def test_several_others_are_listed(tmp_path):
+    write(tmp_path, "a")
+    write(tmp_path, "b/c")
+    with pytest.raises(PolicyError, match=r"'physical-intelligence/libero'.*one of: a, b/c"):
+        openpi_normalization(tmp_path, load_profile("libero"))
+
+
+def test_none_says_what_is_needed(tmp_path):
+    with pytest.raises(PolicyError, match=r"no norm_stats\.json below .*assets"):
+        openpi_normalization(tmp_path, load_profile("libero"))
+
+
+def test_too_few_values_belong_to_another_robot(tmp_path):
+    write(tmp_path, "droid", states=7)
+    with pytest.raises(PolicyError, match="statistics for 7 values, robot 'droid' has 8"):
+        openpi_normalization(tmp_path, load_profile("droid"))
+
+
+def test_null_quantiles_are_named(tmp_path):
+    write(tmp_path, "droid", actions=8, q01=None, q99=None)
+    with pytest.raises(PolicyError, match="missing: q01, q99"):
+        openpi_normalization(tmp_path, load_profile("droid"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"norm_stats": 3}', '{"norm_stats": {"state": []}}',
+     '{"norm_stats": {"state": {"q01": "x"}}}', '{"norm_stats": {"state": {"q01": [[1]]}}}'],
+)  # fmt: skip
+def test_broken_files(tmp_path, text):
+    path = tmp_path / "norm_stats.json"
+    path.write_text(text)
+    with pytest.raises(PolicyError, match=r"norm_stats\.json"):
+        read_norm_stats(path)
+
+
+def test_absent_key_passes_unchanged(tmp_path):
+    path = write(tmp_path, "droid")
+    data = json.loads(path.read_text())
+    del data["norm_stats"]["actions"]
+    path.write_text(json.dumps(data))
+    norm = openpi_normalization(tmp_path, load_profile("droid"))
+    assert norm.actions.kind == "identity"
+
+
+def test_ranges_stand_in_where_there_are_no_statistics():
+    norm = range_normalization(load_profile("sim_arm"))
+    low = norm.state.normalize(np.array([-3.1416] * 6 + [0.0]))
+    np.testing.assert_allclose(low, -1.0, atol=1e-6)
+    np.testing.assert_allclose(norm.actions.unnormalize(np.ones(7)), [0.25] * 6 + [1.0], atol=1e-5)
+    assert range_normalization(load_profile("droid")).state.kind == "identity"

@@ -1,0 +1,108 @@
+"""Finding and opening tokenizers; the errors say where it was looked for and how to get one."""
+
+import shutil
+
+import pytest
+from trained_tokenizers import train
+
+from pi05_ros.policy import PolicyError
+from pi05_ros.policy.sentencepiece_proto import SentencePieceSettings, read_settings
+from pi05_ros.policy.tokenizer import ByteTokenizer, load_tokenizer, tokenizer_candidates
+
+
+@pytest.fixture(autouse=True)
+def _clean_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OPENPI_DATA_HOME", str(tmp_path / "openpi"))
+
+
+def test_missing_tokenizer_names_file_places_and_source(tmp_path):
+    with pytest.raises(PolicyError) as error:
+        load_tokenizer(None, tmp_path, 257152)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in (
+        "paligemma_tokenizer.model not found",
+        str(tmp_path / "tokenizer.json"),
+        str(tmp_path / "openpi" / "big_vision" / "paligemma_tokenizer.model"),
+        str(tmp_path / "home" / ".cache" / "openpi" / "big_vision"),
+        "gs://big_vision/paligemma_tokenizer.model",
+        "google/paligemma-3b-pt-224",
+        "parameter tokenizer",
+    ):
+        assert word in message
+
+
+def test_places_in_order(tmp_path, tokenizer_files):
+    home = tmp_path / "home" / ".cache" / "openpi" / "big_vision" / "paligemma_tokenizer.model"
+    data = tmp_path / "openpi" / "big_vision" / "paligemma_tokenizer.model"
+    beside = tmp_path / "checkpoint" / "paligemma_tokenizer.model"
+    for path in (home, data, beside):
+        path.parent.mkdir(parents=True)
+        shutil.copy(tokenizer_files.sentencepiece, path)
+        assert load_tokenizer(None, tmp_path / "checkpoint", 512).name == str(path)
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    weights.touch()
+    assert tokenizer_candidates(weights)[0] == beside
+
+
+def test_explicit_file_directory_and_bytes(tmp_path, tokenizer_files):
+    assert load_tokenizer(tokenizer_files.sentencepiece, None, 512).bos_id == 2
+    assert load_tokenizer(str(tokenizer_files.huggingface), None, 512).bos_id == 2
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(tokenizer_files.huggingface, folder / "tokenizer.json")
+    assert load_tokenizer(folder, None, 512).name.endswith("tokenizer.json")
+    assert isinstance(load_tokenizer("bytes", None, 512), ByteTokenizer)
+
+
+@pytest.mark.parametrize("name", ["x.model", "x.json", "x"])
+def test_missing_and_broken_files(tmp_path, name):
+    with pytest.raises(PolicyError, match="does not exist"):
+        load_tokenizer(tmp_path / name, None, 512)
+    for content in (b"", b"garbage", b"\x00" * 100, b"{}", b'{"model": {}}'):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(PolicyError, match=name):
+            load_tokenizer(tmp_path / name, None, 512)
+
+
+def test_truncated_model(tmp_path, tokenizer_files):
+    path = tmp_path / "x.model"
+    path.write_bytes(tokenizer_files.sentencepiece.read_bytes()[:-50])
+    with pytest.raises(PolicyError, match=r"x\.model"):
+        load_tokenizer(path, None, 512)
+
+
+def test_tokenizer_of_another_model(tokenizer_files):
+    with pytest.raises(PolicyError, match=r"has 500 tokens, but the checkpoint only 256"):
+        load_tokenizer(tokenizer_files.sentencepiece, None, 256)
+
+
+def test_tokenizer_without_bos(tmp_path):
+    with pytest.raises(PolicyError, match="no BOS"):
+        load_tokenizer(train(tmp_path, bos_id=-1, vocab_size=400), None, 512)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 64, 259, 512, 257152])
+def test_bytes_stay_inside_small_vocabularies(vocabulary):
+    ids = ByteTokenizer(vocabulary).encode("Zürich 0..9 \n" + chr(0x10FFFF))
+    assert 3 <= min(ids) <= max(ids) < min(vocabulary, 259)
+    assert len(ids) == len(("Zürich 0..9 \n" + chr(0x10FFFF)).encode())
+
+
+def test_bytes_survive_lone_surrogates():
+    assert ByteTokenizer(512).encode("\ud800")
+
+
+def test_settings_of_a_model_file(tokenizer_files):
+    settings = read_settings(tokenizer_files.sentencepiece.read_bytes())
+    assert settings == SentencePieceSettings(
+        model_type=2, add_dummy_prefix=False, remove_extra_whitespaces=False
+    )
+    assert settings.cuttable
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 12, b"\x0a\x7f", b"\x0b", b"\x09\x00"])
+def test_settings_of_garbage(data):
+    with pytest.raises(ValueError, match=r"cut off|wire type"):
+        read_settings(data)
