@@ -122,6 +122,8 @@ def find_files(path: str | Path) -> tuple[Path, ...]:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path!s:.200}: cannot be looked at: {error}") from error
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not a regular file; {ACCEPTED}")
     if path.name.endswith(".index.json"):
         return _shards(path)
     if path.suffix.lower() in PICKLES or _looks_pickled(path):
@@ -160,7 +162,13 @@ def _files_in(directory: Path) -> tuple[Path, ...]:
     names = sorted(entry.name for entry in directory.iterdir())
     if "adapter_config.json" in names or "adapter_model.safetensors" in names:
         raise CheckpointError(f"{directory}: {_LORA}; {ACCEPTED}")
-    weights = [n for n in names if n.endswith(".safetensors") and not n.startswith("policy_")]
+    weights = [
+        name
+        for name in names
+        if name.endswith(".safetensors")
+        and not name.startswith("policy_")
+        and (directory / name).is_file()
+    ]
     if len(weights) == 1:
         return (directory / weights[0],)
     if len(weights) > 1:

@@ -85,6 +85,8 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
 
     """
     try:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: not a regular file")
         with open(path, "rb") as file:
             total = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")

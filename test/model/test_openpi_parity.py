@@ -128,7 +128,7 @@ def test_bfloat16_dtypes_are_openpis():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8])
 def test_other_dtypes_are_refused(dtype):
-    with pytest.raises(ValueError, match="accepted: torch.float32, torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"accepted: torch\.float32, torch\.bfloat16"):
         Pi05(config(), dtype, device="meta")
 
 

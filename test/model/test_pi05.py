@@ -55,7 +55,8 @@ def test_compaction_changes_nothing(masks, seed):
     assert torch.equal(short.length, valid)
     assert short.mask.shape[1] == int(valid.max())
     for row, n in enumerate(valid.tolist()):
-        assert short.mask[row, :n].all() and not short.mask[row, n:].any()
+        assert short.mask[row, :n].all()
+        assert not short.mask[row, n:].any()
     noise = noise[: len(valid)]
     for t in (1.0, 0.3):
         a, b = model().velocity(noise, t, short), model().velocity(noise, t, full)
@@ -98,7 +99,8 @@ def test_other_sizes(B, V):
     cache = odd.prefill(images, masks[0], tokens, masks[1])
     assert cache.k[0].shape == (B, 2, 16 * V + 6, 12)
     actions = odd.sample(images, masks[0], tokens, masks[1], noise, steps=2)
-    assert actions.shape == (B, 5, 7) and actions.isfinite().all()
+    assert actions.shape == (B, 5, 7)
+    assert actions.isfinite().all()
 
 
 @pytest.mark.parametrize("B", [1, 3])
@@ -176,7 +178,8 @@ def test_guide_wraps_the_velocity():
         return guided
 
     out = model().sample(*inputs(), z["noise"], steps=4, guide=guide)
-    assert torch.equal(out, z["noise"]) and times == flow_times(4)
+    assert torch.equal(out, z["noise"])
+    assert times == flow_times(4)
 
 
 def test_flow_integrates_a_line_exactly():
@@ -184,7 +187,8 @@ def test_flow_integrates_a_line_exactly():
     for clock in ("openpi", "exact"):
         assert worst(flow_sample(lambda x, t: noise - data, noise, 8, clock), data) <= 1e-6
     assert flow_times(4, "exact") == [1.0, 0.75, 0.5, 0.25]
-    assert len(flow_times(1000)) == 1000 and abs(flow_times(1000)[-1] - 0.001) < 1e-4
+    assert len(flow_times(1000)) == 1000
+    assert abs(flow_times(1000)[-1] - 0.001) < 1e-4
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.0, True, None])
