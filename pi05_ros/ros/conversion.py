@@ -146,6 +146,8 @@ def compressed_to_rgb(message: Any) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except ConversionError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ConversionError("size", f"compressed image: {_line(error)}") from error
     except Exception as error:
         raise ConversionError("undecodable", f"compressed image: {_line(error)}") from error
 

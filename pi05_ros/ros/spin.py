@@ -60,8 +60,11 @@ def run(
                 last_error = str(error)
                 node.get_logger().error(f"in a callback: {traceback.format_exc()}")
     clean = node.end()
-    executor.remove_node(node)
+    executor.shutdown()
     node.destroy_node()
+    # The state machine keeps the DDS participant alive as long as anything refers to the node,
+    # and a thread that was left behind does. Others would see a ghost until its lease ends.
+    node._state_machine.destroy_when_not_in_use()
     rclpy.try_shutdown()
     if not clean:
         # A model that still computes would crash while the interpreter is taken down.

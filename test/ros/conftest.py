@@ -14,34 +14,36 @@ from PIL import Image as PilImage
 
 from pi05_ros.ros.domain import free_domain_id
 
-# Before rclpy.init in any test of this session, so that no other node is heard.
-os.environ["ROS_DOMAIN_ID"] = str(free_domain_id())
+# Before rclpy.init in any test of this session, so that no other node is heard. A process that a
+# test starts from this file stays in the test's domain.
+if "KEEP_DOMAIN" not in os.environ:
+    os.environ["ROS_DOMAIN_ID"] = str(free_domain_id())
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 
-import rclpy  # noqa: E402
-from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
-from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
-from rclpy.parameter import Parameter  # noqa: E402
-from rclpy.qos import (  # noqa: E402
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState, GetState
+from pi05_ros.msg import ActionChunk as ActionChunkMsg
+from pi05_ros.msg import PolicyStatus
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import (
     DurabilityPolicy,
     QoSProfile,
     ReliabilityPolicy,
     qos_profile_sensor_data,
 )
-from sensor_msgs.msg import CompressedImage, Image, JointState  # noqa: E402
-from std_msgs.msg import String  # noqa: E402
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
 
-from pi05_ros.backends.engine import Precision  # noqa: E402
-from pi05_ros.msg import ActionChunk as ActionChunkMsg  # noqa: E402
-from pi05_ros.msg import PolicyStatus  # noqa: E402
-from pi05_ros.policy.chunk import (  # noqa: E402
+from pi05_ros.backends.engine import Precision
+from pi05_ros.policy.chunk import (
     ActionChunk,
     ActionMeaning,
     ActionUnit,
     StageTimings,
 )
-from pi05_ros.ros.policy_node import PolicyNode  # noqa: E402
+from pi05_ros.ros.policy_node import PolicyNode
 
 JOINT_NAMES = ("joint1", "joint2", "gripper")
 
@@ -129,6 +131,7 @@ class Client:
         subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self.prompt = self.node.create_publisher(String, f"{namespace}/prompt", latched)
         self.publishers = {}
+        self.services = {}
         self.stamp_offset_s = {}
 
     def _on_diagnostics(self, message):
@@ -150,12 +153,24 @@ class Client:
         self.publisher(type(message), topic).publish(message)
 
     def call(self, kind, name, request, timeout_s=10.0):
-        client = self.node.create_client(kind, f"{self.target}/{name}")
+        """Call a service of the node; clients are kept, discovery is waited for both ways."""
+        if name not in self.services:
+            self.services[name] = self.node.create_client(kind, f"{self.target}/{name}")
+            assert self.services[name].wait_for_service(20), f"no service {name}"
+            self._shake_hands()
+        future = self.services[name].call_async(request)
+        assert self.until(future.done, timeout_s), f"no answer from {name}"
+        return future.result()
+
+    def _shake_hands(self):
+        """A server may not know a client yet that knows the server; ask until it answers."""
+        client = self.node.create_client(GetState, f"{self.target}/get_state")
         try:
-            assert client.wait_for_service(timeout_s), f"no service {name}"
-            future = client.call_async(request)
-            assert self.until(future.done, timeout_s), f"no answer from {name}"
-            return future.result()
+            for _ in range(20):
+                future = client.call_async(GetState.Request())
+                if self.until(future.done, 1.0):
+                    return
+            raise AssertionError("the node does not answer get_state")
         finally:
             self.node.destroy_client(client)
 
@@ -205,6 +220,7 @@ class Bench:
     node: PolicyNode
     client: Client
     policies: list
+    pause: object = None  # stops the node's executor
 
     @property
     def policy(self):
@@ -270,7 +286,12 @@ def bench(ros):
         client_executor.add_node(client_node)
         client = Client(client_node, node.get_fully_qualified_name(), client_executor)
         made.append((node, executor, stop, thread, client_node, client_executor))
-        return Bench(node, client, policies)
+
+        def pause():
+            stop.set()
+            thread.join()
+
+        return Bench(node, client, policies, pause)
 
     yield make
     for node, executor, stop, thread, client_node, client_executor in made:
@@ -281,6 +302,24 @@ def bench(ros):
         node.destroy_node()
         client_executor.shutdown()
         client_node.destroy_node()
+
+
+@pytest.fixture
+def lone_client(ros):
+    """Client of a node that runs in a process of its own."""
+    made = []
+
+    def make(target):
+        node = rclpy.create_node("lone_client")
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        made.append((node, executor))
+        return Client(node, target, executor)
+
+    yield make
+    for node, executor in made:
+        executor.shutdown()
+        node.destroy_node()
 
 
 @pytest.fixture

@@ -1,0 +1,209 @@
+"""Message conversion: what each encoding means, and that nothing but ConversionError escapes."""
+
+import array
+import io
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as PilImage
+
+from pi05_ros.ros import conversion
+from pi05_ros.ros.conversion import ConversionError, JointMap, compressed_to_rgb, image_to_rgb
+
+
+def image(data, width, height, encoding, step):
+    return SimpleNamespace(
+        data=array.array("B", bytes(data)), width=width, height=height, encoding=encoding,
+        step=step, is_bigendian=0,
+    )  # fmt: skip
+
+
+def compressed(data, kind="jpeg"):
+    return SimpleNamespace(format=kind, data=array.array("B", bytes(data)))
+
+
+def joint_state(names, positions):
+    return SimpleNamespace(name=names, position=array.array("d", positions))
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("encoding", sorted(conversion.ENCODINGS))
+def test_every_encoding_gives_the_same_picture(encoding, padding):
+    rgb = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
+    alpha = np.full((7, 5, 1), 9, np.uint8)
+    grey = rgb[..., :1]
+    wire = {
+        "rgb8": rgb,
+        "bgr8": rgb[..., ::-1],
+        "rgba8": np.concatenate([rgb, alpha], -1),
+        "bgra8": np.concatenate([rgb[..., ::-1], alpha], -1),
+        "mono8": grey,
+    }[encoding]
+    rows = np.pad(wire.reshape(7, -1), ((0, 0), (0, padding)), constant_values=77)
+    result = image_to_rgb(image(rows.tobytes(), 5, 7, encoding, rows.shape[1]))
+    expected = np.repeat(grey, 3, -1) if encoding == "mono8" else rgb
+    np.testing.assert_array_equal(result, expected)
+    assert result.flags.c_contiguous
+    assert result.dtype == np.uint8
+
+
+def test_last_row_may_lack_its_padding():
+    assert image_to_rgb(image(bytes(10 + 6), 2, 2, "rgb8", 10)).shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "words"),
+    [
+        (image(b"", 4, 4, "16UC1", 8), "encoding", "rgb8, bgr8, rgba8, bgra8, mono8"),
+        (image(bytes(48), 4, 4, "rgb8", 11), "step", "12 bytes"),
+        (image(bytes(48), 4, 4, "rgb8", 0), "step", "step 0"),
+        (image(bytes(47), 4, 4, "rgb8", 12), "short_data", "needs 48"),
+        (image(b"", 0, 4, "rgb8", 0), "size", "0x4"),
+        (image(b"", 4, 0, "rgb8", 12), "size", "4x0"),
+        (image(b"", 2**31, 2**31, "rgb8", 2**32 - 1), "size", "accepted up to"),
+        (image(b"", 16384, 16384, "mono8", 16384), "size", "accepted up to"),
+    ],
+    ids=["unknown", "step", "no-step", "short", "no-width", "no-height", "absurd", "too-large"],
+)
+def test_bad_image_is_named(message, code, words):
+    with pytest.raises(ConversionError, match=words) as caught:
+        image_to_rgb(message)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("JPEG", 6), ("PNG", 0)])
+def test_compressed_pictures(kind, tolerance):
+    picture = np.full((20, 30, 3), (200, 100, 20), np.uint8)
+    buffer = io.BytesIO()
+    PilImage.fromarray(picture).save(buffer, kind)
+    result = compressed_to_rgb(compressed(buffer.getvalue()))
+    assert np.abs(result.astype(int) - picture).max() <= tolerance
+
+
+def _png(mode, size):
+    buffer = io.BytesIO()
+    PilImage.new(mode, size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "encoding"),
+        (b"GIF89a.....", "encoding"),
+        (b"\xff\xd8\xff\xe0 not a picture", "undecodable"),
+        (_png("RGB", (64, 64))[:60], "undecodable"),
+        (_png("I;16", (8, 8)), "encoding"),
+        (_png("1", (6000, 6000)), "size"),
+        (_png("1", (30000, 30000)), "size"),  # small file, 900 megapixels
+    ],
+    ids=["empty", "gif", "text", "cut", "16-bit", "large", "bomb"],
+)
+def test_bad_compressed_picture_is_named(data, code):
+    with pytest.raises(ConversionError) as caught:
+        compressed_to_rgb(compressed(data))
+    assert caught.value.code == code
+
+
+def test_joints_are_mapped_by_name():
+    joints = JointMap(["a", "b", "grip"])
+    message = joint_state(["grip", "extra", "b", "a"], [3.0, 9.0, 2.0, 1.0])
+    np.testing.assert_array_equal(joints.state(message), np.float32([1, 2, 3]))
+    # A new order is noticed.
+    np.testing.assert_array_equal(
+        joints.state(joint_state(["a", "b", "grip"], [1.0, 2.0, 3.0])), np.float32([1, 2, 3])
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "positions", "code", "words"),
+    [
+        (["a", "c"], [1, 2], "joint_missing", "lacks b; it has a, c"),
+        ([], [], "joint_missing", "it has no names"),
+        (["a", "b", "a"], [1, 2, 3], "joint_duplicate", "a more than once"),
+        (["a", "b"], [1], "joint_count", "2 names and 1 positions"),
+        (["a", "b"], [], "joint_count", "0 positions"),
+        (["a", "b"], [1, float("nan")], "joint_not_finite", "b"),
+        (["a", "b"], [float("inf"), 1], "joint_not_finite", "a"),
+        (["a", "b"], [1e300, 1], "joint_not_finite", "a"),
+    ],
+)
+def test_bad_joint_state_is_named(names, positions, code, words):
+    with pytest.raises(ConversionError, match=words) as caught:
+        JointMap(["a", "b"]).state(joint_state(names, positions))
+    assert caught.value.code == code
+
+
+def test_extra_duplicates_do_not_matter():
+    state = JointMap(["a"]).state(joint_state(["x", "a", "x"], [0, 1, 2]))
+    np.testing.assert_array_equal(state, np.float32([1]))
+
+
+dimensions = st.one_of(st.integers(0, 40), st.integers(0, 2**32 - 1))
+encodings = st.one_of(st.sampled_from(sorted(conversion.ENCODINGS)), st.text(max_size=8))
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    width=dimensions, height=dimensions, step=dimensions, encoding=encodings,
+    data=st.binary(max_size=5000),
+)  # fmt: skip
+def test_fuzz_images(width, height, step, encoding, data):
+    try:
+        result = image_to_rgb(image(data, width, height, encoding, step))
+    except ConversionError:
+        return
+    assert result.shape == (height, width, 3)
+
+
+heads = st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
+
+
+@st.composite
+def damaged_pictures(draw):
+    kind = draw(st.sampled_from(["JPEG", "PNG"]))
+    buffer = io.BytesIO()
+    PilImage.new("RGB", (17, 13), (1, 2, 3)).save(buffer, kind)
+    data = bytearray(buffer.getvalue())
+    for _ in range(draw(st.integers(0, 5))):
+        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    return bytes(data[: draw(st.integers(0, len(data)))])
+
+
+@settings(max_examples=500, deadline=None)
+@given(data=st.one_of(damaged_pictures(), st.builds(lambda h, t: h + t, heads, st.binary())))
+def test_fuzz_compressed(data):
+    try:
+        result = compressed_to_rgb(compressed(data))
+    except ConversionError:
+        return
+    assert result.shape[2] == 3
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    names=st.lists(st.one_of(st.sampled_from(["a", "b", "c"]), st.text(max_size=5)), max_size=6),
+    positions=st.lists(st.floats(), max_size=6),
+)
+def test_fuzz_joints(names, positions):
+    try:
+        state = JointMap(["a", "b"]).state(joint_state(names, positions))
+    except ConversionError:
+        return
+    assert np.isfinite(state).all()
+
+
+def test_refused_pictures_cost_no_memory():
+    bomb = compressed(_png("1", (30000, 30000)))
+    lie = image(bytes(100), 5000, 5000, "rgb8", 15000)
+    tracemalloc.start()
+    for message, convert in ((bomb, compressed_to_rgb), (lie, image_to_rgb)) * 20:
+        with pytest.raises(ConversionError):
+            convert(message)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
