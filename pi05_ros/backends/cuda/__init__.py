@@ -1,0 +1,103 @@
+"""pi0.5 on one NVIDIA GPU: fused Triton kernels around cuBLASLt GEMMs, replayed as CUDA graphs."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pi05_ros.backends.engine import Precision
+from pi05_ros.backends.errors import BackendError
+
+if TYPE_CHECKING:
+    from pi05_ros.backends.cuda.engine import CudaEngine
+    from pi05_ros.model import Pi05
+
+log = logging.getLogger("pi05_ros.cuda")
+
+FP8_CAPABILITY = (8, 9)
+
+
+def usable() -> tuple[bool, str]:
+    """Whether the backend can run on this machine, and why (not)."""
+    if importlib.util.find_spec("triton") is None:
+        return False, "Triton is not installed (pip install triton); backend 'eager' always runs"
+    if not torch.cuda.is_available():
+        return False, "there is no CUDA device; backend 'eager' runs on the CPU"
+    major, minor = torch.cuda.get_device_capability()
+    if major < 8:
+        return False, f"compute capability {major}.{minor} is below 8.0; backend 'eager' runs there"
+    return True, f"CUDA device {torch.cuda.get_device_name()}"
+
+
+def resolve(precision: Precision, capability: tuple[int, int]) -> Precision:
+    """Replace "auto": vision BF16, prefill and denoise FP8 where the device has it.
+
+    Raises:
+        BackendError: a precision that this backend does not have.
+
+    """
+    chosen = {}
+    for stage in ("vision", "prefill", "denoise"):
+        value = getattr(precision, stage)
+        if value not in ("auto", "bf16", "fp8"):
+            raise BackendError(
+                f"precision.{stage} is {value!r}; the cuda backend accepts auto, bf16 and fp8"
+            )
+        default = "bf16" if stage == "vision" else "fp8"
+        chosen[stage] = default if value == "auto" else value
+    if "fp8" in chosen.values() and capability < FP8_CAPABILITY:
+        log.warning(
+            "compute capability %d.%d has no FP8 matrix units: running in BF16", *capability
+        )
+        chosen = dict.fromkeys(chosen, "bf16")
+    return Precision(**chosen)
+
+
+def create(
+    model: Pi05,
+    precision: Precision | None = None,
+    views: int = 2,
+    horizon: int = 50,
+    max_prompt_tokens: int = 200,
+    **options: Any,
+) -> CudaEngine:
+    """Build the engine for a model whose weights are on a CUDA device.
+
+    Args:
+        model: weights; copied in packed form, so the model may be freed afterwards.
+        precision: "bf16" or "fp8" per stage; "auto" is vision BF16, prefill and denoise FP8.
+        views: cameras to expect, up to 3.
+        horizon: chunk length where noise is drawn by the engine, up to 64.
+        max_prompt_tokens: longest prompt.
+        options: `calibration` (path), `release_model`, `monitor_every`, `slots`,
+            `dependent_launch`, `tuning` (overrides); see `CudaEngine`.
+
+    Raises:
+        BackendError: no usable device, the model is elsewhere, or an option is out of range.
+
+    """
+    ok, why = usable()
+    if not ok:
+        raise BackendError(f"the cuda backend cannot run here: {why}")
+    if model.device.type != "cuda":
+        raise BackendError(
+            f"the model is on {model.device}; load it with device='cuda' or use backend 'eager'"
+        )
+    from pi05_ros.backends.cuda.engine import CudaEngine
+
+    capability = torch.cuda.get_device_capability(model.device)
+    resolved = resolve(precision or Precision(), capability)
+    try:
+        return CudaEngine(
+            model,
+            resolved,
+            views=views,
+            horizon=horizon,
+            max_prompt_tokens=max_prompt_tokens,
+            **options,
+        )
+    except TypeError as error:
+        raise BackendError(f"the cuda backend: {error}") from error

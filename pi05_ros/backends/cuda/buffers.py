@@ -1,0 +1,117 @@
+"""Static device memory of one engine: every graph reads and writes the same buffers.
+
+Rows are allocated for the largest bucket; stages use the first rows of each buffer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pi05_ros.backends.cuda.weights import FP8, PATCH_DTYPE, Weights, half, patch_columns
+
+ACTION_ROWS = 64  # rows of the denoise kernels: horizons up to 64
+MAX_SPLITS = 64  # key splits of attention in denoise
+MAX_PREFILL_SPLITS = 4
+SUM_PARTS = 128  # most column tiles whose sums of squares are kept
+
+
+@dataclass
+class Slot:
+    """One KV cache: prefix keys and values, then room for the action rows."""
+
+    k: Tensor  # bf16 [L, Tmax + 64, head_dim]
+    v: Tensor
+    length: Tensor  # int32 [1], valid prefix rows
+
+
+class Buffers:
+    """Allocate everything for `views` cameras and prompts of `max_prompt` tokens."""
+
+    def __init__(
+        self, weights: Weights, views: int, max_prompt: int, slots: int, device: torch.device
+    ) -> None:
+        config = weights.config
+        vision, vlm, expert = config.vision, config.vlm, config.expert
+        self.views = views
+        self.tokens = vision.tokens
+        image_rows = views * self.tokens
+        rows = image_rows + max_prompt
+        hd, heads = vlm.head_dim, vlm.num_heads
+
+        wide = half(device)
+
+        def make(*shape: int, dtype: torch.dtype = wide) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        f32 = torch.float32
+        v8 = FP8 if weights.precision.vision == "fp8" else wide
+        p8 = FP8 if weights.precision.prefill == "fp8" else wide
+        d8 = FP8 if weights.precision.denoise == "fp8" else wide
+        # vision
+        D, F = vision.hidden_size, vision.intermediate_size
+        self.patches = make(image_rows, patch_columns(config), dtype=PATCH_DTYPE)
+        self.patch_out = make(image_rows, D, dtype=PATCH_DTYPE)
+        self.vx = make(image_rows, D)
+        self.vh = make(image_rows, D, dtype=v8)
+        self.vpost = make(image_rows, D)
+        self.vqkv = make(image_rows, 3 * D)
+        self.vattn = make(image_rows, D, dtype=v8)
+        self.vy = make(image_rows, D)
+        self.vwide = make(image_rows, F) if v8 == FP8 else make(0)
+        self.vact = make(image_rows, F, dtype=v8)
+        # prefill
+        D, F = vlm.width, vlm.mlp_dim
+        self.prompt = make(max_prompt, dtype=torch.int64)
+        self.embeds = make(rows, D)
+        self.x = make(rows, D)
+        self.h = make(rows, D, dtype=p8)
+        self.qkv = make(rows, (heads + 2) * hd)
+        self.kv_only = make(rows, 2 * hd)
+        self.q = make(rows * heads, hd)
+        self.attn = make(rows * heads, hd, dtype=p8)
+        self.y = make(rows, D)
+        self.wide = make(rows, 2 * F)
+        self.act = make(rows, F, dtype=p8)
+        self.parts = make(MAX_PREFILL_SPLITS * rows * heads, hd)
+        self.lse = make(MAX_PREFILL_SPLITS * rows * heads, dtype=f32)
+        self.slots = [
+            Slot(
+                k=make(vlm.depth, rows + ACTION_ROWS, hd),
+                v=make(vlm.depth, rows + ACTION_ROWS, hd),
+                length=make(1, dtype=torch.int32),
+            )
+            for _ in range(slots)
+        ]
+        # denoise
+        A, D, F = config.action_dim, expert.width, expert.mlp_dim
+        M = ACTION_ROWS
+        self.noise = make(M, A, dtype=f32)
+        self.state = make(M, A, dtype=f32)
+        self.actions = make(M, A, dtype=f32)
+        self.dx = make(M, D, dtype=f32)
+        self.mirror = make(M, D, dtype=d8)
+        self.sum_attn = make(SUM_PARTS, M, dtype=f32)  # of x at the first norm of a layer
+        self.sum_mlp = make(SUM_PARTS, M, dtype=f32)  # of x at the second
+        self.dq = make(M * heads, hd)
+        self.dparts = make(MAX_SPLITS * M * heads, hd)  # own: prefill may run beside denoise
+        self.dlse = make(MAX_SPLITS * M * heads, dtype=f32)
+        self.dattn = make(M * heads, hd, dtype=d8)
+        self.dact = make(M, F, dtype=d8)
+        self.frozen = make(1, dtype=torch.int32)
+        self.seed = make(1, dtype=torch.int64)
+        # FP8 sites
+        count = len(weights.sites)
+        self.scales = torch.ones(count, dtype=f32, device=device)
+        self.amax = make(count, dtype=f32)
+        self.one = torch.ones((), dtype=f32, device=device)
+        self.ones = torch.ones(2 * max(vlm.mlp_dim, expert.mlp_dim), dtype=f32, device=device)
+        # rotary tables, float32 [positions, head_dim / 2]
+        steps = torch.arange(0, hd, 2, dtype=f32, device=device)
+        frequencies = 1.0 / (10000.0 ** (steps / hd))
+        if config.rope == "openpi-bf16":
+            frequencies = frequencies.bfloat16().float()
+        angles = torch.arange(rows + ACTION_ROWS, device=device).float()[:, None] * frequencies
+        self.cos, self.sin = angles.cos().contiguous(), angles.sin().contiguous()

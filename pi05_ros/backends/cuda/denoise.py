@@ -1,0 +1,298 @@
+"""Launch sequence of the flow: N steps of the action expert, six launches per layer."""
+
+from __future__ import annotations
+
+import math
+
+import triton
+from torch import Tensor
+
+from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_SPLITS, SUM_PARTS, Buffers, Slot
+from pi05_ros.backends.cuda.kernels import attention, denoise
+from pi05_ros.backends.cuda.modulation import Modulation
+from pi05_ros.backends.cuda.stages import LOG2E, ContextStages
+from pi05_ros.backends.cuda.tuning import Tuning
+from pi05_ros.backends.cuda.weights import ExpertLayer, Linear, Weights
+from pi05_ros.backends.errors import BackendError
+
+
+def fit(options: dict[str, int], N: int, K: int) -> dict[str, int]:
+    """Shrink tile sizes to what divides ``[N, K]``; sizes of the real model pass unchanged."""
+    out = dict(options)
+    while N % out["BN"]:
+        out["BN"] //= 2
+    while K % out["BK"]:
+        out["BK"] //= 2
+    if out["BN"] < 16 or out["BK"] < 16:
+        raise BackendError(f"a matrix of {N} x {K} does not divide into tiles of 16 x 16")
+    return out
+
+
+class DenoiseStage:
+    """The action expert on static buffers."""
+
+    def __init__(
+        self, weights: Weights, buffers: Buffers, tuning: Tuning, context: ContextStages
+    ) -> None:
+        self.weights = weights
+        self.buffers = buffers
+        self.tuning = tuning
+        self.context = context
+        self.pdl = context.pdl
+        self.launch = context.launch
+        config = weights.config.expert
+        kind = "fp8" if weights.precision.denoise == "fp8" else "bf16"
+        D, F = config.width, config.mlp_dim
+        q = config.num_heads * config.head_dim
+        both = q + 2 * config.num_kv_heads * config.head_dim
+        self.options = {
+            name: fit(tuning.kernel("denoise", kind, name), N, K)
+            for name, N, K in (
+                ("qkv", min(both, config.head_dim * both), D),
+                ("out", D, q),
+                ("gate_up", 2 * F, D),
+                ("down", D, F),
+            )
+        }
+        while config.head_dim % self.options["qkv"]["BN"]:
+            self.options["qkv"]["BN"] //= 2
+        for name in ("out", "down"):
+            if D // self.options[name]["BN"] > SUM_PARTS:
+                raise BackendError(f"expert width {D} needs a {name} tile of {D // SUM_PARTS}+")
+
+    @property
+    def monitor(self) -> bool:
+        """Whether kernels record the largest input of each FP8 GEMM."""
+        return self.context.monitor
+
+    def run(self, horizon: int, mod: Modulation, slot: Slot, rows_cap: int) -> None:
+        """Noise -> actions. `rows_cap`: most prefix rows that `slot` may hold in this graph."""
+        self._euler(horizon, mod, -1)
+        for step in range(mod.steps):
+            for index, layer in enumerate(self.weights.expert):
+                self._layer(horizon, mod, slot, rows_cap, step, index, layer)
+            self._euler(horizon, mod, step)
+
+    def _common(self, options: dict[str, int]) -> dict[str, object]:
+        return {
+            "BM": ACTION_ROWS,
+            "BN": options["BN"],
+            "BK": options["BK"],
+            "STAGES": options["stages"],
+            "HOIST": bool(options["hoist"]),
+            "EARLY": self.tuning.flag("early_trigger"),
+            "PDL": self.pdl,
+            "num_warps": options["warps"],
+            "num_stages": options["stages"],
+            **self.launch,
+        }
+
+    def _scale(self, linear: Linear) -> Tensor:
+        return self.buffers.ones if linear.scale is None else linear.scale
+
+    def _layer(
+        self,
+        horizon: int,
+        mod: Modulation,
+        slot: Slot,
+        rows_cap: int,
+        step: int,
+        index: int,
+        layer: ExpertLayer,
+    ) -> None:
+        b, config = self.buffers, self.weights.config.expert
+        D, F, hd, heads = config.width, config.mlp_dim, config.head_dim, config.num_heads
+        k, v = slot.k[index], slot.v[index]
+        steps = mod.steps
+        mod_stride = mod.mod.stride(0)
+        bias_stride = mod.bias.stride(0)
+        bias = mod.bias[0, index]
+        first, second, third = mod.mod[0, 2 * index], mod.mod[0, 2 * index + 1], mod.mod[0, 2 * index + 2]
+        qkv_rows = layer.qkv.weight.shape[0]
+
+        options = self.options["qkv"]
+        scale, _ = self.context._site(layer.qkv)
+        denoise.qkv_rope[(qkv_rows // options["BN"],)](
+            b.mirror,
+            layer.qkv.weight,
+            self._scale(layer.qkv),
+            scale,
+            b.sum_attn,
+            bias,
+            bias_stride,
+            b.frozen,
+            b.cos,
+            b.sin,
+            slot.length,
+            b.dq,
+            k,
+            v,
+            step,
+            steps,
+            horizon,
+            LOG2E / math.sqrt(hd),
+            D=D,
+            HEADS=heads,
+            HEAD_DIM=hd,
+            PARTS=D // self.options["down"]["BN"],
+            **self._common(options),
+        )
+
+        options = self.tuning.kernel("denoise", "attention")
+        rows = horizon * heads
+        BN = options["BN"]
+        splits = triton.cdiv(rows_cap + horizon, BN)
+        if splits > MAX_SPLITS:
+            raise BackendError(f"{rows_cap + horizon} keys need more than {MAX_SPLITS} splits")
+        scale, amax = self.context._site(layer.out)
+        attention.attend[(triton.cdiv(rows, options["BM"]), splits)](
+            b.dq,
+            k,
+            v,
+            slot.length,
+            b.dparts,
+            b.dlse,
+            scale,
+            amax,
+            rows,
+            horizon,
+            BN,
+            ACTION_ROWS * heads,
+            HEAD_DIM=hd,
+            BM=options["BM"],
+            BN=BN,
+            STAGES=1,
+            ONE_BLOCK=True,
+            DIRECT=False,
+            PDL=self.pdl,
+            MONITOR=False,
+            num_warps=options["warps"],
+            **self.launch,
+        )
+        self.context.combine(
+            (b.dparts, b.dlse, b.dattn), rows, splits, ACTION_ROWS * heads, layer.out
+        )
+
+        self._residual(
+            b.dattn, layer.out, "out", first[2], second[0], mod_stride, b.sum_mlp,
+            layer.gate_up, step, steps, horizon,
+        )  # fmt: skip
+
+        options = self.options["gate_up"]
+        scale, _ = self.context._site(layer.gate_up)
+        out_scale, amax = self.context._site(layer.down)
+        denoise.gate_up[(2 * F // options["BN"],)](
+            b.mirror,
+            layer.gate_up.weight,
+            self._scale(layer.gate_up),
+            scale,
+            b.sum_mlp,
+            bias[qkv_rows:],
+            bias_stride,
+            b.frozen,
+            b.dact,
+            out_scale,
+            amax,
+            step,
+            steps,
+            horizon,
+            D=D,
+            F=F,
+            PARTS=D // self.options["out"]["BN"],
+            MONITOR=self.monitor and layer.down.fp8,
+            **self._common(options),
+        )
+
+        # Behind the last layer comes the final norm, which euler_step computes itself; the mirror
+        # written here is then not read, and its site is the first layer's.
+        following = self.weights.expert[(index + 1) % len(self.weights.expert)].qkv
+        monitored = index + 1 < len(self.weights.expert)
+        self._residual(
+            b.dact, layer.down, "down", second[2], third[0], mod_stride, b.sum_attn,
+            following, step, steps, horizon, monitored,
+        )  # fmt: skip
+
+    def _residual(
+        self,
+        a: Tensor,
+        linear: Linear,
+        name: str,
+        gate: Tensor,
+        next_scale: Tensor,
+        mod_stride: int,
+        sums: Tensor,
+        target: Linear,
+        step: int,
+        steps: int,
+        horizon: int,
+        monitored: bool = True,
+    ) -> None:
+        b = self.buffers
+        options = self.options[name]
+        N, K = linear.weight.shape
+        scale, _ = self.context._site(linear)
+        next_site, amax = self.context._site(target)
+        denoise.residual_gemm[(N // options["BN"],)](
+            a,
+            linear.weight,
+            self._scale(linear),
+            scale,
+            gate,
+            next_scale,
+            mod_stride,
+            b.frozen,
+            b.dx,
+            b.mirror,
+            next_site,
+            sums,
+            amax,
+            step,
+            steps,
+            horizon,
+            K=K,
+            N=N,
+            MONITOR=self.monitor and target.fp8 and monitored,
+            **self._common(options),
+        )
+
+    def _euler(self, horizon: int, mod: Modulation, step: int) -> None:
+        """Between steps; -1 is the entry from noise. Only the entry waits for everything before
+        it (no dependent launch), so that kernels behind it may read the prefix above their wait.
+        """
+        w, b = self.weights, self.buffers
+        first, last = step < 0, step == mod.steps - 1
+        target = w.expert[0].qkv
+        scale, amax = self.context._site(target)
+        options = self.tuning.kernel("denoise", "step")
+        pdl = self.pdl and not first
+        D = w.config.expert.width
+        denoise.euler_step[(horizon,)](
+            b.dx,
+            b.state,
+            *w.action_out,
+            mod.mod[0, -1],
+            *w.action_in,
+            mod.mod[0, 0],
+            mod.mod.stride(0),
+            b.frozen,
+            b.mirror,
+            scale,
+            b.sum_attn,
+            amax,
+            b.noise,
+            b.actions,
+            step,
+            mod.steps,
+            1.0 / mod.steps,
+            D=D,
+            A=w.config.action_dim,
+            CHUNK=min(options["CHUNK"], D),
+            BM=ACTION_ROWS,
+            PARTS=D // self.options["down"]["BN"],
+            FIRST=first,
+            LAST=last,
+            PDL=pdl,
+            MONITOR=self.monitor and target.fp8 and not last,
+            num_warps=options["warps"],
+            **(self.launch if pdl else {}),
+        )

@@ -1,0 +1,455 @@
+"""The CUDA engine: packed weights, static buffers, CUDA graphs per workload bucket.
+
+A bucket is (camera picture sizes, prompt bucket, horizon, steps). Inside a bucket the prompt
+length is an integer on the device: keys behind it get no weight, so results equal those of the
+exact size. A new bucket costs one capture (a fraction of a second), never a recompilation.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pi05_ros.backends.cuda import modulation, scales
+from pi05_ros.backends.cuda.buffers import ACTION_ROWS, Buffers
+from pi05_ros.backends.cuda.denoise import DenoiseStage
+from pi05_ros.backends.cuda.graphs import Graphs
+from pi05_ros.backends.cuda.inputs import Inputs, View, check_noise, check_tokens
+from pi05_ros.backends.cuda.kernels import preprocess
+from pi05_ros.backends.cuda.scales import Calibration, Saturation
+from pi05_ros.backends.cuda.stages import ContextStages, ResizeTables
+from pi05_ros.backends.cuda.tuning import load as load_tuning
+from pi05_ros.backends.cuda.weights import Weights, pack
+from pi05_ros.backends.engine import EngineTimings, Precision
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.model import Pi05
+
+log = logging.getLogger("pi05_ros.cuda")
+
+PROMPT_BUCKETS = (32, 64, 128, 200)
+MAX_VIEWS = 3
+MAX_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Context:
+    """A KV cache on the device, valid until its slot is written again."""
+
+    slot: int
+    serial: int
+    views: int
+    bucket: int
+    length: int
+
+
+class CudaEngine:
+    """pi0.5 at batch 1 on one GPU; see `create` in the package for the arguments."""
+
+    backend = "cuda"
+    reason = "asked for"
+
+    def __init__(
+        self,
+        model: Pi05,
+        precision: Precision,
+        horizon: int = 50,
+        max_prompt_tokens: int = 200,
+        views: int = 2,
+        calibration: str | Path | Calibration | None = None,
+        release_model: bool = False,
+        deterministic: bool = True,
+        monitor_every: int = 0,
+        slots: int = 2,
+        dependent_launch: bool | None = None,
+        tuning: dict[str, Any] | None = None,
+    ) -> None:
+        if not 1 <= horizon <= ACTION_ROWS:
+            raise BackendError(f"horizon is {horizon}; accepted: 1 to {ACTION_ROWS}")
+        if views > MAX_VIEWS:
+            raise BackendError(f"{views} views; accepted: up to {MAX_VIEWS}")
+        if model.config.vlm.num_kv_heads != 1:
+            raise BackendError("the cuda backend needs one K/V head, as pi0.5 has")
+        self.device = model.device
+        self.precision = precision
+        self.horizon = horizon
+        self.max_prompt_tokens = max_prompt_tokens
+        self.deterministic = deterministic  # every kernel is; kept to state it
+        self.monitor_every = monitor_every
+        self.tuning = load_tuning(self.device, tuning)
+        if dependent_launch is None:
+            dependent_launch = self.tuning.flag("dependent_launch")
+        with self._on_device():
+            self.weights: Weights = pack(model, precision, release=release_model)
+            self.buffers = Buffers(
+                self.weights, MAX_VIEWS, max_prompt_tokens, slots, self.device
+            )
+            self.context_stages = ContextStages(
+                self.weights, self.buffers, self.tuning, dependent_launch
+            )
+            self.denoise_stage = DenoiseStage(
+                self.weights, self.buffers, self.tuning, self.context_stages
+            )
+            self.graphs = Graphs(self.device)
+        self._inputs = Inputs(self.device, model.config.vision.image_size)
+        self._resize: dict[tuple[int, int, int], ResizeTables] = {}
+        self._modulation: dict[int, modulation.Modulation] = {}
+        self._serial = [0] * slots
+        self._length = [-1] * slots
+        self._frozen = 0
+        self._calls = 0
+        self._lock = threading.RLock()
+        self._camera_keys: list[Hashable] = [None] * MAX_VIEWS
+        self._prompt_key: tuple[int, tuple[int, ...]] | None = None
+        self._events = None
+        if self.device.type == "cuda":
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        self._calibrated = "fp8" not in (precision.vision, precision.prefill, precision.denoise)
+        if calibration is not None and not self._calibrated:
+            self.use_calibration(calibration)
+
+    # public -----------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        images: Sequence[Tensor] | Tensor,
+        tokens: Tensor,
+        noise: Tensor | None = None,
+        steps: int = 10,
+        *,
+        seed: int | None = None,
+        frozen: Tensor | None = None,
+    ) -> Tensor:
+        """One graph from pictures to actions ``[H, A]`` float32; see `Engine.sample`.
+
+        Args:
+            images: see `Engine.context`.
+            tokens: int64 ``[n]``.
+            noise: ``[H, A]``, or None to draw it in the graph from `seed`.
+            steps: Euler steps, 1 to 20.
+            seed: seed of the noise where none is given (then H is the engine's horizon).
+            frozen: ``[d, A]`` normalised actions that are already decided (training-time RTC).
+
+        """
+        with self._lock, self._on_device():
+            self._check_steps(steps)
+            views = self._inputs.views(images, MAX_VIEWS)
+            n, bucket = self._load_prompt(tokens, len(views), 0)
+            horizon = self._load_noise(noise, seed, frozen)
+            for camera, view in enumerate(views):
+                self._inputs.load(camera, view)
+            self._camera_keys = [None] * MAX_VIEWS
+            self._serial[0] += 1
+            kinds = tuple(view.kind for view in views)
+            drawn = noise is None
+            rows = len(views) * self.buffers.tokens + bucket
+            mod = self._tables(steps)
+            if not self._calibrated:
+                self._calibrate_here(kinds, bucket, horizon, mod)
+            monitored = bool(self.monitor_every) and self._calls % self.monitor_every == 0
+            self._calls += 1
+
+            def launch() -> None:
+                self.context_stages.monitor = monitored
+                self._launch_context(kinds, bucket, 0)
+                if drawn:
+                    self._launch_noise(horizon)
+                self.denoise_stage.run(horizon, mod, self.buffers.slots[0], rows)
+                self.context_stages.monitor = False
+
+            self._mark(0)
+            self.graphs.run(("sample", kinds, bucket, horizon, steps, drawn, monitored), launch)
+            self._mark(1)
+            return self.buffers.actions[:horizon].clone()
+
+    def context(
+        self,
+        images: Sequence[Tensor] | Tensor,
+        tokens: Tensor,
+        *,
+        camera_keys: Sequence[Hashable] | None = None,
+        slot: int = 0,
+    ) -> Context:
+        """Vision and prefill into a KV slot; see `Engine.context`.
+
+        Args:
+            images: see there.
+            tokens: see there.
+            camera_keys: one per image, for example its stamp: a camera whose key equals that of the
+                call before is not encoded again, nor is an unchanged prompt.
+            slot: KV cache to write; contexts of other slots stay valid.
+
+        """
+        with self._lock, self._on_device():
+            views = self._inputs.views(images, MAX_VIEWS)
+            if not 0 <= slot < len(self._serial):
+                raise BackendError(f"slot {slot}; accepted: 0 to {len(self._serial) - 1}")
+            n, bucket = self._load_prompt(tokens, len(views), slot)
+            kinds = tuple(view.kind for view in views)
+            self._serial[slot] += 1
+            context = Context(slot, self._serial[slot], len(views), bucket, n)
+            if not self._calibrated:
+                for camera, view in enumerate(views):
+                    self._inputs.load(camera, view)
+                self._load_noise(None, 0, None)
+                self._calibrate_here(kinds, bucket, self.horizon, self._tables(10))
+            if camera_keys is None:
+                for camera, view in enumerate(views):
+                    self._inputs.load(camera, view)
+                self._camera_keys = [None] * MAX_VIEWS
+                self._prompt_key = None
+                self.graphs.run(
+                    ("context", kinds, bucket, slot),
+                    lambda: self._launch_context(kinds, bucket, slot),
+                )
+            else:
+                self._cached_context(views, kinds, tokens, bucket, slot, camera_keys)
+            return context
+
+    def denoise(
+        self,
+        context: Context,
+        noise: Tensor | None = None,
+        steps: int = 10,
+        *,
+        seed: int | None = None,
+        frozen: Tensor | None = None,
+    ) -> Tensor:
+        """Noise to actions over a context; see `Engine.denoise` and `sample`."""
+        with self._lock, self._on_device():
+            self._check_steps(steps)
+            if context.serial != self._serial[context.slot]:
+                raise BackendError("this context was overwritten by a later one in its slot")
+            horizon = self._load_noise(noise, seed, frozen)
+            drawn = noise is None
+            mod = self._tables(steps)
+            rows = context.views * self.buffers.tokens + context.bucket
+            slot = self.buffers.slots[context.slot]
+
+            def launch() -> None:
+                if drawn:
+                    self._launch_noise(horizon)
+                self.denoise_stage.run(horizon, mod, slot, rows)
+
+            self.graphs.run(("denoise", rows, horizon, steps, context.slot, drawn), launch)
+            return self.buffers.actions[:horizon].clone()
+
+    @property
+    def timings(self) -> EngineTimings:
+        """Device time of the last `sample`; stages run as one graph, so only the total is known."""
+        if self._events is None or not all(e.query() for e in self._events) or self._calls == 0:
+            return EngineTimings()
+        return EngineTimings(model_ms=self._events[0].elapsed_time(self._events[1]))
+
+    def use_calibration(self, calibration: str | Path | Calibration) -> None:
+        """Take activation scales from a file; refused where they belong to other weights."""
+        if not isinstance(calibration, Calibration):
+            calibration = Calibration.load(Path(calibration))
+        amax = calibration.amax_for(self.weights.sites, self.weights.fingerprint)
+        self.buffers.scales.copy_(scales.scale_of(amax).to(self.device))
+        self._calibrated = True
+
+    def start_calibration(self) -> None:
+        """Forget the largest magnitudes seen so far."""
+        self.buffers.amax.zero_()
+
+    def observe(self, images: Sequence[Tensor] | Tensor, tokens: Tensor, noise: Tensor) -> None:
+        """Run one observation with the recorder of magnitudes on (for `calibration`)."""
+        before = self.monitor_every
+        try:
+            self.monitor_every, self._calls = 1, 0
+            self.sample(images, tokens, noise)
+        finally:
+            self.monitor_every = before
+
+    def calibration(self, observations: int) -> Calibration:
+        """What was recorded since `start_calibration`."""
+        return Calibration(
+            tuple(self.weights.sites),
+            self.buffers.amax.cpu(),
+            self.weights.fingerprint,
+            observations,
+        )
+
+    def saturation(self) -> list[Saturation]:
+        """Sites that left their FP8 range in monitored calls since the last report."""
+        rows = scales.saturated(
+            self.weights.sites, self.buffers.amax.cpu(), self.buffers.scales.cpu()
+        )
+        self.buffers.amax.zero_()
+        for row in rows[:3]:
+            log.warning("FP8 saturation at %s: %.3g > %.3g", row.site, row.largest, row.limit)
+        return rows
+
+    def close(self) -> None:
+        """Free device memory."""
+        with self._lock:
+            self.graphs.clear()
+            for name in ("weights", "buffers", "context_stages", "denoise_stage", "_inputs"):
+                if hasattr(self, name):
+                    delattr(self, name)
+            self._modulation.clear()
+            self._resize.clear()
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    # inputs -----------------------------------------------------------------------------------
+
+    def _on_device(self) -> Any:
+        if self.device.type == "cuda":
+            return torch.cuda.device(self.device)
+        return torch.no_grad()
+
+    def _check_steps(self, steps: int) -> None:
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+            raise BackendError(f"steps is {steps!r}; accepted: 1 to {MAX_STEPS}")
+
+    def _load_prompt(self, tokens: Tensor, views: int, slot: int) -> tuple[int, int]:
+        n = check_tokens(tokens, self.max_prompt_tokens, self.weights.config.vocab)
+        bucket = next((size for size in PROMPT_BUCKETS if n <= size), n)
+        bucket = min(bucket, self.max_prompt_tokens)
+        self.buffers.prompt[:n].copy_(tokens, non_blocking=True)
+        length = views * self.buffers.tokens + n
+        if self._length[slot] != length:
+            self.buffers.slots[slot].length.fill_(length)
+            self._length[slot] = length
+        return n, bucket
+
+    def _load_noise(self, noise: Tensor | None, seed: int | None, frozen: Tensor | None) -> int:
+        b = self.buffers
+        A = self.weights.config.action_dim
+        if noise is None:
+            if seed is None:
+                raise BackendError("give noise or a seed")
+            horizon = self.horizon
+            b.seed.fill_(seed)
+        else:
+            horizon = check_noise(noise, A, ACTION_ROWS)
+            b.noise[:horizon].copy_(noise, non_blocking=True)
+        d = 0
+        if frozen is not None:
+            d = check_noise(frozen, A, horizon)
+            if noise is None:
+                raise BackendError("frozen actions need noise given, not a seed")
+            b.noise[:d].copy_(frozen, non_blocking=True)
+        if d != self._frozen:
+            b.frozen.fill_(d)
+            self._frozen = d
+        return horizon
+
+    def _tables(self, steps: int) -> modulation.Modulation:
+        if steps not in self._modulation:
+            with torch.no_grad():
+                self._modulation[steps] = modulation.build(self.weights, steps)
+        return self._modulation[steps]
+
+    def _mark(self, which: int) -> None:
+        if self._events is not None:
+            self._events[which].record()
+
+    # launches ---------------------------------------------------------------------------------
+
+    def _launch_camera(self, camera: int, kind: tuple[str, int, int]) -> None:
+        frame = self._inputs.buffer(camera, kind)
+        if kind[0] == "pixels":
+            self.context_stages.pixels_to_patches(frame, camera)
+            return
+        key = (camera, kind[1], kind[2])
+        if key not in self._resize:
+            size = self.weights.config.vision.image_size
+            self._resize[key] = ResizeTables.build(kind[1], kind[2], size, self.device)
+        self.context_stages.frame_to_patches(frame, camera, self._resize[key])
+
+    def _launch_vision(self, kinds: tuple[tuple[str, int, int], ...]) -> None:
+        for camera, kind in enumerate(kinds):
+            self._launch_camera(camera, kind)
+        if kinds:
+            self.context_stages.vision(0, len(kinds))
+
+    def _launch_prompt(self, views: int, bucket: int, slot: int) -> None:
+        self.context_stages.embed_prompt(views, bucket, self.buffers.slots[slot])
+
+    def _launch_prefill(self, views: int, bucket: int, slot: int) -> None:
+        rows = views * self.buffers.tokens + bucket
+        self.context_stages.prefill(rows, self.buffers.slots[slot])
+
+    def _launch_context(
+        self, kinds: tuple[tuple[str, int, int], ...], bucket: int, slot: int
+    ) -> None:
+        self._launch_vision(kinds)
+        self._launch_prompt(len(kinds), bucket, slot)
+        self._launch_prefill(len(kinds), bucket, slot)
+
+    def _launch_noise(self, horizon: int) -> None:
+        count = horizon * self.weights.config.action_dim
+        preprocess.normal_noise[(-(-count // 256),)](
+            self.buffers.seed, self.buffers.noise, count, BLOCK=256
+        )
+
+    def _cached_context(
+        self,
+        views: list[View],
+        kinds: tuple[tuple[str, int, int], ...],
+        tokens: Tensor,
+        bucket: int,
+        slot: int,
+        camera_keys: Sequence[Hashable],
+    ) -> None:
+        """Encode only what changed since the last call, then prefill."""
+        if len(camera_keys) != len(views):
+            raise BackendError(f"{len(camera_keys)} camera keys for {len(views)} images")
+        for camera, (view, key) in enumerate(zip(views, camera_keys, strict=True)):
+            if key is not None and key == self._camera_keys[camera]:
+                continue
+            self._inputs.load(camera, view)
+            kind = view.kind
+
+            def encode(camera: int = camera, kind: tuple[str, int, int] = kind) -> None:
+                self._launch_camera(camera, kind)
+                self.context_stages.vision(camera, 1)
+
+            self.graphs.run(("camera", camera, kind), encode)
+            self._camera_keys[camera] = key
+        prompt_key = (len(views), tuple(tokens.tolist()))
+        if prompt_key != self._prompt_key:
+            self.graphs.run(
+                ("prompt", len(views), bucket, slot),
+                lambda: self._launch_prompt(len(views), bucket, slot),
+            )
+            self._prompt_key = prompt_key
+        self.graphs.run(
+            ("prefill", len(views), bucket, slot),
+            lambda: self._launch_prefill(len(views), bucket, slot),
+        )
+
+    def _calibrate_here(
+        self,
+        kinds: tuple[tuple[str, int, int], ...],
+        bucket: int,
+        horizon: int,
+        mod: modulation.Modulation,
+    ) -> None:
+        """First-run default: scales from this very observation, with the usual margin.
+
+        The first pass uses scale 1 (e4m3 then spans 2^-9 to 448, wide enough for normalised
+        inputs); the second sees what the first pass's coarse scales may have bent.
+        """
+        rows = len(kinds) * self.buffers.tokens + bucket
+        for _ in range(2):
+            self.buffers.amax.zero_()
+            self.context_stages.monitor = True
+            self._launch_context(kinds, bucket, 0)
+            self.denoise_stage.run(horizon, mod, self.buffers.slots[0], rows)
+            self.context_stages.monitor = False
+            self.buffers.scales.copy_(scales.scale_of(self.buffers.amax))
+        self.buffers.amax.zero_()
+        self._calibrated = True
+        log.info("FP8 activation scales taken from the first observation (no calibration given)")

@@ -1,0 +1,67 @@
+"""Capture launch sequences once and replay them: one CUDA graph per key."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+
+_CAPTURE = threading.Lock()  # one capture at a time in the process, whichever engine
+
+
+class Graphs:
+    """Graphs of one engine, least recently used ones dropped beyond `limit`.
+
+    On a CPU device (the Triton interpreter, in tests) sequences run directly.
+    """
+
+    def __init__(self, device: torch.device, limit: int = 64) -> None:
+        self.device = device
+        self.limit = limit
+        self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._graphs
+
+    def clear(self) -> None:
+        """Forget all graphs."""
+        self._graphs.clear()
+
+    def run(self, key: Hashable, launch: Callable[[], None]) -> None:
+        """Replay the graph of `key` on the current stream; capture it from `launch` at first."""
+        if self.device.type != "cuda":
+            launch()
+            return
+        graph = self._graphs.get(key)
+        if graph is None:
+            graph = self.capture(key, launch)
+        else:
+            self._graphs.move_to_end(key)
+        graph.replay()
+
+    def capture(self, key: Hashable, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Run once (compiles kernels, makes library workspaces), then record.
+
+        The capture mode is thread-local: another thread may use CUDA meanwhile.
+        """
+        with _CAPTURE:
+            stream = torch.cuda.Stream(self.device)
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(stream):
+                launch()
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+            ):
+                launch()
+        self._graphs[key] = graph
+        while len(self._graphs) > self.limit:
+            self._graphs.popitem(last=False)
+        return graph

@@ -1,0 +1,136 @@
+"""Bring one observation into the static buffers: frames, prompt, noise.
+
+Frames on the host go through a pinned double buffer: the copy of one call may still be under way
+while the next call fills the other half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pi05_ros.backends.errors import BackendError
+
+Kind = tuple[str, int, int]  # ("frame", Hc, Wc) uint8 or ("pixels", S, S) float
+
+
+class _Pinned:
+    """Two pinned host buffers in turn, each guarded by the event of its last copy."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.buffers = [torch.empty(like.shape, dtype=like.dtype, pin_memory=True) for _ in "ab"]
+        self.events = [torch.cuda.Event() for _ in "ab"]
+        self.turn = 0
+
+    def send(self, source: Tensor, target: Tensor) -> None:
+        self.turn ^= 1
+        self.events[self.turn].synchronize()
+        self.buffers[self.turn].copy_(source)
+        target.copy_(self.buffers[self.turn], non_blocking=True)
+        self.events[self.turn].record()
+
+
+@dataclass(frozen=True)
+class View:
+    """One camera of a call: what kind of picture, and its tensor."""
+
+    kind: Kind
+    tensor: Tensor
+
+
+class Inputs:
+    """Static frame buffers by camera and picture size, filled before a graph runs."""
+
+    def __init__(self, device: torch.device, size: int) -> None:
+        self.device = device
+        self.size = size
+        self._frames: dict[tuple[int, Kind], Tensor] = {}
+        self._pinned: dict[tuple[int, Kind], _Pinned] = {}
+
+    def views(self, images: Sequence[Tensor] | Tensor, most: int) -> list[View]:
+        """Split and check the images of a call.
+
+        Raises:
+            BackendError: an image is neither uint8 ``[H, W, 3]`` nor float ``[3, S, S]``, or
+                there are more than `most`.
+
+        """
+        views = []
+        for image in images:
+            view = image[0] if image.ndim == 4 and image.shape[0] == 1 else image
+            if view.dtype == torch.uint8 and view.ndim == 3 and view.shape[-1] == 3:
+                kind = ("frame", view.shape[0], view.shape[1])
+            elif view.is_floating_point() and tuple(view.shape) == (3, self.size, self.size):
+                kind = ("pixels", self.size, self.size)
+            else:
+                raise BackendError(
+                    f"image is {view.dtype} {list(view.shape)}; accepted: uint8 [H, W, 3] or "
+                    f"float [3, {self.size}, {self.size}] in [-1, 1]"
+                )
+            if 0 in view.shape:
+                raise BackendError(f"image is empty: {list(view.shape)}")
+            views.append(View(kind, view))
+        if len(views) > most:
+            raise BackendError(f"{len(views)} images; this engine was made for up to {most}")
+        return views
+
+    def buffer(self, camera: int, kind: Kind) -> Tensor:
+        """Device buffer of one camera for one kind of picture."""
+        key = (camera, kind)
+        if key not in self._frames:
+            if kind[0] == "frame":
+                shape, dtype = (kind[1], kind[2], 3), torch.uint8
+            else:
+                shape, dtype = (1, 3, self.size), torch.float32
+                shape = (1, 3, self.size, self.size)  # type: ignore[assignment]
+            self._frames[key] = torch.zeros(shape, dtype=dtype, device=self.device)
+        return self._frames[key]
+
+    def load(self, camera: int, view: View) -> None:
+        """Copy one picture into its buffer, asynchronously."""
+        target = self.buffer(camera, view.kind)
+        source = view.tensor
+        if source.device.type == "cpu" and self.device.type == "cuda":
+            key = (camera, view.kind)
+            if key not in self._pinned:
+                self._pinned[key] = _Pinned(target)
+            self._pinned[key].send(source.reshape(target.shape), target)
+        else:
+            target.copy_(source.reshape(target.shape), non_blocking=True)
+
+
+def check_tokens(tokens: Tensor, most: int, vocab: int) -> int:
+    """Number of prompt tokens.
+
+    Raises:
+        BackendError: not integers ``[n]``, n out of range, or (seen on the host only) an id outside
+            the vocabulary.
+
+    """
+    if tokens.ndim != 1 or tokens.dtype not in (torch.int64, torch.int32):
+        raise BackendError(f"tokens are {tokens.dtype} {list(tokens.shape)}; accepted: int64 [n]")
+    n = tokens.shape[0]
+    if not 1 <= n <= most:
+        raise BackendError(f"{n} prompt tokens; accepted: 1 to {most}")
+    if tokens.device.type == "cpu" and not (0 <= int(tokens.min()) <= int(tokens.max()) < vocab):
+        raise BackendError(f"a prompt token is outside 0 to {vocab - 1}")
+    return n
+
+
+def check_noise(noise: Tensor, action_dim: int, most: int) -> int:
+    """Horizon of a noise ``[H, A]``.
+
+    Raises:
+        BackendError: another shape or type, or H out of range.
+
+    """
+    if noise.ndim != 2 or noise.shape[1] != action_dim or not noise.is_floating_point():
+        raise BackendError(
+            f"noise is {noise.dtype} {list(noise.shape)}; accepted: float [H, {action_dim}]"
+        )
+    if not 1 <= noise.shape[0] <= most:
+        raise BackendError(f"noise has horizon {noise.shape[0]}; accepted: 1 to {most}")
+    return noise.shape[0]

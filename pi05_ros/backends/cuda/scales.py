@@ -1,0 +1,134 @@
+"""Activation scales of the FP8 GEMMs: from observations, in files, and their supervision.
+
+A site is the input of one GEMM ("prefill.3.down"). Its scale is a power of two with room for twice
+the largest magnitude seen: e4m3 is a floating-point format, so room costs no precision until values
+fall below 2^-6 of the scale, and a power of two rounds every value alike whatever was calibrated.
+
+Files: `<name>.safetensors` (one float32 vector "amax" in the order of the sites) beside
+`<name>.json` (sites, fingerprint of the weights, how many observations).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pi05_ros.backends.errors import BackendError
+
+MARGIN = 2.0
+FP8_MAX = 448.0
+FORMAT = "pi05_ros activation scales 1"
+
+
+def scale_of(amax: Tensor) -> Tensor:
+    """Scale per site from the largest magnitude: a power of two, 1 where nothing was seen."""
+    wanted = (amax.float() * (MARGIN / FP8_MAX)).clamp_min(2.0**-30)
+    scale = torch.exp2(torch.ceil(torch.log2(wanted)))
+    return torch.where(amax > 0, scale, torch.ones_like(scale))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Largest input magnitude per site, for one set of weights."""
+
+    sites: tuple[str, ...]
+    amax: Tensor  # float32 [sites], on the CPU
+    fingerprint: str
+    observations: int
+
+    def save(self, path: Path) -> None:
+        """Write `path`.safetensors and `path`.json."""
+        path = path.with_suffix("")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"amax": self.amax.contiguous()}, str(path.with_suffix(".safetensors")))
+        about = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "observations": self.observations,
+            "sites": list(self.sites),
+        }
+        path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            BackendError: a file is missing or is not a calibration.
+
+        """
+        path = Path(path).with_suffix("")
+        try:
+            about = json.loads(path.with_suffix(".json").read_text())
+            amax = load_file(str(path.with_suffix(".safetensors")))["amax"]
+            if about["format"] != FORMAT or len(about["sites"]) != amax.numel():
+                raise ValueError("the two files do not belong together")
+            return cls(
+                tuple(about["sites"]),
+                amax.float(),
+                str(about["fingerprint"]),
+                int(about["observations"]),
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise BackendError(f"{path}: no calibration that can be read: {error}") from error
+
+    def amax_for(self, sites: list[str], fingerprint: str) -> Tensor:
+        """Magnitudes in the order of an engine's sites.
+
+        Raises:
+            BackendError: made for other weights, or a site is missing.
+
+        """
+        if fingerprint != self.fingerprint:
+            raise BackendError(
+                f"these activation scales belong to other weights (fingerprint "
+                f"{self.fingerprint[:12]}, the model has {fingerprint[:12]}); run pi05 calibrate"
+            )
+        known = dict(zip(self.sites, self.amax.tolist(), strict=True))
+        missing = [site for site in sites if site not in known]
+        if missing:
+            raise BackendError(f"the calibration lacks {len(missing)} sites, first {missing[0]!r}")
+        return torch.tensor([known[site] for site in sites])
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """What the monitor saw since the last report: sites whose input left the FP8 range."""
+
+    site: str
+    largest: float
+    limit: float
+
+
+def saturated(sites: list[str], amax: Tensor, scales: Tensor) -> list[Saturation]:
+    """Sites with ``amax > 448 * scale``, worst first."""
+    over = amax / (scales * FP8_MAX)
+    rows = [
+        Saturation(sites[i], float(amax[i]), float(scales[i]) * FP8_MAX)
+        for i in torch.nonzero(over > 1.0).flatten().tolist()
+    ]
+    return sorted(rows, key=lambda row: row.limit / row.largest)
+
+
+class Fingerprint:
+    """Hash of a model's weights that costs milliseconds: a sample of every matrix."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, name: str, weight: Tensor) -> None:
+        """Take the shape and a strided sample of `weight` (in the type it was loaded in)."""
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu().contiguous()
+        self._hash.update(f"{name}{tuple(weight.shape)}".encode())
+        self._hash.update(sample.numpy().tobytes())
+
+    def hexdigest(self) -> str:
+        """64 hex digits."""
+        return self._hash.hexdigest()

@@ -1,0 +1,93 @@
+"""Kernel choices as data: tile sizes, warps, stages per device, from JSON files in tuning/.
+
+A file is named after the device (`nvidia_h100.json`); a device without one uses `sm<capability>`
+and then `default.json`. `pi05 tune` writes a file into the user's cache, which comes first. Only
+the numbers differ between devices, never the code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parent / "tuning"
+
+
+def user_folder() -> Path:
+    """Where `pi05 tune` keeps its results."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "pi05_ros" / "tuning"
+
+
+def slug(device_name: str) -> str:
+    """File name of a device: lower case, memory sizes and form factors dropped."""
+    name = device_name.lower().replace("nvidia ", "")
+    name = re.sub(r"\b\d+gb\b|\bhbm\d?e?\b|\bpcie\b|\bsxm\d?\b|\bnvl\b", " ", name)
+    return "nvidia_" + "_".join(re.findall(r"[a-z0-9]+", name))
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Choices for one device; `source` says where they come from."""
+
+    values: dict[str, Any]
+    source: str
+
+    def kernel(self, *path: str) -> dict[str, int]:
+        """Options of one kernel, for example ``kernel("denoise", "fp8", "down")``."""
+        node: Any = self.values
+        for key in path:
+            node = node[key]
+        return dict(node)
+
+    def by_rows(self, name: str, rows: int) -> dict[str, int]:
+        """Options that depend on the number of rows: the first entry with room for `rows`."""
+        entries = self.values[name]
+        for entry in entries:
+            if rows <= entry.get("max_rows", rows):
+                return dict(entry)
+        return dict(entries[-1])
+
+    def flag(self, name: str) -> bool:
+        """On/off choice."""
+        return bool(self.values[name])
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Recursive update; `over` wins, dictionaries are merged."""
+    out = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(out.get(key), dict):
+            out[key] = merge(out[key], value)
+        else:
+            out[key] = value
+    return out
+
+
+def candidates(device: torch.device) -> list[Path]:
+    """Files to look for, best first."""
+    if device.type != "cuda":
+        return []
+    major, minor = torch.cuda.get_device_capability(device)
+    name = slug(torch.cuda.get_device_name(device))
+    return [user_folder() / f"{name}.json", FOLDER / f"{name}.json", FOLDER / f"sm{major}{minor}.json"]
+
+
+def load(device: torch.device, override: dict[str, Any] | None = None) -> Tuning:
+    """Choices for a device: defaults, updated by the best file there is, then by `override`."""
+    values = json.loads((FOLDER / "default.json").read_text())
+    source = "default.json"
+    for path in candidates(device):
+        if path.is_file():
+            values = merge(values, json.loads(path.read_text()))
+            source = str(path)
+            break
+    if override:
+        values = merge(values, override)
+    return Tuning(values, source)

@@ -1,0 +1,309 @@
+"""Weights of a `Pi05` in the form the kernels want; the plain model can be freed afterwards.
+
+Changes, all exact up to rounding:
+
+- q, k, v are one matrix per layer, as are gate and up.
+- Prefix norms: the factor (1 + w) is folded into the columns of the matrix behind the norm.
+- Expert q, k: the two halves of a RoPE pair are neighbours (rows 0, 128, 1, 129, ... of a head);
+  expert gate and up rows alternate. A tile of neighbouring columns then holds complete pairs.
+- Patch embedding: ``[D, 3 * 14 * 14]`` padded to a multiple of 16 columns, FP16 (pixels are k/255:
+  three more bits than BF16 at no cost).
+- FP8: e4m3 with one scale per output channel, amax / 448.
+- The last prefix layer keeps only k and v; its attention and MLP feed nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pi05_ros.backends.cuda.scales import Fingerprint
+from pi05_ros.backends.engine import Precision
+from pi05_ros.model import Pi05, Pi05Config
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+PATCH_DTYPE = torch.float16
+
+
+def half(device: torch.device) -> torch.dtype:
+    """The 16-bit type: BF16; FP32 under Triton's CPU interpreter, which has no BF16 products."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+@dataclass
+class Linear:
+    """One GEMM's weight ``[N, K]``, its scale per row ``[N]`` (None in BF16) and its input site."""
+
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+    site: int
+
+    @property
+    def fp8(self) -> bool:
+        """Whether the weight, and so the input, is e4m3."""
+        return self.weight.dtype == FP8
+
+
+@dataclass
+class VisionLayer:
+    """SigLIP block; norms ``(weight, bias)`` float32."""
+
+    norm1: tuple[Tensor, Tensor]
+    qkv: Linear
+    out: Linear
+    norm2: tuple[Tensor, Tensor]
+    fc1: Linear
+    fc2: Linear
+
+
+@dataclass
+class PrefixLayer:
+    """Gemma block of the prefix; the last one has only `qkv` (k and v rows)."""
+
+    qkv: Linear
+    out: Linear | None = None
+    gate_up: Linear | None = None
+    down: Linear | None = None
+
+
+@dataclass
+class ExpertLayer:
+    """Gemma block of the expert; its norms live in the modulation tables."""
+
+    qkv: Linear
+    out: Linear
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass
+class Weights:
+    """Everything the engine keeps on the device."""
+
+    config: Pi05Config
+    precision: Precision
+    sites: list[str]
+    patch: Linear
+    positions: Tensor  # float32 [P, D]
+    vision: list[VisionLayer]
+    post_norm: tuple[Tensor, Tensor]
+    projector: Linear
+    embedding: Tensor  # bf16 [vocab, D]
+    prefix: list[PrefixLayer]
+    expert: list[ExpertLayer]
+    mod_weight: Tensor  # float32 [2 L + 1, 3 D, D]
+    mod_bias: Tensor  # float32 [2 L + 1, 3 D]
+    time_mlp: tuple[Tensor, Tensor, Tensor, Tensor]  # in weight, in bias, out weight, out bias
+    action_in: tuple[Tensor, Tensor]  # float32 [A, D] (transposed), [D]
+    action_out: tuple[Tensor, Tensor]  # float32 [A, D], [A]
+    fingerprint: str
+
+    def bytes(self) -> int:
+        """Device memory of all weights."""
+        seen: dict[int, int] = {}
+
+        def visit(value: object) -> None:
+            if isinstance(value, Tensor):
+                seen[value.data_ptr()] = value.numel() * value.element_size()
+            elif isinstance(value, list | tuple):
+                for item in value:
+                    visit(item)
+            elif hasattr(value, "__dataclass_fields__") and not isinstance(value, Pi05Config):
+                for name in value.__dataclass_fields__:
+                    visit(getattr(value, name))
+
+        visit(self)
+        return sum(seen.values())
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise ``[N, K]`` to e4m3 with one scale per row: ``weight ~ q * scale[:, None]``."""
+    w = weight.float()
+    scale = (w.abs().amax(dim=1) / FP8_MAX).clamp_min(1e-12)
+    return (w / scale[:, None]).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
+
+
+def rope_pairs(rows: Tensor, head_dim: int) -> Tensor:
+    """Reorder ``[heads * head_dim, K]`` so that i and i + head_dim / 2 are neighbours."""
+    heads = rows.shape[0] // head_dim
+    paired = rows.reshape(heads, 2, head_dim // 2, -1).transpose(1, 2)
+    return paired.reshape(rows.shape)
+
+
+def alternate(first: Tensor, second: Tensor) -> Tensor:
+    """Rows of two matrices alternating: first[0], second[0], first[1], ..."""
+    return torch.stack((first, second), dim=1).flatten(0, 1)
+
+
+class _Packer:
+    def __init__(self, release: bool) -> None:
+        self.sites: list[str] = []
+        self.release = release
+        self.fingerprint = Fingerprint()
+
+    def linear(self, site: str, kind: str, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        self.sites.append(site)
+        self.fingerprint.add(site, weight)
+        index = len(self.sites) - 1
+        bias = None if bias is None else bias.float()
+        if kind == "fp8":
+            q, scale = quantise(weight)
+            return Linear(q.contiguous(), scale, bias, index)
+        if bias is not None:
+            bias = bias.to(half(weight.device))
+        return Linear(
+            weight.to(half(weight.device), copy=True).contiguous(), None, bias, index
+        )
+
+    def drop(self, module: nn.Module) -> None:
+        """Free a packed module's parameters (the caller gave the model away)."""
+        if self.release:
+            for parameter in module.parameters():
+                parameter.data = parameter.data.new_empty(0)
+
+
+def pack(model: Pi05, precision: Precision, release: bool = False) -> Weights:
+    """Pack a model on its device; `release` empties its modules on the way (half the peak)."""
+    packer = _Packer(release)
+    with torch.no_grad():
+        vision, patch, positions, post_norm, projector = _vision(model, precision.vision, packer)
+        prefix = _prefix(model, precision.prefill, packer)
+        expert = _expert(model, precision.denoise, packer)
+        norms: list[nn.Linear] = []
+        for layer in model.expert.layers:
+            norms += [layer.input_layernorm.dense, layer.post_attention_layernorm.dense]  # type: ignore[union-attr,list-item]
+        norms.append(model.expert.norm.dense)
+        weights = Weights(
+            config=model.config,
+            precision=precision,
+            sites=packer.sites,
+            patch=patch,
+            positions=positions,
+            vision=vision,
+            post_norm=post_norm,
+            projector=projector,
+            embedding=model.vlm.embed_tokens.weight.detach().to(half(model.device)).contiguous(),
+            prefix=prefix,
+            expert=expert,
+            mod_weight=torch.stack([norm.weight.float() for norm in norms]),
+            mod_bias=torch.stack([norm.bias.float() for norm in norms]),
+            time_mlp=tuple(  # type: ignore[arg-type]
+                p.detach().float().clone()
+                for layer in (model.time_mlp_in, model.time_mlp_out)
+                for p in (layer.weight, layer.bias)
+            ),
+            action_in=(
+                model.action_in_proj.weight.float().t().contiguous(),
+                model.action_in_proj.bias.float().clone(),
+            ),
+            action_out=(
+                model.action_out_proj.weight.float().contiguous().clone(),
+                model.action_out_proj.bias.float().clone(),
+            ),
+            fingerprint=packer.fingerprint.hexdigest(),
+        )
+        for norm in norms:
+            packer.drop(norm)
+    return weights
+
+
+def _pair(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    return norm.weight.detach().float().clone(), norm.bias.detach().float().clone()
+
+
+def _vision(
+    model: Pi05, kind: str, packer: _Packer
+) -> tuple[list[VisionLayer], Linear, Tensor, tuple[Tensor, Tensor], Linear]:
+    tower = model.vision
+    flat = tower.patch_embedding.weight.detach().flatten(1)
+    padded = flat.new_zeros(flat.shape[0], patch_columns(model.config)).float()
+    padded[:, : flat.shape[1]] = flat
+    bias = tower.patch_embedding.bias
+    assert bias is not None
+    patch = Linear(padded.to(PATCH_DTYPE), None, bias.detach().to(PATCH_DTYPE), -1)
+    layers = []
+    for i, layer in enumerate(tower.layers):
+        attention, mlp = layer.self_attn, layer.mlp  # type: ignore[union-attr]
+        three = (attention.q_proj, attention.k_proj, attention.v_proj)  # type: ignore[union-attr]
+
+        def make(name: str, w: Tensor, b: Tensor, i: int = i) -> Linear:
+            return packer.linear(f"vision.{i}.{name}", kind, w, b)
+
+        layers.append(
+            VisionLayer(
+                norm1=_pair(layer.layer_norm1),  # type: ignore[arg-type]
+                qkv=make(
+                    "qkv",
+                    torch.cat([p.weight for p in three]),  # type: ignore[misc]
+                    torch.cat([p.bias for p in three]),  # type: ignore[misc]
+                ),
+                out=make("out", attention.out_proj.weight, attention.out_proj.bias),  # type: ignore[union-attr,arg-type]
+                norm2=_pair(layer.layer_norm2),  # type: ignore[arg-type]
+                fc1=make("fc1", mlp.fc1.weight, mlp.fc1.bias),  # type: ignore[union-attr,arg-type]
+                fc2=make("fc2", mlp.fc2.weight, mlp.fc2.bias),  # type: ignore[union-attr,arg-type]
+            )
+        )
+        packer.drop(layer)
+    projector = packer.linear(
+        "vision.projector", "bf16", model.projector.weight, model.projector.bias
+    )
+    positions = tower.position_embedding.weight.detach().float().clone()
+    return layers, patch, positions, _pair(tower.post_layernorm), projector
+
+
+def _prefix(model: Pi05, kind: str, packer: _Packer) -> list[PrefixLayer]:
+    layers = []
+    last = model.config.vlm.depth - 1
+    for i, layer in enumerate(model.vlm.layers):
+        attention, mlp = layer.self_attn, layer.mlp  # type: ignore[union-attr]
+        norm1 = 1.0 + layer.input_layernorm.weight.float()  # type: ignore[union-attr,operator]
+        norm2 = 1.0 + layer.post_attention_layernorm.weight.float()  # type: ignore[union-attr,operator]
+        parts = [attention.q_proj, attention.k_proj, attention.v_proj]  # type: ignore[union-attr]
+        qkv = torch.cat([p.weight for p in (parts if i < last else parts[1:])]).float() * norm1  # type: ignore[misc]
+        packed = PrefixLayer(qkv=packer.linear(f"prefill.{i}.qkv", kind, qkv))
+        del qkv
+        if i < last:
+            packed.out = packer.linear(f"prefill.{i}.out", kind, attention.o_proj.weight)  # type: ignore[union-attr,arg-type]
+            both = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).float() * norm2  # type: ignore[union-attr,arg-type]
+            packed.gate_up = packer.linear(f"prefill.{i}.gate_up", kind, both)
+            del both
+            packed.down = packer.linear(f"prefill.{i}.down", kind, mlp.down_proj.weight)  # type: ignore[union-attr,arg-type]
+        layers.append(packed)
+        packer.drop(layer)
+    return layers
+
+
+def _expert(model: Pi05, kind: str, packer: _Packer) -> list[ExpertLayer]:
+    layers = []
+    head_dim = model.config.expert.head_dim
+    for i, layer in enumerate(model.expert.layers):
+        attention, mlp = layer.self_attn, layer.mlp  # type: ignore[union-attr]
+        three = (attention.q_proj, attention.k_proj, attention.v_proj)  # type: ignore[union-attr]
+        qkv = rope_pairs(torch.cat([p.weight for p in three]), head_dim)  # type: ignore[misc]
+
+        def make(name: str, w: Tensor, i: int = i) -> Linear:
+            return packer.linear(f"denoise.{i}.{name}", kind, w)
+
+        layers.append(
+            ExpertLayer(
+                qkv=make("qkv", qkv),
+                out=make("out", attention.o_proj.weight),  # type: ignore[union-attr,arg-type]
+                gate_up=make("gate_up", alternate(mlp.gate_proj.weight, mlp.up_proj.weight)),  # type: ignore[union-attr,arg-type]
+                down=make("down", mlp.down_proj.weight),  # type: ignore[union-attr,arg-type]
+            )
+        )
+        packer.drop(attention)  # type: ignore[arg-type]
+        packer.drop(mlp)  # type: ignore[arg-type]
+    return layers
+
+
+def patch_columns(config: Pi05Config) -> int:
+    """Columns of the patch matrix: 3 * patch^2 rounded up to 16 (588 -> 592)."""
+    return -(-3 * config.vision.patch_size**2 // 16) * 16
+
+
