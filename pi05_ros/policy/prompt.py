@@ -81,12 +81,15 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.discrete_state = discrete_state
         self.max_tokens = max_tokens
-        self.incremental = discrete_state and tokenizer.can_cut(_CUTS)
         self._heads: dict[str, list[int]] = {}
-        self._values: dict[int, list[int]] = {}
-        self._tail: list[int] = tokenizer.encode(_TAIL) if self.incremental else []
-        if tokenizer.unknown_id is not None and tokenizer.unknown_id in self._tail:
-            self.incremental = False
+        self._values: list[list[int]] = []  # of the bins -1..255
+        self._tail: list[int] = []
+        self.incremental = discrete_state and tokenizer.can_cut(_CUTS)
+        if self.incremental:
+            self._values = [tokenizer.encode(f" {b}") for b in range(-1, STATE_BINS)]
+            self._tail = tokenizer.encode(_TAIL)
+            # Neighbouring unknown characters are joined to one id, also over a cut.
+            self.incremental = not any(map(self._has_unknown, (*self._values, self._tail)))
         self._warned: set[str] = set()
 
     def encode(self, prompt: str, state: np.ndarray) -> np.ndarray:
@@ -116,20 +119,14 @@ class PromptEncoder:
         return [self.tokenizer.bos_id, *self.tokenizer.encode(state_prompt(text, bins))]
 
     def _glue(self, text: str, bins: np.ndarray) -> list[int]:
-        head = self._cached_head(text, _head(text))
-        if self.tokenizer.unknown_id is not None and head[-1] == self.tokenizer.unknown_id:
-            return self.encode_whole(text, bins)  # neighbouring unknowns are joined
-        ids = list(head)
+        ids = list(self._cached_head(text, _head(text)))
         for value in bins.tolist():
-            piece = self._values.get(value)
-            if piece is None:
-                piece = self._values[value] = self.tokenizer.encode(f" {value}")
-                if self.tokenizer.unknown_id is not None and self.tokenizer.unknown_id in piece:
-                    self.incremental = False
-                    return self.encode_whole(text, bins)
-            ids += piece
+            ids += self._values[value + 1]
         ids += self._tail
         return ids
+
+    def _has_unknown(self, ids: list[int]) -> bool:
+        return self.tokenizer.unknown_id is not None and self.tokenizer.unknown_id in ids
 
     def _cached_head(self, key: str, text: str, suffix: str = "") -> list[int]:
         head = self._heads.get(key)

@@ -1,0 +1,139 @@
+"""Real-time chunking against the recorded reference and by its own promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pi05_ros.model import Pi05Config, flow_sample, load_checkpoint
+from pi05_ros.policy.execution.continuation import DelayEstimator, continuation
+from pi05_ros.policy.execution.rtc import (
+    SCHEDULES,
+    guidance_gain,
+    guidance_weights,
+    guided,
+    sample_decided,
+)
+from pi05_ros.policy.normalize import Normalizer
+
+DATA = Path(__file__).parents[2] / "data" / "openpi_tiny"
+
+
+@pytest.fixture(scope="module")
+def reference():
+    meta = json.loads((DATA / "tiny.meta.json").read_text())
+    arrays = np.load(DATA / "tiny.npz")
+    model = load_checkpoint(DATA / "tiny.safetensors", Pi05Config.from_dict(meta))
+    images = torch.from_numpy(arrays["images"]).transpose(0, 1)
+    masks = torch.from_numpy(arrays["img_masks"]).transpose(0, 1)
+    kv = model.prefill(
+        images.contiguous(),
+        masks.contiguous(),
+        torch.from_numpy(arrays["tokens"]),
+        torch.from_numpy(arrays["token_mask"]),
+    )
+    previous = torch.zeros(3, 10, 32)
+    previous[:, :8, :28] = torch.from_numpy(arrays["rtc_prev"])
+    return meta["rtc"], arrays, model, kv, previous
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_weights_equal_the_reference(reference, schedule):
+    meta, arrays, *_ = reference
+    weights = guidance_weights(schedule, 10, meta["inference_delay"], meta["execution_horizon"])
+    assert np.abs(weights.numpy() - arrays[f"rtc_w_{schedule}"]).max() <= 1e-6
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("correction", ["vjp", "identity"])
+def test_guided_samples_equal_the_reference(reference, schedule, correction):
+    meta, arrays, model, kv, previous = reference
+    weights = guidance_weights(schedule, 10, meta["inference_delay"], meta["execution_horizon"])
+
+    def plain(x, t):
+        return model.velocity(x, t, kv)
+
+    velocity = guided(plain, previous, weights, correction, meta["max_guidance_weight"])
+    with torch.no_grad():
+        actions = flow_sample(
+            velocity, torch.from_numpy(arrays["noise"]), meta["num_steps"], CLOCK
+        )
+    assert np.abs(actions.numpy() - arrays[f"rtc_{correction}_{schedule}"]).max() <= 1e-5
+
+
+CLOCK = "exact"
+
+
+def test_gain_follows_the_formula():
+    times = [1 - i / 10 for i in range(10)]
+    want = [10, 9.11, 4.25, 2.76, 2.17, 2.0, 2.17, 2.76, 4.25, 9.11]
+    assert [guidance_gain(t) for t in times] == pytest.approx(want, abs=0.01)
+    assert guidance_gain(0.0) == 10
+
+
+def test_decided_actions_come_out_unchanged_and_get_time_zero(reference):
+    _, arrays, model, kv, previous = reference
+    seen = []
+
+    def velocity(x, t):
+        seen.append(t)
+        return model.velocity(x, t, kv)
+
+    noise = torch.from_numpy(arrays["noise"])
+    with torch.no_grad():
+        actions = sample_decided(velocity, noise, previous, 3, 4)
+        free = sample_decided(velocity, noise, previous, 0, 4, CLOCK)
+        plain = flow_sample(lambda x, t: model.velocity(x, t, kv), noise, 4, CLOCK)
+    assert torch.equal(actions[:, :3], previous[:, :3])
+    assert not torch.allclose(actions[:, 3:], free[:, 3:], atol=1e-3)
+    assert (seen[0][:, :3] == 0).all()
+    assert (seen[0][:, 3:] == 1).all()
+    assert torch.allclose(free, plain, atol=1e-6)
+    with pytest.raises(ValueError, match="0 to 10"):
+        sample_decided(velocity, noise, previous, 11, 4)
+
+
+def test_identity_guidance_with_full_weight_meets_a_linear_target():
+    target = torch.linspace(-1, 1, 4)[None, :, None].expand(1, 4, 2)
+    velocity = guided(lambda x, t: x - x, target, torch.ones(4), "identity", 1e9)
+    got = flow_sample(velocity, torch.zeros(1, 4, 2), 50, "exact")
+    assert torch.allclose(got, target, atol=0.05)
+
+
+def test_wrong_words_are_refused():
+    with pytest.raises(ValueError, match="zeros, ones, linear, exp"):
+        guidance_weights("cubic", 10, 2, 7)
+    with pytest.raises(ValueError, match="vjp, identity"):
+        guided(lambda x, t: x, torch.zeros(1), torch.zeros(1), "full")
+
+
+def test_continuation_is_relative_to_the_new_state():
+    actions = np.arange(12, dtype=float).reshape(6, 2)
+    normalizer = Normalizer("identity")
+    got = continuation(
+        actions,
+        4,
+        np.array([1.0, 100.0]),
+        delta_mask=(True, False),
+        normalizer=normalizer,
+        horizon=5,
+        model_dim=4,
+        delay=9,
+    )
+    assert got.left == got.delay == 2
+    assert got.previous.tolist() == [[7, 9, 0, 0], [9, 11, 0, 0], *[[0.0] * 4] * 3]
+
+
+def test_delay_is_the_longest_recent_one_in_steps():
+    delay = DelayEstimator(0.05, window=3)
+    assert delay.steps == 0
+    for latency in (0.12, float("nan"), 0.05, -1.0):
+        delay.record(latency)
+    assert delay.steps == 3
+    delay.record(0.05)
+    delay.record(0.05)
+    assert delay.steps == 1
