@@ -133,6 +133,11 @@ class Bag:
             raise BagError(_damage(self.path, error)) from error
 
     @property
+    def seconds(self) -> float:
+        """Time between the first and the last message, all topics, by log time."""
+        return float(self._reader.duration) / 1e9
+
+    @property
     def custom(self) -> dict[str, str]:
         """Custom data of the metadata, such as BagWriter's `custom`."""
         return dict(self._reader.storage.metadata.custom or {})

@@ -43,8 +43,9 @@ TYPES = {
 }
 CLOCK_PERIOD_NS = 10_000_000  # /clock is never older than this while playing
 CLOCK_STEP_NS = 2_000_000  # and a message's clock value is published before it, if not this new
+START_DELAY_NS = NS // 5  # the reader fills its queue meanwhile
 AHEAD = 32  # messages read ahead: the disk and the decompressor must not delay a message
-TAIL_NS = NS // 2  # the clock runs on this long after the last message
+CLOCK_WARM_UP = 5  # times that the first clock value is shown before the node is activated
 SERVICE_WAIT_S = 30.0
 MATCH_WAIT_S = 15.0
 
@@ -76,6 +77,7 @@ class Player:
         self.clock_map = ClockMap(plan.speed)
         self.sent: dict[str, int] = dict.fromkeys(self._publishers, 0)
         self.late_ns: list[int] = []
+        self.clock_ns = 0  # bag time played, jumps left out
 
     def bring_up(self) -> None:
         """Configure and activate the node.
@@ -92,6 +94,8 @@ class Player:
             (Transition.TRANSITION_CONFIGURE, "configure", self._plan.configure_timeout_s),
             (Transition.TRANSITION_ACTIVATE, "activate", SERVICE_WAIT_S),
         ):
+            if transition == Transition.TRANSITION_ACTIVATE:
+                self._set_clock()
             request = ChangeState.Request()
             request.transition.id = transition
             future = client.call_async(request)
@@ -101,6 +105,18 @@ class Player:
                 raise BringUpError(f"{name} did not {label} within {limit_s:.0f} s")
             if not response.success:
                 raise BringUpError(f"{name} refused to {label}; its log says why")
+
+    def _set_clock(self) -> None:
+        """Show the first clock value, so that the node's timers start from it."""
+        sources = {source.name: source for source in self._plan.sources}
+        with Bag(self._plan.bag) as bag:
+            first = next(read_timeline(bag, sources, self._plan.base), None)
+        if first is None:
+            raise BringUpError("the chosen topics hold no messages")
+        self.wait_matched()
+        for _ in range(CLOCK_WARM_UP):
+            self._show(first.clock_ns)
+            time.sleep(0.02)
 
     def wait_matched(self) -> None:
         """Wait until somebody listens to every source.
@@ -121,41 +137,36 @@ class Player:
 
     def play(self) -> None:
         """Publish the whole bag, keeping the recorded distances in time."""
-        path = Path(self._plan.clock_map)
-        for loop in range(self._plan.loops):
-            start_ns = time.monotonic_ns()
-            mono_ns = start_ns
-            last_clock = -NS
-            message: TimedMessage | None = None
-            shown_ns = 0
-            for message in _read_ahead(self._plan):
-                due_ns = start_ns + round(message.offset_ns / self._plan.speed)
-                while due_ns - mono_ns > CLOCK_PERIOD_NS and shown_ns:
-                    mono_ns += CLOCK_PERIOD_NS
-                    shown_ns = min(
-                        shown_ns + round(CLOCK_PERIOD_NS * self._plan.speed), message.clock_ns
-                    )
-                    _sleep_until(mono_ns)
-                    self._show(shown_ns)
-                    last_clock = shown_ns
-                _sleep_until(due_ns)
-                self.clock_map.add(due_ns, message.clock_ns)
-                if loop == 0 and not path.exists():
-                    self.clock_map.write(path)
-                mono_ns, shown_ns = due_ns, message.clock_ns
-                if not 0 <= shown_ns - last_clock < CLOCK_STEP_NS:
-                    self._show(shown_ns)
-                    last_clock = shown_ns
-                self.late_ns.append(time.monotonic_ns() - due_ns)
-                self._publishers[message.source].publish(message.raw)
-                self.sent[message.source] += 1
-            if loop == self._plan.loops - 1:
-                for _ in range(0, TAIL_NS, CLOCK_PERIOD_NS):
-                    mono_ns += CLOCK_PERIOD_NS
-                    shown_ns += round(CLOCK_PERIOD_NS * self._plan.speed)
-                    _sleep_until(mono_ns)
-                    self._show(shown_ns)
-        self.clock_map.write(path)
+        for _ in range(self._plan.loops):
+            self._play_once()
+        self.clock_map.write(Path(self._plan.clock_map))
+
+    def _play_once(self) -> None:
+        messages = _read_ahead(self._plan)
+        speed = self._plan.speed
+        start_ns = mono_ns = shown_ns = last_shown_ns = 0
+        for message in messages:
+            if not start_ns:
+                start_ns = mono_ns = time.monotonic_ns() + START_DELAY_NS
+                before_ns = shown_ns = message.clock_ns
+            due_ns = start_ns + round(message.offset_ns / speed)
+            while due_ns - mono_ns > CLOCK_PERIOD_NS:  # nothing recorded here: the clock runs on
+                mono_ns += CLOCK_PERIOD_NS
+                shown_ns = min(shown_ns + round(CLOCK_PERIOD_NS * speed), message.clock_ns)
+                _sleep_until(mono_ns)
+                self._show(shown_ns)
+                last_shown_ns = shown_ns
+            _sleep_until(due_ns)
+            self.clock_map.add(due_ns, message.clock_ns)
+            mono_ns, shown_ns = due_ns, message.clock_ns
+            if not last_shown_ns <= shown_ns < last_shown_ns + CLOCK_STEP_NS:
+                self._show(shown_ns)
+                last_shown_ns = shown_ns
+            self.clock_ns += max(0, shown_ns - before_ns)
+            before_ns = shown_ns
+            self.late_ns.append(time.monotonic_ns() - due_ns)
+            self._publishers[message.source].publish(message.raw)
+            self.sent[message.source] += 1
 
     def _show(self, clock_ns: int) -> None:
         message = Clock()
@@ -211,6 +222,7 @@ def main() -> int:
         say(
             "done",
             sent=player.sent,
+            clock_s=player.clock_ns / NS,
             late_p99_ms=late[int(0.99 * (len(late) - 1))] / 1e6,
             late_max_ms=late[-1] / 1e6,
         )

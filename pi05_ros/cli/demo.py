@@ -1,0 +1,116 @@
+"""`pi05 demo`: the main job on this machine. Bag in, real nodes over DDS, chunks out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+RATE_SHARE = 0.9  # of the asked chunks that must arrive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for results")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the bag")
+    parser.add_argument("--rate", type=float, default=10.0, help="inferences per second")
+    parser.add_argument(
+        "--checkpoint", default="random:tiny", help="random:tiny (default) or a checkpoint's path"
+    )
+    parser.add_argument("--robot", default="sim_arm", help="robot profile")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the model")
+    parser.add_argument(
+        "--renderer", choices=("egl", "osmesa", "ray"), help="default: the first that works"
+    )
+    parser.add_argument("--fresh", action="store_true", help="render the bag again")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; 0 only if the chunks came at the asked rate."""
+    from pi05_ros.backends.errors import BackendError
+    from pi05_ros.model.errors import CheckpointError
+    from pi05_ros.policy.errors import PolicyError
+    from pi05_ros.replay.bag import BagError
+    from pi05_ros.replay.live import RosMissingError
+    from pi05_ros.replay.processes import ChildError
+    from pi05_ros.ros.parameters import ParameterError
+    from pi05_ros.sim.render import RenderError
+
+    try:
+        return _run(args)
+    except (
+        BagError,
+        PolicyError,
+        CheckpointError,
+        BackendError,
+        ParameterError,
+        RosMissingError,
+        ChildError,
+        RenderError,
+    ) as error:
+        print(f"pi05 demo: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    from pi05_ros.replay.bag import Bag, BagError
+    from pi05_ros.replay.demo_bag import SceneOptions, make_demo_bag
+    from pi05_ros.replay.live import ros_environment
+    from pi05_ros.replay.run import choose, robot_of, run_online, write_files
+    from pi05_ros.ros.parameters import PolicyParameters
+
+    if not 1.0 <= args.seconds <= 600.0:
+        raise BagError(f"--seconds is {args.seconds}; accepted: 1 to 600")
+    started = time.monotonic()
+    ros_environment()  # fails here, before any work, if there is no ROS
+    values = {
+        "checkpoint": args.checkpoint,
+        "robot": args.robot,
+        "rate_hz": args.rate,
+        "threads": args.threads,
+    }
+    parameters = PolicyParameters.from_values(values)
+    if args.checkpoint.startswith("random:"):
+        print(
+            f"The policy has seeded random weights ({args.checkpoint}): what the chunks say means "
+            "nothing, how they travel is real."
+        )
+    options = SceneOptions(seconds=args.seconds, renderer=args.renderer)
+    path = args.out / "bag"
+    if args.fresh and (path / "metadata.yaml").is_file():
+        (path / "metadata.yaml").write_text("")  # not ours any more: it is written again
+    bag = make_demo_bag(path, options)
+    how = (
+        "kept from the last run"
+        if bag.cached
+        else f"written in {time.monotonic() - started:.1f} s"
+    )
+    print(
+        f"bag      {bag.path}: {options.seconds:g} s, 2 cameras {options.width}x{options.height} "
+        f"at {options.camera_hz:g} Hz, joint states at 100 Hz, /clock; rendered with "
+        f"{bag.renderer}, {how}"
+    )
+    if bag.note:
+        print(f"         {bag.note}")
+    with Bag(path) as opened:
+        chosen = choose(opened, robot_of(parameters), {})
+    outcome = run_online(
+        path, chosen, values, parameters, args.out, say=lambda text: print(f"replay   {text}")
+    )
+    summary = outcome.summary
+    title = f"pi05 demo: {args.checkpoint} on {args.robot}, {args.rate:g} Hz asked, live over DDS"
+    written = write_files(outcome, args.out, chosen, path, "auto", True, title)
+    print("\n".join(summary.lines()))
+    print("wrote           " + ", ".join(str(item) for item in written))
+    kept = summary.rate_kept(RATE_SHARE)
+    seconds = time.monotonic() - started
+    if kept:
+        print(f"ok: chunks came at the asked rate ({seconds:.0f} s in all)")
+        return 0
+    print(
+        f"FAILED: {summary.chunks} chunks of {summary.expected:.0f} asked; at least "
+        f"{RATE_SHARE:.0%} must come. Logs: {args.out / 'logs'}",
+        file=sys.stderr,
+    )
+    return 1

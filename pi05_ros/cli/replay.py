@@ -1,0 +1,214 @@
+"""`pi05 replay BAG`: the policy over a recorded bag, live through the node or offline."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pi05_ros.policy.errors import PolicyError
+from pi05_ros.replay.bag import Bag, BagError
+from pi05_ros.replay.timeline import TIME_BASES
+from pi05_ros.ros.parameters import SPECS, ParameterError, PolicyParameters
+
+EQUAL, DIFFERENT, UNUSABLE = 0, 1, 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("bag", type=Path, help="rosbag2 folder, .mcap or .db3 file")
+    parser.add_argument(
+        "--offline",
+        action="store_true",
+        help="no DDS, no ROS, no waiting: deterministic, bit-equal from run to run",
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/replay"), help="folder for results")
+    policy = parser.add_argument_group("policy")
+    policy.add_argument(
+        "--checkpoint", default="random:tiny", help="path, or random:tiny (default)"
+    )
+    policy.add_argument("--robot", help="robot profile: name or YAML file")
+    policy.add_argument("--tokenizer", help="tokenizer file")
+    policy.add_argument("--prompt", help="what to do; wins over the bag's prompt topic")
+    policy.add_argument("--rate", type=float, help="inferences per second (default 10)")
+    policy.add_argument("--seed", type=int, help="seed of the flow noise")
+    policy.add_argument("--backend", help="auto, eager, cuda, onnx, tensorrt")
+    policy.add_argument("--device", help="auto, cpu, cuda")
+    policy.add_argument("--denoise-steps", type=int, help="flow steps per chunk")
+    policy.add_argument(
+        "-p",
+        "--param",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other parameter of the policy node, e.g. max_age_s=0.3",
+    )
+    topics = parser.add_argument_group("topics and time")
+    topics.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="INPUT=TOPIC",
+        help="topic of an input, e.g. base_camera=/cam/image_raw, joint_states=/arm/joints",
+    )
+    topics.add_argument("--namespace", default="", help="look for topics below this namespace")
+    topics.add_argument(
+        "--time",
+        default="auto",
+        choices=TIME_BASES,
+        help="clock that header stamps are judged against: the bag's /clock, log times, or the "
+        "stamps themselves (default: clock if recorded, else log)",
+    )
+    topics.add_argument("--loop", type=int, default=1, help="play the bag this often")
+    topics.add_argument("--speed", type=float, default=1.0, help="live: bag seconds per second")
+    checks = parser.add_argument_group("checks")
+    checks.add_argument(
+        "--against",
+        type=Path,
+        help="compare with the chunks in this bag; exit code 1 if different",
+    )
+    checks.add_argument(
+        "--verify",
+        type=Path,
+        metavar="CHUNKS",
+        help="compute the chunks of this recording again from the bag, instead of replaying",
+    )
+    checks.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        help="accepted difference of an action in robot units (default 0: equal bits)",
+    )
+    checks.add_argument(
+        "--partial",
+        action="store_true",
+        help="with --against: compare only chunks that answer the same samples (always so in a "
+        "live replay)",
+    )
+    checks.add_argument(
+        "--require-rate",
+        type=float,
+        metavar="SHARE",
+        help="exit code 1 if fewer than this share of the asked chunks came, e.g. 0.9",
+    )
+    parser.add_argument("--no-plot", action="store_true", help="do not draw replay.png")
+
+
+def node_values(args: argparse.Namespace) -> dict[str, Any]:
+    """Parameters of the policy node from the options, by ROS name.
+
+    Raises:
+        ParameterError: unknown name or wrong value.
+
+    """
+    values: dict[str, Any] = {"checkpoint": args.checkpoint}
+    options = {
+        "robot": args.robot,
+        "tokenizer": args.tokenizer,
+        "prompt": args.prompt,
+        "rate_hz": args.rate,
+        "seed": args.seed,
+        "backend": args.backend,
+        "device": args.device,
+        "denoise_steps": args.denoise_steps,
+    }
+    values.update({name: value for name, value in options.items() if value is not None})
+    for entry in args.param:
+        name, separator, text = entry.partition("=")
+        if not separator:
+            raise ParameterError(f"--param {entry!r} is not NAME=VALUE")
+        if name not in SPECS:
+            raise ParameterError(f"--param names {name!r}; accepted: {', '.join(SPECS)}")
+        values[name] = text if SPECS[name].kind is str else yaml.safe_load(text)
+    for name, value in values.items():
+        values[name] = SPECS[name].convert(value)
+    return values
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay, report, compare."""
+    from pi05_ros.backends.errors import BackendError
+    from pi05_ros.model.errors import CheckpointError
+    from pi05_ros.replay.live import RosMissingError
+    from pi05_ros.replay.processes import ChildError
+
+    try:
+        return _run(args)
+    except (
+        BagError,
+        PolicyError,
+        CheckpointError,
+        BackendError,
+        ParameterError,
+        RosMissingError,
+        ChildError,
+    ) as error:
+        print(f"pi05 replay: {error}", file=sys.stderr)
+        return UNUSABLE
+
+
+def _run(args: argparse.Namespace) -> int:
+    from pi05_ros.replay.chunks import read_chunks
+    from pi05_ros.replay.compare import compare
+    from pi05_ros.replay.run import choose, robot_of, run_offline, run_online, write_files
+    from pi05_ros.replay.sources import parse_map
+
+    if args.loop < 1 or not 0.01 <= args.speed <= 100.0 or not args.tolerance >= 0.0:
+        raise BagError("accepted: --loop from 1, --speed from 0.01 to 100, --tolerance from 0")
+    values = node_values(args)
+    parameters = PolicyParameters.from_values(values)
+    mapping = parse_map(args.map)
+    with Bag(args.bag) as bag:
+        robot = robot_of(parameters)
+        chosen = choose(
+            bag, robot, mapping, args.namespace, parameters.roles, with_prompt=not args.prompt
+        )
+        if args.verify is not None:
+            return _verify(args, bag, chosen.sources, parameters)
+    reference = read_chunks(args.against) if args.against is not None else None
+    if args.checkpoint.startswith("random:"):
+        print(f"weights are random ({args.checkpoint}): the actions mean nothing")
+    for name, source in chosen.sources.items():
+        print(f"{name:15} {source.topic} ({source.msgtype})")
+    if args.offline:
+        outcome = run_offline(args.bag, chosen, parameters, args.out, args.time, args.loop)
+    else:
+        outcome = run_online(
+            args.bag, chosen, values, parameters, args.out, args.time, args.speed, args.loop, print
+        )
+    title = f"{args.bag}, {args.checkpoint}, {outcome.summary.mode}"
+    written = write_files(outcome, args.out, chosen, args.bag, args.time, not args.no_plot, title)
+    print("\n".join(outcome.summary.lines()))
+    print("wrote           " + ", ".join(str(path) for path in written))
+    code = EQUAL
+    if reference is not None:
+        partial = args.partial or not args.offline
+        comparison = compare(outcome.chunks, reference, args.tolerance, partial)
+        print(comparison.report())
+        code = EQUAL if comparison.equal else DIFFERENT
+    if not outcome.chunks:
+        print("pi05 replay: no chunk came; the skipped ticks above say why", file=sys.stderr)
+        code = DIFFERENT
+    if args.require_rate is not None and not outcome.summary.rate_kept(args.require_rate):
+        print(
+            f"pi05 replay: {len(outcome.chunks)} chunks, asked for at least "
+            f"{args.require_rate * outcome.summary.expected:.0f}",
+            file=sys.stderr,
+        )
+        code = DIFFERENT
+    return code
+
+
+def _verify(args: argparse.Namespace, bag: Bag, sources: Any, parameters: PolicyParameters) -> int:
+    """Recompute recorded chunks."""
+    from pi05_ros.replay.chunks import read_chunks
+    from pi05_ros.replay.verify import verify
+    from pi05_ros.ros.policy_loading import load_policy
+
+    chunks = read_chunks(args.verify)
+    comparison = verify(bag, sources, load_policy(parameters), chunks, args.tolerance)
+    print(comparison.report())
+    return EQUAL if comparison.equal else DIFFERENT

@@ -1,0 +1,250 @@
+"""Live replay: node, player and recorder as processes of their own, over DDS, in real time.
+
+Latency is measured on the bag's clock. The player keeps the recorded distances in time and notes
+which bag time belongs to which monotonic time; the recorder notes the monotonic time at which
+each chunk arrives and logs it at the bag time of that moment. Log time - observation stamp is
+then the age that the oldest used sample had when the chunk reached a subscriber in another
+process: transport, waiting for a tick, inference and transport again, as on the robot.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import pi05_ros
+from pi05_ros.policy.resources import config_dir
+from pi05_ros.replay.bag import Bag, BagError
+from pi05_ros.replay.chunks import ChunkRecord, read_chunks
+from pi05_ros.replay.messages import DIAGNOSTICS
+from pi05_ros.replay.plan import PlayPlan
+from pi05_ros.replay.processes import Children
+from pi05_ros.replay.sources import CAMERAS, Source
+from pi05_ros.ros.domain import free_domain_id
+
+NODE = "/pi05_policy"
+FASTDDS_PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+START_S = 60.0
+SETTLE_S = 1.3  # after the last message: the last chunk, and one more report of diagnostics
+
+
+class RosMissingError(RuntimeError):
+    """Live replay needs ROS 2; the text says how to get it."""
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """One live replay.
+
+    Attributes:
+        bag: path of the bag.
+        sources: topics for the inputs.
+        parameters: parameters of the policy node, by ROS name.
+        out: folder for chunks, logs and parameters.
+        base, speed, loops: as in `PlayPlan`.
+        configure_timeout_s: time for loading the checkpoint.
+
+    """
+
+    bag: Path
+    sources: Mapping[str, Source]
+    parameters: Mapping[str, Any]
+    out: Path
+    base: str = "auto"
+    speed: float = 1.0
+    loops: int = 1
+    configure_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class LiveResult:
+    """What a live replay gave.
+
+    Attributes:
+        chunks: in the order of arrival.
+        bag: the bag they were recorded to.
+        clock_s: bag time played.
+        skipped: ticks without a chunk, by the node's reason.
+        dropped: chunks made but not published, and failed inferences.
+        inputs: counters of the node per input, as in its diagnostics.
+        player: figures of the player.
+        domain_id: DDS domain that was used.
+
+    """
+
+    chunks: list[ChunkRecord]
+    bag: Path
+    clock_s: float
+    skipped: dict[str, int]
+    dropped: dict[str, int]
+    inputs: dict[str, str]
+    player: dict[str, Any]
+    domain_id: int
+    notes: tuple[str, ...] = field(default=())
+
+
+def ros_environment() -> tuple[dict[str, str], int]:
+    """Environment for children: DDS on this machine only, in a domain of its own.
+
+    Raises:
+        RosMissingError: no ROS 2, or its environment is not set.
+
+    """
+    if util.find_spec("rclpy") is None:
+        raise RosMissingError(
+            "this needs ROS 2: source /opt/ros/<distro>/setup.bash, or run scripts/setup_env.sh "
+            "and source .venv/ros_env.sh (pi05 replay --offline works without ROS)"
+        )
+    if not os.environ.get("AMENT_PREFIX_PATH"):
+        raise RosMissingError(
+            "the ROS 2 environment is not set: source /opt/ros/<distro>/setup.bash and your "
+            "workspace's install/setup.bash, or .venv/ros_env.sh"
+        )
+    domain = free_domain_id()
+    package_parent = str(Path(pi05_ros.__file__).resolve().parents[1])
+    paths = [package_parent, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {
+        **os.environ,
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_DOMAIN_ID": str(domain),
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+    environment.pop("ROS_LOCALHOST_ONLY", None)
+    if os.environ.get("ROS_DISTRO") == "humble":
+        environment["ROS_LOCALHOST_ONLY"] = "1"
+    # Raw pictures do not fit into Fast DDS's default shared memory; the file says more.
+    if not any(name in os.environ for name in FASTDDS_PROFILE_VARIABLES):
+        profile = str(config_dir() / "fastdds_images.xml")
+        environment.update(dict.fromkeys(FASTDDS_PROFILE_VARIABLES, profile))
+    return environment, domain
+
+
+def write_parameters(path: Path, values: Mapping[str, Any]) -> None:
+    """Parameter file that fits the node under any name."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    document = {"/**": {"ros__parameters": plain}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(document, sort_keys=True), encoding="utf-8")
+
+
+def run_live(options: LiveOptions, say: Callable[[str], None] = lambda text: None) -> LiveResult:
+    """Replay a bag into a policy node and record its chunks.
+
+    Raises:
+        RosMissingError: no ROS 2 here.
+        pi05_ros.replay.processes.ChildError: a process failed; the text holds its log.
+        BagError: the bag cannot be read.
+
+    """
+    environment, domain = ros_environment()
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    clock_map, chunk_bag = out / "clock_map.json", out / "chunks"
+    clock_map.unlink(missing_ok=True)
+    transports = {
+        f"camera_transport.{name.removesuffix('_camera').replace('_camera_2', '_2')}": (
+            "compressed" if source.compressed else "raw"
+        )
+        for name, source in options.sources.items()
+        if name in CAMERAS
+    }
+    parameters = {**transports, **options.parameters, "use_sim_time": True}
+    write_parameters(out / "node_params.yaml", parameters)
+    plan = PlayPlan(
+        bag=str(options.bag),
+        sources=tuple(options.sources.values()),
+        base=options.base,
+        speed=options.speed,
+        loops=options.loops,
+        clock_map=str(clock_map),
+        bring_up=NODE,
+        configure_timeout_s=options.configure_timeout_s,
+    )
+    plan.write(out / "plan.json")
+    with Children(environment, out / "logs") as children:
+        arguments = ("--ros-args", "--params-file", str(out / "node_params.yaml"))
+        node = children.start_module("policy_node", "pi05_ros.ros.policy_node", *arguments)
+        recorder = children.start_module(
+            "recorder", "pi05_ros.ros.chunk_recorder",
+            "--node", NODE, "--out", str(chunk_bag), "--clock-map", str(clock_map), talks=True,
+        )  # fmt: skip
+        player = children.start_module(
+            "player", "pi05_ros.ros.bag_player", str(out / "plan.json"), talks=True
+        )
+        say(f"node, player and recorder start (domain {domain}, this machine only)")
+        children.wait_event(player, "ready", options.configure_timeout_s + START_S)
+        children.wait_event(recorder, "matched", START_S)
+        say("node active, playing")
+        player.send("go")
+        length_s = bag_seconds(options.bag) / options.speed * options.loops
+        done = children.wait_event(player, "done", length_s * 1.5 + START_S)
+        time.sleep(SETTLE_S)
+        children.check()
+        recorder.expected_to_end = True
+        children.stop(recorder)
+        children.stop(player)
+        code = children.stop(node)
+        if code != 0:
+            raise BagError(
+                f"policy_node ended with code {code} when asked to stop:\n{node.tail()}"
+            )
+    return _result(chunk_bag, done, domain)
+
+
+def bag_seconds(path: Path) -> float:
+    """Length of a bag by its log times."""
+    with Bag(path) as bag:
+        return bag.seconds
+
+
+def _result(chunk_bag: Path, done: Mapping[str, Any], domain: int) -> LiveResult:
+    """Read what the recorder wrote."""
+    try:
+        inference, inputs = read_diagnostics(chunk_bag)
+        chunks = read_chunks(chunk_bag)
+    except BagError:
+        return LiveResult([], chunk_bag, done["clock_s"], {}, {}, {}, dict(done), domain)
+    prefix = "skipped_ticks."
+    skipped = {
+        k.removeprefix(prefix): int(v) for k, v in inference.items() if k.startswith(prefix)
+    }
+    dropped = Counter(
+        {
+            "failed inferences": int(inference.get("errors", 0)),
+            "chunks not published": int(inference.get("dropped_chunks", 0)),
+        }
+    )
+    return LiveResult(
+        chunks=chunks,
+        bag=chunk_bag,
+        clock_s=float(done["clock_s"]),
+        skipped=skipped,
+        dropped={reason: count for reason, count in dropped.items() if count},
+        inputs=inputs,
+        player=dict(done),
+        domain_id=domain,
+    )
+
+
+def read_diagnostics(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Last values of the node's two diagnostics entries in a bag: inference, inputs."""
+    inference: dict[str, str] = {}
+    inputs: dict[str, str] = {}
+    with Bag(path) as bag:
+        topics = [topic.name for topic in bag.topics.values() if topic.msgtype == DIAGNOSTICS]
+        for message in bag.messages(topics):
+            for status in message.decode().status:
+                values = {item.key: item.value for item in status.values}
+                if status.name.endswith(": inference"):
+                    inference = values
+                elif status.name.endswith(": inputs") and len(values) > 1:
+                    inputs = values
+    return inference, inputs

@@ -1,0 +1,231 @@
+"""Shared by `pi05 replay` and `pi05 demo`: choose topics, run, summarise, write files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pi05_ros.policy.loading import read_recipe
+from pi05_ros.policy.profile import RobotProfile
+from pi05_ros.replay.bag import Bag, BagError, BagWriter
+from pi05_ros.replay.chunks import CHUNK_TOPIC, ChunkRecord
+from pi05_ros.replay.live import LiveOptions, LiveResult, run_live
+from pi05_ros.replay.messages import ACTION_CHUNK
+from pi05_ros.replay.offline import OfflineReplay
+from pi05_ros.replay.plots import plot_replay
+from pi05_ros.replay.sources import JOINT_STATES, PROMPT, Source, find_sources
+from pi05_ros.replay.summary import ReplaySummary, Spread, latencies_ms
+from pi05_ros.replay.timeline import read_timeline
+from pi05_ros.ros.freshness import camera_source
+from pi05_ros.ros.parameters import PolicyParameters
+from pi05_ros.ros.policy_loading import load_policy
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Inputs of a replay.
+
+    Attributes:
+        sources: bag topic per input.
+        roles: cameras that are used, in the robot profile's order.
+
+    """
+
+    sources: dict[str, Source]
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished replay: its chunks, its figures, and the bag they are in."""
+
+    chunks: list[ChunkRecord]
+    summary: ReplaySummary
+    bag: Path
+
+
+def robot_of(parameters: PolicyParameters) -> RobotProfile:
+    """Robot profile that the parameters lead to, without loading weights.
+
+    Raises:
+        PolicyError: no such profile or checkpoint.
+
+    """
+    recipe = read_recipe(parameters.checkpoint, robot=parameters.robot or None)
+    return recipe.profile
+
+
+def choose(
+    bag: Bag,
+    robot: RobotProfile,
+    mapping: Mapping[str, str],
+    namespace: str = "",
+    roles: Sequence[str] = (),
+    with_prompt: bool = True,
+) -> Chosen:
+    """Find the topics for a robot's cameras and joints.
+
+    Cameras that the profile does not require are used if the bag has them.
+
+    Raises:
+        BagError: a needed topic is missing, ambiguous or of the wrong type.
+
+    """
+    wanted = tuple(roles) or robot.camera_roles
+    needed = tuple(roles) or robot.required_roles
+    required = [*(camera_source(role) for role in needed), JOINT_STATES]
+    optional = [camera_source(role) for role in wanted if role not in needed]
+    if with_prompt:
+        optional.append(PROMPT)
+    sources = find_sources(bag, required, optional, mapping, namespace)
+    for name in (*required, *(n for n in optional if n in sources and n != PROMPT)):
+        if bag.topics[sources[name].topic].count == 0:
+            raise BagError(f"{sources[name].topic} in {bag.path} holds no messages")
+    unused = sorted(set(mapping) - set(sources))
+    if unused:
+        raise BagError(
+            f"--map names {', '.join(unused)}, but robot {robot.name} only has the inputs "
+            f"{', '.join([*required, *optional])}"
+        )
+    return Chosen(sources, tuple(role for role in wanted if camera_source(role) in sources))
+
+
+def run_offline(
+    path: Path,
+    chosen: Chosen,
+    parameters: PolicyParameters,
+    out: Path,
+    base: str,
+    loops: int,
+    policy: Any = None,
+) -> Outcome:
+    """Offline replay into `out`/chunks; loads the policy unless one is given."""
+    policy = policy if policy is not None else load_policy(parameters)
+    out.mkdir(parents=True, exist_ok=True)
+    chunks: list[ChunkRecord] = []
+    times: list[float] = []
+    with Bag(path) as bag, BagWriter(out / "chunks") as writer:
+        writer.add_topic(CHUNK_TOPIC, ACTION_CHUNK)
+        replay = OfflineReplay(bag, chosen.sources, policy, parameters, chosen.roles, base, loops)
+        for chunk in replay:
+            writer.write(CHUNK_TOPIC, chunk.record.received_ns, chunk.message)
+            chunks.append(chunk.record)
+            times.append(chunk.inference_ms)
+    counts = replay.counts
+    notes = [f"dropped message: {count} x {reason}" for reason, count in counts.dropped.items()]
+    if counts.jumps:
+        notes.append(f"the clock went back {counts.jumps} times; buffers were emptied each time")
+    summary = ReplaySummary(
+        bag=str(path),
+        mode="offline",
+        rate_hz=parameters.rate_hz,
+        active_s=counts.clock_s,
+        chunks=len(chunks),
+        expected=float(counts.ticks),
+        skipped=dict(counts.skipped),
+        latency_ms=Spread.of([]),
+        inference_ms=Spread.of(times),
+        policy=describe(policy),
+        notes=tuple(notes),
+    )
+    return Outcome(chunks, summary, out / "chunks")
+
+
+def run_online(
+    path: Path,
+    chosen: Chosen,
+    values: Mapping[str, Any],
+    parameters: PolicyParameters,
+    out: Path,
+    base: str = "auto",
+    speed: float = 1.0,
+    loops: int = 1,
+    say: Callable[[str], None] = lambda text: None,
+) -> Outcome:
+    """Live replay into `out`/chunks."""
+    node_values = {**values, "camera_roles": list(chosen.roles)}
+    options = LiveOptions(path, chosen.sources, node_values, out, base, speed, loops)
+    result = run_live(options, say)
+    summary = ReplaySummary(
+        bag=str(path),
+        mode="live",
+        rate_hz=parameters.rate_hz,
+        active_s=result.clock_s,
+        chunks=len(result.chunks),
+        expected=parameters.rate_hz * result.clock_s,
+        skipped=result.skipped,
+        latency_ms=Spread.of(latencies_ms(result.chunks)),
+        inference_ms=Spread.of([chunk.timings["inference_ms"] for chunk in result.chunks]),
+        policy={"checkpoint": parameters.checkpoint},
+        notes=tuple(_live_notes(result, speed)),
+    )
+    return Outcome(result.chunks, summary, result.bag)
+
+
+def write_files(
+    outcome: Outcome, out: Path, chosen: Chosen, bag: Path, base: str, plot: bool, title: str
+) -> list[Path]:
+    """summary.json and replay.png; returns what was written."""
+    written = [outcome.bag, out / "summary.json"]
+    outcome.summary.write(written[-1])
+    if plot and outcome.chunks:
+        written.append(out / "replay.png")
+        measured = joint_history(bag, chosen.sources, base, outcome.chunks[0].names)
+        plot_replay(written[-1], outcome.chunks, outcome.summary, measured, title)
+    return written
+
+
+def joint_history(
+    path: Path, sources: Mapping[str, Source], base: str, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Stamps in ns ``[n]`` and positions ``[n, len(names)]`` of a bag; None if names differ."""
+    from pi05_ros.replay.messages import decode
+    from pi05_ros.ros.conversion import ConversionError, JointMap, stamp_ns
+
+    joints = JointMap(names)
+    stamps: list[int] = []
+    rows: list[np.ndarray] = []
+    only = {JOINT_STATES: sources[JOINT_STATES]}
+    with Bag(path) as bag:
+        for message in read_timeline(bag, only, base):
+            try:
+                decoded = decode(message.raw, message.msgtype)
+                rows.append(joints.state(decoded))
+                stamps.append(stamp_ns(decoded.header.stamp))
+            except ConversionError:
+                if not rows and len(stamps) > 10:
+                    return None
+                continue
+    return (np.asarray(stamps), np.stack(rows)) if rows else None
+
+
+def describe(policy: Any) -> dict[str, Any]:
+    """Identity of a policy for summaries."""
+    info = policy.info
+    return {
+        "checkpoint": info.checkpoint,
+        "checkpoint_hash": info.checkpoint_hash,
+        "robot": info.robot,
+        "backend": info.backend,
+        "device": info.device,
+        "precision": [info.precision.vision, info.precision.prefill, info.precision.denoise],
+    }
+
+
+def _live_notes(result: LiveResult, speed: float) -> list[str]:
+    """What a reader of live figures must know."""
+    notes = [f"{count} {reason}" for reason, count in result.dropped.items()]
+    if speed != 1.0:
+        notes.append(f"played at speed {speed:g}: latency is in bag time")
+    late = result.player.get("late_p99_ms", 0.0)
+    if late > 20.0:
+        notes.append(f"the player was late (p99 {late:.0f} ms): this machine is overloaded")
+    for name, sent in result.player.get("sent", {}).items():
+        received = result.inputs.get(f"{name}.received")
+        if received is not None and int(received) < 0.95 * sent:
+            notes.append(f"{name}: {received} of {sent} messages reached the node")
+    return notes
