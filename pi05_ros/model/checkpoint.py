@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class Checkpoint:
         tensors: openpi name -> where it lies; the embedding is always under lm_head.
         unused: name in the file -> why no action depends on it.
         config_json: config.json beside the weights, {} if there is none.
+        stored: every tensor under its name in the file.
+        untied: the file has the embedding twice; embed_tokens is the live one.
         notes: what was found that a reader should know.
 
     """
@@ -70,8 +72,9 @@ class Checkpoint:
     tensors: Mapping[str, TensorEntry]
     unused: Mapping[str, str]
     config_json: Mapping[str, Any]
-    stored: Mapping[str, TensorEntry]  # every tensor under its name in the file
-    notes: tuple[str, ...] = field(default=())
+    stored: Mapping[str, TensorEntry]
+    untied: bool
+    notes: tuple[str, ...]
 
 
 def shorten(names: Iterable[str]) -> str:
@@ -227,9 +230,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     prefixed = any(name.startswith("model.") for name in stored)
     family = "lerobot" if prefixed or isinstance(config_json.get("type"), str) else "openpi"
     _check_kind(path, stored, config_json)
-    tensors, unused, notes = _canonical(path, stored)
+    tensors, unused, untied = _canonical(path, stored)
+    notes = ("the embedding is untied: embed_tokens is used, lm_head is not",) if untied else ()
     return Checkpoint(
-        path, directory, files, family, tensors, unused, config_json, stored, tuple(notes)
+        path, directory, files, family, tensors, unused, config_json, stored, untied, notes
     )
 
 
@@ -269,12 +273,11 @@ def _check_kind(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]
 
 def _canonical(
     path: Path, stored: Mapping[str, TensorEntry]
-) -> tuple[dict[str, TensorEntry], dict[str, str], list[str]]:
+) -> tuple[dict[str, TensorEntry], dict[str, str], bool]:
     """Rename to openpi's names and set aside what no action depends on."""
     tensors: dict[str, TensorEntry] = {}
     origin: dict[str, str] = {}
     unused: dict[str, str] = {}
-    notes: list[str] = []
     for stored_name, entry in stored.items():
         name = _bare(stored_name)
         if name.startswith("action_time_mlp_"):
@@ -288,12 +291,12 @@ def _canonical(
                 f"{path}: {shorten([stored_name, origin[name]])} mean the same tensor"
             )
         tensors[name], origin[name] = entry, stored_name
+    untied = EMBED_TOKENS in tensors and LM_HEAD in tensors
+    if untied:
+        unused[origin[LM_HEAD]] = "untied from embed_tokens, which is the live embedding"
     if EMBED_TOKENS in tensors:
-        if LM_HEAD in tensors:
-            unused[origin[LM_HEAD]] = "untied from embed_tokens, which is the live embedding"
-            notes.append("the file is untied: embed_tokens is used, lm_head is not")
         tensors[LM_HEAD] = tensors.pop(EMBED_TOKENS)
-    return tensors, unused, notes
+    return tensors, unused, untied
 
 
 def checkpoint_hash(path: str | Path) -> str:

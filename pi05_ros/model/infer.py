@@ -238,6 +238,10 @@ class _Inference:
                 f"{q_rows} query and {kv_rows} key rows of the weights"
             )
         self.sources[f"{part}.heads"] = source
+        if source == "assumed":
+            self.notes.append(
+                f"{part}: one KV head is assumed, so {heads} query heads of {head_dim}"
+            )
         return GemmaConfig(width, depth, mlp_dim, heads, kv_heads, head_dim)
 
     def vision(self) -> VisionConfig:
@@ -278,11 +282,12 @@ class _Inference:
             return said
         self.sources["vision.num_attention_heads"] = "assumed"
         known = {c.vision.hidden_size: c.vision.num_attention_heads for c in PRESETS.values()}
-        if width in known:
-            return known[width]
-        if width % SO400M_HEAD_DIM == 0:
-            self.notes.append(f"vision heads of {SO400M_HEAD_DIM} are assumed, as in So400m")
-            return width // SO400M_HEAD_DIM
+        heads = known.get(width, 0)
+        if not heads and width % SO400M_HEAD_DIM == 0:
+            heads = width // SO400M_HEAD_DIM
+        if heads:
+            self.notes.append(f"vision: {heads} heads of {width // heads} are assumed")
+            return heads
         raise self.fail(
             f"weights of width {width} do not tell the number of vision heads; give a config, or "
             'config.json with {"vision": {"num_attention_heads": ...}}'

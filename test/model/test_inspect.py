@@ -1,0 +1,88 @@
+"""`pi05 inspect` on each family, on broken files, and as JSON."""
+
+import json
+
+import pytest
+from layouts import LEROBOT_CONFIG, write_layout
+from model_fixtures import DATA, weights
+
+from pi05_ros.cli.main import main
+from pi05_ros.model.report import describe
+
+
+def as_json(capsys, *words):
+    code = main(["inspect", *map(str, words), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_bare_weights(capsys):
+    code, report = as_json(capsys, DATA)
+    assert code == 0
+    assert report["family"] == "openpi"
+    assert report["embedding"] == "tied"
+    assert report["dtypes"] == {"F32": {"tensors": 112, "parameters": 321296}}
+    assert sum(report["parameters"].values()) == sum(t.numel() for t in weights().values())
+    assert report["horizon"] == {"steps": 50, "source": "assumed"}
+    assert report["robot"] is None
+    assert any("robot" in text for text in report["open"])
+    assert any("heads" in text for text in report["assumed"])
+    assert "hash" not in report
+
+
+def test_openpi_with_a_robot(capsys, tmp_path):
+    directory = write_layout(tmp_path, "openpi mixed", {"action_horizon": 10})
+    stats = {"q01": [0.0] * 8, "q99": [1.0] * 8}
+    place = directory / "assets" / "physical-intelligence" / "libero" / "norm_stats.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps({"norm_stats": {"state": stats, "actions": stats}}))
+    _, report = as_json(capsys, directory)
+    assert report["norm_stats"] == {"physical-intelligence/libero": ["libero"]}
+    code, report = as_json(capsys, directory, "--robot", "libero", "--hash")
+    assert code == 0
+    assert set(report["dtypes"]) == {"BF16", "F32"}
+    assert report["horizon"] == {"steps": 10, "source": "config.json"}
+    assert report["prompt"]["mode"] == "task only"
+    assert report["normalisation"]["state"] == {"kind": "quantile", "values": 8}
+    assert report["hash"].startswith("sha256:")
+    assert report["open"] == []
+
+
+def test_lerobot(capsys, tmp_path):
+    features = {
+        "input_features": {
+            "observation.images.front": {"type": "VISUAL", "shape": [3, 56, 56]},
+            "observation.state": {"type": "STATE", "shape": [6]},
+        },
+        "output_features": {"action": {"type": "ACTION", "shape": [6]}},
+    }
+    directory = write_layout(tmp_path, "lerobot 0.5", {**LEROBOT_CONFIG, **features})
+    code, report = as_json(capsys, directory)
+    assert code == 0
+    assert (report["family"], report["embedding"]) == ("lerobot", "untied")
+    assert report["horizon"] == {"steps": 30, "source": "config.json"}
+    assert len(report["robot"]["actions"]) == 6
+    assert any("lm_head" in name for names in report["unused"].values() for name in names)
+
+
+def test_text(capsys, tmp_path):
+    assert main(["inspect", str(DATA)]) == 0
+    text = capsys.readouterr().out
+    for words in ("openpi pi0.5", "112 tensors", "horizon", "assumed", "unused"):
+        assert words in text
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_what_does_not_load(capsys, tmp_path, flags):
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "_METADATA").write_text("{}")
+    assert main(["inspect", str(tmp_path), *flags]) == 1
+    out = capsys.readouterr()
+    assert "convert_jax_model_to_pytorch" in out.out + out.err
+
+
+def test_counts_add_up(tmp_path):
+    for layout in ("openpi fp32", "lerobot 0.4 old names", "openpi no junk"):
+        found = describe(write_layout(tmp_path / layout, layout))
+        held = sum(elements for _, elements in found.dtypes.values())
+        assert sum(found.parameters.values()) + found.unused_parameters == held
+        assert found.parameters == describe(DATA).parameters
