@@ -20,6 +20,7 @@ from pi05_ros.policy.execution.rtc import (
 )
 from pi05_ros.policy.normalize import Normalizer
 
+CLOCK = "exact"  # LeRobot's, which the recorded samples were made with
 DATA = Path(__file__).parents[2] / "data" / "openpi_tiny"
 
 
@@ -65,9 +66,6 @@ def test_guided_samples_equal_the_reference(reference, schedule, correction):
     assert np.abs(actions.numpy() - arrays[f"rtc_{correction}_{schedule}"]).max() <= 1e-5
 
 
-CLOCK = "exact"
-
-
 def test_gain_follows_the_formula():
     times = [1 - i / 10 for i in range(10)]
     want = [10, 9.11, 4.25, 2.76, 2.17, 2.0, 2.17, 2.76, 4.25, 9.11]
@@ -95,13 +93,6 @@ def test_decided_actions_come_out_unchanged_and_get_time_zero(reference):
     assert torch.allclose(free, plain, atol=1e-6)
     with pytest.raises(ValueError, match="0 to 10"):
         sample_decided(velocity, noise, previous, 11, 4)
-
-
-def test_identity_guidance_with_full_weight_meets_a_linear_target():
-    target = torch.linspace(-1, 1, 4)[None, :, None].expand(1, 4, 2)
-    velocity = guided(lambda x, t: x - x, target, torch.ones(4), "identity", 1e9)
-    got = flow_sample(velocity, torch.zeros(1, 4, 2), 50, "exact")
-    assert torch.allclose(got, target, atol=0.05)
 
 
 def test_wrong_words_are_refused():

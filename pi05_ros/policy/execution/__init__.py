@@ -1,0 +1,1 @@
+"""From action chunks to joint commands: strategies, limits, staleness, real-time chunking."""

@@ -1,0 +1,179 @@
+"""The executor's core without ROS: chunks in, one safe joint command per control period out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from pi05_ros.policy.execution.chunks import ChunkRefusedError, TimedChunk
+from pi05_ros.policy.execution.limits import JointLimits, MotionFilter
+from pi05_ros.policy.execution.strategies import Strategy
+
+FOLLOWING = "following"
+HOLDING = "holding"
+WAITING = "waiting"
+STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class ExecutorSettings:
+    """Time limits of the executor.
+
+    Attributes:
+        period_s: control period.
+        max_chunk_age_s: chunks whose step 0 lies farther back are refused on arrival.
+        max_future_s: chunks whose step 0 lies farther ahead are refused (clocks disagree).
+        max_state_age_s: joint states older than this stop the motion.
+        random_weights_allowed: chunks of random weights are refused unless this is set, which
+            is only right for a simulation.
+
+    """
+
+    period_s: float = 0.05
+    max_chunk_age_s: float = 1.0
+    max_future_s: float = 0.2
+    max_state_age_s: float = 0.5
+    random_weights_allowed: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """One control period's answer.
+
+    Attributes:
+        positions: joint targets ``[n]``; None while nothing may be commanded.
+        mode: FOLLOWING, HOLDING, WAITING or STOPPED.
+        reason: why it is not following, else empty.
+
+    """
+
+    positions: np.ndarray | None
+    mode: str
+    reason: str
+
+
+class Executor:
+    """Checks chunks, follows them through the strategy and the limits, holds otherwise.
+
+    Commands start from the measured joints at rest. Once commanding, every command is within
+    the limits of the one before, whatever chunks say: holding means braking with the allowed
+    acceleration and then repeating the last command.
+    """
+
+    def __init__(
+        self, limits: JointLimits, strategy: Strategy, settings: ExecutorSettings | None = None
+    ) -> None:
+        self.settings = settings or ExecutorSettings()
+        self.limits = limits
+        self.strategy = strategy
+        self.filter = MotionFilter(limits, self.settings.period_s)
+        self.accepted = 0
+        self.clipped = 0
+        self.refused: Counter[str] = Counter()
+        self.last_refusal = ""
+        self._policy_id: str | None = None
+        self._chunk_id = -1
+        self._measured: np.ndarray | None = None
+        self._measured_ns = 0
+        self._stopped = ""
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """Joint names, the order of all arrays."""
+        return self.limits.names
+
+    @property
+    def measured(self) -> np.ndarray | None:
+        """Last measured joint positions ``[n]``."""
+        return self._measured
+
+    def measure(self, positions: np.ndarray, now_ns: int) -> None:
+        """Newest joint positions ``[n]``; not finite ones are ignored."""
+        values = np.asarray(positions, dtype=np.float64)
+        if values.shape == (len(self.joints),) and np.isfinite(values).all():
+            self._measured, self._measured_ns = values, now_ns
+
+    def offer(self, chunk: TimedChunk, now_ns: int, random_weights: bool = False) -> None:
+        """Take a chunk over, or raise why not.
+
+        Raises:
+            ChunkRefusedError: "random weights", "order", "stale", "future"; counted in `refused`.
+
+        """
+        try:
+            self._check(chunk, now_ns, random_weights)
+        except ChunkRefusedError as error:
+            self.refuse(error)
+            raise
+        if chunk.policy_id != self._policy_id:
+            self.strategy.clear()
+        self._policy_id, self._chunk_id = chunk.policy_id, chunk.chunk_id
+        outside = (chunk.positions < self.limits.lower) | (chunk.positions > self.limits.upper)
+        self.clipped += bool(outside.any())
+        self.accepted += 1
+        self.strategy.add(chunk)
+
+    def refuse(self, error: ChunkRefusedError) -> None:
+        """Count a chunk that was refused before it got here."""
+        self.refused[error.reason] += 1
+        self.last_refusal = str(error)
+
+    def stop(self, reason: str) -> None:
+        """Brake softly and stay there until `resume`."""
+        self._stopped = reason or "stop requested"
+        self.strategy.clear()
+
+    def resume(self) -> None:
+        """Follow chunks again; what came before is forgotten."""
+        self._stopped = ""
+        self.strategy.clear()
+
+    def reset(self) -> None:
+        """Forget chunks and commands, for instance after the clock jumped back."""
+        self.strategy.clear()
+        self._policy_id, self._chunk_id = None, -1
+        self._measured = None
+        self.filter.position = None
+
+    def tick(self, now_ns: int) -> Command:
+        """Command of this control period; call it once per period."""
+        if self.filter.position is None:
+            if self._measured is None:
+                return Command(None, WAITING, "no joint states yet")
+            self.filter.reset(self._measured)
+        if self._stopped:
+            return Command(self.filter.step(None), STOPPED, self._stopped)
+        if now_ns - self._measured_ns > self.settings.max_state_age_s * 1e9:
+            self.strategy.clear()
+            return Command(self.filter.step(None), HOLDING, "joint states are stale")
+        target = self.strategy.target(now_ns)
+        if target is None:
+            if self.filter.resting and self.accepted == 0 and self._measured is not None:
+                self.filter.reset(self._measured)
+                return Command(None, WAITING, self._why("no chunk yet"))
+            return Command(self.filter.step(None), HOLDING, self._why("no fresh chunk"))
+        return Command(self.filter.step(target), FOLLOWING, "")
+
+    def _why(self, text: str) -> str:
+        return f"{text}; last refused: {self.last_refusal}" if self.last_refusal else text
+
+    def _check(self, chunk: TimedChunk, now_ns: int, random_weights: bool) -> None:
+        settings = self.settings
+        if random_weights and not settings.random_weights_allowed:
+            raise ChunkRefusedError(
+                "random weights",
+                "chunk of random weights, which must not move a robot",
+            )
+        if chunk.positions.shape[1] != len(self.joints) or not np.isfinite(chunk.positions).all():
+            raise ChunkRefusedError("not finite", "chunk positions do not fit or are not finite")
+        if chunk.policy_id == self._policy_id and chunk.chunk_id <= self._chunk_id:
+            raise ChunkRefusedError(
+                "order", f"chunk {chunk.chunk_id} came after {self._chunk_id} of the same policy"
+            )
+        age_s = (now_ns - chunk.start_ns) / 1e9
+        if age_s > settings.max_chunk_age_s or now_ns >= chunk.end_ns:
+            raise ChunkRefusedError("stale", f"chunk is {age_s:.2f} s old")
+        if -age_s > settings.max_future_s:
+            raise ChunkRefusedError("future", f"chunk starts {-age_s:.2f} s in the future")

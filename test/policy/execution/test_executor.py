@@ -1,0 +1,243 @@
+"""The executor's core: order, staleness, stops, seams, and chunks meant to do harm."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pi05_ros.policy.chunk import ActionMeaning
+from pi05_ros.policy.execution.chunks import ChunkRefusedError, TimedChunk, timed_chunk
+from pi05_ros.policy.execution.executor import (
+    FOLLOWING,
+    HOLDING,
+    STOPPED,
+    WAITING,
+    Executor,
+    ExecutorSettings,
+)
+from pi05_ros.policy.execution.limits import JointLimits
+from pi05_ros.policy.execution.strategies import make_strategy
+
+JOINTS = ("a", "b")
+LIMITS = JointLimits(JOINTS, [-1, 0], [2, 1], [1.5, 4], [6, 80])
+DT = 0.05
+STEP = 50_000_000
+SECOND = 1_000_000_000
+
+
+def make(strategy: str = "replace", after: int = 0, **options) -> Executor:
+    settings_ = ExecutorSettings(period_s=DT, **options)
+    return Executor(LIMITS, make_strategy(strategy, after), settings_)
+
+
+def chunk(start, rows, chunk_id=1, policy="p"):
+    return TimedChunk(start, STEP, np.asarray(rows, dtype=float), policy, chunk_id)
+
+
+def run(executor, start, ticks, state=(0.0, 0.5)):
+    commands = []
+    for k in range(ticks):
+        now = start + k * STEP
+        executor.measure(np.array(state), now)
+        commands.append(executor.tick(now))
+    return commands
+
+
+def test_nothing_is_commanded_before_joint_states_and_a_chunk():
+    executor = make()
+    assert executor.tick(0).mode == WAITING
+    executor.measure(np.array([np.nan, 0]), 0)
+    assert executor.tick(0).reason == "no joint states yet"
+    assert run(executor, STEP, 1)[0].positions is None
+
+
+def test_a_chunk_is_followed_then_held():
+    executor = make()
+    rows = np.stack([np.linspace(0, 0.3, 10), np.full(10, 0.5)], axis=1)
+    executor.offer(chunk(0, rows), 0)
+    commands = run(executor, 0, 20)
+    assert [c.mode for c in commands] == [FOLLOWING] * 10 + [HOLDING] * 10
+    assert commands[9].positions == pytest.approx([0.3, 0.5], abs=0.01)
+    assert commands[-1].reason.startswith("no fresh chunk")
+    assert np.array_equal(commands[-1].positions, commands[-2].positions)
+
+
+def test_late_chunks_start_at_the_step_that_belongs_to_now():
+    executor = make()
+    rows = np.stack([np.linspace(0, 0.9, 10), np.full(10, 0.5)], axis=1)
+    late = chunk(0, rows)
+    assert late.index(3 * STEP) == 3
+    assert late.at(3 * STEP + STEP // 2)[0] == pytest.approx(0.35)
+    executor.offer(late, 3 * STEP)
+    commands = run(executor, 3 * STEP, 7)
+    assert all(c.mode == FOLLOWING for c in commands)
+
+
+def test_replace_after_n_keeps_a_chunk_for_n_steps_and_takes_the_newest():
+    executor = make(after=4)
+    executor.offer(chunk(0, np.full((12, 2), 0.1), 1), 0)
+    seen = []
+    for k in range(9):
+        now = k * STEP
+        executor.measure(np.array([0.0, 0.1]), now)
+        if k in (1, 2):
+            executor.offer(chunk(now, np.full((12, 2), 0.1 * (k + 1)), k + 1), now)
+        executor.tick(now)
+        seen.append(float(executor.strategy.target(now)[0]))
+    assert seen == pytest.approx([0.1] * 4 + [0.3] * 5)
+
+
+def test_ensemble_averages_with_the_oldest_weighing_most():
+    strategy = make_strategy("ensemble", ensemble_decay=1.0)
+    strategy.add(chunk(0, np.zeros((4, 2))))
+    strategy.add(chunk(STEP, np.ones((4, 2)), 2))
+    w = np.exp([-0.0, -1.0])
+    assert strategy.target(0) == pytest.approx([0, 0])
+    assert strategy.target(2 * STEP) == pytest.approx([w[1] / w.sum()] * 2)
+    assert strategy.target(4 * STEP) == pytest.approx([1, 1])
+    assert strategy.target(6 * STEP) is None
+
+
+@pytest.mark.parametrize(
+    ("offered", "now", "reason"),
+    [
+        (chunk(0, np.zeros((4, 2))), 2 * SECOND, "stale"),
+        (chunk(0, np.zeros((4, 2))), 4 * STEP, "stale"),
+        (chunk(SECOND, np.zeros((4, 2))), 0, "future"),
+        (chunk(0, np.full((4, 2), np.nan)), 0, "not finite"),
+        (chunk(0, np.zeros((4, 3))), 0, "not finite"),
+    ],
+)
+def test_bad_chunks_are_refused_counted_and_named(offered, now, reason):
+    executor = make()
+    with pytest.raises(ChunkRefusedError):
+        executor.offer(offered, now)
+    assert executor.refused == {reason: 1}
+    executor.measure(np.array([0.0, 0.5]), now)
+    assert executor.last_refusal in executor.tick(now).reason
+
+
+def test_order_and_random_weights():
+    executor = make()
+    executor.offer(chunk(0, np.zeros((4, 2)), 5), 0)
+    for number in (5, 4):
+        with pytest.raises(ChunkRefusedError, match="came after 5"):
+            executor.offer(chunk(0, np.zeros((4, 2)), number), 0)
+    executor.offer(chunk(0, np.zeros((4, 2)), 1, "another policy"), 0)
+    with pytest.raises(ChunkRefusedError, match="random weights"):
+        executor.offer(chunk(0, np.zeros((4, 2)), 6), 0, random_weights=True)
+    make(random_weights_allowed=True).offer(chunk(0, np.zeros((4, 2))), 0, random_weights=True)
+
+
+def test_stale_joint_states_hold_and_stop_is_soft_and_lasting():
+    executor = make()
+    executor.offer(chunk(0, np.full((19, 2), 0.9)), 0)
+    run(executor, 0, 4)
+    assert executor.tick(SECOND).reason == "joint states are stale"
+    executor.offer(chunk(SECOND, np.full((19, 2), 0.9), 2), SECOND)
+    moving = run(executor, SECOND, 4)
+    executor.stop("operator")
+    stopped = run(executor, SECOND + 4 * STEP, 12)
+    assert {c.mode for c in stopped} == {STOPPED}
+    steps = np.diff([c.positions[0] for c in [*moving, *stopped]])
+    assert (np.abs(np.diff(steps)) <= 6 * DT * DT + 1e-9).all()
+    assert steps[-1] == 0
+    executor.resume()
+    executor.offer(chunk(2 * SECOND, np.zeros((9, 2)), 3), 2 * SECOND)
+    assert run(executor, 2 * SECOND, 1)[0].mode == FOLLOWING
+
+
+def test_a_clock_that_jumped_back_starts_over():
+    executor = make()
+    executor.offer(chunk(SECOND, np.zeros((9, 2)), 7), SECOND)
+    run(executor, SECOND, 2)
+    executor.reset()
+    assert executor.tick(0).mode == WAITING
+    executor.offer(chunk(0, np.zeros((9, 2)), 1), 0)
+
+
+def test_wire_chunks_are_put_in_order_and_made_absolute():
+    options = {
+        "joints": JOINTS,
+        "names": ["b", "a"],
+        "horizon": 2,
+        "step_ns": STEP,
+        "start_ns": 0,
+        "reference": np.array([1.0, 2.0]),
+    }
+    got = timed_chunk(data=[1, 2, 3, 4], meaning=[0, 0], **options)
+    assert got.positions.tolist() == [[2, 1], [4, 3]]
+    got = timed_chunk(
+        data=[1, 2, 3, 4], meaning=[ActionMeaning.DELTA, ActionMeaning.VELOCITY], **options
+    )
+    assert got.positions == pytest.approx(np.array([[1.1, 3], [1.3, 6]]))
+
+
+WILD = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.floats(-1e30, 1e30),
+    st.floats(-3, 3),
+)
+
+
+@st.composite
+def offers(draw):
+    """What somebody may send: mostly wrong in one way or another."""
+    names = draw(
+        st.sampled_from([("a", "b"), ("b", "a"), ("a",), ("a", "b", "c"), ("a", "a"), ("x", "y")])
+    )
+    horizon = draw(st.integers(0, 6))
+    count = horizon * len(names) + draw(st.sampled_from([0, 0, 0, 0, 1, -1, 7]))
+    return {
+        "names": names,
+        "horizon": horizon,
+        "data": draw(st.lists(WILD, min_size=max(0, count), max_size=max(0, count))),
+        "step_ns": draw(st.sampled_from([STEP, STEP, STEP, 1, 0, -5, 10**12])),
+        "lag": draw(st.sampled_from([0, 0, 0, STEP, -STEP, 3 * SECOND, -3 * SECOND])),
+        "meaning": draw(st.lists(st.integers(0, 9), min_size=len(names), max_size=len(names))),
+        "chunk_id": draw(st.integers(0, 20)),
+    }
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    sent=st.lists(st.one_of(st.none(), offers()), min_size=1, max_size=30),
+    strategy=st.sampled_from(["replace", "ensemble", "rtc"]),
+    state=st.tuples(st.floats(-1.5, 2.5), st.floats(-0.2, 1.2)),
+)
+def test_adversarial_chunks_never_move_a_joint_beyond_its_limits(sent, strategy, state):
+    executor = make(strategy, after=2)
+    start = np.clip(state, LIMITS.lower, LIMITS.upper)
+    path = [start]
+    now = 10 * SECOND
+    for offer in sent:
+        now += STEP
+        executor.measure(np.array(state), now)
+        if offer is not None:
+            arguments = dict(offer)
+            lag = arguments.pop("lag")
+            try:
+                wire = timed_chunk(
+                    joints=JOINTS, reference=executor.measured, start_ns=now - lag, **arguments
+                )
+            except ChunkRefusedError as error:
+                executor.refuse(error)
+            else:
+                with contextlib.suppress(ChunkRefusedError):
+                    executor.offer(wire, now)
+        command = executor.tick(now)
+        if command.positions is not None:
+            path.append(command.positions)
+        if command.mode != FOLLOWING:
+            assert command.reason
+            assert executor.last_refusal in command.reason
+    velocity = np.diff(path, axis=0) / DT
+    change = np.diff(np.vstack([np.zeros(2), velocity]), axis=0) / DT
+    assert (np.array(path) >= LIMITS.lower - 1e-9).all()
+    assert (np.array(path) <= LIMITS.upper + 1e-9).all()
+    assert (np.abs(velocity) <= LIMITS.velocity + 1e-7).all()
+    assert (np.abs(change) <= LIMITS.acceleration + 1e-5).all()
