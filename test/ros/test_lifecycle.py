@@ -283,7 +283,7 @@ def start_slow(namespace, behave="None", load="None"):
     code = SLOW.format(tests=str(ROOT / "test" / "ros"), behave=behave, load=load)
     return subprocess.Popen(
         [sys.executable, "-c", code, "--ros-args", "-p", "checkpoint:=random:scripted",
-         "-p", "rate_hz:=20"],
+         "-p", "rate_hz:=20", "-r", f"__ns:={namespace}"],
         cwd=ROOT, env={**os.environ, "KEEP_DOMAIN": "1"},
     )  # fmt: skip
 
