@@ -78,9 +78,7 @@ def _run(args: argparse.Namespace) -> int:
         )
     options = SceneOptions(seconds=args.seconds, renderer=args.renderer)
     path = args.out / "bag"
-    if args.fresh and (path / "metadata.yaml").is_file():
-        (path / "metadata.yaml").write_text("")  # not ours any more: it is written again
-    bag = make_demo_bag(path, options)
+    bag = make_demo_bag(path, options, args.fresh)
     how = (
         "kept from the last run"
         if bag.cached
@@ -99,13 +97,19 @@ def _run(args: argparse.Namespace) -> int:
         path, chosen, values, parameters, args.out, say=lambda text: print(f"replay   {text}")
     )
     summary = outcome.summary
+    random = args.checkpoint.startswith("random:")
     title = f"pi05 demo: {args.checkpoint} on {args.robot}, {args.rate:g} Hz asked, live over DDS"
+    title += " (random weights: the values mean nothing)" if random else ""
     written = write_files(outcome, args.out, chosen, path, "auto", True, title)
     print("\n".join(summary.lines()))
     print("wrote           " + ", ".join(str(item) for item in written))
     kept = summary.rate_kept(RATE_SHARE)
     seconds = time.monotonic() - started
     if kept:
+        print(
+            f"again           pi05 replay {path} --verify {outcome.bag} --checkpoint "
+            f"{args.checkpoint} --robot {args.robot} -p threads={args.threads}"
+        )
         print(f"ok: chunks came at the asked rate ({seconds:.0f} s in all)")
         return 0
     print(

@@ -169,8 +169,8 @@ class Bag:
 class BagWriter:
     """Writes a rosbag2 folder (mcap with zstd chunks, or sqlite3) that `ros2 bag` reads.
 
-    A bag that this class or ros2 bag wrote at the same place is replaced; anything else there
-    is left alone and refused. An exception inside the `with` block leaves no folder behind.
+    A bag at the same place is replaced (also a torn one); a folder with anything else in it is
+    left alone and refused. An exception inside the `with` block leaves no folder behind.
 
     Raises:
         BagError: the path is taken by something that is not a bag.
@@ -186,7 +186,7 @@ class BagWriter:
     ) -> None:
         self.path = Path(path)
         if self.path.exists():
-            if not (self.path / "metadata.yaml").is_file():
+            if not _is_bag_folder(self.path):
                 raise BagError(f"{self.path} exists and is not a bag; give another place")
             shutil.rmtree(self.path)
         plugin = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}[storage]
@@ -229,6 +229,15 @@ class BagWriter:
         """Append CDR bytes."""
         self.add_topic(topic, msgtype)
         self._writer.write(self._connections[topic], log_ns, raw)
+
+
+def _is_bag_folder(path: Path) -> bool:
+    """Whether a folder holds nothing but what a bag consists of."""
+    endings = (".mcap", ".db3", ".zstd", ".db3-journal", ".db3-wal", ".db3-shm")
+    return path.is_dir() and all(
+        item.is_file() and (item.name == "metadata.yaml" or item.name.endswith(endings))
+        for item in path.iterdir()
+    )
 
 
 def _damage(path: Path, error: BaseException) -> str:

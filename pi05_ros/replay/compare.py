@@ -10,6 +10,8 @@ import numpy as np
 
 from pi05_ros.replay.chunks import ChunkRecord
 
+ROUNDING = 1e-4  # what another order of float32 additions can do to an action
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -58,6 +60,11 @@ class Comparison:
             lines.append(f"  {label}observation {stamp} s: {difference.text}")
         if len(self.differences) > limit:
             lines.append(f"  and {len(self.differences) - limit} more")
+        if self.differences and 0.0 < self.largest < ROUNDING:
+            lines.append(
+                "differences this small come from another machine, torch or number of CPU "
+                f"threads: give the same threads (-p threads=N), or --tolerance {ROUNDING:g}"
+            )
         lines.append("equal" if self.equal else "DIFFERENT")
         return "\n".join(lines)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,9 +66,18 @@ class DemoBag:
 
 
 def make_demo_bag(
-    path: Path, options: SceneOptions, progress: Callable[[float], None] = lambda _: None
+    path: Path,
+    options: SceneOptions,
+    fresh: bool = False,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> DemoBag:
     """Write the bag, or keep the one that is there if it was made with the same options.
+
+    Args:
+        path: folder of the bag.
+        options: what it shows.
+        fresh: write it in any case.
+        progress: called with the share done.
 
     Raises:
         BagError: the place is taken by something else.
@@ -87,7 +95,7 @@ def make_demo_bag(
             {**asdict(options), "renderer": renderer.backend, "model": model, "version": VERSION},
             sort_keys=True,
         )
-        if _key_of(path) == wanted:
+        if not fresh and _key_of(path) == wanted:
             return DemoBag(path, renderer.backend, renderer.note, cached=True)
         with BagWriter(path, custom={KEY: wanted}) as bag:
             _record(bag, world, options, progress)
@@ -98,13 +106,10 @@ def make_demo_bag(
 
 def _key_of(path: Path) -> str | None:
     """Options of the bag at that place; None if there is no whole bag of ours."""
-    if not (path / "metadata.yaml").is_file():
-        return None
     try:
         with Bag(path) as bag:
             return bag.custom.get(KEY)
     except BagError:
-        shutil.rmtree(path)
         return None
 
 

@@ -234,8 +234,16 @@ def _result(chunk_bag: Path, done: Mapping[str, Any], domain: int) -> LiveResult
     )
 
 
-def read_diagnostics(path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Last values of the node's two diagnostics entries in a bag: inference, inputs."""
+def read_diagnostics(
+    path: Path, until_ns: int | None = None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Last values of the node's two diagnostics entries in a bag: inference, inputs.
+
+    Args:
+        path: bag.
+        until_ns: log time after which the inference entry is not read any more.
+
+    """
     inference: dict[str, str] = {}
     inputs: dict[str, str] = {}
     with Bag(path) as bag:
@@ -244,7 +252,8 @@ def read_diagnostics(path: Path) -> tuple[dict[str, str], dict[str, str]]:
             for status in message.decode().status:
                 values = {item.key: item.value for item in status.values}
                 if status.name.endswith(": inference"):
-                    inference = values
+                    late = until_ns is not None and message.log_ns > until_ns
+                    inference = inference if late else values
                 elif status.name.endswith(": inputs") and len(values) > 1:
                     inputs = values
     return inference, inputs

@@ -66,7 +66,7 @@ def plot_replay(
 def _latency(axis, chunks: Sequence[ChunkRecord], summary: ReplaySummary) -> None:  # type: ignore[no-untyped-def]
     """Histogram of the end-to-end latency with its percentiles."""
     values = latencies_ms(chunks)
-    upper = max(float(np.percentile(values, 99.5)) * 1.1, 1.0)
+    upper = max(float(np.percentile(values, 99.5)) * 1.25, 1.0)
     axis.hist(np.clip(values, 0, upper), bins=30, range=(0, upper), color="#4878a8")
     spread = summary.latency_ms
     marks = (("p50", spread.p50, "-"), ("p95", spread.p95, "--"), ("p99", spread.p99, ":"))
@@ -87,10 +87,11 @@ def _stages(axis, chunks: Sequence[ChunkRecord]) -> None:  # type: ignore[no-unt
     labels = [label for _, label in STAGES]
     colors = ("#c7c7c7", "#e3d5a5", "#8fbcd4", "#4878a8", "#2f4b7c", "#d98b4a", "#9a9a4a")
     axis.stackplot(times, np.nan_to_num(np.asarray(rows)), labels=labels, colors=colors)
-    axis.set(xlabel="time [s]", ylabel="[ms]", xlim=(0, max(times[-1], 1e-3)))
+    upper = 1.45 * float(np.nansum(rows, axis=0).max())  # room for the legend
+    axis.set(xlabel="time [s]", ylabel="[ms]", xlim=(0, max(times[-1], 1e-3)), ylim=(0, upper))
     axis.set_title("Where the node's time went", loc="left", fontsize=10)
     handles, texts = axis.get_legend_handles_labels()
-    axis.legend(handles[::-1], texts[::-1], fontsize=8, loc="upper right", ncols=2, framealpha=0.8)
+    axis.legend(handles[::-1], texts[::-1], fontsize=8, loc="upper right", ncols=4, frameon=False)
 
 
 def _trajectories(  # type: ignore[no-untyped-def]

@@ -9,18 +9,14 @@ The messages go out as the bytes that were recorded. Events are JSON lines on st
 
 from __future__ import annotations
 
-import json
 import queue
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import rclpy
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -34,6 +30,7 @@ from pi05_ros.replay.messages import NS
 from pi05_ros.replay.plan import PlayPlan
 from pi05_ros.replay.sources import PROMPT
 from pi05_ros.replay.timeline import TimedMessage, read_timeline
+from pi05_ros.ros.bring_up import BringUpError, bring_up, say, wait_matched
 
 TYPES = {
     "sensor_msgs/msg/Image": Image,
@@ -46,17 +43,6 @@ CLOCK_STEP_NS = 2_000_000  # and a message's clock value is published before it,
 START_DELAY_NS = NS // 5  # the reader fills its queue meanwhile
 AHEAD = 32  # messages read ahead: the disk and the decompressor must not delay a message
 CLOCK_WARM_UP = 5  # times that the first clock value is shown before the node is activated
-SERVICE_WAIT_S = 30.0
-MATCH_WAIT_S = 15.0
-
-
-class BringUpError(RuntimeError):
-    """The node cannot be brought to active."""
-
-
-def say(event: str, **values: Any) -> None:
-    """Write one event."""
-    print(json.dumps({"event": event, **values}), flush=True)
 
 
 class Player:
@@ -80,31 +66,9 @@ class Player:
         self.clock_ns = 0  # bag time played, jumps left out
 
     def bring_up(self) -> None:
-        """Configure and activate the node.
-
-        Raises:
-            BringUpError: it is not there, refuses, or takes too long.
-
-        """
-        name = self._plan.bring_up
-        client = self._node.create_client(ChangeState, f"{name}/change_state")
-        if not client.wait_for_service(timeout_sec=SERVICE_WAIT_S):
-            raise BringUpError(f"{name} did not start within {SERVICE_WAIT_S:.0f} s")
-        for transition, label, limit_s in (
-            (Transition.TRANSITION_CONFIGURE, "configure", self._plan.configure_timeout_s),
-            (Transition.TRANSITION_ACTIVATE, "activate", SERVICE_WAIT_S),
-        ):
-            if transition == Transition.TRANSITION_ACTIVATE:
-                self._set_clock()
-            request = ChangeState.Request()
-            request.transition.id = transition
-            future = client.call_async(request)
-            rclpy.spin_until_future_complete(self._node, future, timeout_sec=limit_s)
-            response = future.result() if future.done() else None
-            if response is None:
-                raise BringUpError(f"{name} did not {label} within {limit_s:.0f} s")
-            if not response.success:
-                raise BringUpError(f"{name} refused to {label}; its log says why")
+        """Configure and activate the node; raises BringUpError."""
+        plan = self._plan
+        bring_up(self._node, plan.bring_up, plan.configure_timeout_s, self._set_clock)
 
     def _set_clock(self) -> None:
         """Show the first clock value, so that the node's timers start from it."""
@@ -119,21 +83,8 @@ class Player:
             time.sleep(0.02)
 
     def wait_matched(self) -> None:
-        """Wait until somebody listens to every source.
-
-        Raises:
-            BringUpError: nobody does; names the topics.
-
-        """
-        deadline = time.monotonic() + MATCH_WAIT_S
-        publishers = {"/clock": self._clock, **self._publishers}
-        while True:
-            lonely = [n for n, p in publishers.items() if p.get_subscription_count() == 0]
-            if not lonely:
-                return
-            if time.monotonic() > deadline:
-                raise BringUpError(f"nobody subscribes to {', '.join(lonely)}")
-            time.sleep(0.02)
+        """Wait until somebody listens to every source; raises BringUpError."""
+        wait_matched({"/clock": self._clock, **self._publishers})
 
     def play(self) -> None:
         """Publish the whole bag, keeping the recorded distances in time."""
