@@ -305,8 +305,11 @@ def checkpoint_hash(path: str | Path) -> str:
     Remembered per process for unchanged files (path, size, time of change).
     """
     files = find_files(path)
-    stamps = [(file.resolve(), file.stat()) for file in files]
-    return _hash(tuple((str(name), s.st_size, s.st_mtime_ns) for name, s in stamps))
+    try:
+        stamps = [(file.resolve(), file.stat()) for file in files]
+        return _hash(tuple((str(name), s.st_size, s.st_mtime_ns) for name, s in stamps))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 @lru_cache(maxsize=16)
