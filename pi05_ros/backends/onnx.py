@@ -97,11 +97,6 @@ def choose_precision(precision: Precision) -> tuple[Precision, str]:
                 f"accepted: {vision}, fp8"
             )
         resolved[stage] = value
-    if resolved["prefill"] != resolved["denoise"]:
-        raise BackendError(
-            "the onnx backend quantises prefill and denoise together: both fp8 or neither "
-            f"(prefill {resolved['prefill']!r}, denoise {resolved['denoise']!r})"
-        )
     return Precision(**resolved), vision
 
 
@@ -141,7 +136,7 @@ def create(
     if not works:
         raise BackendError(f"backend onnx cannot be used: {why}")
     from pi05_ros.backends.tensorrt.artifacts import find_calibration, graphs_for
-    from pi05_ros.backends.tensorrt.export import DTYPES
+    from pi05_ros.backends.tensorrt.export import DTYPES, QUANTISED, stage_precision
     from pi05_ros.backends.tensorrt.identity import weights_id
     from pi05_ros.backends.tensorrt.pipeline import StagedEngine
     from pi05_ros.backends.tensorrt.shapes import STAGES, StageShapes
@@ -151,11 +146,19 @@ def create(
     root = Path(cache) if cache is not None else None
     identity = weights_id(model)
     ranges = None
-    if resolved.prefill == "fp8" and graphs is None:
+    quantised = [
+        stage
+        for stage, word in (("prefill", resolved.prefill), ("denoise_step", resolved.denoise))
+        if word == "fp8"
+    ]
+    if quantised and graphs is None:
         ranges = find_calibration(identity, calibration, root)
+    given = Path(graphs) if graphs else None
     folder, document = graphs_for(
-        model, identity, shapes, activation, ranges, Path(graphs) if graphs else None, root
+        model, identity, shapes, activation, ranges, given, root, quantised or QUANTISED
     )
+    if given is not None:
+        resolved = Precision(**stage_precision(document))
     where = torch.device(device)
     runners = {stage: OrtRunner(folder / f"{stage}.onnx", where, threads) for stage in STAGES}
     preset = document["preset"] or "no quantisation"

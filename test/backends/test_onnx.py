@@ -86,7 +86,6 @@ def test_fp8_needs_a_calibration_of_these_weights(model: Pi05, cache: Path) -> N
     [
         (Precision("bf16"), "has fp32 and fp16"),
         (Precision("fp16", "fp32", "fp16"), "does not go with"),
-        (Precision("fp16", "fp8", "fp16"), "both fp8 or neither"),
     ],
 )
 def test_precisions_that_do_not_exist(precision: Precision, message: str) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -88,3 +93,50 @@ def graphs_fp16(
         full_steps=2,
     )
     return folder
+
+
+def _load_fake_module() -> ModuleType:
+    path = Path(__file__).with_name("fake_tensorrt.py")
+    spec = importlib.util.spec_from_file_location("fake_tensorrt", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fake_tensorrt"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def fake_module() -> ModuleType:
+    return _load_fake_module()
+
+
+# The modules that import `tensorrt` when they are imported.
+NATIVE = ("native", "compile", "runtime", "engine")
+
+
+@pytest.fixture
+def install(
+    monkeypatch: pytest.MonkeyPatch, fake_module: ModuleType
+) -> Iterator[Callable[..., Any]]:
+    """Put a fake TensorRT and a fake GPU (the CPU) in place; returns its faults."""
+
+    def put(version: str = "10.13.3.9") -> Any:
+        faults = fake_module.Faults()
+        monkeypatch.setitem(sys.modules, "tensorrt", fake_module.make_fake(version, faults))
+        for name in NATIVE:
+            monkeypatch.delitem(sys.modules, f"pi05_ros.backends.tensorrt.{name}", raising=False)
+        import pi05_ros.backends.tensorrt as package
+        from pi05_ros.backends.tensorrt import binding
+
+        def cpu(*, fp8: bool) -> torch.device:
+            return torch.device("cpu")
+
+        monkeypatch.setattr(binding, "require_gpu", cpu)
+        monkeypatch.setattr(package, "require_gpu", cpu)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a fake GPU")
+        return faults
+
+    yield put
+    for name in NATIVE:  # they hold the fake's classes
+        sys.modules.pop(f"pi05_ros.backends.tensorrt.{name}", None)

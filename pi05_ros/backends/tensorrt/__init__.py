@@ -1,1 +1,114 @@
-"""Quantised and compiled stages: calibrate, export, check."""
+"""Backend `tensorrt`: FP16 vision, FP8 prefill, FP8 denoise as engines proven on this machine.
+
+calibrate -> export -> build -> check -> run. An engine is only used with a passing report for
+exactly this checkpoint, machine, TensorRT release and build.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from pi05_ros.backends.engine import Precision
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.tensorrt.binding import require_gpu, require_tensorrt, usable
+from pi05_ros.model import Pi05
+
+__all__ = ["create", "proven", "usable"]
+
+log = logging.getLogger(__name__)
+
+
+def create(
+    model: Pi05,
+    precision: Precision,
+    views: int,
+    horizon: int,
+    max_prompt_tokens: int,
+    *,
+    cache: str | Path | None = None,
+    allow_fallback: bool = False,
+    cuda_graph: bool = True,
+) -> Any:
+    """Load the proven engines of this checkpoint.
+
+    Args:
+        model: the plain model: identity, prompt embeddings, modulation.
+        precision: what each stage must run in; "auto" takes what was proven.
+        views: camera slots.
+        horizon: action steps.
+        max_prompt_tokens: prompt slots.
+        cache: root of the cache folder.
+        allow_fallback: use the best other backend if there are no proven engines; its
+            ``reason`` then starts with "fallback".
+        cuda_graph: run the flow loop as one CUDA graph.
+
+    Raises:
+        BackendError: no TensorRT or GPU; UnprovenEngineError: no engine that may be used, with the
+            reason and what to run.
+
+    """
+    try:
+        return _load(model, precision, views, horizon, max_prompt_tokens, cache, cuda_graph)
+    except BackendError as error:
+        if not allow_fallback:
+            raise
+        from pi05_ros.backends.create import create_engine
+
+        log.error("tensorrt cannot be used: %s", error)
+        other = "cuda" if model.device.type == "cuda" else "eager"
+        engine = create_engine(
+            model, other, None, views, horizon=horizon, max_prompt_tokens=max_prompt_tokens
+        )
+        engine.reason = f"fallback from tensorrt: {error}"
+        return engine
+
+
+def _load(
+    model: Pi05,
+    precision: Precision,
+    views: int,
+    horizon: int,
+    max_prompt_tokens: int,
+    cache: str | Path | None,
+    cuda_graph: bool,
+) -> Any:
+    version = require_tensorrt()
+    device = require_gpu(fp8="fp8" in (precision.prefill, precision.denoise))
+    from pi05_ros.backends.tensorrt.engine import TensorrtEngine
+    from pi05_ros.backends.tensorrt.engines import find_proven
+    from pi05_ros.backends.tensorrt.identity import weights_id
+    from pi05_ros.backends.tensorrt.shapes import StageShapes
+
+    shapes = StageShapes.of(model.config, views, max_prompt_tokens, horizon)
+    root = Path(cache) if cache is not None else None
+    engines = find_proven(weights_id(model), shapes, precision, device, root)
+    reason = f"TensorRT {version}, engine {engines.folder.name[:12]} with a passing report"
+    return TensorrtEngine(model, engines, device, cuda_graph=cuda_graph, reason=reason)
+
+
+def proven(
+    model: Pi05,
+    precision: Precision,
+    views: int,
+    horizon: int,
+    max_prompt_tokens: int,
+    cache: str | Path | None = None,
+) -> tuple[bool, str]:
+    """Whether proven engines exist for a policy, and why not: the first step of backend auto."""
+    works, why = usable()
+    if not works:
+        return False, why
+    from pi05_ros.backends.tensorrt.engines import find_proven
+    from pi05_ros.backends.tensorrt.identity import weights_id
+    from pi05_ros.backends.tensorrt.shapes import StageShapes
+
+    root = Path(cache) if cache is not None else None
+    try:
+        device = require_gpu(fp8=False)
+        shapes = StageShapes.of(model.config, views, max_prompt_tokens, horizon)
+        engines = find_proven(weights_id(model), shapes, precision, device, root)
+    except (BackendError, ValueError) as error:
+        return False, str(error)
+    return True, f"{why}, engine {engines.folder.name[:12]}"

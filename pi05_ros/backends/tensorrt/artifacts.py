@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.tensorrt.calibration import Calibration, CalibrationError
-from pi05_ros.backends.tensorrt.export import export_all, read_export
+from pi05_ros.backends.tensorrt.export import QUANTISED, export_all, read_export
 from pi05_ros.backends.tensorrt.identity import canonical
 from pi05_ros.backends.tensorrt.shapes import StageShapes
 from pi05_ros.backends.tensorrt.store import model_folder
@@ -57,6 +58,7 @@ def graphs_for(
     calibration: Calibration | None,
     directory: Path | None,
     root: Path | None = None,
+    quantised_stages: Sequence[str] = QUANTISED,
 ) -> tuple[Path, dict[str, Any]]:
     """Folder of exported graphs and their ``export.json``; exported now if not there yet.
 
@@ -78,6 +80,7 @@ def graphs_for(
         "shapes": shapes.as_dict(),
         "activation": activation,
         "calibration": calibration.digest if calibration else None,
+        "quantised_stages": list(quantised_stages) if calibration else [],
     }
     name = hashlib.sha256(canonical(identity)).hexdigest()[:16]
     folder = model_folder(weights, root) / "onnx" / name
@@ -89,6 +92,12 @@ def graphs_for(
         pass
     log.info("exporting graphs into %s", folder)
     document = export_all(
-        model, weights, shapes, folder, activation=activation, calibration=calibration
+        model,
+        weights,
+        shapes,
+        folder,
+        activation=activation,
+        calibration=calibration,
+        quantised_stages=quantised_stages,
     )
     return folder, document

@@ -14,7 +14,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from pi05_ros.model import Pi05
 
 SCHEMA = 1
 INSTALL = "pip install onnx onnxscript (pins: requirements/tensorrt.txt)"
+QUANTISED = ("prefill", "denoise_step")
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 INLINE_BYTES = 1024  # smaller constants stay in the graph: shapes, scales, zero points
 
@@ -256,6 +257,7 @@ def export_all(
     activation: str = "fp16",
     calibration: Calibration | None = None,
     full_steps: int | None = None,
+    quantised_stages: Sequence[str] = QUANTISED,
 ) -> dict[str, Any]:
     """Export the three stages (and the full graph) and write ``export.json``.
 
@@ -267,11 +269,17 @@ def export_all(
         activation: "fp16" or "fp32".
         calibration: scales for prefill and denoise.
         full_steps: also export the full graph with this many steps.
+        quantised_stages: of prefill and denoise_step, those that take the calibration.
 
     Returns:
         The content of ``export.json``.
 
     """
+    unknown = set(quantised_stages) - set(QUANTISED)
+    if unknown:
+        raise BackendError(f"stages {sorted(unknown)} are never quantised; those are {QUANTISED}")
+    if full_steps and calibration and set(quantised_stages) != set(QUANTISED):
+        raise BackendError("the full graph is quantised as a whole: prefill and denoise_step")
     stages = [*STAGES, *(["full"] if full_steps else [])]
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -281,6 +289,7 @@ def export_all(
         "calibration": calibration.digest if calibration else None,
         "shapes": shapes.as_dict(),
         "full_steps": full_steps,
+        "quantised_stages": list(quantised_stages) if calibration else [],
         "torch": torch.__version__,
         "stages": {},
     }
@@ -293,7 +302,7 @@ def export_all(
             shapes,
             directory,
             activation=activation,
-            calibration=calibration,
+            calibration=calibration if stage in (*quantised_stages, "full") else None,
             steps=full_steps or 0,
         )
         document["stages"][stage] = {
@@ -340,3 +349,16 @@ def read_export(directory: Path) -> dict[str, Any]:
             "export again: pi05 export"
         )
     return document
+
+
+def stage_precision(document: dict[str, Any]) -> dict[str, str]:
+    """Precision of each stage of an export, by the names of `Precision`."""
+    quantised = set(document["quantised_stages"])
+    word = "fp8"
+    if document["preset"] and not document["preset"].startswith("fp8"):
+        word = document["activation"]  # INT8 presets have no word of their own in Precision
+    return {
+        "vision": document["activation"],
+        "prefill": word if "prefill" in quantised else document["activation"],
+        "denoise": word if "denoise_step" in quantised else document["activation"],
+    }

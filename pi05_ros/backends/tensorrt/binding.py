@@ -1,0 +1,84 @@
+"""Is there a TensorRT we can use? Everything that imports `tensorrt` asks here first."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+
+import torch
+
+from pi05_ros.backends.errors import BackendError
+
+OLDEST = (10, 13)
+BEFORE = (12, 0)
+INSTALL = (
+    "pip install tensorrt-cu13 (JetPack: the python3-libnvinfer package of the image; "
+    "make it visible in a virtual environment with --system-site-packages)"
+)
+
+
+def parse_version(text: str) -> tuple[int, int]:
+    """Major and minor of "10.13.3.9"."""
+    match = re.match(r"(\d+)\.(\d+)", text)
+    if match is None:
+        raise BackendError(f"cannot read the TensorRT version {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def require_tensorrt() -> str:
+    """Version of the installed TensorRT.
+
+    Raises:
+        BackendError: not installed, its libraries do not load, too old or too new.
+
+    """
+    if importlib.util.find_spec("tensorrt") is None:
+        raise BackendError(f"the Python package tensorrt is not installed: {INSTALL}")
+    try:
+        version = str(importlib.import_module("tensorrt").__version__)
+    except ImportError as error:
+        raise BackendError(
+            f"the Python package tensorrt is there but does not load: {error}. Its libraries "
+            "(libnvinfer, libnvonnxparser) must be of the same version and on the library path"
+        ) from None
+    found = parse_version(version)
+    if not OLDEST <= found < BEFORE:
+        raise BackendError(
+            f"TensorRT {version} is not supported: needed are 10.13 up to 11.x. "
+            "Weakly typed networks of older releases gave wrong actions for this model"
+        )
+    return version
+
+
+def require_gpu(*, fp8: bool) -> torch.device:
+    """The current CUDA device.
+
+    Args:
+        fp8: the engine holds FP8 products, which need compute capability 8.9.
+
+    Raises:
+        BackendError: no device, or one without FP8.
+
+    """
+    if not torch.cuda.is_available():
+        raise BackendError("no CUDA device; engines are built and run on the GPU they are for")
+    device = torch.device("cuda", torch.cuda.current_device())
+    capability = torch.cuda.get_device_capability(device)
+    if fp8 and capability < (8, 9):
+        name = torch.cuda.get_device_name(device)
+        raise BackendError(
+            f"{name} (compute capability {capability[0]}.{capability[1]}) has no FP8; it needs "
+            "8.9 or newer (RTX 40, H100, Thor). Use the preset int8_smoothquant or precision fp16"
+        )
+    return device
+
+
+def usable() -> tuple[bool, str]:
+    """Whether engines can run here, and why not."""
+    try:
+        version = require_tensorrt()
+        device = require_gpu(fp8=False)
+    except BackendError as error:
+        return False, str(error)
+    return True, f"TensorRT {version} on {torch.cuda.get_device_name(device)}"

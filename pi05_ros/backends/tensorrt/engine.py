@@ -1,0 +1,77 @@
+"""The `tensorrt` engine: staged engine over plans, flow loop in one CUDA graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pi05_ros.backends.tensorrt.denoise_graph import FlowLoop
+from pi05_ros.backends.tensorrt.engines import EngineSet, load_runners
+from pi05_ros.backends.tensorrt.export import DTYPES
+from pi05_ros.backends.tensorrt.pipeline import StagedContext, StagedEngine
+from pi05_ros.model import Pi05
+
+
+class TensorrtEngine(StagedEngine):
+    """Three plans that share scratch memory.
+
+    Args:
+        model: prompt embeddings and modulation.
+        engines: the plans.
+        device: the GPU.
+        cuda_graph: capture the flow loop.
+        reason: for logs.
+
+    """
+
+    def __init__(
+        self,
+        model: Pi05,
+        engines: EngineSet,
+        device: torch.device,
+        *,
+        cuda_graph: bool = True,
+        reason: str = "",
+    ) -> None:
+        self._plans: dict[str, Any] = dict(load_runners(engines, device))
+        super().__init__(
+            model,
+            engines.shapes,
+            self._plans,
+            backend="tensorrt",
+            precision=engines.precision,
+            dtype=DTYPES[engines.document["flags"]["activation"]],
+            device=device,
+            reason=reason,
+        )
+        self.engines = engines
+        self._capture = cuda_graph and device.type == "cuda"
+        self._loops: dict[int, FlowLoop] = {}
+
+    @torch.no_grad()
+    def flow(self, context: StagedContext, x: Tensor, steps: int) -> Tensor:
+        """Euler loop on the engine's own buffers; captured once per number of steps."""
+        stage = self._plans["denoise_step"]
+        stage.load(
+            {
+                "x_t": x,
+                "modulation": self.modulation(steps)[0],
+                "keys": context.keys,
+                "values": context.values,
+                "action_positions": context.action_positions,
+                "mask": context.mask,
+            }
+        )
+        if steps not in self._loops:
+            self._loops[steps] = FlowLoop(stage, self.modulation(steps), capture=self._capture)
+        return self._loops[steps].run(x)
+
+    def close(self) -> None:
+        """CUDA graphs first, then contexts, then engines: the order TensorRT needs."""
+        for loop in self._loops.values():
+            loop.close()
+        self._loops.clear()
+        super().close()
+        self._plans.clear()

@@ -1,0 +1,349 @@
+"""Build engines, keep them with their proof, and hand out only proven ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pi05_ros.backends.engine import Precision
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.tensorrt.binding import require_tensorrt
+from pi05_ros.backends.tensorrt.export import DTYPES, read_export, stage_precision
+from pi05_ros.backends.tensorrt.identity import engine_key, key_document, machine_facts
+from pi05_ros.backends.tensorrt.prove import REPORT_SCHEMA, Report
+from pi05_ros.backends.tensorrt.shapes import STAGES, StageShapes, stage_spec
+from pi05_ros.backends.tensorrt.store import (
+    model_folder,
+    private_folder,
+    sha256_file,
+    write_atomically,
+)
+
+if TYPE_CHECKING:
+    from pi05_ros.backends.tensorrt.compile import BuildFlags
+    from pi05_ros.backends.tensorrt.runtime import TrtRunner
+
+log = logging.getLogger(__name__)
+
+HOW_TO = "run: pi05 build (it builds, checks and keeps the report)"
+
+
+class UnprovenEngineError(BackendError):
+    """An engine without a passing report for exactly this checkpoint, machine and build."""
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """The engines of one build.
+
+    Attributes:
+        folder: where the plans lie; its name is the engine key.
+        document: the key document.
+
+    """
+
+    folder: Path
+    document: dict[str, Any]
+
+    @property
+    def shapes(self) -> StageShapes:
+        """Static shapes of the engines."""
+        return StageShapes(**self.document["shapes"])
+
+    @property
+    def precision(self) -> Precision:
+        """What each stage runs in."""
+        return Precision(**self.document["flags"]["precision"])
+
+
+def _require_room(
+    export: Path, document: dict[str, Any], target: Path, device: torch.device
+) -> None:
+    """Refuse early what would fail late.
+
+    Raises:
+        BackendError: too little disk or device memory.
+
+    """
+    sizes = {stage: (export / f"{stage}.onnx.data").stat().st_size for stage in document["stages"]}
+    need = int(1.5 * sum(sizes.values()))
+    free = shutil.disk_usage(target).free
+    if free < need:
+        raise BackendError(
+            f"{target} has {free >> 20} MiB free, the plans need about {need >> 20} MiB"
+        )
+    if device.type == "cuda":
+        largest = int(2.5 * max(sizes.values()))
+        memory = torch.cuda.mem_get_info(device)[0]
+        if memory < largest:
+            raise BackendError(
+                f"{memory >> 20} MiB of GPU memory are free, building needs about "
+                f"{largest >> 20} MiB; stop other programs"
+            )
+
+
+def _verify_export(export: Path, document: dict[str, Any]) -> None:
+    for stage, entry in document["stages"].items():
+        for name, digest in ((f"{stage}.onnx", "sha256"), (f"{stage}.onnx.data", "data_sha256")):
+            path = export / name
+            if not path.is_file() or sha256_file(path) != entry[digest]:
+                raise BackendError(f"{path} is not what was exported; export again: pi05 export")
+
+
+def build_engines(
+    export: Path,
+    flags: BuildFlags,
+    device: torch.device,
+    *,
+    root: Path | None = None,
+    progress: Callable[[str, str, int, int], None] | None = None,
+) -> EngineSet:
+    """Compile the three stages of an export for this machine.
+
+    Args:
+        export: folder with ``export.json``.
+        flags: build flags.
+        device: the GPU.
+        root: cache root.
+        progress: called with (stage, phase, step, steps).
+
+    Returns:
+        The engines. They have no report yet, so nothing will load them for a robot.
+
+    Raises:
+        BackendError: TensorRT missing or unable, graphs altered, no room.
+
+    """
+    version = require_tensorrt()
+    from pi05_ros.backends.tensorrt.compile import compile_plan, trtexec_line
+    from pi05_ros.backends.tensorrt.runtime import PlanFile
+
+    source = read_export(export)
+    _verify_export(export, source)
+    document = key_document(
+        graph_hash=source["graph_hash"],
+        weights=source["weights"],
+        shapes=source["shapes"],
+        tensorrt=version,
+        machine=machine_facts(device),
+        flags={
+            **flags.as_dict(),
+            "activation": source["activation"],
+            "preset": source["preset"],
+            "precision": stage_precision(source),
+        },
+    )
+    key = engine_key(document)
+    base = private_folder(model_folder(source["weights"], root))
+    folder = private_folder(base / "engines" / key)
+    for stale in ("key.json", "check.json"):
+        (folder / stale).unlink(missing_ok=True)
+    _require_room(export, source, folder, device)
+    cache_path = base / "timing.cache"
+    lines = [f"engine key {key}", json.dumps(document, indent=1, sort_keys=True)]
+    plans: dict[str, str] = {}
+    for stage in STAGES:
+        onnx, target = export / f"{stage}.onnx", folder / f"{stage}.plan"
+        lines.append(trtexec_line(onnx, target, flags))
+        log.info("building %s; the same by hand: %s", stage, lines[-1])
+        report = None if progress is None else _bind(progress, stage)
+        timing = cache_path.read_bytes() if cache_path.is_file() else b""
+        plan = compile_plan(onnx, flags, timing_cache=timing, progress=report)
+        write_atomically(target, plan.data)
+        if plan.timing_cache:
+            write_atomically(cache_path, plan.timing_cache)
+        size = target.stat().st_size
+        lines += [f"{stage}: {size} bytes in {plan.seconds:.1f} s", *plan.messages]
+        layers = PlanFile(target).layers_json()
+        write_atomically(folder / f"layers_{stage}.json", layers.encode())
+        plans[stage] = sha256_file(target)
+    lines.append(time.strftime("finished %Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    write_atomically(folder / "build.log", ("\n".join(lines) + "\n").encode())
+    content = {"key": key, "document": document, "plans": plans, "export": str(export)}
+    write_atomically(folder / "key.json", json.dumps(content, indent=1, sort_keys=True).encode())
+    return EngineSet(folder, document)
+
+
+def _bind(
+    progress: Callable[[str, str, int, int], None], stage: str
+) -> Callable[[str, int, int], None]:
+    def report(phase: str, step: int, steps: int) -> None:
+        progress(stage, phase, step, steps)
+
+    return report
+
+
+def _read(path: Path, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnprovenEngineError(f"{path.parent.name[:12]} has no {what}; {HOW_TO}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UnprovenEngineError(f"{path} is damaged ({error}); {HOW_TO}") from None
+    if not isinstance(content, dict):
+        raise UnprovenEngineError(f"{path} is damaged (not a mapping); {HOW_TO}")
+    return content
+
+
+def open_set(folder: Path) -> EngineSet:
+    """Read an engine folder and check that its plans are the ones that were built.
+
+    Raises:
+        UnprovenEngineError: files missing, altered or cut short; key and content disagree.
+
+    """
+    try:
+        private_folder(folder)
+    except OSError as error:
+        raise UnprovenEngineError(f"{folder}: {error}") from None
+    content = _read(folder / "key.json", "finished build")
+    document, plans = content.get("document"), content.get("plans")
+    if not isinstance(document, dict) or not isinstance(plans, dict):
+        raise UnprovenEngineError(f"{folder / 'key.json'} is damaged; {HOW_TO}")
+    if engine_key(document) != content.get("key") or content.get("key") != folder.name:
+        raise UnprovenEngineError(f"the key of {folder} does not match its content; {HOW_TO}")
+    for stage in STAGES:
+        plan = folder / f"{stage}.plan"
+        if not plan.is_file() or sha256_file(plan) != plans.get(stage):
+            raise UnprovenEngineError(f"{plan} is missing, cut short or altered; {HOW_TO}")
+    return EngineSet(folder, document)
+
+
+def require_match(engines: EngineSet, weights: str, device: torch.device) -> None:
+    """The engines must be of these weights, this TensorRT and this machine.
+
+    Raises:
+        UnprovenEngineError: naming the first difference.
+
+    """
+    document = engines.document
+    if document["weights"] != weights:
+        raise UnprovenEngineError(
+            f"the engines are of weights {document['weights'][:23]}, the policy has "
+            f"{weights[:23]}; {HOW_TO}"
+        )
+    version = require_tensorrt()
+    if document["tensorrt"] != version:
+        raise UnprovenEngineError(
+            f"the engines were built by TensorRT {document['tensorrt']}, this is {version}; "
+            f"{HOW_TO}"
+        )
+    machine = machine_facts(device)
+    for name, value in document["machine"].items():
+        if machine.get(name) != value:
+            raise UnprovenEngineError(
+                f"the engines were built on a machine with {name} {value!r}, here it is "
+                f"{machine.get(name)!r}; {HOW_TO}"
+            )
+
+
+def write_report(engines: EngineSet, report: Report, golden: str) -> Path:
+    """Keep a check with the plans it was made with; returns the file."""
+    content = {
+        **report.as_dict(),
+        "key": engine_key(engines.document),
+        "plans": {stage: sha256_file(engines.folder / f"{stage}.plan") for stage in STAGES},
+        "golden": golden,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    path = engines.folder / "check.json"
+    write_atomically(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    return path
+
+
+def require_proof(engines: EngineSet) -> dict[str, Any]:
+    """Return the passing report of exactly these plans.
+
+    Raises:
+        UnprovenEngineError: no report, a refusing one, or one of other plans.
+
+    """
+    report = _read(engines.folder / "check.json", "report; it was never checked here")
+    if report.get("schema") != REPORT_SCHEMA:
+        raise UnprovenEngineError(f"the report is from another version of this package; {HOW_TO}")
+    plans = {stage: sha256_file(engines.folder / f"{stage}.plan") for stage in STAGES}
+    if report.get("key") != engines.folder.name or report.get("plans") != plans:
+        raise UnprovenEngineError(f"the report is not about these plans; {HOW_TO}")
+    if report.get("verdict") != "pass":
+        bad = [f for f in report.get("findings", []) if not f["ok"] and f["level"] == "refuse"]
+        first = bad[0]["item"] if bad else "unknown"
+        raise UnprovenEngineError(
+            f"the engines failed their check ({len(bad)} findings, the first: {first}); see "
+            f"{engines.folder / 'check.md'}. Build them again with --optimization-level 2 or "
+            "--precision fp16"
+        )
+    return report
+
+
+def find_proven(
+    weights: str,
+    shapes: StageShapes,
+    precision: Precision,
+    device: torch.device,
+    root: Path | None = None,
+) -> EngineSet:
+    """The newest proven engines for a policy.
+
+    Raises:
+        UnprovenEngineError: none, with the reason of the newest that nearly fits.
+
+    """
+    folder = model_folder(weights, root) / "engines"
+    newest = sorted(
+        (path for path in folder.glob("*") if path.is_dir()),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )
+    reasons: list[str] = []
+    for path in newest:
+        try:
+            engines = open_set(path)
+            require_match(engines, weights, device)
+            _require_fit(engines, shapes, precision)
+            require_proof(engines)
+        except UnprovenEngineError as error:
+            reasons.append(str(error))
+            continue
+        return engines
+    if reasons:
+        raise UnprovenEngineError(
+            f"none of {len(reasons)} engine sets may be used; the newest: {reasons[0]}"
+        )
+    raise UnprovenEngineError(f"no engines of this checkpoint in {folder}; {HOW_TO}")
+
+
+def _require_fit(engines: EngineSet, shapes: StageShapes, precision: Precision) -> None:
+    if engines.shapes != shapes:
+        theirs, ours = engines.shapes.as_dict(), shapes.as_dict()
+        name = next(key for key in ours if ours[key] != theirs[key])
+        raise UnprovenEngineError(
+            f"the engines are for {name} {theirs[name]}, the policy needs {ours[name]}; {HOW_TO}"
+        )
+    for stage in ("vision", "prefill", "denoise"):
+        wanted, found = getattr(precision, stage), getattr(engines.precision, stage)
+        if wanted not in ("auto", found):
+            raise UnprovenEngineError(
+                f"the engines run {stage} in {found}, asked for is {wanted}; {HOW_TO}"
+            )
+
+
+def load_runners(engines: EngineSet, device: torch.device) -> dict[str, TrtRunner]:
+    """Deserialise the stages with one scratch memory between them."""
+    from pi05_ros.backends.tensorrt.runtime import PlanFile, Scratch, TrtRunner
+
+    dtype = DTYPES[engines.document["flags"]["activation"]]
+    plans = {stage: PlanFile(engines.folder / f"{stage}.plan") for stage in STAGES}
+    scratch = Scratch(device)
+    scratch.reserve(max(plan.engine.device_memory_size_v2 for plan in plans.values()))
+    return {
+        stage: TrtRunner(plan, stage_spec(stage, engines.shapes, dtype), scratch)
+        for stage, plan in plans.items()
+    }
