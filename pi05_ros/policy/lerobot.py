@@ -25,7 +25,7 @@ from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.normalize import LEROBOT_EPS, NEEDED, Normalization, Normalizer
 from pi05_ros.policy.profile import MODEL_DIM, Camera, RobotProfile
 from pi05_ros.policy.profile_yaml import load_profile
-from pi05_ros.policy.recipe import Recipe, read_json
+from pi05_ros.policy.recipe import Recipe, read_json, whole_number
 
 ERAS = ("auto", "0.4", "0.5")
 DEFAULT_HZ = 30.0  # LeRobot's usual recording rate; its policy files do not tell it
@@ -111,6 +111,8 @@ def lerobot_recipe(
     state_size = _size(inputs, STATE, "input_features")
     action_size = _size(_features(config, "output_features"), ACTION, "output_features")
     rename = _config_of(pre, "rename_observations_processor").get("rename_map") or {}
+    if not isinstance(rename, Mapping):
+        raise PolicyError(f"rename_map is {rename!r:.80}; accepted: a mapping of feature names")
     profile = _profile(
         robot,
         folder,
@@ -122,7 +124,7 @@ def lerobot_recipe(
         assumptions,
     )
     tokenizer = _config_of(pre, "tokenizer_processor")
-    length = tokenizer.get("max_length") or config.get("tokenizer_max_length")
+    length = whole_number(config, "tokenizer_max_length", MAX_PROMPT_TOKENS)
     old = era == "0.4"
     return Recipe(
         family="lerobot",
@@ -137,8 +139,8 @@ def lerobot_recipe(
             source=f"{_PREPROCESSOR} and {_POSTPROCESSOR}",
         ),
         lerobot_pad=-3.0 if old else -1.0,
-        prompt_state_size=int(config.get("max_state_dim", MODEL_DIM)) if old else None,
-        max_prompt_tokens=int(length or MAX_PROMPT_TOKENS),
+        prompt_state_size=whole_number(config, "max_state_dim", MODEL_DIM) if old else None,
+        max_prompt_tokens=whole_number(tokenizer, "max_length", length),
         assumptions=tuple(assumptions),
     )
 
@@ -150,7 +152,7 @@ def _steps(path: Path) -> list[dict[str, Any]]:
         raise PolicyError(f"{path} has no list of steps")
     for step in steps:
         name = step.get("registry_name")
-        if name not in _KNOWN_STEPS:
+        if not isinstance(name, str) or name not in _KNOWN_STEPS:
             raise PolicyError(
                 f"{path} has the step {name or step.get('class')!r}, whose meaning is not known "
                 f"here; accepted: {', '.join(sorted(_KNOWN_STEPS))}"
@@ -217,6 +219,10 @@ def _size(features: Mapping[str, Mapping[str, Any]], name: str, where: str) -> i
     shape = features.get(name, {}).get("shape")
     if not isinstance(shape, list | tuple) or len(shape) != 1 or not isinstance(shape[0], int):
         raise PolicyError(f"config.json: {where} has no {name!r} with a shape of one number")
+    if not 1 <= shape[0] <= MODEL_DIM:
+        raise PolicyError(
+            f"config.json: {name!r} has {shape[0]} values; accepted: 1 to {MODEL_DIM}"
+        )
     return int(shape[0])
 
 
@@ -279,6 +285,11 @@ def _profile(
     pre, post = processors
     relative = _config_of(pre, *_RELATIVE)
     names = relative.get("action_names") or config.get("action_feature_names")
+    if names is not None and not _is_names(names):
+        raise PolicyError(f"action names are {names!r:.80}; accepted: a list of different texts")
+    exclude = relative.get("exclude_joints") or []
+    if not _is_names(exclude):
+        raise PolicyError(f"exclude_joints is {exclude!r:.80}; accepted: a list of texts")
     absolute = _config_of(post, "absolute_actions_processor")
     mask: tuple[bool, ...] = ()
     if absolute.get("enabled"):
@@ -287,8 +298,8 @@ def _profile(
                 f"{_POSTPROCESSOR} makes actions absolute, but {_PREPROCESSOR} has none of the "
                 f"steps {', '.join(_RELATIVE)} that would say which"
             )
-        mask = relative_mask(relative.get("exclude_joints") or (), names, action_size)
-    horizon = int(config.get("chunk_size", 50))
+        mask = relative_mask(exclude, names, action_size)
+    horizon = whole_number(config, "chunk_size", 50, most=1024)
     if robot is not None:
         given = load_profile(robot)
         if (len(given.state_names), len(given.action_names)) != (state_size, action_size):
@@ -313,7 +324,7 @@ def _profile(
             control_hz=control_hz or given.control_hz,
             adapt="none",
         )
-    if not isinstance(names, list | tuple) or len(names) != action_size:
+    if names is None or len(names) != action_size:
         names = [f"action_{i}" for i in range(action_size)]
         assumptions.append("action names are not in the files: numbered")
     states = names if state_size == action_size else [f"state_{i}" for i in range(state_size)]
@@ -335,6 +346,10 @@ def _profile(
         delta_mask=mask,
         horizon=horizon,
     )
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
 def relative_mask(
@@ -365,12 +380,19 @@ def _normalizer(
     step = _step(steps, step_name)
     if step is None:
         return Normalizer("identity", family="lerobot")
-    config = step.get("config") or {}
+    config = _config_of(steps, step_name)
     norm_map = config.get("norm_map") or {}
+    if not isinstance(norm_map, Mapping):
+        raise PolicyError(f"norm_map is {norm_map!r:.80}; accepted: a mapping of feature types")
     mode = str(norm_map.get(kind, "IDENTITY"))
     if mode not in _MODES:
         raise PolicyError(f"norm_map.{kind} is {mode!r}; accepted: {', '.join(_MODES)}")
     keys = config.get("normalize_observation_keys")
+    if keys is not None and not _is_names(keys):
+        raise PolicyError(f"normalize_observation_keys is {keys!r:.80}; accepted: a list of texts")
+    eps = config.get("eps", LEROBOT_EPS)
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
+        raise PolicyError(f"eps is {eps!r:.50}; accepted: a number from 0 to below 1")
     if _MODES[mode] == "identity" or (
         keys is not None and kind == "STATE" and feature not in keys
     ):
@@ -380,9 +402,7 @@ def _normalizer(
         assumptions.append(f"no statistics for {feature}: it passes unchanged")
         return Normalizer("identity", family="lerobot")
     try:
-        normalizer = Normalizer(
-            _MODES[mode], stats, family="lerobot", eps=float(config.get("eps", LEROBOT_EPS))
-        )
+        normalizer = Normalizer(_MODES[mode], stats, family="lerobot", eps=float(eps))
     except PolicyError as error:
         raise PolicyError(f"{feature}: {error}") from error
     if normalizer.size != size:
@@ -397,9 +417,13 @@ def _read_stats(folder: Path, step: Mapping[str, Any], feature: str) -> dict[str
     name = step.get("state_file")
     if name is None:
         return {}
-    path = (folder / str(name)).resolve()
-    if folder.resolve() not in path.parents or not path.is_file():
-        raise PolicyError(f"state_file {name!r} is not a file in {folder}")
+    try:
+        path = (folder / str(name)).resolve()
+        inside = folder.resolve() in path.parents and path.is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        inside = False
+    if not inside:
+        raise PolicyError(f"state_file {name!r:.80} is not a file in {folder}")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, TypeError) as error:

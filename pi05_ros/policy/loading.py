@@ -17,9 +17,10 @@ from pi05_ros.model.checkpoint import checkpoint_hash
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.lerobot import is_lerobot, lerobot_recipe
 from pi05_ros.policy.recipe import RANDOM_PREFIX, Recipe, openpi_recipe, random_recipe
-from pi05_ros.policy.tokenizer import Tokenizer, load_tokenizer
+from pi05_ros.policy.tokenizer import BYTES, Tokenizer, check_vocabulary, load_tokenizer
 
 PRESETS = ("tiny", "pi05")
+_ANY_VOCABULARY = 2**31
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,13 @@ def load(
         digest = f"random:{preset}:{weight_seed}"
     else:
         path = Path(checkpoint).expanduser()
-        load_tokenizer(words, path, 2**31)  # a missing file shows before gigabytes are read
+        opened = None  # a wrong tokenizer shows before gigabytes are read
+        if words != BYTES:
+            opened = load_tokenizer(words, path, _ANY_VOCABULARY)
         clock = "exact" if recipe.family == "lerobot" else None
         model = load_checkpoint(path, dtype=dtype, device=target, clock=clock)
-        vocabulary = load_tokenizer(words, path, model.config.vocab)
+        vocabulary = opened or load_tokenizer(words, path, model.config.vocab)
+        check_vocabulary(vocabulary, model.config.vocab)
         digest = checkpoint_hash(path)
     horizon = recipe.profile.horizon or model.config.horizon
     recipe = dataclasses.replace(

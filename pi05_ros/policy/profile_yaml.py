@@ -6,7 +6,6 @@ The keys are documented in docs/robots.md; unknown ones are refused with the clo
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -227,8 +226,8 @@ def _bool(where: str, value: Any) -> bool:
 
 
 def _number(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RobotProfileError(f"{where} is {value!r}; accepted: a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+        raise RobotProfileError(f"{where} is {value!s:.50}; accepted: a finite number")
     return float(value)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def whole_number(config: Mapping[str, Any], key: str, default: int, most: int = 100_000) -> int:
+    """Positive whole number of a JSON object; null and absent mean the default.
+
+    Raises:
+        PolicyError: something else.
+
+    """
+    value = config.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise PolicyError(f"{key} is {value!r:.50}; accepted: a whole number from 1 to {most}")
+    return value
+
+
 def random_recipe(robot: str | Path | None) -> Recipe:
     """Recipe of seeded random weights: the profile's ranges, a byte tokenizer."""
     profile = load_profile(DEFAULT_ROBOT if robot is None else robot)
@@ -93,15 +109,15 @@ def openpi_recipe(checkpoint: Path, robot: str | Path | None) -> Recipe:
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     config = read_json(folder / "config.json")
     robot = robot if robot is not None else config.get("robot")
-    if robot is None:
+    if not isinstance(robot, str | Path):
         raise PolicyError(
             f"checkpoint {checkpoint} does not say which robot it is for; set robot to one of "
             f"{', '.join(available_robots())}, or to a .yaml file"
         )
     profile = load_profile(robot)
     assumptions = []
-    horizon = config.get("action_horizon")
-    if horizon is not None:
+    if config.get("action_horizon") is not None:
+        horizon = whole_number(config, "action_horizon", 0, most=1024)
         if profile.horizon not in (None, horizon):
             assumptions.append(
                 f"horizon {horizon} of config.json is used, not {profile.horizon} of robot "
@@ -123,7 +139,7 @@ def openpi_recipe(checkpoint: Path, robot: str | Path | None) -> Recipe:
         family="openpi",
         profile=profile,
         normalization=openpi_normalization(checkpoint, profile),
-        max_prompt_tokens=int(config.get("max_token_len") or MAX_PROMPT_TOKENS),
+        max_prompt_tokens=whole_number(config, "max_token_len", MAX_PROMPT_TOKENS),
         tokenizer=tokenizer,
         assumptions=tuple(assumptions),
     )

@@ -202,7 +202,7 @@ def load_tokenizer(
     Args:
         tokenizer: what the user asked for; None looks in `tokenizer_candidates`.
         checkpoint: the checkpoint's path, searched first.
-        vocab_size: rows of the model's embedding; ids beyond it are an error here, not later.
+        vocab_size: rows of the model's embedding; see `check_vocabulary`.
 
     Raises:
         PolicyError: not found (says where it was looked for and how to get it) or not readable.
@@ -234,9 +234,14 @@ def load_tokenizer(
     opened: Tokenizer = (
         HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
     )
-    if opened.vocab_size > vocab_size:
-        raise PolicyError(
-            f"tokenizer {path} has {opened.vocab_size} tokens, but the checkpoint only "
-            f"{vocab_size}; it belongs to another model"
-        )
+    check_vocabulary(opened, vocab_size)
     return opened
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise PolicyError if a tokenizer has ids that the model's embedding lacks."""
+    if tokenizer.vocab_size > vocab_size:
+        raise PolicyError(
+            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but the checkpoint "
+            f"only {vocab_size}; it belongs to another model"
+        )

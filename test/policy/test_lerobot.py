@@ -1,7 +1,12 @@
 """LeRobot directories: their own JSON decides, both eras, clear errors."""
 
+import contextlib
+import json
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from lerobot_files import ACTION_FILE, STATE_FILE, edit, stats, write_lerobot
 from safetensors.numpy import save_file
 
@@ -247,3 +252,38 @@ def test_telling_lerobot_from_openpi(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "config.json").write_text('{"action_dim": 32}')
     assert not is_lerobot(tmp_path / "b")
+
+
+JSON_FILES = ("config.json", "policy_preprocessor.json", "policy_postprocessor.json")
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=5),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children)
+    ),
+    max_leaves=4,
+)
+
+
+def _places(data, path=()):
+    items = data.items() if isinstance(data, dict) else enumerate(data)
+    for key, value in items:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from _places(value, (*path, key))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_files_with_any_value_replaced_end_in_our_error_or_a_recipe(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("fuzz")
+    write_lerobot(folder, relative=["gripper"], names=[f"j{i}" for i in range(5)] + ["gripper"])
+    path = folder / data.draw(st.sampled_from(JSON_FILES))
+    content = json.loads(path.read_text())
+    place = data.draw(st.sampled_from(list(_places(content))))
+    at = content
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = data.draw(junk)
+    path.write_text(json.dumps(content))
+    with contextlib.suppress(PolicyError):
+        assert lerobot_recipe(folder).profile.horizon >= 1

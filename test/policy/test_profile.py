@@ -1,9 +1,12 @@
 """Robot profiles: the shipped ones mean what openpi's configs mean, wrong ones are named."""
 
+import contextlib
 import dataclasses
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pi05_ros.policy import RobotProfileError, available_robots, config_dir, load_profile
 from pi05_ros.policy.chunk import ActionMeaning, ActionUnit
@@ -173,3 +176,34 @@ def test_profiles_are_frozen():
 
 def test_config_dir_holds_the_robots():
     assert (config_dir() / "robots" / "libero.yaml").is_file()
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 2**1100) | st.floats() | st.text(max_size=5),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children)
+    ),
+    max_leaves=4,
+)
+
+
+def _places(data, path=()):
+    items = data.items() if isinstance(data, dict) else enumerate(data)
+    for key, value in items:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from _places(value, (*path, key))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_profiles_with_any_value_replaced_end_in_our_error_or_a_profile(data):
+    full = yaml.safe_load((config_dir() / "robots" / "sim_arm.yaml").read_text())
+    full["grippers"] = [{"state": "gripper", "action": "gripper", "open": 0, "closed": 1}]
+    place = data.draw(st.sampled_from(list(_places(full))))
+    at = full
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = data.draw(junk)
+    with contextlib.suppress(RobotProfileError):
+        assert parse_profile("x", full).camera_roles
