@@ -6,7 +6,6 @@ import types
 from pathlib import Path
 
 import pytest
-import torch
 
 from pi05_ros.backends import BackendError, create, create_engine
 from pi05_ros.backends.eager import EagerEngine
@@ -52,7 +51,7 @@ def test_arguments_reach_the_backend(model, backend):
 
 def test_backend_that_cannot_run_says_why(model, backend):
     backend(create=EagerEngine, usable=lambda: (False, "no such chip"))
-    with pytest.raises(BackendError, match="'onnx' cannot run here: no such chip.*'eager'"):
+    with pytest.raises(BackendError, match=r"'onnx' cannot run here: no such chip.*'eager'"):
         create_engine(model, "onnx")
 
 
@@ -69,8 +68,6 @@ def test_backend_module_that_is_missing(model, monkeypatch):
 
 
 def test_auto_ignores_options_of_the_backend_it_did_not_take(model):
-    if torch.cuda.is_available():
-        pytest.skip("auto takes cuda here")
     assert create_engine(model, "auto", graphs=True).backend == "eager"
 
 
