@@ -1,12 +1,19 @@
-"""Observation in, action chunk out: robot profiles, transforms, prompt, chunk strategies."""
+"""Observation in, action chunk out: robot profiles, transforms, prompt, chunk strategies.
+
+`Policy` is imported on first use: it brings torch, which the executor and the profiles do without.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from pi05_ros.policy.chunk import ActionChunk, ActionMeaning, ActionUnit, StageTimings
 from pi05_ros.policy.errors import PolicyError, RobotProfileError
 from pi05_ros.policy.observation import Observation
-from pi05_ros.policy.policy import Policy, PolicyInfo
 from pi05_ros.policy.profile import RobotProfile
 from pi05_ros.policy.profile_yaml import available_robots, load_profile
 from pi05_ros.policy.resources import config_dir
+
+if TYPE_CHECKING:
+    from pi05_ros.policy.policy import Policy, PolicyInfo
 
 __all__ = [
     "ActionChunk",
@@ -23,3 +30,11 @@ __all__ = [
     "config_dir",
     "load_profile",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Policy", "PolicyInfo"):
+        from pi05_ros.policy import policy
+
+        return getattr(policy, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

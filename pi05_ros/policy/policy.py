@@ -99,6 +99,7 @@ class Policy:
         self._counter = 0
         self._prompt: str | None = None
         self._lock = threading.Lock()
+        self._closed = False
         if prompt:
             self.set_prompt(prompt)
 
@@ -264,12 +265,16 @@ class Policy:
     def close(self) -> None:
         """Free the engine's memory; the policy cannot be used afterwards."""
         with self._lock:
-            self.engine.close()
+            if not self._closed:
+                self._closed = True
+                self.engine.close()
 
     # one inference --------------------------------------------------------------------------
 
     def _infer(self, obs: Observation, seed: int, steps: int) -> ActionChunk:
         start = time.perf_counter()
+        if self._closed:
+            raise PolicyError("the policy is closed; load it again")
         prompt = obs.prompt or self._prompt or self.robot.default_prompt
         if prompt is None:
             raise PolicyError(

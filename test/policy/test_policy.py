@@ -255,6 +255,14 @@ def test_every_shipped_robot_runs_on_random_weights(robot):
     one.close()
 
 
+def test_closed_policy_says_so():
+    one = Policy.load("random:tiny")
+    one.close()
+    one.close()
+    with pytest.raises(PolicyError, match="the policy is closed"):
+        one.infer(observe())
+
+
 def test_noise_is_a_function_of_the_seed():
     a = seeded_noise(3, 50, 32)
     torch.testing.assert_close(a, seeded_noise(3, 50, 32))
