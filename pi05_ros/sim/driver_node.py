@@ -1,0 +1,223 @@
+"""ROS driver of the simulated arm: publishes its sensors, takes commands as ros2_control would.
+
+Out: `base_camera/image_raw`, `wrist_camera/image_raw` (or `.../compressed`), `joint_states`,
+`prompt` (latched, the task's words), `~/task_done` (latched Bool), `/clock` on request.
+In: `joint_trajectory_controller/joint_trajectory`, `forward_position_controller/commands`,
+`gripper_controller/commands`. Service `~/reset` starts the next seed.
+"""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import rclpy
+from PIL import Image as Picture
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Bool, Float64MultiArray, String
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from pi05_ros.ros import qos
+from pi05_ros.ros.conversion import split_ns, stamp_ns
+from pi05_ros.sim.tasks import TASKS, Referee, task_by_name
+from pi05_ros.sim.trajectory import JointPlan
+from pi05_ros.sim.world import CAMERAS, CONTROL_DT, JOINT_NAMES, World
+
+JPEG_QUALITY = 95
+SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+
+
+class DriverNode(Node):
+    """Node `sim_arm`; keyword arguments are those of rclpy's Node.
+
+    The world advances by `tick`, once per period of `joint_rate_hz`, in wall time. Stamps are
+    wall time too, or simulated seconds since the node's start with `publish_clock`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("sim_arm", **kwargs)
+        text = {
+            "task": ("pick_red", f"One of {', '.join(TASKS)}, or its prompt."),
+            "seed": (0, "Scene of the first episode; each reset takes the next."),
+            "width": (224, "Width of the pictures."),
+            "height": (224, "Height of the pictures."),
+            "image_rate_hz": (20.0, "Pictures per second and camera."),
+            "joint_rate_hz": (100.0, "Joint states per second, and simulation steps."),
+            "compressed": (False, "Publish JPEG on .../compressed instead of raw pictures."),
+            "publish_clock": (False, "Publish /clock and stamp with simulated time."),
+            "publish_prompt": (True, "Publish the task's words on prompt."),
+            "renderer": ("", "egl, osmesa or ray; empty: the first that works."),
+        }
+        self._p: dict[str, Any] = {}
+        for name, (default, words) in text.items():
+            about = ParameterDescriptor(description=words, read_only=True)
+            self._p[name] = self.declare_parameter(name, default, about).value
+        self.task = task_by_name(self._p["task"])
+        self.world = World(self._p["renderer"] or None)
+        self.referee = Referee()
+        self.seed = int(self._p["seed"])
+        self._elapsed_ns = 0
+        self._step_ns = round(1e9 / self._p["joint_rate_hz"])
+        self._images_every = max(1, round(self._p["joint_rate_hz"] / self._p["image_rate_hz"]))
+        self._watch_every = max(1, round(CONTROL_DT * self._p["joint_rate_hz"]))
+        self._ticks = 0
+        self.refused = 0
+        kind, suffix = (
+            (CompressedImage, "image_raw/compressed")
+            if self._p["compressed"]
+            else (Image, "image_raw")
+        )
+        self._cameras = {
+            camera: self.create_publisher(kind, f"{camera}_camera/{suffix}", SENSOR)
+            for camera in CAMERAS
+        }
+        self._states = self.create_publisher(JointState, "joint_states", SENSOR)
+        self._prompt = self.create_publisher(String, "prompt", qos.LATCHED)
+        self._done = self.create_publisher(Bool, "~/task_done", qos.LATCHED)
+        self._clock_out = (
+            self.create_publisher(Clock, "/clock", 10) if self._p["publish_clock"] else None
+        )
+        self.create_subscription(
+            JointTrajectory,
+            "joint_trajectory_controller/joint_trajectory",
+            self._on_trajectory,
+            10,
+        )
+        self.create_subscription(
+            Float64MultiArray, "forward_position_controller/commands", self._on_forward, 10
+        )
+        self.create_subscription(
+            Float64MultiArray, "gripper_controller/commands", self._on_gripper, 10
+        )
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        self.start(self.seed)
+        backend = self.world.renderer.backend
+        note = self.world.renderer.note
+        self.get_logger().info(f"renderer {backend}" + (f": {note}" if note else ""))
+
+    def start(self, seed: int) -> None:
+        """Begin the episode of a seed."""
+        self.seed = seed
+        self.world.reset(seed)
+        self.referee = Referee()
+        self._plan = JointPlan(JOINT_NAMES, self.world.targets)
+        self._reported: bool | None = None
+        if self._p["publish_prompt"]:
+            self._prompt.publish(String(data=self.task.prompt))
+        self._report()
+
+    def tick(self) -> None:
+        """Advance the world by one period and publish what is due."""
+        period = self._step_ns / 1e9
+        self.world.step(self._plan.at(self.world.time + period), period)
+        self._elapsed_ns += self._step_ns
+        self._ticks += 1
+        stamp = self._stamp()
+        if self._clock_out is not None:
+            self._clock_out.publish(Clock(clock=stamp))
+        state = JointState(
+            name=list(JOINT_NAMES),
+            position=self.world.joint_positions.tolist(),
+            velocity=self.world.joint_velocities.tolist(),
+        )
+        state.header.stamp = stamp
+        self._states.publish(state)
+        if self._ticks % self._images_every == 0:
+            for camera in CAMERAS:
+                self._publish_image(camera, stamp)
+        if self._ticks % self._watch_every == 0:
+            self.referee.watch(self.world)
+            self._report()
+
+    def _stamp(self) -> Any:
+        now = (
+            self._elapsed_ns if self._clock_out is not None else self.get_clock().now().nanoseconds
+        )
+        sec, nanosec = split_ns(now)
+        message = Clock()
+        message.clock.sec, message.clock.nanosec = sec, nanosec
+        return message.clock
+
+    def _report(self) -> None:
+        done = self.referee.done(self.task.name)
+        if done != self._reported:
+            self._reported = done
+            self._done.publish(Bool(data=done))
+
+    def _publish_image(self, camera: str, stamp: Any) -> None:
+        width, height = self._p["width"], self._p["height"]
+        pixels = self.world.render(camera, width, height)
+        if self._p["compressed"]:
+            buffer = io.BytesIO()
+            Picture.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
+            message = CompressedImage(format="jpeg", data=buffer.getvalue())
+        else:
+            message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
+            message.data = pixels.tobytes()
+        message.header.stamp = stamp
+        message.header.frame_id = f"{camera}_camera"
+        self._cameras[camera].publish(message)
+
+    def _on_trajectory(self, message: JointTrajectory) -> None:
+        times = np.array([stamp_ns(p.time_from_start) / 1e9 for p in message.points])
+        self._command(message.joint_names, times, [list(p.positions) for p in message.points])
+
+    def _on_forward(self, message: Float64MultiArray) -> None:
+        names = JOINT_NAMES[: 7 if len(message.data) == 7 else 6]
+        self._command(names, np.array([CONTROL_DT]), [list(message.data)])
+
+    def _on_gripper(self, message: Float64MultiArray) -> None:
+        self._command(("gripper",), np.array([CONTROL_DT]), [list(message.data)])
+
+    def _command(self, names: Any, times: np.ndarray, rows: list[list[float]]) -> None:
+        try:
+            table = np.array(rows, dtype=np.float64)
+            self._plan.command(tuple(names), self.world.time, times, table)
+        except ValueError as error:
+            self.refused += 1
+            self.get_logger().warning(f"command refused: {error}", throttle_duration_sec=1.0)
+
+    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self.start(self.seed + 1)
+        response.success, response.message = True, f"seed {self.seed}, {self.task.prompt}"
+        return response
+
+
+def main(args: list[str] | None = None) -> int:
+    """Simulate in wall time until SIGINT or SIGTERM."""
+    stop = threading.Event()
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    node = DriverNode()
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    period = node._step_ns / 1e9
+    due = time.monotonic()
+    while not stop.is_set():
+        executor.spin_once(timeout_sec=max(0.0, due - time.monotonic()))
+        if time.monotonic() >= due:
+            node.tick()
+            # A late simulation slows down rather than jumping.
+            due = max(due + period, time.monotonic() - 5 * period)
+    node.world.close()
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

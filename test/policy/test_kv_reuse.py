@@ -1,0 +1,110 @@
+"""When the KV cache is kept, and what chunk it leads to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pi05_ros.policy import Observation, Policy
+from pi05_ros.policy.execution.chunk_maker import ChunkMaker
+from pi05_ros.policy.kv_reuse import EveryN, OnChange, change, make_rule, thumbnail
+
+GREY = np.full((96, 128, 3), 100, np.uint8)
+
+
+def with_patch(value, size=16):
+    image = GREY.copy()
+    image[:size, :size] = value
+    return {"base": image}
+
+
+def test_every_n():
+    rule = EveryN(3)
+    assert [rule.fresh({}) for _ in range(7)] == [True, False, False] * 2 + [True]
+    rule.reset()
+    assert rule.fresh({})
+
+
+def test_change_is_seen_followed_to_its_end_and_age_is_limited():
+    rule = OnChange(high=10, low=3, max_age=5)
+    assert rule.fresh(with_patch(100))
+    assert not rule.fresh(with_patch(105))
+    assert rule.fresh(with_patch(130))
+    assert rule.fresh(with_patch(136))  # still moving, though below high
+    assert not rule.fresh(with_patch(137))
+    rule.reset()
+    answers = [rule.fresh(with_patch(100)) for _ in range(8)]
+    assert answers == [True, *[False] * 5, True, False]
+
+
+def test_slow_drift_does_not_go_unseen():
+    rule = OnChange(high=10, low=3, max_age=1000)
+    answers = [rule.fresh(with_patch(100 + k)) for k in range(40)]
+    assert sum(answers) >= 3
+
+
+def test_cameras_that_come_go_or_resize_count_as_change():
+    blocks = thumbnail(GREY)
+    assert blocks.shape == (32, 32)
+    assert thumbnail(np.zeros((5, 7, 3), np.uint8)).shape == (5, 7)
+    assert change({}, {"a": blocks}) == float("inf")
+    assert change({"a": blocks}, {"a": blocks[:4]}) == float("inf")
+    assert change({"a": blocks}, {"a": blocks}) == 0
+
+
+def test_rules_by_name():
+    assert isinstance(make_rule("dynamic"), OnChange)
+    assert make_rule("2").n == 2
+    for bad in ("0", "often", "-1"):
+        with pytest.raises(ValueError, match="dynamic"):
+            make_rule(bad)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return Policy.load("random:tiny", backend="eager", device="cpu")
+
+
+def observation(seed):
+    rng = np.random.default_rng(seed)
+    images = {
+        role: rng.integers(0, 255, (56, 56, 3), dtype=np.uint8) for role in ("base", "wrist")
+    }
+    return Observation(images=images, state=rng.uniform(-1, 1, 7), prompt="go")
+
+
+def test_a_reused_cache_gives_the_chunk_of_its_own_observation(policy):
+    maker = ChunkMaker(policy, reuse=EveryN(2))
+    first = maker.make(observation(0), step=0, seed=1)
+    second = maker.make(observation(1), step=2, seed=1)
+    third = maker.make(observation(1), step=4, seed=1)
+    assert (second.anchor, second.chunk.kv_age) == (0, 1)
+    assert np.array_equal(first.chunk.actions, second.chunk.actions)
+    assert (third.anchor, third.chunk.kv_age) == (4, 0)
+    assert not np.allclose(first.chunk.actions, third.chunk.actions)
+    assert maker.fresh_contexts == 2
+
+
+def test_a_cache_older_than_half_a_chunk_is_not_used(policy):
+    maker = ChunkMaker(policy, reuse=EveryN(100))
+    maker.make(observation(0), step=0)
+    assert maker.make(observation(1), step=policy.info.horizon // 2 + 1).chunk.kv_age == 0
+
+
+@pytest.mark.parametrize(("mode", "tolerance"), [("trained", 1e-4), ("identity", 0.5)])
+def test_the_overlap_continues_the_previous_chunk(policy, mode, tolerance):
+    plain = ChunkMaker(policy)
+    old = plain.make(observation(0), step=0, seed=1).chunk
+    free = plain.make(observation(1), step=3, seed=2).chunk
+    maker = ChunkMaker(policy, mode)
+    maker.make(observation(0), step=0, seed=1)
+    bound = maker.make(observation(1), step=3, delay=2, seed=2).chunk
+    jump = np.abs(bound.actions[:2] - old.actions[3:5]).max()
+    assert jump <= tolerance * np.abs(free.actions[:2] - old.actions[3:5]).max()
+    maker.reset()
+    assert np.array_equal(maker.make(observation(1), step=3, seed=2).chunk.actions, free.actions)
+
+
+def test_modes_are_checked(policy):
+    with pytest.raises(ValueError, match="plain, vjp, identity, trained"):
+        ChunkMaker(policy, "guess")

@@ -1,0 +1,173 @@
+"""The driver node seen by a client: sensors out, commands in, episodes."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import pytest
+import rclpy
+from builtin_interfaces.msg import Duration
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Bool, Float64MultiArray, String
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from pi05_ros.ros import qos
+from pi05_ros.ros.conversion import compressed_to_rgb, image_to_rgb
+from pi05_ros.ros.domain import free_domain_id
+from pi05_ros.sim.driver_node import DriverNode
+from pi05_ros.sim.trajectory import JointPlan
+from pi05_ros.sim.world import JOINT_NAMES
+
+
+class Rig:
+    def __init__(self, **parameters):
+        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=free_domain_id())
+        self.node = DriverNode(
+            context=self.context,
+            parameter_overrides=[Parameter(k, value=v) for k, v in parameters.items()],
+        )
+        self.client = Node("client", context=self.context)
+        self.got = {}
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.executor.add_node(self.client)
+
+    def listen(self, kind, topic, profile=10):
+        self.got[topic] = []
+        self.client.create_subscription(kind, topic, self.got[topic].append, profile)
+
+    def until(self, condition, seconds=10.0, tick=True):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if condition():
+                return True
+            if tick:
+                self.node.tick()
+            for _ in range(6):
+                self.executor.spin_once(timeout_sec=0.002)
+        return False
+
+    def close(self):
+        self.node.world.close()
+        self.executor.shutdown()
+        self.client.destroy_node()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+@pytest.fixture
+def rig():
+    made = []
+
+    def build(**parameters):
+        made.append(Rig(**parameters))
+        return made[-1]
+
+    yield build
+    for item in made:
+        item.close()
+
+
+def test_sensors_prompt_and_episode_state(rig):
+    rig = rig(task="push_blue", width=160, height=120)
+    rig.listen(Image, "base_camera/image_raw")
+    rig.listen(Image, "wrist_camera/image_raw")
+    rig.listen(JointState, "joint_states")
+    rig.listen(String, "prompt", qos.LATCHED)
+    rig.listen(Bool, "sim_arm/task_done", qos.LATCHED)
+    assert rig.until(lambda: all(rig.got.values()))
+    picture = image_to_rgb(rig.got["base_camera/image_raw"][0])
+    assert picture.shape == (120, 160, 3)
+    assert picture.std() > 10
+    state = rig.got["joint_states"][0]
+    assert tuple(state.name) == JOINT_NAMES
+    assert state.header.stamp.sec > 1_000_000
+    assert rig.got["prompt"][0].data == "push the blue block to the left"
+    assert rig.got["sim_arm/task_done"][0].data is False
+
+
+def test_compressed_pictures_and_simulated_time(rig):
+    rig = rig(compressed=True, publish_clock=True)
+    rig.listen(CompressedImage, "base_camera/image_raw/compressed")
+    rig.listen(Clock, "/clock")
+    assert rig.until(lambda: all(rig.got.values()))
+    message = rig.got["base_camera/image_raw/compressed"][0]
+    assert compressed_to_rgb(message).shape == (224, 224, 3)
+    assert message.header.stamp.sec < 60
+    assert rig.got["/clock"][0].clock.sec < 60
+
+
+def test_all_three_kinds_of_commands_move_the_arm(rig):
+    rig = rig(image_rate_hz=1.0)
+    rig.listen(JointState, "joint_states")
+    trajectory = rig.client.create_publisher(
+        JointTrajectory, "joint_trajectory_controller/joint_trajectory", 1
+    )
+    forward = rig.client.create_publisher(
+        Float64MultiArray, "forward_position_controller/commands", 1
+    )
+    gripper = rig.client.create_publisher(Float64MultiArray, "gripper_controller/commands", 1)
+    publishers = (trajectory, forward, gripper)
+    assert rig.until(lambda: all(p.get_subscription_count() for p in publishers), tick=False)
+    goal = rig.node.world.joint_positions[:6] + 0.1
+    message = JointTrajectory(joint_names=list(JOINT_NAMES[5::-1]))
+    for share, nanosec in ((0.5, 200_000_000), (1.0, 400_000_000)):
+        point = JointTrajectoryPoint(positions=(goal - 0.1 * (1 - share))[::-1].tolist())
+        point.time_from_start = Duration(nanosec=nanosec)
+        message.points.append(point)
+    trajectory.publish(message)
+    gripper.publish(Float64MultiArray(data=[1.0]))
+
+    def there(values):
+        def check():
+            if not rig.got["joint_states"]:
+                return False
+            position = np.array(rig.got["joint_states"][-1].position)
+            return np.abs(position[: len(values)] - values).max() < 0.02
+
+        return check
+
+    assert rig.until(there(np.append(goal, 1.0)))
+    assert rig.node.world.time > 0.3
+    forward.publish(Float64MultiArray(data=(goal - 0.05).tolist()))
+    assert rig.until(there(goal - 0.05))
+    forward.publish(Float64MultiArray(data=[float("nan")] * 6))
+    forward.publish(Float64MultiArray(data=[0.0]))
+    assert rig.until(lambda: rig.node.refused >= 1)
+
+
+def test_reset_service_starts_the_next_seed(rig):
+    rig = rig(seed=4)
+    service = rig.client.create_client(Trigger, "sim_arm/reset")
+    assert rig.until(service.service_is_ready, tick=False)
+    before = rig.node.world.block("red")
+    future = service.call_async(Trigger.Request())
+    assert rig.until(future.done, tick=False)
+    assert "seed 5" in future.result().message
+    assert not np.allclose(rig.node.world.block("red"), before)
+
+
+def test_plan_interpolates_from_the_present_target_and_refuses_nonsense():
+    plan = JointPlan(("a", "b"), np.array([0.0, 1.0]))
+    plan.command(("b",), 1.0, np.array([1.0, 2.0]), np.array([[2.0], [0.0]]))
+    assert plan.at(1.5).tolist() == [0.0, 1.5]
+    assert plan.at(2.5).tolist() == [0.0, 1.0]
+    assert plan.at(9.0).tolist() == [0.0, 0.0]
+    for times, rows, names in (
+        ([1.0, 1.0], [[1.0], [1.0]], ("a",)),
+        ([], np.zeros((0, 1)), ("a",)),
+        ([1.0], [[np.inf]], ("a",)),
+        ([1.0], [[1.0]], ("c",)),
+        ([1.0], [[1.0, 2.0]], ("a",)),
+    ):
+        with pytest.raises(ValueError, match=r"."):
+            plan.command(names, 0.0, np.array(times), np.array(rows))
