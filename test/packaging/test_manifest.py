@@ -1,0 +1,123 @@
+"""package.xml is valid, in step with the code, and its keys exist for every distribution."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+from catkin_pkg.package import parse_package
+
+import pi05_ros
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Keys of rosdep's base.yaml/python.yaml (same on Ubuntu 22.04 and 24.04) that are not packages
+# of the Humble, Jazzy and Kilted distributions.
+SYSTEM_KEYS = {
+    "python3-matplotlib",
+    "python3-numpy",
+    "python3-pil",
+    "python3-pytest",
+    "python3-rich",
+    "python3-yaml",
+}
+# Released in Humble, Jazzy and Kilted alike.
+ROS_PACKAGES = {
+    "ament_cmake",
+    "ament_cmake_pytest",
+    "ament_cmake_python",
+    "builtin_interfaces",
+    "diagnostic_msgs",
+    "launch",
+    "launch_ros",
+    "lifecycle_msgs",
+    "rcl_interfaces",
+    "rclpy",
+    "rosgraph_msgs",
+    "rosidl_default_generators",
+    "rosidl_default_runtime",
+    "sensor_msgs",
+    "std_msgs",
+    "std_srvs",
+    "trajectory_msgs",
+}
+
+
+@pytest.fixture(scope="module")
+def package():
+    return parse_package(str(ROOT / "package.xml"))
+
+
+def test_manifest_validates_without_warnings(package):
+    warnings: list[str] = []
+    package.validate(warnings=warnings)
+    assert not warnings
+
+
+def test_versions_and_licence_agree(package):
+    assert package.version == pi05_ros.__version__
+    assert [licence for licence in package.licenses] == ["Apache-2.0"]
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert f"## {pi05_ros.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_key_is_known_to_rosdep(package):
+    keys = {
+        dependency.name
+        for group in ("buildtool_depends", "build_depends", "exec_depends", "test_depends")
+        for dependency in getattr(package, group)
+    }
+    assert keys <= SYSTEM_KEYS | ROS_PACKAGES, keys - SYSTEM_KEYS - ROS_PACKAGES
+
+
+def imported_modules(path: pathlib.Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+    return names
+
+
+def test_imported_ros_packages_are_declared(package):
+    declared = {d.name for d in [*package.exec_depends, *package.build_depends]}
+    for path in [*(ROOT / "pi05_ros").rglob("*.py"), *(ROOT / "launch").glob("*.py")]:
+        for name in imported_modules(path):
+            top = name.split(".")[0]
+            if top in ROS_PACKAGES:
+                assert top in declared, f"{path.name} imports {top}"
+
+
+def test_data_flows_one_way():
+    """ros -> policy -> backends -> model; only ros/ and the simulator's driver import rclpy."""
+    rank = {"model": 0, "backends": 1, "policy": 2, "ros": 3}
+    for room, level in rank.items():
+        for path in (ROOT / "pi05_ros" / room).rglob("*.py"):
+            for name in imported_modules(path):
+                parts = name.split(".")
+                if parts[0] == "pi05_ros" and len(parts) > 1 and parts[1] in rank:
+                    assert rank[parts[1]] <= level, f"{path} imports {name}"
+    for path in (ROOT / "pi05_ros").rglob("*.py"):
+        relative = path.relative_to(ROOT / "pi05_ros")
+        if relative.parts[0] == "ros" or relative.name == "driver_node.py":
+            continue
+        assert not any(n.split(".")[0] == "rclpy" for n in imported_modules(path)), relative
+
+
+def test_messages_are_all_generated():
+    cmake = (ROOT / "CMakeLists.txt").read_text()
+    listed = set(re.findall(r"msg/(\w+)\.msg", cmake))
+    assert listed == {path.stem for path in (ROOT / "msg").glob("*.msg")}
+
+
+def test_every_message_field_is_described():
+    for path in (ROOT / "msg").glob("*.msg"):
+        described = False
+        for line in path.read_text().splitlines():
+            if not line.strip():
+                described = False
+            elif line.startswith("#"):
+                described = True
+            else:
+                assert described or "#" in line, f"{path.name}: {line}"
