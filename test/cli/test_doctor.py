@@ -1,0 +1,149 @@
+"""`pi05 doctor` never crashes, and its verdicts fit what it found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pi05_ros.cli.main import main
+from pi05_ros.doctor import files, software, topics
+from pi05_ros.doctor.check import Check, Level, ask, guarded
+
+CAMERA: dict[str, Any] = {
+    "type": "sensor_msgs/msg/Image", "kind": "image", "publishers": 1, "count": 90,
+    "rate_hz": 30.0, "age_s": [0.01, 0.012, 0.03], "compressed": False, "encoding": "rgb8",
+    "width": 640, "height": 480,
+}  # fmt: skip
+JOINTS: dict[str, Any] = {
+    "type": "sensor_msgs/msg/JointState", "kind": "joints", "publishers": 1, "count": 300,
+    "rate_hz": 100.0, "age_s": [0.001, 0.002, 0.01], "names": ["a", "b"],
+}  # fmt: skip
+
+
+def judge(camera: dict[str, Any], joints: dict[str, Any] = JOINTS) -> dict[str, Check]:
+    found = {"/base_camera/image_raw": {**CAMERA, **camera}, "/joint_states": joints}
+    return {check.name: check for check in topics.judge(found, "", ["a", "b"], 0.5)}
+
+
+def test_healthy_robot() -> None:
+    checks = judge({})
+    assert {check.level for check in checks.values()} == {Level.OK}
+    assert "30.0 Hz, 640x480 rgb8" in checks["/base_camera/image_raw"].detail
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"count": 0}, "no message came"),
+        ({"encoding": "bayer_rggb8"}, "bayer_rggb8"),
+        ({"age_s": [0.9, 1.2, 1.4]}, "older than max_age_s"),
+        ({"age_s": [-3.0, -2.9, -2.8]}, "future"),
+    ],
+)
+def test_sick_camera(change: dict[str, Any], text: str) -> None:
+    check = judge(change)["/base_camera/image_raw"]
+    assert check.level is Level.WARN
+    assert text in check.detail
+    assert check.fix
+
+
+def test_missing_joint_is_named() -> None:
+    check = judge({}, {**JOINTS, "names": ["a", "elbow"]})["/joint_states"]
+    assert "also needs b" in check.detail
+
+
+def test_clock_skew_between_machines() -> None:
+    assert judge({"age_s": [-2.0, -1.9, -1.8]})["clock skew"].level is Level.WARN
+
+
+def test_no_topics_at_all() -> None:
+    checks = topics.judge({}, "", [], 0.5)
+    assert [check.name for check in checks] == ["camera topics", "joint states"]
+    assert all(check.level is Level.MISSING and check.fix for check in checks)
+
+
+def test_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "torn.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    levels = {
+        None: Level.INFO,
+        "random:tiny": Level.OK,
+        "random:gigantic": Level.FAIL,
+        str(tmp_path / "absent"): Level.FAIL,
+        str(tmp_path / "torn.safetensors"): Level.FAIL,
+        str(Path(__file__).parents[1] / "data/openpi_tiny/tiny.safetensors"): Level.OK,
+    }
+    for path, level in levels.items():
+        (check,) = files.checkpoint(path)
+        assert check.level is level, path
+
+
+def test_absent_ros_is_named_with_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software, "_there", lambda module: module != "rclpy")
+    (check,) = software.ros()
+    assert check.level is Level.FAIL
+    assert "setup.bash" in check.fix
+
+
+def test_unset_ros_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software, "_there", lambda module: True)
+    monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
+    (check,) = software.ros()
+    assert "AMENT_PREFIX_PATH" in check.detail
+
+
+def test_discovery_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, level in (("LOCALHOST", Level.OK), ("OFF", Level.WARN), ("SUBNET", Level.INFO)):
+        monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", value)
+        monkeypatch.delenv("ROS_LOCALHOST_ONLY", raising=False)
+        assert software.discovery()[0].level is level
+
+
+def test_a_check_that_raises_becomes_a_line() -> None:
+    def broken() -> list[Check]:
+        raise OSError("no such driver")
+
+    (check,) = guarded("GPU", broken)
+    assert check.level is Level.WARN
+    assert "no such driver" in check.detail
+
+
+def test_a_process_that_aborts_is_survived() -> None:
+    with pytest.raises(RuntimeError, match="code"):
+        ask("import os; os.abort()")
+    with pytest.raises(RuntimeError, match="no answer"):
+        ask("import time; time.sleep(60)", timeout_s=0.5)
+    assert ask("print(1)") == 1
+
+
+def test_report_without_anything(tmp_path: Path) -> None:
+    """No ROS environment, no torch, no optional package: a report and exit code 1."""
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so is missing')")
+    (tmp_path / "mujoco.py").write_text("raise RuntimeError('no GL')")
+    root = str(Path(__file__).parents[2])
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("AMENT", "ROS", "RMW"))}
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), root])
+    done = subprocess.run(
+        [sys.executable, "-m", "pi05_ros.cli.main", "doctor", "--json", "--seconds", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
+        cwd=root,
+    )
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    levels = {check["name"]: check["level"] for check in report["checks"]}
+    assert levels["torch"] == "fail"
+    assert levels["ROS 2"] == "fail"
+    assert not report["works"]
+
+
+def test_report_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--seconds", "0", "--checkpoint", "random:tiny"]) == 0
+    assert "basic job can run" in capsys.readouterr().out

@@ -1,0 +1,147 @@
+"""`pi05 replay` from the command line: offline runs, comparisons, and every clear refusal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "replay"))  # bags.py
+
+from bags import write_bag
+
+from pi05_ros.cli.main import main
+from pi05_ros.replay.bag import BagWriter
+from pi05_ros.replay.messages import string_message
+
+QUICK = ["--offline", "--no-plot", "-p", "threads=1"]
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bag(tmp_path_factory.mktemp("cli") / "bag", 0.6)
+
+
+def test_regression_test_of_a_user(bag: Path, tmp_path: Path, capsys: object) -> None:
+    reference = tmp_path / "reference"
+    assert main(["replay", str(bag), *QUICK, "--out", str(reference)]) == 0
+    chunks = str(reference / "chunks" / "chunks.mcap")
+    again = ["replay", str(bag), *QUICK, "--out", str(tmp_path / "again"), "--against", chunks]
+    assert main(again) == 0
+    assert main([*again, "--tolerance", "1e-3"]) == 0
+    assert main([*again, "--seed", "5", "--tolerance", "1e-3"]) == 1
+    assert main([*again, "--rate", "5"]) == 1
+    summary = json.loads((tmp_path / "again" / "summary.json").read_text())
+    assert summary["mode"] == "offline"
+    assert summary["chunks"] == 2
+
+
+def test_report_names_the_change(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", str(bag), *QUICK, "--out", str(tmp_path / "a")]) == 0
+    capsys.readouterr()
+    code = main(
+        ["replay", str(bag), *QUICK, "--out", str(tmp_path / "b"), "--prompt", "stop",
+         "--against", str(tmp_path / "a" / "chunks")]
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert code == 1
+    assert "prompt is 'stop', reference 'push the block'" in out
+    assert "DIFFERENT" in out
+
+
+def test_verify(bag: Path, tmp_path: Path) -> None:
+    assert main(["replay", str(bag), *QUICK, "--out", str(tmp_path)]) == 0
+    verify = ["replay", str(bag), "-p", "threads=1", "--verify", str(tmp_path / "chunks")]
+    assert main(verify) == 0
+    assert main([*verify, "--checkpoint", "random:tiny:1", "--tolerance", "1e-3"]) == 1
+
+
+def test_plot_is_written(bag: Path, tmp_path: Path) -> None:
+    assert main(["replay", str(bag), "--offline", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_names(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", 0.3, prefix="/left", storage="sqlite3", compressed=True)
+    assert main(["replay", str(path), *QUICK, "--out", str(tmp_path / "out")]) == 0
+    mapped = ["--map", "base_camera=/left/wrist_camera/image_raw/compressed"]
+    assert main(["replay", str(path), *QUICK, *mapped, "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--map", "base_camera=/nothing"], "Topics in the bag"),
+        (["--map", "base_camera=/joint_states"], "takes sensor_msgs/msg/Image"),
+        (["--map", "wrist_camera_2=/wrist_camera/image_raw"], "only has the inputs"),
+        (["--robot", "robby"], "robby"),
+        (["--checkpoint", "/no/such/place"], "/no/such/place"),
+        (["--checkpoint", "random:huge"], "random:huge"),
+        (["--rate", "0"], "rate_hz"),
+        (["-p", "max_age=1"], "accepted: checkpoint"),
+        (["-p", "max_age_s=soon"], "max_age_s"),
+        (["--time", "clock"], "no /clock"),
+        (["--against", "/no/chunks"], "/no/chunks does not exist"),
+        (["--loop", "0"], "--loop"),
+    ],
+)
+def test_refusals(
+    bag: Path,
+    tmp_path: Path,
+    options: list[str],
+    text: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["replay", str(bag), *QUICK, "--out", str(tmp_path), *options]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_bags_that_are_none(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(path: Path) -> str:
+        assert main(["replay", str(path), *QUICK, "--out", str(tmp_path / "out")]) == 2
+        return capsys.readouterr().err
+
+    assert "does not exist" in refused(tmp_path / "nowhere")
+    cut = tmp_path / "cut.mcap"
+    cut.write_bytes((bag / "bag.mcap").read_bytes()[:3000])
+    assert "truncated" in refused(cut)
+    text = tmp_path / "readme.md"
+    text.write_text("hello")
+    assert "not a bag" in refused(text)
+    with BagWriter(tmp_path / "empty") as writer:
+        writer.add_topic("/prompt", "std_msgs/msg/String")
+    assert "no messages" in refused(tmp_path / "empty")
+    with BagWriter(tmp_path / "talk") as writer:
+        writer.write("/prompt", 1, string_message("hello"))
+    assert "no topic for base_camera" in refused(tmp_path / "talk")
+
+
+def test_stale_bag_gives_no_chunk_and_says_so(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*QUICK, "-p", "max_age_s=0.001", "--out", str(tmp_path)]
+    assert main(["replay", str(bag), *options]) == 1
+    captured = capsys.readouterr()
+    assert "no chunk came" in captured.err
+    assert "stale" in captured.out
+
+
+def test_offline_needs_no_ros(bag: Path, tmp_path: Path) -> None:
+    """Neither rclpy nor any message package is imported."""
+    code = (
+        "import sys\n"
+        "for name in ('rclpy', 'sensor_msgs', 'std_msgs', 'pi05_ros.msg'):\n"
+        "    sys.modules[name] = None\n"
+        "from pi05_ros.cli.main import main\n"
+        f"sys.exit(main(['replay', {str(bag)!r}, '--offline', '--no-plot', '--out', "
+        f"{str(tmp_path)!r}]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

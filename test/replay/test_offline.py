@@ -1,0 +1,145 @@
+"""Offline replay: deterministic, and honest about broken recordings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bags import START_NS, delay, drop, edit_bag, nan_joints, swap_joints, write_bag
+
+from pi05_ros.policy import Policy
+from pi05_ros.replay.bag import Bag
+from pi05_ros.replay.compare import compare
+from pi05_ros.replay.messages import NS
+from pi05_ros.replay.offline import OfflineReplay
+from pi05_ros.replay.run import Outcome, choose, run_offline
+from pi05_ros.replay.verify import verify
+from pi05_ros.ros.parameters import PolicyParameters
+
+FIRST, LAST = START_NS + 300_000_000, START_NS + 700_000_000
+
+
+def replay(
+    path: Path, policy: Policy, parameters: PolicyParameters, out: Path, loops: int = 1
+) -> Outcome:
+    with Bag(path) as bag:
+        chosen = choose(bag, policy.robot, {})
+    return run_offline(path, chosen, parameters, out, "auto", loops, policy)
+
+
+@pytest.fixture(scope="session")
+def golden(
+    bag: Path,
+    policy: Policy,
+    parameters: PolicyParameters,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Outcome:
+    return replay(bag, policy, parameters, tmp_path_factory.mktemp("golden"))
+
+
+def test_bit_equal_from_run_to_run(
+    golden: Outcome, bag: Path, parameters: PolicyParameters, tmp_path: Path
+) -> None:
+    fresh = Policy.load("random:tiny", threads=1)
+    again = replay(bag, fresh, parameters, tmp_path)
+    assert compare(again.chunks, golden.chunks).equal
+    first, second = (next(run.bag.glob("*.mcap")).read_bytes() for run in (golden, again))
+    assert first == second
+
+
+def test_what_a_chunk_says(golden: Outcome) -> None:
+    assert [chunk.chunk_id for chunk in golden.chunks] == list(range(len(golden.chunks)))
+    assert [chunk.seed for chunk in golden.chunks] == list(range(len(golden.chunks)))
+    chunk = golden.chunks[2]
+    assert set(chunk.inputs) == {"base_camera", "wrist_camera", "joint_states"}
+    assert chunk.observation_ns == min(chunk.inputs.values())
+    assert chunk.prompt == "push the block"
+    assert chunk.random_weights
+    assert chunk.data.shape == (10, 7)
+    assert chunk.steps_past == 1  # the joint state is up to 10 ms older than the last frame
+    assert golden.summary.rate_kept()
+
+
+def test_newest_frames_are_used(golden: Outcome) -> None:
+    for chunk in golden.chunks:
+        assert chunk.received_ns - chunk.inputs["base_camera"] <= NS // 30
+        assert chunk.received_ns - chunk.inputs["joint_states"] <= NS // 100
+
+
+def test_dropped_camera_is_skipped_and_comes_back(
+    bag: Path, policy: Policy, tmp_path: Path
+) -> None:
+    strict = PolicyParameters.from_values({"checkpoint": "random:tiny", "max_age_s": 0.15})
+    cut = edit_bag(bag, tmp_path / "cut", drop("/wrist_camera/image_raw", FIRST, LAST))
+    run = replay(cut, policy, strict, tmp_path / "out")
+    assert run.summary.skipped.get("wrist_camera stale", 0) >= 2
+    assert any(chunk.observation_ns > LAST for chunk in run.chunks)
+    assert not run.summary.rate_kept()
+
+
+def test_delayed_camera_is_refused_for_its_skew(
+    bag: Path, policy: Policy, parameters: PolicyParameters, tmp_path: Path
+) -> None:
+    late = edit_bag(bag, tmp_path / "late", delay("/base_camera/image_raw", 300_000_000))
+    run = replay(late, policy, parameters, tmp_path / "out")
+    assert run.summary.skipped.get("base_camera skew", 0) > 0
+    assert all(
+        max(chunk.inputs.values()) - min(chunk.inputs.values()) <= 250_000_000
+        for chunk in run.chunks
+    )
+
+
+def test_joint_order_does_not_matter(
+    golden: Outcome, bag: Path, policy: Policy, parameters: PolicyParameters, tmp_path: Path
+) -> None:
+    swapped = edit_bag(bag, tmp_path / "swapped", swap_joints)
+    assert compare(replay(swapped, policy, parameters, tmp_path).chunks, golden.chunks).equal
+
+
+def test_nan_is_never_used(
+    bag: Path, policy: Policy, parameters: PolicyParameters, tmp_path: Path
+) -> None:
+    sick = edit_bag(bag, tmp_path / "sick", nan_joints(FIRST, LAST))
+    run = replay(sick, policy, parameters, tmp_path / "out")
+    assert all(np.isfinite(chunk.data).all() for chunk in run.chunks)
+    assert all(not FIRST <= chunk.inputs["joint_states"] < LAST for chunk in run.chunks)
+    assert any("joint_not_finite" in note for note in run.summary.notes)
+
+
+def test_looped_bag_starts_over(
+    golden: Outcome, bag: Path, policy: Policy, parameters: PolicyParameters, tmp_path: Path
+) -> None:
+    run = replay(bag, policy, parameters, tmp_path, loops=2)
+    assert len(run.chunks) == 2 * len(golden.chunks)
+    half = len(golden.chunks)
+    assert [c.inputs for c in run.chunks[:half]] == [c.inputs for c in run.chunks[half:]]
+    assert compare(run.chunks[:half], golden.chunks).equal
+    assert any("went back 1 times" in note for note in run.summary.notes)
+
+
+def test_compressed_images_and_missing_optional_camera(
+    policy: Policy, parameters: PolicyParameters, tmp_path: Path
+) -> None:
+    path = write_bag(tmp_path / "bag", 0.4, compressed=True, cameras=("base_camera",))
+    run = replay(path, policy, parameters, tmp_path / "out")
+    assert run.chunks
+    assert set(run.chunks[0].inputs) == {"base_camera", "joint_states"}
+
+
+def test_recorded_chunks_are_recomputed_from_their_stamps(
+    golden: Outcome, bag: Path, policy: Policy, tmp_path: Path
+) -> None:
+    with Bag(bag) as opened:
+        sources = choose(opened, policy.robot, {}).sources
+        assert verify(opened, sources, policy, golden.chunks).equal
+        other = Policy.load("random:tiny:1", threads=1)
+        assert not verify(opened, sources, other, golden.chunks, 1e-3).equal
+
+
+def test_rate_of_the_parameters_is_kept(bag: Path, policy: Policy) -> None:
+    parameters = PolicyParameters.from_values({"checkpoint": "random:tiny", "rate_hz": 5.0})
+    with Bag(bag) as opened:
+        chosen = choose(opened, policy.robot, {})
+        offline = OfflineReplay(opened, chosen.sources, policy, parameters, chosen.roles)
+        assert len(list(offline)) == 4
