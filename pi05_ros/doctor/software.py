@@ -108,7 +108,29 @@ def ros() -> list[Check]:
                 + SETUP,
             )
         )
-    return checks + discovery()
+    return [*checks, *discovery(), *pictures_in_shared_memory()]
+
+
+def pictures_in_shared_memory() -> list[Check]:
+    """Fast DDS's default shared memory is smaller than a raw 640x480 picture."""
+    if os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp") != "rmw_fastrtps_cpp":
+        return []
+    variables = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+    profile = next((os.environ[name] for name in variables if os.environ.get(name)), None)
+    if profile is not None:
+        return [Check("Fast DDS profile", Level.OK, profile)]
+    from pi05_ros.policy.resources import config_dir
+
+    return [
+        Check(
+            "Fast DDS profile",
+            Level.INFO,
+            "none: pictures above 512 kB between processes of this machine leave shared memory, "
+            "and best-effort readers lose many of them",
+            "where the camera driver starts: export "
+            f"FASTRTPS_DEFAULT_PROFILES_FILE={config_dir() / 'fastdds_images.xml'}",
+        )
+    ]
 
 
 def discovery() -> list[Check]:

@@ -79,20 +79,14 @@ def test_offline_agrees_where_the_same_samples_were_used(
         assert compare(offline, [recorded[c.key, c.seed] for c in offline]).equal
 
 
-def test_wrong_checkpoint_shows_the_nodes_words(
+def test_refused_configure_shows_the_nodes_words(
     live: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    empty = tmp_path / "checkpoint"
-    empty.mkdir()
-    (empty / "model.safetensors").write_bytes(b"nothing")
-    code = main(
-        ["replay", str(live[0]), "--checkpoint", str(empty), "--robot", "sim_arm",
-         "--out", str(tmp_path / "out")]
-    )  # fmt: skip
-    assert code == 2
+    options = ["--tokenizer", str(tmp_path / "absent.model"), "--out", str(tmp_path)]
+    assert main(["replay", str(live[0]), *options]) == 2
     text = capsys.readouterr().err
     assert "refused to configure" in text
-    assert "policy_node|" in text
+    assert "absent.model does not exist" in text
 
 
 def test_interrupt_ends_all_children(tmp_path: Path) -> None:
