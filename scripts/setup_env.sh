@@ -61,7 +61,7 @@ fix_cmake_exports() {
   local tag inc site
   tag=$("$VENV/bin/python" -c 'import sys; t = "cp%d%d" % sys.version_info[:2]; print(f"/opt/python/{t}-{t}")')
   read -r inc site < <("$VENV/bin/python" -c 'import sysconfig as s; print(s.get_path("include"), s.get_path("purelib"))')
-  grep -rlI "$tag" "$VENV/share" --include='*.cmake' | xargs -r sed -i \
+  { grep -rlI "$tag" "$VENV/share" --include='*.cmake' || true; } | xargs -r sed -i \
     -e "s#$tag/include/python[0-9.]*#$inc#g" -e "s#$tag/lib/python[0-9.]*/site-packages#$site#g"
 }
 
