@@ -12,9 +12,14 @@ import pi05_ros
 # name -> (module with add_arguments(parser) and run(args) -> exit code, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("pi05_ros.cli.bench", "measure the node, the model and the machine"),
+    "build": ("pi05_ros.cli.build", "compile the stages with TensorRT and prove them"),
+    "check": ("pi05_ros.cli.check", "compare engines or graphs with the plain model"),
     "demo": ("pi05_ros.cli.demo", "run the main job on this machine, ROS nodes and all"),
     "doctor": ("pi05_ros.cli.doctor", "say what works here, what is missing and how to fix it"),
+    "export": ("pi05_ros.cli.export", "write the stages as checked ONNX graphs"),
+    "eval": ("pi05_ros.cli.eval", "success rates of a policy on the simulated arm"),
     "inspect": ("pi05_ros.cli.inspect", "say what a checkpoint holds and what is assumed"),
+    "quantize": ("pi05_ros.cli.quantize", "find FP8 ranges from recorded observations"),
     "replay": ("pi05_ros.cli.replay", "run the policy over a recorded bag, live or offline"),
 }
 

@@ -32,7 +32,7 @@ class Setting:
     Attributes:
         backend: engine.
         precision: of all three stages, or "auto".
-        steps: denoise steps.
+        denoise_steps: Euler steps of the flow.
         chunking: "naive": the new chunk replaces the old; "ensemble": they are averaged; "rtc-":
             the new one continues the old (guided by VJP or identity, or trained prefix).
         replan: control steps between two observations that are answered; at least the delay.
@@ -44,7 +44,7 @@ class Setting:
 
     backend: str = "eager"
     precision: str = "fp32"
-    steps: int = 10
+    denoise_steps: int = 10
     chunking: str = "naive"
     replan: int = 8
     delay_ms: int = 0

@@ -1,0 +1,280 @@
+"""Many episodes over settings, tasks and seeds: processes, a results file that can be resumed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+from pi05_ros.policy import Policy
+from pi05_ros.policy.execution.limits import JointLimits, limits_from_yaml
+from pi05_ros.policy.resources import config_dir
+from pi05_ros.sim.episodes import Result, Setting, chunk_maker, run_episode
+from pi05_ros.sim.world import World
+
+RESULTS = "results.jsonl"
+LIMITS_FILE = "sim_arm_limits.yaml"
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to run; ``prompted`` differs from ``task`` in wrong-prompt runs."""
+
+    setting: Setting
+    task: str
+    prompted: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Identity in the results file."""
+        return json.dumps([asdict(self.setting), self.task, self.prompted, self.seed])
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Successes of one group of episodes with Wilson's 95 % interval."""
+
+    successes: int
+    episodes: int
+
+    @property
+    def rate(self) -> float:
+        """Share of successes, NaN without episodes."""
+        return self.successes / self.episodes if self.episodes else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson score interval at 95 %."""
+        n = self.episodes
+        if not n:
+            return math.nan, math.nan
+        p, z2 = self.rate, Z95 * Z95
+        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+        half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def arm_limits() -> JointLimits:
+    """Limits of the simulated arm as shipped in config/."""
+    return limits_from_yaml(config_dir() / LIMITS_FILE)
+
+
+def jobs(
+    settings: Sequence[Setting],
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    wrong_prompts: bool = False,
+) -> list[Job]:
+    """All combinations, setting by setting; with wrong prompts every task under every prompt."""
+    return [
+        Job(setting, task, prompted, seed)
+        for setting in settings
+        for task in tasks
+        for prompted in (tasks if wrong_prompts else (task,))
+        for seed in seeds
+    ]
+
+
+class Runner:
+    """Runs episodes in this process; policies of different engines are loaded as needed."""
+
+    def __init__(self, checkpoint: str, renderer: str | None = None, device: str = "auto") -> None:
+        self.checkpoint = checkpoint
+        self.device = device
+        self.world = World(renderer)
+        self.limits = arm_limits()
+        self._policy: Policy | None = None
+        self._loaded: tuple[str, str, int] | None = None
+
+    def run(self, job: Job, frames: list[object] | None = None) -> Result:
+        """One episode."""
+        setting = job.setting
+        wanted = (setting.backend, setting.precision, setting.denoise_steps)
+        if self._policy is None or self._loaded != wanted:
+            if self._policy is not None:
+                self._policy.close()
+            self._policy = Policy.load(
+                self.checkpoint,
+                robot="sim_arm",
+                backend=setting.backend,
+                precision=setting.precision,
+                denoise_steps=setting.denoise_steps,
+                device=self.device,
+            )
+            self._loaded = wanted
+        return run_episode(
+            self.world,
+            chunk_maker(self._policy, setting),
+            self.limits,
+            setting,
+            job.task,
+            job.seed,
+            job.prompted,
+            frames,  # type: ignore[arg-type]
+        )
+
+
+_runner: Runner | None = None
+
+
+def _start(checkpoint: str, renderer: str | None, device: str) -> None:
+    global _runner
+    torch.set_num_threads(1)
+    _runner = Runner(checkpoint, renderer, device)
+
+
+def _work(job: Job) -> tuple[Job, Result]:
+    assert _runner is not None
+    return job, _runner.run(job)
+
+
+def evaluate(
+    todo: Iterable[Job],
+    out: Path,
+    checkpoint: str,
+    workers: int = 1,
+    renderer: str | None = None,
+    device: str = "auto",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, object]]:
+    """Run what is not in ``out``/results.jsonl yet; returns all asked rows.
+
+    Every finished episode is appended at once, so a run that was cut off goes on from there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    wanted = {job.key: job for job in todo}
+    rows = {key: row for key, row in read_results(out) if key in wanted}
+    missing = [job for key, job in wanted.items() if key not in rows]
+    progress(len(rows), len(wanted))
+    with (out / RESULTS).open("a", encoding="utf-8") as file:
+        for job, result in _results(missing, checkpoint, workers, renderer, device):
+            row = {**asdict(job.setting), **result.row()}
+            rows[job.key] = row
+            file.write(json.dumps({"key": job.key, "row": row}) + "\n")
+            file.flush()
+            progress(len(rows), len(wanted))
+    return [rows[key] for key in wanted]
+
+
+def _results(
+    missing: Sequence[Job], checkpoint: str, workers: int, renderer: str | None, device: str
+) -> Iterator[tuple[Job, Result]]:
+    if not missing:
+        return
+    if workers == 1:
+        runner = Runner(checkpoint, renderer, device)
+        for job in missing:
+            yield job, runner.run(job)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers, _start, (checkpoint, renderer, device)) as pool:
+        yield from pool.imap_unordered(_work, missing)
+
+
+def read_results(out: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """Rows of an earlier run; a last line that was cut off is left out."""
+    path = out / RESULTS
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        yield entry["key"], entry["row"]
+
+
+def write_csv(rows: Sequence[dict[str, object]], path: Path) -> None:
+    """All episodes, one per line."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def summarise(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+    """One entry per setting, task and prompt, in order of appearance."""
+    names = [item.name for item in fields(Setting)] + ["task", "prompted"]
+    groups: dict[tuple[object, ...], list[dict[str, object]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return [
+        {**dict(zip(names, key, strict=True)), **_group(members)}
+        for key, members in groups.items()
+    ]
+
+
+def _group(members: Sequence[dict[str, object]]) -> dict[str, object]:
+    def mean(name: str) -> float:
+        return sum(float(str(row[name])) for row in members) / len(members)
+
+    rate = Rate(sum(bool(row["success"]) for row in members), len(members))
+    wrong = sum(
+        any(name != row["prompted"] for name in str(row["done"]).split("+") if name)
+        for row in members
+    )
+    low, high = rate.interval
+    return {
+        "episodes": rate.episodes,
+        "success": rate.rate,
+        "low95": low,
+        "high95": high,
+        "unasked_tasks_done": wrong,
+        "steps_mean": mean("steps"),
+        "fresh_share": mean("fresh") / max(mean("inferences"), 1e-9),
+        "seam_mean": mean("seam_mean"),
+        "seam_max": max(float(str(row["seam_max"])) for row in members),
+        "jerk": mean("jerk"),
+    }
+
+
+def markdown(summary: Sequence[dict[str, object]]) -> str:
+    """Table for people, one line per entry of `summarise`."""
+    head = (
+        "setting",
+        "task",
+        "prompt",
+        "episodes",
+        "success",
+        "95 %",
+        "unasked",
+        "steps",
+        "fresh KV",
+        "seam mean / max [rad]",
+    )
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for entry in summary:
+        setting = Setting(**{f.name: entry[f.name] for f in fields(Setting)})  # type: ignore[arg-type]
+        cells = [
+            setting.label,
+            entry["task"],
+            "same" if entry["task"] == entry["prompted"] else entry["prompted"],
+            entry["episodes"],
+            f"{entry['success']:.3f}",
+            f"{entry['low95']:.3f} to {entry['high95']:.3f}",
+            entry["unasked_tasks_done"],
+            f"{entry['steps_mean']:.1f}",
+            f"{entry['fresh_share']:.2f}",
+            f"{entry['seam_mean']:.4f} / {entry['seam_max']:.3f}",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """Exact two-sided p-value that two settings differ, from successes on the same seeds."""
+    only_a = sum(x and not y for x, y in zip(a, b, strict=True))
+    only_b = sum(y and not x for x, y in zip(a, b, strict=True))
+    n = only_a + only_b
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n
+    return min(1.0, 2 * tail)

@@ -1,0 +1,138 @@
+"""The evaluation: settings, resuming, summaries, the command."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pi05_ros.cli.main import main
+from pi05_ros.sim import evaluation
+from pi05_ros.sim.episodes import Setting
+from pi05_ros.sim.evaluation import Job, Rate, evaluate, jobs, markdown, mcnemar, summarise
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """An untrained policy in the shape of the shipped one."""
+    import torch
+
+    from pi05_ros.sim.demonstrations import Demonstrations, generate
+    from pi05_ros.sim.training import Recipe, Trainer, save_policy, write_stats
+    from pi05_ros.sim.vocabulary import train_tokenizer
+
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("policy")
+    generate(root / "data", episodes=3, workers=1)
+    write_stats(root / "ckpt", Demonstrations.read(root / "data"))
+    train_tokenizer(root / "ckpt" / "tokenizer.model")
+    trainer = Trainer(torch.device("cpu"), Recipe(), compiled=False)
+    save_policy(trainer.averaged(), root / "ckpt")
+    return str(root / "ckpt")
+
+
+def test_settings_count_delay_in_steps_and_refuse_nonsense():
+    assert [Setting(delay_ms=ms).delay_steps for ms in (0, 1, 50, 51, 200)] == [0, 1, 1, 2, 4]
+    assert Setting().label == "default"
+    assert Setting(chunking="rtc-vjp", delay_ms=100).label == "chunking=rtc-vjp delay_ms=100"
+    for bad in ({"chunking": "x"}, {"delay_ms": -1}, {"kv_reuse": "0"}, {"drop_wrist": 2.0}):
+        with pytest.raises(ValueError, match=r"."):
+            Setting(**bad)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(checkpoint, tmp_path, monkeypatch):
+    short = [Setting(denoise_steps=1, chunking=c, delay_ms=100) for c in ("naive", "rtc-trained")]
+    todo = jobs(short, ["pick_red"], [0, 1])
+    calls = []
+    run = evaluation.run_episode
+
+    def counted(*args):
+        calls.append(args[5])
+        return run(*args, max_steps=24)
+
+    monkeypatch.setattr(evaluation, "run_episode", counted)
+    first = evaluate(todo[:3], tmp_path, checkpoint)
+    with (tmp_path / evaluation.RESULTS).open("a") as file:
+        file.write('{"key": "cut o')
+    assert len(calls) == 3
+    rows = evaluate(todo[:3], tmp_path, checkpoint)
+    assert rows == first
+    assert len(calls) == 3
+    assert all(row["inferences"] == 3 and not row["success"] for row in rows)
+    again = evaluate(todo[:1], tmp_path / "again", checkpoint)
+    assert again == rows[:1]
+
+
+def test_wrong_prompts_are_crossed_with_tasks():
+    got = jobs([Setting()], ["pick_red", "push_blue"], [7], wrong_prompts=True)
+    assert {(j.task, j.prompted) for j in got} == {
+        (a, b) for a in ("pick_red", "push_blue") for b in ("pick_red", "push_blue")
+    }
+    assert len({j.key for j in got}) == 4
+
+
+def test_rates_and_paired_comparison():
+    low, high = Rate(190, 200).interval
+    assert (low, high) == pytest.approx((0.9104, 0.9726), abs=1e-3)
+    assert np.isnan(Rate(0, 0).rate)
+    assert mcnemar([True] * 10, [True] * 10) == 1.0
+    assert mcnemar([True] * 8 + [False], [False] * 8 + [False]) == pytest.approx(2 / 256)
+
+
+def row(setting, success, done="pick_red"):
+    from dataclasses import asdict
+
+    return {
+        **asdict(setting),
+        "seed": 0,
+        "task": "pick_red",
+        "prompted": "pick_red",
+        "done": done,
+        "success": success,
+        "steps": 30,
+        "inferences": 4,
+        "fresh": 2,
+        "seam_max": 0.2,
+        "seam_mean": 0.1,
+        "jerk": 0.0,
+    }
+
+
+def test_summary_counts_successes_and_unasked_tasks():
+    rows = [row(Setting(), True), row(Setting(), False, "push_blue"), row(Setting(replan=4), True)]
+    first, second = summarise(rows)
+    assert (first["episodes"], first["success"], first["unasked_tasks_done"]) == (2, 0.5, 1)
+    assert first["fresh_share"] == 0.5
+    assert second["replan"] == 4
+    assert "| replan=4 | pick_red | same | 1 | 1.000 |" in markdown([second])
+
+
+def test_command_writes_tables_plots_and_gif(checkpoint, tmp_path, monkeypatch, capsys):
+    run = evaluation.run_episode
+    monkeypatch.setattr(
+        evaluation, "run_episode", lambda *args, **kw: run(*args, max_steps=8, **kw)
+    )
+    words = f"eval --checkpoint {checkpoint} --out {tmp_path} --tasks pick_red --seeds 0:1"
+    assert main([*words.split(), "--steps", "1,2", "--gif", "0"]) == 0
+    assert "denoise_steps=1" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "summary.json").read_text())) == 2
+    assert (tmp_path / "results.csv").read_text().count("\n") == 3
+    assert (tmp_path / "success_steps.png").stat().st_size > 1000
+    with Image.open(tmp_path / "pick_red-0-failed.gif") as gif:
+        assert gif.n_frames == 8
+
+
+@pytest.mark.parametrize(
+    "words", ["--tasks dance", "--chunking wild", "--seeds 5:2", "--steps x", "--kv-reuse never"]
+)
+def test_bad_options_are_named(words, tmp_path, capsys):
+    assert main(["eval", "--out", str(tmp_path), "--checkpoint", "none", *words.split()]) == 2
+    assert words.split()[1].split(":")[0] in capsys.readouterr().err
+
+
+def test_jobs_are_told_apart_by_all_their_parts():
+    base = Job(Setting(), "pick_red", "pick_red", 1)
+    assert base.key != Job(Setting(replan=4), "pick_red", "pick_red", 1).key
+    assert base.key != Job(Setting(), "pick_red", "push_blue", 1).key
