@@ -29,22 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo; 0 only if the chunks came at the asked rate."""
     from pi05_ros.backends.errors import BackendError
-    from pi05_ros.model.errors import CheckpointError
-    from pi05_ros.policy.errors import PolicyError
-    from pi05_ros.replay.bag import BagError
     from pi05_ros.replay.live import RosMissingError
     from pi05_ros.replay.processes import ChildError
-    from pi05_ros.ros.parameters import ParameterError
     from pi05_ros.sim.render import RenderError
 
     try:
         return _run(args)
-    except (
-        BagError,
-        PolicyError,
-        CheckpointError,
+    except (  # ValueError: bag, checkpoint, robot, parameter and renderer errors
+        ValueError,
         BackendError,
-        ParameterError,
         RosMissingError,
         ChildError,
         RenderError,

@@ -147,3 +147,39 @@ def test_report_without_anything(tmp_path: Path) -> None:
 def test_report_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--seconds", "0", "--checkpoint", "random:tiny"]) == 0
     assert "basic job can run" in capsys.readouterr().out
+
+
+PUBLISHER = """
+import time
+import rclpy
+from rclpy.node import Node
+from sensor_msgs.msg import Image, JointState
+rclpy.init()
+node = Node("camera_driver")
+images = node.create_publisher(Image, "/arm/base_camera/image_raw", 1)
+joints = node.create_publisher(JointState, "/arm/joint_states", 1)
+image = Image(height=2, width=4, step=12, encoding="bgr8", data=bytes(24))
+state = JointState(name=["a", "b"], position=[0.0, 1.0])
+while True:
+    for message, publisher in ((image, images), (state, joints)):
+        message.header.stamp = node.get_clock().now().to_msg()
+        publisher.publish(message)
+    time.sleep(0.02)
+"""
+
+
+def test_live_topics_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pi05_ros.ros.domain import free_domain_id
+
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(free_domain_id()))
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    driver = subprocess.Popen([sys.executable, "-c", PUBLISHER])
+    try:
+        checks = {c.name: c for c in topics.topics("arm", 4.0, ["a", "c"], 0.5)}
+    finally:
+        driver.kill()
+        driver.wait()
+    assert "4x2 bgr8" in checks["/arm/base_camera/image_raw"].detail
+    assert checks["/arm/base_camera/image_raw"].level is Level.OK
+    assert "also needs c" in checks["/arm/joint_states"].detail
+    assert checks["clock skew"].level is Level.OK
