@@ -51,6 +51,7 @@ def test_colcon(tmp_path, option):
     prefix = tmp_path / "install" / ("" if option == "--merge-install" else "pi05_ros")
     for executable in ("policy_node", "pi05"):
         assert os.access(prefix / "lib" / "pi05_ros" / executable, os.X_OK)
+    assert os.access(prefix / "bin" / "pi05", os.X_OK)
     share = prefix / "share" / "pi05_ros"
     for name in ("package.xml", "launch/policy.launch.py", "config/policy.yaml"):
         assert (share / name).is_file(), name
