@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checks.add_argument(
         "--against",
         type=Path,
-        help="compare with the chunks in this bag; exit code 1 if different",
+        metavar="CHUNKS",
+        help="compare with this recording; exit code 1 if different",
     )
     checks.add_argument(
         "--verify",
@@ -164,7 +165,12 @@ def _run(args: argparse.Namespace) -> int:
     with Bag(args.bag) as bag:
         robot = robot_of(parameters)
         chosen = choose(
-            bag, robot, mapping, args.namespace, parameters.roles, with_prompt=not args.prompt
+            bag,
+            robot,
+            mapping,
+            args.namespace,
+            parameters.roles,
+            with_prompt=not parameters.prompt,
         )
         if args.verify is not None:
             return _verify(args, bag, chosen.sources, parameters)

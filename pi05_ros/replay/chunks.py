@@ -83,6 +83,11 @@ def record_from_message(message: Any, received_ns: int) -> ChunkRecord:
     """
     width = len(message.names)
     data = np.asarray(message.data, dtype=np.float32)
+    if len(message.input_names) != len(message.input_stamps):
+        raise BagError(
+            f"chunk {message.chunk_id} has {len(message.input_names)} input names and "
+            f"{len(message.input_stamps)} input stamps"
+        )
     if data.size != message.horizon * width:
         raise BagError(
             f"chunk {message.chunk_id} has {data.size} values for {message.horizon} steps "
@@ -118,13 +123,16 @@ def read_chunks(path: str | Path, topic: str | None = None) -> list[ChunkRecord]
     """All chunks of a bag, in the order of arrival.
 
     Args:
-        path: bag.
+        path: bag, or the output folder of a replay, which holds it as `chunks`.
         topic: chunk topic; None takes the only one there is.
 
     Raises:
         BagError: unreadable bag, no chunk topic, or several and none named.
 
     """
+    path = Path(path)
+    if (path / "chunks" / "metadata.yaml").is_file() and not (path / "metadata.yaml").exists():
+        path = path / "chunks"
     with Bag(path) as bag:
         topics = [t.name for t in bag.topics.values() if t.msgtype == ACTION_CHUNK]
         if topic is not None and topic not in topics:

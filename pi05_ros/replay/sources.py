@@ -42,6 +42,14 @@ class Source:
         return f"{self.name}/image_raw" + ("/compressed" if self.compressed else "")
 
 
+def by_topic(sources: Mapping[str, Source]) -> dict[str, list[str]]:
+    """Inputs that each topic feeds; one topic may feed several."""
+    found: dict[str, list[str]] = {}
+    for name, source in sources.items():
+        found.setdefault(source.topic, []).append(name)
+    return found
+
+
 def accepted_types(name: str) -> tuple[str, ...]:
     """Message types that may feed an input."""
     if name in CAMERAS:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from pi05_ros.replay.bag import Bag, BagError
 from pi05_ros.replay.messages import CLOCK, NS, STRING, to_ns
-from pi05_ros.replay.sources import Source
+from pi05_ros.replay.sources import Source, by_topic
 
 TIME_BASES = ("auto", "clock", "log", "header")
 JUMP_BACK_NS = NS // 2  # a header stamp this much older than the last one means the bag looped
@@ -75,7 +75,7 @@ def read_timeline(
 
     """
     base = resolve_base(bag, base)
-    names = {source.topic: name for name, source in sources.items()}
+    names = by_topic(sources)
     recorded_clock = _RecordedClock(bag) if base == "clock" else None
     start: int | None = None
     newest = 0
@@ -89,9 +89,9 @@ def read_timeline(
             stamp = newest if message.msgtype == STRING else header_stamp_ns(message.raw)
             newest = stamp if stamp < newest - JUMP_BACK_NS else max(newest, stamp)
             clock_ns = newest
-        yield TimedMessage(
-            names[message.topic], message.msgtype, clock_ns, message.log_ns - start, message.raw
-        )
+        offset_ns = message.log_ns - start
+        for name in names[message.topic]:
+            yield TimedMessage(name, message.msgtype, clock_ns, offset_ns, message.raw)
 
 
 class _RecordedClock:

@@ -17,7 +17,7 @@ from pi05_ros.replay.chunks import ChunkRecord
 from pi05_ros.replay.compare import Comparison, Difference
 from pi05_ros.replay.messages import decode
 from pi05_ros.replay.offline import converters
-from pi05_ros.replay.sources import CAMERAS, JOINT_STATES, Source
+from pi05_ros.replay.sources import CAMERAS, JOINT_STATES, Source, by_topic
 from pi05_ros.replay.timeline import header_stamp_ns
 from pi05_ros.ros import conversion, inference
 from pi05_ros.ros.freshness import camera_source
@@ -43,16 +43,18 @@ def verify(
     todo = [chunk for chunk in chunks if chunk.kv_age == 0]
     uses = Counter(key for chunk in todo for key in chunk.inputs.items())
     kept: dict[tuple[str, int], bytes] = {}
-    names = {sources[name].topic: name for name in (*CAMERAS, JOINT_STATES) if name in sources}
+    names = by_topic({n: s for n, s in sources.items() if n in (*CAMERAS, JOINT_STATES)})
     joints = conversion.JointMap(policy.robot.state_names)
     differences: list[Difference] = []
     largest = 0.0
     waiting = list(todo)
     for message in bag.messages(names):
-        key = (names[message.topic], header_stamp_ns(message.raw))
-        if not uses[key] or key in kept:
+        stamp_ns = header_stamp_ns(message.raw)
+        keys = [(name, stamp_ns) for name in names[message.topic]]
+        keys = [key for key in keys if uses[key] and key not in kept]
+        if not keys:
             continue
-        kept[key] = message.raw
+        kept.update(dict.fromkeys(keys, message.raw))
         ready = [chunk for chunk in waiting if chunk.inputs.items() <= kept.keys()]
         for chunk in ready:
             waiting.remove(chunk)
