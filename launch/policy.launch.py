@@ -56,7 +56,8 @@ def overrides(values: dict[str, str]) -> dict[str, object]:
         try:
             value = kind(text)
         except ValueError:
-            raise ValueError(f"{argument}:={text} is not a {kind.__name__}") from None
+            wanted = "a whole number" if kind is int else "a number"
+            raise ValueError(f"{argument}:={text} is not {wanted}") from None
         result.update(dict.fromkeys(names, value))
     return result
 

@@ -18,6 +18,7 @@ from pi05_ros.backends.create import BACKENDS
 from pi05_ros.backends.engine import PRECISIONS
 
 TRANSPORTS = ("raw", "compressed")
+RELIABILITIES = ("auto", "best_effort", "reliable")
 ZERO_STAMPS = ("reject", "receive_time")
 MAX_SEED = 2**63 - 1
 
@@ -197,6 +198,12 @@ class PolicyParameters:
         "raw", "The same for `wrist_camera_2`.", name="camera_transport.wrist_2",
         choices=TRANSPORTS,
     )  # fmt: skip
+    camera_reliability: str = _param(
+        "auto",
+        "QoS of the camera subscriptions. auto is reliable while every publisher of the topic is, "
+        "otherwise best effort.",
+        choices=RELIABILITIES,
+    )
     max_age_s: float = _param(
         0.5,
         "Oldest sample (header stamp against the node's clock) that may start an inference.",

@@ -92,7 +92,7 @@ class PolicyNode(LifecycleNode):
         # Monotonic: diagnostics have to say so when simulated time stands still.
         self._diagnostics_timer = self.create_timer(
             diagnostics.PERIOD_S,
-            self._publish_diagnostics,
+            self._once_a_second,
             clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
         guard_change_state(self)
@@ -325,6 +325,11 @@ class PolicyNode(LifecycleNode):
         if self._loop is not None:
             self._loop.apply(parameters)
         self._publish_status()
+
+    def _once_a_second(self) -> None:
+        if self._sources is not None:
+            self._sources.follow_publishers()
+        self._publish_diagnostics()
 
     def _publish_diagnostics(self) -> None:
         now = self.get_clock().now()

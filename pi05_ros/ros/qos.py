@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.qos_overriding_options import QoSOverridingOptions, QoSPolicyKind
 
 # Newest sample only. Best effort takes from reliable and from best-effort publishers.
 INPUT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+# The same for pictures whose publishers are all reliable: with default settings Fast DDS loses
+# most best-effort pictures above 0.5 MB between processes, and resends reliable ones.
+INPUT_RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 # A late chunk is useless: volatile, and only the newest is resent.
 CHUNK = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 # Late joiners get the last value.
@@ -16,6 +19,11 @@ LATCHED = QoSProfile(
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 DIAGNOSTICS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+
+
+def overridable_depth() -> QoSOverridingOptions:
+    """Let users set depth and history; reliability is a parameter of the node."""
+    return QoSOverridingOptions((QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH))
 
 
 def overridable() -> QoSOverridingOptions:

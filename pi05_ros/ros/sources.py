@@ -7,11 +7,12 @@ reference; pixels are touched in the worker thread, and only those that are used
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
@@ -20,6 +21,59 @@ from pi05_ros.ros.edge_log import EdgeLog
 from pi05_ros.ros.freshness import JOINTS, camera_source, limits
 from pi05_ros.ros.inputs import Inputs
 from pi05_ros.ros.parameters import PolicyParameters
+
+
+class _CameraSubscription:
+    """Subscription of one camera that follows the reliability of its publishers."""
+
+    def __init__(
+        self,
+        node: Node,
+        kind: Any,
+        topic: str,
+        received: Callable[[Any], None],
+        reliability: str,
+    ) -> None:
+        self._node = node
+        self._kind = kind
+        self._topic = topic
+        self._received = received
+        self._reliability = reliability
+        self._subscription: Subscription | None = None
+        self._profile: QoSProfile | None = None
+        self.follow()
+
+    def follow(self) -> None:
+        """Subscribe again if another reliability is wanted now."""
+        wanted = self._wanted()
+        if wanted is not self._profile:
+            self.destroy()
+            self._profile = wanted
+            self._subscription = self._node.create_subscription(
+                self._kind,
+                self._topic,
+                self._received,
+                wanted,
+                qos_overriding_options=qos.overridable_depth(),
+            )
+
+    def destroy(self) -> None:
+        """Remove the subscription."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = self._profile = None
+
+    def _wanted(self) -> QoSProfile:
+        if self._reliability != "auto":
+            return qos.INPUT_RELIABLE if self._reliability == "reliable" else qos.INPUT
+        topic = self._node.resolve_topic_name(self._topic)
+        publishers = self._node.get_publishers_info_by_topic(topic)
+        if not publishers:
+            return self._profile or qos.INPUT
+        reliable = all(
+            item.qos_profile.reliability == ReliabilityPolicy.RELIABLE for item in publishers
+        )
+        return qos.INPUT_RELIABLE if reliable else qos.INPUT
 
 
 class Sources:
@@ -53,7 +107,9 @@ class Sources:
         self._log = log
         self._joints = conversion.JointMap(joint_names)
         self._roles = tuple(roles)
-        self._subscriptions: list[Subscription] = []
+        self._reliability = parameters.camera_reliability
+        self._camera_subscriptions: list[_CameraSubscription] = []
+        self._joint_subscription: Subscription | None = None
         self.cameras: dict[str, tuple[str, Callable[[Any], np.ndarray]]] = {}
         self.inputs = Inputs(
             [*(camera_source(role) for role in roles), JOINTS], limits(parameters, roles)
@@ -61,7 +117,13 @@ class Sources:
         try:
             for role in roles:
                 self._add_camera(role, parameters.transport(role))
-            self._subscribe(JointState, JOINTS, JOINTS, self._joints.state)
+            self._joint_subscription = node.create_subscription(
+                JointState,
+                JOINTS,
+                self._receiver(JOINTS, self._joints.state),
+                qos.INPUT,
+                qos_overriding_options=qos.overridable(),
+            )
         except Exception:
             self.destroy()
             raise
@@ -71,33 +133,42 @@ class Sources:
         """Source names of the cameras."""
         return tuple(name for name, _ in self.cameras.values())
 
-    @property
-    def converters(self) -> Mapping[str, tuple[str, Callable[[Any], np.ndarray]]]:
-        """Role -> (source name, payload to RGB)."""
-        return self.cameras
-
     def apply(self, parameters: PolicyParameters) -> None:
         """Take over changed limits."""
         self.inputs.limits = limits(parameters, self._roles)
 
     def destroy(self) -> None:
         """Remove the subscriptions."""
-        while self._subscriptions:
-            self._node.destroy_subscription(self._subscriptions.pop())
+        while self._camera_subscriptions:
+            self._camera_subscriptions.pop().destroy()
+        if self._joint_subscription is not None:
+            self._node.destroy_subscription(self._joint_subscription)
+            self._joint_subscription = None
+
+    def follow_publishers(self) -> None:
+        """Adapt the reliability of camera subscriptions; to be called now and then."""
+        for subscription in self._camera_subscriptions:
+            subscription.follow()
 
     def _add_camera(self, role: str, transport: str) -> None:
         name = camera_source(role)
         topic = f"{name}/image_raw"
         if transport == "compressed":
-            self.cameras[role] = (name, conversion.compressed_to_rgb)
-            self._subscribe(
-                CompressedImage, f"{topic}/compressed", name, _keep(conversion.check_compressed)
-            )
+            kind, topic = CompressedImage, f"{topic}/compressed"
+            check, convert = conversion.check_compressed, conversion.compressed_to_rgb
         else:
-            self.cameras[role] = (name, conversion.image_to_rgb)
-            self._subscribe(Image, topic, name, _keep(conversion.check_image))
+            kind = Image
+            check, convert = conversion.check_image, conversion.image_to_rgb
+        self.cameras[role] = (name, convert)
+        self._camera_subscriptions.append(
+            _CameraSubscription(
+                self._node, kind, topic, self._receiver(name, _keep(check)), self._reliability
+            )
+        )
 
-    def _subscribe(self, kind: Any, topic: str, name: str, accept: Callable[[Any], Any]) -> None:
+    def _receiver(self, name: str, accept: Callable[[Any], Any]) -> Callable[[Any], None]:
+        """Subscription callback: `accept` turns a message into the payload that is kept."""
+
         def received(message: Any) -> None:
             mono_ns = time.monotonic_ns()
             try:
@@ -114,15 +185,7 @@ class Sources:
             else:
                 self._log.report(name, "dropped", self.inputs.sources[name].last_error)
 
-        self._subscriptions.append(
-            self._node.create_subscription(
-                kind,
-                topic,
-                received,
-                qos.INPUT,
-                qos_overriding_options=qos.overridable(),
-            )
-        )
+        return received
 
 
 def _keep(check: Callable[[Any], None]) -> Callable[[Any], Any]:

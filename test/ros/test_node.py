@@ -11,6 +11,7 @@ from rcl_interfaces.msg import Parameter as ParameterMsg
 from rcl_interfaces.msg import ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from rclpy.parameter import Parameter
+from rclpy.qos import ReliabilityPolicy, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
@@ -212,6 +213,27 @@ def test_picture_size_may_change_while_running(bench, messages):
             return bool(seen) and seen[-1].images["base"].shape[:2] == shape
 
         assert b.client.until(arrived, feed=lambda picture=picture: b.feed(base=picture))
+
+
+def test_camera_subscription_follows_the_reliability_of_its_publishers(bench, messages):
+    b = bench()
+    b.activate()
+    topic = "/" + BASE
+
+    def subscribed():
+        (info,) = b.client.node.get_subscriptions_info_by_topic(topic)
+        return info.qos_profile.reliability
+
+    assert subscribed() == ReliabilityPolicy.BEST_EFFORT
+    reliable = b.client.node.create_publisher(Image, topic, 1)
+    assert b.client.until(lambda: subscribed() == ReliabilityPolicy.RELIABLE)
+    b.client.publishers[BASE] = reliable
+    b.chunks(2)
+    # A best-effort publisher beside it must be heard too.
+    sensor = b.client.node.create_publisher(Image, topic, qos_profile_sensor_data)
+    assert b.client.until(lambda: subscribed() == ReliabilityPolicy.BEST_EFFORT)
+    b.client.publishers[BASE] = sensor
+    b.chunks(2)
 
 
 # -- joints --------------------------------------------------------------------------------

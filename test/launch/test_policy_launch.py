@@ -1,0 +1,185 @@
+"""launch/policy.launch.py.
+
+ROS's `launch` and `launch_ros` are not on PyPI (the `launch` there is something else). Where they
+can be imported, the file is loaded with them. Elsewhere small stand-ins record what it builds:
+that checks arguments, parameters, remappings and event handlers, not launch itself.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from pi05_ros.ros.parameters import SPECS, PolicyParameters
+
+PATH = Path(__file__).parents[2] / "launch" / "policy.launch.py"
+
+STAND_INS = {
+    "launch": ["LaunchContext", "LaunchDescription"],
+    "launch.action": ["Action"],
+    "launch.actions": [
+        "DeclareLaunchArgument", "EmitEvent", "OpaqueFunction", "RegisterEventHandler",
+    ],
+    "launch.event_handlers": ["OnProcessStart"],
+    "launch.events": ["matches_action"],
+    "launch.substitutions": ["LaunchConfiguration", "PathJoinSubstitution"],
+    "launch_ros": [],
+    "launch_ros.actions": ["LifecycleNode"],
+    "launch_ros.event_handlers": ["OnStateTransition"],
+    "launch_ros.events": [],
+    "launch_ros.events.lifecycle": ["ChangeState"],
+    "launch_ros.substitutions": ["FindPackageShare"],
+}  # fmt: skip
+
+
+def stand_in(name):
+    def init(self, *args, **kwargs):
+        self.args, self.kwargs = args, kwargs
+
+    def perform(self, context):
+        return context[self.args[0]]
+
+    return type(name, (), {"__init__": init, "perform": perform})
+
+
+def has_ros_launch():
+    try:
+        return importlib.util.find_spec("launch_ros.actions") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("policy_launch", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def launch_file(monkeypatch):
+    for name, members in STAND_INS.items():
+        module = ModuleType(name)
+        module.__path__ = []
+        for member in members:
+            setattr(module, member, stand_in(member))
+        monkeypatch.setitem(sys.modules, name, module)
+    return load()
+
+
+def arguments(module):
+    (entities,) = module.generate_launch_description().args
+    return {
+        item.args[0]: SimpleNamespace(**item.kwargs)
+        for item in entities
+        if type(item).__name__ == "DeclareLaunchArgument"
+    }
+
+
+def bring_up(module, **changes):
+    values = {
+        name: item.default_value if isinstance(item.default_value, str) else "/policy.yaml"
+        for name, item in arguments(module).items()
+    }
+    return module.bring_up({**values, **changes})
+
+
+def node_of(actions):
+    (node,) = [item for item in actions if type(item).__name__ == "LifecycleNode"]
+    return node.kwargs
+
+
+def test_every_argument_is_described(launch_file):
+    declared = arguments(launch_file)
+    assert {
+        "namespace", "params_file", "use_sim_time", "autostart", "log_level", "checkpoint",
+        "robot", "backend", "precision", "denoise_steps", "prompt", "base_camera",
+        "wrist_camera", "wrist_camera_2", "respawn",
+    } <= set(declared)  # fmt: skip
+    assert all(len(item.description) > 10 for item in declared.values())
+
+
+def test_empty_arguments_keep_the_values_of_the_file(launch_file):
+    node = node_of(bring_up(launch_file))
+    assert node["parameters"] == ["/policy.yaml", {"use_sim_time": False}]
+    assert node["remappings"] == []
+    assert (node["package"], node["executable"]) == ("pi05_ros", "policy_node")
+    assert node["name"] == "pi05_policy"
+
+
+def test_arguments_become_typed_parameters_of_the_node(launch_file):
+    node = node_of(
+        bring_up(
+            launch_file,
+            checkpoint="random:tiny",
+            denoise_steps="5",
+            rate_hz="8",
+            precision="bf16",
+            prompt="5",
+            use_sim_time="True",
+            namespace="arm",
+            respawn="true",
+        )
+    )
+    given = dict(node["parameters"][1])
+    assert given.pop("use_sim_time") is True
+    read = PolicyParameters.from_values(given)
+    assert (read.denoise_steps, read.rate_hz, read.prompt) == (5, 8.0, "5")
+    assert read.precision_vision == read.precision_prefill == read.precision_denoise == "bf16"
+    assert node["namespace"] == "arm"
+    assert node["respawn"] is True
+
+
+def test_every_parameter_argument_names_parameters_that_exist(launch_file):
+    for names, kind in launch_file.PARAMETERS.values():
+        assert all(SPECS[name].kind is kind for name in names)
+
+
+def test_camera_remaps_cover_raw_and_compressed(launch_file):
+    node = node_of(bring_up(launch_file, wrist_camera="/hand/color", joint_states="/js"))
+    assert node["remappings"] == [
+        ("wrist_camera/image_raw", "/hand/color"),
+        ("wrist_camera/image_raw/compressed", "/hand/color/compressed"),
+        ("joint_states", "/js"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("denoise_steps", "many"), ("rate_hz", "fast"), ("autostart", "perhaps")]
+)
+def test_bad_argument_is_named(launch_file, name, value):
+    with pytest.raises(ValueError, match=value):
+        bring_up(launch_file, **{name: value})
+
+
+def test_autostart_configures_at_start_and_activates_only_after_configuring(launch_file):
+    handlers = [
+        item.args[0] for item in bring_up(launch_file)
+        if type(item).__name__ == "RegisterEventHandler"
+    ]  # fmt: skip
+    start, inactive = handlers
+    assert type(start).__name__ == "OnProcessStart"
+    assert start.kwargs["on_start"][0].kwargs["event"].kwargs["transition_id"] == 1
+    # Without start_state, a node that somebody deactivates would be activated again.
+    assert inactive.kwargs["start_state"] == "configuring"
+    assert inactive.kwargs["goal_state"] == "inactive"
+    assert inactive.kwargs["entities"][0].kwargs["event"].kwargs["transition_id"] == 3
+
+
+def test_without_autostart_there_is_only_the_node(launch_file):
+    assert len(bring_up(launch_file, autostart="false")) == 1
+
+
+def test_real_launch_accepts_the_file():
+    if not has_ros_launch():
+        # Nothing to load it with: the file must at least be valid Python.
+        compile(PATH.read_text(), str(PATH), "exec")
+        return
+    from launch import LaunchContext
+
+    description = load().generate_launch_description()
+    names = {item.name for item in description.get_launch_arguments()}
+    assert {"checkpoint", "namespace", "autostart"} <= names
+    assert LaunchContext() is not None
