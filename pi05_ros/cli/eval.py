@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import sys
@@ -39,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--renderer", choices=("egl", "osmesa", "ray"))
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--ros",
+        action="store_true",
+        help="through real ROS 2 nodes in wall time: consecutive seeds, one setting",
+    )
+    parser.add_argument(
+        "--rate", type=float, default=4.0, help="inferences per second, with --ros"
+    )
     parser.add_argument("--gif", default="", help="seeds whose episodes become GIFs, e.g. 0,3")
 
 
@@ -48,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     from pi05_ros.policy.errors import PolicyError
     from pi05_ros.sim import evaluation, report
 
+    if args.ros:
+        return _run_ros(args)
     try:
         settings, tasks, seeds = _settings(args), _tasks(args.tasks), _seeds(args.seeds)
         todo = evaluation.jobs(settings, tasks, seeds, args.wrong_prompts)
@@ -80,6 +91,45 @@ def run(args: argparse.Namespace) -> int:
             path = args.out / f"{task}-{seed}-{'done' if result.success else 'failed'}.gif"
             report.write_gif(frames, path)
             print(f"wrote {path}")
+    return 0
+
+
+def _run_ros(args: argparse.Namespace) -> int:
+    from pi05_ros.replay.live import RosMissingError
+    from pi05_ros.replay.processes import ChildError
+
+    try:
+        tasks, seeds = _tasks(args.tasks), _seeds(args.seeds)
+        checkpoint = _checkpoint(args.checkpoint)
+        settings = _settings(args)
+        if len(settings) != 1:
+            raise ValueError("with --ros every option takes one value")
+        from pi05_ros.replay.live import ros_environment
+
+        ros_environment()  # says what is missing before rclpy is imported
+        from pi05_ros.ros.bring_up import BringUpError
+        from pi05_ros.sim.ros_session import run_session
+    except (ValueError, RosMissingError) as error:
+        print(f"pi05 eval: {error}", file=sys.stderr)
+        return 2
+    for task in tasks:
+        try:
+            session = run_session(
+                checkpoint,
+                task,
+                seeds,
+                args.out / "logs" / task,
+                rate_hz=args.rate,
+                denoise_steps=settings[0].denoise_steps,
+                renderer=args.renderer,
+                progress=lambda seed, done: print(f"seed {seed}: {'done' if done else 'failed'}"),
+            )
+        except (ValueError, ChildError, BringUpError) as error:
+            print(f"pi05 eval: {error}", file=sys.stderr)
+            return 1
+        print(f"{task}: {session.text}")
+        path = args.out / f"ros-{task}.json"
+        path.write_text(json.dumps(dataclasses.asdict(session), indent=1) + "\n", "utf-8")
     return 0
 
 

@@ -126,7 +126,12 @@ class Executor:
         self.strategy.clear()
 
     def resume(self) -> None:
-        """Follow chunks again; what came before is forgotten."""
+        """Follow chunks again; what came before is forgotten.
+
+        Commands start from the measured joints again if the stop had come to rest.
+        """
+        if self._stopped and self.filter.resting:
+            self.filter.position = None
         self._stopped = ""
         self.strategy.clear()
 

@@ -1,0 +1,242 @@
+"""Episodes through real ROS topics: driver, policy and executor as processes of their own.
+
+This process only watches and referees: it starts episodes by the nodes' services and reads
+`sim_arm/task_done`, the chunks and the commands.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from std_msgs.msg import Bool
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from pi05_ros.msg import ActionChunk
+from pi05_ros.policy.resources import config_dir
+from pi05_ros.replay.live import ros_environment
+from pi05_ros.replay.processes import ChildError, Children
+from pi05_ros.ros import qos
+from pi05_ros.ros.bring_up import bring_up
+from pi05_ros.ros.conversion import stamp_ns
+from pi05_ros.sim.evaluation import LIMITS_FILE
+from pi05_ros.sim.tasks import task_by_name
+
+EPISODE_S = 10.0
+"""Wall time an episode may take."""
+_CONFIGURE_S = 120.0
+_RESTART = ("pi05_executor/stop", "sim_arm/reset", "pi05_policy/reset", "pi05_executor/resume")
+_STAGES = ("queue", "preprocess", "vision", "prefill", "denoise", "model", "total")
+
+
+@dataclass
+class Session:
+    """What came out of the episodes.
+
+    Attributes:
+        done: seed -> whether the task was done in time.
+        seconds: duration of the successful episodes.
+        to_command_ms: observation stamp -> first command after the chunk that answers it.
+        stages_ms: stage of the policy node -> its times, from the chunks' own timings.
+        chunks: chunks received, over ``watched_s`` seconds.
+
+    """
+
+    done: dict[int, bool] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    to_command_ms: list[float] = field(default_factory=list)
+    stages_ms: dict[str, list[float]] = field(default_factory=dict)
+    chunks: int = 0
+    watched_s: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """Summary for people."""
+
+        def spread(values: Sequence[float]) -> str:
+            known = [v for v in values if np.isfinite(v)]
+            if not known:
+                return "none"
+            p50, p99 = np.percentile(known, [50, 99])
+            return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+
+        lines = [
+            f"success {sum(self.done.values())} of {len(self.done)}",
+            f"chunks {self.chunks / max(self.watched_s, 1e-9):.1f} per second",
+            f"camera stamp -> command: {spread(self.to_command_ms)}",
+            *(f"  {name}: {spread(values)}" for name, values in self.stages_ms.items()),
+        ]
+        return "\n".join(lines)
+
+
+class Referee(Node):
+    """Watches the topics of a session."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__("referee")
+        self.session = session
+        self.task_done = False
+        self._waiting: int | None = None
+        self.create_subscription(Bool, "sim_arm/task_done", self._on_done, qos.LATCHED)
+        self.create_subscription(
+            ActionChunk, "pi05_policy/action_chunk", self._on_chunk, qos.CHUNK
+        )
+        self.create_subscription(
+            JointTrajectory, "joint_trajectory_controller/joint_trajectory", self._on_command, 10
+        )
+
+    def _on_done(self, message: Bool) -> None:
+        self.task_done = message.data
+
+    def _on_chunk(self, message: ActionChunk) -> None:
+        self.session.chunks += 1
+        self._waiting = stamp_ns(message.observation_stamp)
+        for stage in _STAGES:
+            value = float(getattr(message.timings, f"{stage}_ms"))
+            self.session.stages_ms.setdefault(stage, []).append(value)
+
+    def _on_command(self, _: JointTrajectory) -> None:
+        if self._waiting is not None:
+            now = self.get_clock().now().nanoseconds
+            self.session.to_command_ms.append((now - self._waiting) / 1e6)
+            self._waiting = None
+
+
+def run_session(
+    checkpoint: str,
+    task: str,
+    seeds: Sequence[int],
+    logs: Path,
+    rate_hz: float = 4.0,
+    denoise_steps: int = 10,
+    strategy: str = "rtc",
+    renderer: str | None = None,
+    threads: int = 1,
+    progress: Callable[[int, bool], None] = lambda seed, done: None,
+) -> Session:
+    """Run one episode per seed.
+
+    Args:
+        checkpoint: as for the policy node.
+        task: name or prompt.
+        seeds: consecutive; the driver's reset service takes the next one each time.
+        logs: directory of the processes' logs.
+        rate_hz: inferences per second.
+        denoise_steps: of the policy node.
+        strategy: of the executor node.
+        renderer: of the driver node.
+        threads: CPU threads of the policy node.
+        progress: called after each episode.
+
+    Raises:
+        ChildError: a process died or did not answer; the text holds the end of its log.
+        BringUpError: the policy node cannot be activated.
+
+    """
+    if list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
+        raise ValueError("through ROS the seeds must be consecutive")
+    environment, domain = ros_environment()
+    session = Session()
+    rclpy.init(domain_id=domain)
+    node = Referee(session)
+    executor = SingleThreadedExecutor()
+    try:
+        with Children(environment, logs) as children:
+            _start(
+                children,
+                {
+                    "task": task_by_name(task).name,
+                    "seed": seeds[0],
+                    "renderer": renderer or "",
+                    "joint_rate_hz": 60.0,
+                },
+                {
+                    "checkpoint": checkpoint,
+                    "robot": "sim_arm",
+                    "rate_hz": rate_hz,
+                    "denoise_steps": denoise_steps,
+                    "threads": threads,
+                    "device": "cpu",
+                    "backend": "eager",
+                },
+                {"limits_file": str(config_dir() / LIMITS_FILE), "strategy": strategy},
+            )
+            bring_up(node, "/pi05_policy", _CONFIGURE_S, lambda: None)
+            executor.add_node(node)
+            for index, seed in enumerate(seeds):
+                if index:
+                    _restart(node, executor)
+                session.done[seed] = _episode(node, executor, children, session)
+                progress(seed, session.done[seed])
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown()
+    return session
+
+
+def _start(children: Children, *parameters: dict[str, Any]) -> None:
+    modules = (
+        ("sim_arm", "pi05_ros.sim.driver_node"),
+        ("pi05_policy", "pi05_ros.ros.policy_node"),
+        ("pi05_executor", "pi05_ros.ros.executor_node"),
+    )
+    for (name, module), values in zip(modules, parameters, strict=True):
+        words = [f"{key}:={_yaml(value)}" for key, value in values.items()]
+        arguments = [word for item in words for word in ("-p", item)]
+        children.start_module(name, module, "--ros-args", *arguments)
+
+
+def _yaml(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+def _restart(node: Node, executor: SingleThreadedExecutor) -> None:
+    """Stop the arm, start the next scene, forget the old one everywhere, go on."""
+    for name in _RESTART:
+        client = node.create_client(Trigger, name)
+        if not client.wait_for_service(timeout_sec=10.0):
+            raise ChildError(f"service {name} is not there")
+        future = client.call_async(Trigger.Request())
+        executor.spin_until_future_complete(future, timeout_sec=10.0)
+        if not future.done():
+            raise ChildError(f"service {name} did not answer within 10 s")
+        if name.endswith("stop"):
+            _spin(executor, 0.5, lambda: False)
+        node.destroy_client(client)
+
+
+def _episode(
+    node: Referee, executor: SingleThreadedExecutor, children: Children, session: Session
+) -> bool:
+    node.task_done = False
+    began = time.monotonic()
+    done = _spin(executor, EPISODE_S, lambda: node.task_done, children.check)
+    took = time.monotonic() - began
+    session.watched_s += took
+    if done:
+        session.seconds.append(took)
+    return done
+
+
+def _spin(
+    executor: SingleThreadedExecutor,
+    seconds: float,
+    until: Callable[[], bool],
+    check: Callable[[], None] = lambda: None,
+) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        executor.spin_once(timeout_sec=0.05)
+        check()
+        if until():
+            return True
+    return False
