@@ -1,0 +1,33 @@
+"""`pi05 demo` from end to end, shortened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pi05_ros.cli.main import main
+from pi05_ros.replay.chunks import read_chunks
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--seconds", "3", "--rate", "5", "--renderer", "ray", "--out", str(tmp_path)]
+    code = main(["demo", *options])
+    captured = capsys.readouterr()
+    chunks = read_chunks(tmp_path / "chunks")
+    kept = len(chunks) >= 0.9 * 15
+    assert code == (0 if kept else 1), captured.err
+    assert "random weights" in captured.out
+    assert "rendered with ray" in captured.out
+    assert chunks
+    assert all(chunk.random_weights for chunk in chunks)
+    assert (tmp_path / "replay.png").is_file()
+    assert json.loads((tmp_path / "summary.json").read_text())["chunks"] == len(chunks)
+
+
+def test_wrong_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--seconds", "0", "--out", str(tmp_path)]) == 1
+    assert "accepted: 1 to 600" in capsys.readouterr().err
+    assert main(["demo", "--robot", "robby", "--out", str(tmp_path)]) == 1
+    assert "robby" in capsys.readouterr().err
