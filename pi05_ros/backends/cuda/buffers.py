@@ -15,6 +15,7 @@ from pi05_ros.backends.cuda.weights import FP8, PATCH_DTYPE, Weights, half, patc
 ACTION_ROWS = 64  # rows of the denoise kernels: horizons up to 64
 MAX_SPLITS = 64  # key splits of attention in denoise
 MAX_PREFILL_SPLITS = 4
+MAX_FC2_SPLITS = 8
 SUM_PARTS = 128  # most column tiles whose sums of squares are kept
 
 
@@ -61,6 +62,7 @@ class Buffers:
         self.vattn = make(image_rows, D, dtype=v8)
         self.vy = make(image_rows, D)
         self.vwide = make(image_rows, F) if v8 == FP8 else make(0)
+        self.vparts = make(MAX_FC2_SPLITS * image_rows, D)
         self.vact = make(image_rows, F, dtype=v8)
         # prefill
         D, F = vlm.width, vlm.mlp_dim
@@ -73,7 +75,7 @@ class Buffers:
         self.q = make(rows * heads, hd)
         self.attn = make(rows * heads, hd, dtype=p8)
         self.y = make(rows, D)
-        self.wide = make(rows, 2 * F)
+        self.wide = make(0 if weights.fused_gate_up else rows, 2 * F)
         self.act = make(rows, F, dtype=p8)
         self.parts = make(MAX_PREFILL_SPLITS * rows * heads, hd)
         self.lse = make(MAX_PREFILL_SPLITS * rows * heads, dtype=f32)
@@ -104,7 +106,9 @@ class Buffers:
         self.seed = make(1, dtype=torch.int64)
         # FP8 sites
         count = len(weights.sites)
-        self.scales = torch.ones(count, dtype=f32, device=device)
+        # cuBLASLt wants a scale's address on 16 bytes: four floats per site, the first counts
+        self.scale_cells = torch.ones(count, 4, dtype=f32, device=device)
+        self.scales = self.scale_cells[:, 0]
         self.amax = make(count, dtype=f32)
         self.one = torch.ones((), dtype=f32, device=device)
         self.ones = torch.ones(2 * max(vlm.mlp_dim, expert.mlp_dim), dtype=f32, device=device)

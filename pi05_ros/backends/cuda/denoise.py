@@ -79,7 +79,6 @@ class DenoiseStage:
             "BN": options["BN"],
             "BK": options["BK"],
             "STAGES": options["stages"],
-            "HOIST": bool(options["hoist"]),
             "EARLY": self.tuning.flag("early_trigger"),
             "PDL": self.pdl,
             "num_warps": options["warps"],

@@ -87,7 +87,12 @@ class CudaEngine:
         if dependent_launch is None:
             dependent_launch = self.tuning.flag("dependent_launch")
         with self._on_device():
-            self.weights: Weights = pack(model, precision, release=release_model)
+            self.weights: Weights = pack(
+                model,
+                precision,
+                release=release_model,
+                fused_gate_up=self.tuning.flag("fused_gate_up"),
+            )
             self.buffers = Buffers(
                 self.weights, MAX_VIEWS, max_prompt_tokens, slots, self.device
             )

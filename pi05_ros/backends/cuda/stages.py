@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pi05_ros.backends.cuda.buffers import Buffers, Slot
-from pi05_ros.backends.cuda.kernels import attention, prefill, preprocess
+from pi05_ros.backends.cuda.kernels import attention, gemm, prefill, preprocess
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.cuda.weights import Linear, Weights
 from pi05_ros.backends.resize import fitted_size
@@ -58,6 +59,10 @@ class ContextStages:
         self.pdl = dependent
         self.monitor = False
         self.launch = {"launch_pdl": True} if dependent else {}
+        self.processors = 1
+        if weights.embedding.is_cuda:
+            properties = torch.cuda.get_device_properties(weights.embedding.device)
+            self.processors = properties.multi_processor_count
 
     def _site(self, linear: Linear) -> tuple[Tensor, Tensor]:
         """Scale and amax cell of the input of a GEMM."""
@@ -152,9 +157,9 @@ class ContextStages:
         torch.addmm(w.patch.bias, b.patches[rows], w.patch.weight.t(), out=b.patch_out[rows])
         x, h, y = b.vx[rows], b.vh[rows], b.vy[rows]
         qkv, attn, act = b.vqkv[rows], b.vattn[rows], b.vact[rows]
-        source, pending = b.patch_out[rows], None
+        source, pending, parts = b.patch_out[rows], None, 1
         for layer in w.vision:
-            self._layernorm(x, source, pending, layer.norm1, h, layer.qkv, pending is None)
+            self._layernorm(x, source, pending, layer.norm1, h, layer.qkv, pending is None, parts)
             self.matmul(h, layer.qkv, qkv)
             if layer.qkv.fp8:
                 self._scale_bias(qkv, layer.qkv)
@@ -167,10 +172,14 @@ class ContextStages:
                 self._gelu(wide, layer.fc1, act, layer.fc2)
             else:
                 self.matmul(h, layer.fc1, act, gelu=True)
-            self.matmul(act, layer.fc2, y)
             source, pending = y, layer.fc2
+            parts = self._split_matmul(act, layer.fc2)
+            if parts > 1:
+                source = b.vparts
+            else:
+                self.matmul(act, layer.fc2, y)
         post = b.vpost[rows]
-        self._layernorm(x, source, pending, w.post_norm, post, w.projector, False)
+        self._layernorm(x, source, pending, w.post_norm, post, w.projector, False, parts)
         self.matmul(post, w.projector, b.embeds[rows])
         assert n == post.shape[0]
 
@@ -183,16 +192,18 @@ class ContextStages:
         out: Tensor,
         target: Linear,
         is_input: bool,
+        parts: int = 1,
     ) -> None:
         b = self.buffers
         scale, amax = self._site(target)
         fp8 = source is not None and source.fp8
+        biased = fp8 or parts > 1  # otherwise the GEMM added the bias
         D = x.shape[1]
         prefill.residual_layernorm[(x.shape[0],)](
             x,
             y,
             source.scale if source is not None and fp8 else b.ones,
-            source.bias if source is not None and fp8 else b.ones,
+            source.bias if source is not None and biased else b.ones,
             self.weights.positions,
             norm[0],
             norm[1],
@@ -200,15 +211,46 @@ class ContextStages:
             scale,
             amax,
             b.tokens,
+            x.numel(),
             D=D,
             DP=triton.next_power_of_2(D),
             INPUT=is_input,
+            PARTS=parts,
             HAS_Y_SCALE=fp8,
+            HAS_Y_BIAS=biased,
             PDL=self.pdl,
             MONITOR=self.monitor and target.fp8,
             num_warps=self.tuning.values["norm_warps"],
             **self.launch,
         )
+
+    def _split_matmul(self, x: Tensor, linear: Linear) -> int:
+        """``x @ w.T`` in slices of K into `vparts`; the number of slices, 1 = not done here."""
+        options = self.tuning.by_rows("vision_fc2", x.shape[0])
+        splits = options["splits"]
+        if splits == 1 or linear.fp8:
+            return 1
+        N, K = linear.weight.shape
+        BM, BN, BK = options["BM"], options["BN"], options["BK"]
+        rows = x.shape[0]
+        per_split = triton.cdiv(triton.cdiv(K, splits), BK) * BK
+        grid = (triton.cdiv(rows, BM), triton.cdiv(N, BN), splits)
+        gemm.split_gemm[grid](
+            TensorDescriptor.from_tensor(x, [BM, BK]),
+            TensorDescriptor.from_tensor(linear.weight, [BN, BK]),
+            self.buffers.vparts,
+            rows,
+            per_split,
+            N=N,
+            K=K,
+            BM=BM,
+            BN=BN,
+            BK=BK,
+            STAGES=options["stages"],
+            num_warps=options["warps"],
+            num_stages=options["stages"],
+        )
+        return splits
 
     def _scale_bias(self, y: Tensor, linear: Linear) -> None:
         n = y.shape[1]
@@ -291,8 +333,11 @@ class ContextStages:
             self.matmul(b.attn[: rows * heads].view(rows, -1), layer.out, y)
             self._residual(x, y, layer.out, b.x[:rows], h, layer.gate_up)
             x = b.x[:rows]
-            self.matmul(h, layer.gate_up, wide)
-            self._geglu(wide, layer.gate_up, act, layer.down)
+            if w.fused_gate_up:
+                self._geglu_gemm(h, layer.gate_up, act, layer.down)
+            else:
+                self.matmul(h, layer.gate_up, wide)
+                self._geglu(wide, layer.gate_up, act, layer.down)
             self.matmul(act, layer.down, y)
             self._residual(x, y, layer.down, x, h, w.prefix[index + 1].qkv)
 
@@ -430,5 +475,41 @@ class ContextStages:
             PDL=self.pdl,
             MONITOR=self.monitor and target.fp8,
             num_warps=4,
+            **self.launch,
+        )
+
+    def _geglu_gemm(self, x: Tensor, linear: Linear, out: Tensor, target: Linear) -> None:
+        """Gate-up product and GeGLU in one kernel; gate and up rows alternate in the weight."""
+        b = self.buffers
+        rows, F = out.shape
+        options = self.tuning.by_rows("fused_gate_up_" + ("fp8" if linear.fp8 else "bf16"), rows)
+        BM, BN, BK = options["BM"], options["BN"], options["BK"]
+        tiles = triton.cdiv(rows, BM) * (2 * F // BN)
+        programs = min(tiles, self.processors) if options["persistent"] else tiles
+        scale, amax = self._site(target)
+        gemm.geglu_gemm[(programs,)](
+            TensorDescriptor.from_tensor(x, [BM, BK]),
+            TensorDescriptor.from_tensor(linear.weight, [BN, BK]),
+            linear.scale if linear.scale is not None else b.ones,
+            self._site(linear)[0],
+            out,
+            scale,
+            amax,
+            rows,
+            K=linear.weight.shape[1],
+            F=F,
+            BM=BM,
+            BN=BN,
+            BK=BK,
+            GROUP=options["group"],
+            STAGES=options["stages"],
+            HAS_SCALE=linear.fp8,
+            PERSISTENT=bool(options["persistent"]),
+            PROGRAMS=programs,
+            WS=bool(options["specialize"]),
+            PDL=self.pdl,
+            MONITOR=self.monitor and target.fp8,
+            num_warps=options["warps"],
+            num_stages=options["stages"],
             **self.launch,
         )

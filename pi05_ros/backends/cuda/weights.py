@@ -101,6 +101,7 @@ class Weights:
     time_mlp: tuple[Tensor, Tensor, Tensor, Tensor]  # in weight, in bias, out weight, out bias
     action_in: tuple[Tensor, Tensor]  # float32 [A, D] (transposed), [D]
     action_out: tuple[Tensor, Tensor]  # float32 [A, D], [A]
+    fused_gate_up: bool  # prefix gate and up rows alternate
     fingerprint: str
 
     def bytes(self) -> int:
@@ -167,12 +168,17 @@ class _Packer:
                 parameter.data = parameter.data.new_empty(0)
 
 
-def pack(model: Pi05, precision: Precision, release: bool = False) -> Weights:
-    """Pack a model on its device; `release` empties its modules on the way (half the peak)."""
+def pack(
+    model: Pi05, precision: Precision, release: bool = False, fused_gate_up: bool = False
+) -> Weights:
+    """Pack a model on its device; `release` empties its modules on the way (half the peak).
+
+    With `fused_gate_up` the prefix gate and up rows alternate, as `gemm.geglu_gemm` wants them.
+    """
     packer = _Packer(release)
     with torch.no_grad():
         vision, patch, positions, post_norm, projector = _vision(model, precision.vision, packer)
-        prefix = _prefix(model, precision.prefill, packer)
+        prefix = _prefix(model, precision.prefill, packer, fused_gate_up)
         expert = _expert(model, precision.denoise, packer)
         norms: list[nn.Linear] = []
         for layer in model.expert.layers:
@@ -205,6 +211,7 @@ def pack(model: Pi05, precision: Precision, release: bool = False) -> Weights:
                 model.action_out_proj.weight.float().contiguous().clone(),
                 model.action_out_proj.bias.float().clone(),
             ),
+            fused_gate_up=fused_gate_up,
             fingerprint=packer.fingerprint.hexdigest(),
         )
         for norm in norms:
@@ -256,7 +263,7 @@ def _vision(
     return layers, patch, positions, _pair(tower.post_layernorm), projector
 
 
-def _prefix(model: Pi05, kind: str, packer: _Packer) -> list[PrefixLayer]:
+def _prefix(model: Pi05, kind: str, packer: _Packer, fused: bool) -> list[PrefixLayer]:
     layers = []
     last = model.config.vlm.depth - 1
     for i, layer in enumerate(model.vlm.layers):
@@ -269,7 +276,8 @@ def _prefix(model: Pi05, kind: str, packer: _Packer) -> list[PrefixLayer]:
         del qkv
         if i < last:
             packed.out = packer.linear(f"prefill.{i}.out", kind, attention.o_proj.weight)  # type: ignore[union-attr,arg-type]
-            both = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).float() * norm2  # type: ignore[union-attr,arg-type]
+            pair = (mlp.gate_proj.weight, mlp.up_proj.weight)  # type: ignore[union-attr]
+            both = (alternate(*pair) if fused else torch.cat(pair)).float() * norm2  # type: ignore[arg-type]
             packed.gate_up = packer.linear(f"prefill.{i}.gate_up", kind, both)
             del both
             packed.down = packer.linear(f"prefill.{i}.down", kind, mlp.down_proj.weight)  # type: ignore[union-attr,arg-type]

@@ -141,14 +141,12 @@ def combine(
     for i in tl.static_range(SPLITS):
         mask = live & (i < splits)
         weight = tl.load(lse_ptr + i * split_stride + r, mask=mask, other=-1e30)
-        weight = tl.exp2(weight - top) / total
-        use = mask & (weight > 0.0)
         part = tl.load(
             part_ptr + (i * split_stride + r)[:, None] * HEAD_DIM + d[None, :],
-            mask=use[:, None],
+            mask=mask[:, None],
             other=0.0,
         )
-        acc += weight[:, None] * part.to(tl.float32)
+        acc += (tl.exp2(weight - top) / total)[:, None] * part.to(tl.float32)
     pointers = out_ptr + r[:, None] * HEAD_DIM + d[None, :]
     store_quantised(pointers, acc, live[:, None], scale_ptr, amax_ptr, MONITOR)
 

@@ -18,8 +18,9 @@ atomics, so that replays are equal bit for bit.
 The modulation is looked up per row (`frozen`): rows below it belong to a clean prefix and use the
 table's last entry, time 0 (training-time RTC, arXiv 2512.05964), the others that of the step.
 
-Each kernel touches its own slice of the weights before it waits for the kernel in front
-(programmatic dependent launch): only weights and finished prefix keys may be read above the wait.
+Each kernel asks for its slice of the weights and loads what its epilogue needs (scales, biases,
+gates, angles) before it waits for the kernel in front (programmatic dependent launch). Above the
+wait only constants and finished prefix keys may be read; below it, everything is issued at once.
 """
 
 from __future__ import annotations
@@ -46,6 +47,25 @@ def _prefetch_rows(w_ptr, first_row, ROWS: tl.constexpr, K: tl.constexpr, LINE: 
 
 
 @triton.jit
+def _before_wait(
+    w_ptr, n0, BN: tl.constexpr, K: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr
+):
+    """Ask for this program's weights while the kernel in front still runs."""
+    if PDL:
+        if EARLY:
+            pdl_trigger(PDL)
+        ITEM: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth // 8
+        _prefetch_rows(w_ptr, n0, BN, K, 128 // ITEM)
+
+
+@triton.jit
+def _wait(EARLY: tl.constexpr, PDL: tl.constexpr):
+    pdl_wait(PDL)
+    if not EARLY:
+        pdl_trigger(PDL)
+
+
+@triton.jit
 def _tile_gemm(
     a_ptr,
     w_ptr,
@@ -56,15 +76,8 @@ def _tile_gemm(
     BK: tl.constexpr,
     K: tl.constexpr,
     STAGES: tl.constexpr,
-    HOIST: tl.constexpr,
-    EARLY: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    """``a[:rows] @ w[n0:n0+BN].T`` in FP32, ``[BM, BN]``; the wait for the producer of `a` is inside.
-
-    HOIST keeps the weight slice in registers from above the wait; else it is prefetched to L2 and
-    the loop is software-pipelined.
-    """
+    """``a[:rows] @ w[n0:n0+BN].T`` in FP32, ``[BM, BN]``."""
     m = tl.arange(0, BM)
     n = n0 + tl.arange(0, BN)
     k = tl.arange(0, BK)
@@ -72,47 +85,28 @@ def _tile_gemm(
     w_ptrs = w_ptr + n[None, :] * K + k[:, None]
     live = m[:, None] < rows
     acc = tl.zeros((BM, BN), dtype=tl.float32)
-    if EARLY:
-        pdl_trigger(PDL)
-    if HOIST:
-        weights = ()
-        for i in tl.static_range(K // BK):
-            weights = weights + (tl.load(w_ptrs + i * BK),)  # noqa: RUF005
-        pdl_wait(PDL)
-        if not EARLY:
-            pdl_trigger(PDL)
-        for i in tl.static_range(K // BK):
-            a = tl.load(a_ptrs + i * BK, mask=live, other=0.0)
-            acc = tl.dot(a, weights[i], acc)
-    else:
-        if PDL:
-            ITEM: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth // 8
-            _prefetch_rows(w_ptr, n0, BN, K, 128 // ITEM)
-        pdl_wait(PDL)
-        if not EARLY:
-            pdl_trigger(PDL)
-        for i in tl.range(0, K, BK, num_stages=STAGES):
-            a = tl.load(a_ptrs + i, mask=live, other=0.0)
-            w = tl.load(w_ptrs + i)
-            acc = tl.dot(a, w, acc)
+    for i in tl.range(0, K, BK, num_stages=STAGES):
+        a = tl.load(a_ptrs + i, mask=live, other=0.0)
+        w = tl.load(w_ptrs + i)
+        acc = tl.dot(a, w, acc)
     return acc
 
 
 @triton.jit
-def _row_rms(ss_ptr, BM: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr):
-    """1/rms of each row from the partial sums of squares ``[PARTS, BM]``."""
+def _row_sums(ss_ptr, BM: tl.constexpr, PARTS: tl.constexpr):
+    """Partial sums of squares ``[PARTS, BM]``."""
     p = tl.arange(0, triton.next_power_of_2(PARTS))
     m = tl.arange(0, BM)
-    sums = tl.load(ss_ptr + p[:, None] * BM + m[None, :], mask=(p < PARTS)[:, None], other=0.0)
-    total = tl.sum(sums, axis=0)
-    return tl.rsqrt(total / D + 1e-6)
+    return tl.load(ss_ptr + p[:, None] * BM + m[None, :], mask=(p < PARTS)[:, None], other=0.0)
 
 
 @triton.jit
-def _table_row(frozen_ptr, step, steps, BM: tl.constexpr):
-    """Row of the modulation table for each action row: the step, or `steps` (time 0) if frozen."""
+def _by_row(table, n, stride, step, steps, frozen, BM: tl.constexpr):
+    """Table columns `n` for each action row ``[BM, BN]``: of `step`, or time 0 if frozen."""
+    now = tl.load(table + step * stride + n)
+    clean = tl.load(table + steps * stride + n)
     m = tl.arange(0, BM)
-    return tl.where(m < tl.load(frozen_ptr), steps, step)
+    return tl.where(m[:, None] < frozen, clean[None, :], now[None, :])
 
 
 @triton.jit(do_not_specialize=["step", "steps", "horizon"])
@@ -143,7 +137,6 @@ def qkv_rope(
     BK: tl.constexpr,
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
-    HOIST: tl.constexpr,
     EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -155,27 +148,29 @@ def qkv_rope(
     HALF: tl.constexpr = HEAD_DIM // 2
     PAIRS: tl.constexpr = BN // 2
     n0 = tl.program_id(0) * BN
-    acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, D, STAGES, HOIST, EARLY, PDL)
-
+    _before_wait(w_ptr, n0, BN, D, EARLY, PDL)
     m = tl.arange(0, BM)
     n = n0 + tl.arange(0, BN)
-    row = _table_row(frozen_ptr, step, steps, BM)
-    r = _row_rms(ss_ptr, BM, PARTS, D)
-    bias = tl.load(bias_ptr + row[:, None] * bias_stride + n[None, :])
-    acc = acc * (tl.load(a_scale_ptr) * r)[:, None] * tl.load(w_scale_ptr + n)[None, :] + bias
-    first, second = tl.split(tl.reshape(acc, (BM, PAIRS, 2)))
-
     head = n0 // HEAD_DIM
     pair = (n0 % HEAD_DIM) // 2 + tl.arange(0, PAIRS)
+    scale = tl.load(w_scale_ptr + n) * tl.load(a_scale_ptr)
+    bias = _by_row(bias_ptr, n, bias_stride, step, steps, tl.load(frozen_ptr), BM)
     length = tl.load(length_ptr)
     live = m[:, None] < horizon
-    if head <= HEADS:  # q heads and k are rotated, v is not
-        angle = (length + m)[:, None] * HALF + pair[None, :]
-        cos = tl.load(cos_ptr + angle, mask=live, other=1.0)
-        sin = tl.load(sin_ptr + angle, mask=live, other=0.0)
-        rotated = first * cos - second * sin
-        second = second * cos + first * sin
-        first = rotated
+    turned = live & (head <= HEADS)  # q heads and k are rotated, v is not
+    angle = (length + m)[:, None] * HALF + pair[None, :]
+    cos = tl.load(cos_ptr + angle, mask=turned, other=1.0)
+    sin = tl.load(sin_ptr + angle, mask=turned, other=0.0)
+    _wait(EARLY, PDL)
+
+    sums = _row_sums(ss_ptr, BM, PARTS)
+    acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, D, STAGES)
+    r = tl.rsqrt(tl.sum(sums, axis=0) / D + 1e-6)
+    acc = acc * r[:, None] * scale[None, :] + bias
+    first, second = tl.split(tl.reshape(acc, (BM, PAIRS, 2)))
+    rotated = first * cos - second * sin
+    second = second * cos + first * sin
+    first = rotated
     if head < HEADS:
         out = q_ptr + (m * HEADS + head)[:, None] * HEAD_DIM + pair[None, :]
         first = first * q_scale
@@ -211,20 +206,23 @@ def gate_up(
     BK: tl.constexpr,
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
-    HOIST: tl.constexpr,
     EARLY: tl.constexpr,
     PDL: tl.constexpr,
     MONITOR: tl.constexpr,
 ):
     """``gelu(gate) * up`` of the action rows -> ``[BM, F]``; gate and up rows interleaved in w."""
     n0 = tl.program_id(0) * BN
-    acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, D, STAGES, HOIST, EARLY, PDL)
+    _before_wait(w_ptr, n0, BN, D, EARLY, PDL)
     m = tl.arange(0, BM)
     n = n0 + tl.arange(0, BN)
-    row = _table_row(frozen_ptr, step, steps, BM)
-    r = _row_rms(ss_ptr, BM, PARTS, D)
-    bias = tl.load(bias_ptr + row[:, None] * bias_stride + n[None, :])
-    acc = acc * (tl.load(a_scale_ptr) * r)[:, None] * tl.load(w_scale_ptr + n)[None, :] + bias
+    scale = tl.load(w_scale_ptr + n) * tl.load(a_scale_ptr)
+    bias = _by_row(bias_ptr, n, bias_stride, step, steps, tl.load(frozen_ptr), BM)
+    _wait(EARLY, PDL)
+
+    sums = _row_sums(ss_ptr, BM, PARTS)
+    acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, D, STAGES)
+    r = tl.rsqrt(tl.sum(sums, axis=0) / D + 1e-6)
+    acc = acc * r[:, None] * scale[None, :] + bias
     gate, up = tl.split(tl.reshape(acc, (BM, BN // 2, 2)))
     hidden = gelu_tanh(gate) * up
     column = n0 // 2 + tl.arange(0, BN // 2)
@@ -257,7 +255,6 @@ def residual_gemm(
     BN: tl.constexpr,
     BK: tl.constexpr,
     STAGES: tl.constexpr,
-    HOIST: tl.constexpr,
     EARLY: tl.constexpr,
     PDL: tl.constexpr,
     MONITOR: tl.constexpr,
@@ -268,20 +265,25 @@ def residual_gemm(
     """
     pid = tl.program_id(0)
     n0 = pid * BN
-    acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, K, STAGES, HOIST, EARLY, PDL)
+    _before_wait(w_ptr, n0, BN, K, EARLY, PDL)
     m = tl.arange(0, BM)
     n = n0 + tl.arange(0, BN)
     live = (m < horizon)[:, None]
-    row = _table_row(frozen_ptr, step, steps, BM)[:, None] * mod_stride + n[None, :]
-    gate = tl.load(gate_ptr + row)
+    frozen = tl.load(frozen_ptr)
+    scale = tl.load(w_scale_ptr + n) * tl.load(a_scale_ptr)
+    gate = _by_row(gate_ptr, n, mod_stride, step, steps, frozen, BM) * scale[None, :]
+    next_scale = _by_row(next_scale_ptr, n, mod_stride, step, steps, frozen, BM)
     offset = m[:, None] * N + n[None, :]
+    _wait(EARLY, PDL)
+
     x = tl.load(x_ptr + offset, mask=live, other=0.0)
-    x += gate * (acc * tl.load(a_scale_ptr) * tl.load(w_scale_ptr + n)[None, :])
-    x = tl.where(live, x, 0.0)
+    acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, K, STAGES)
+    x = tl.where(live, x + gate * acc, 0.0)
+    store_quantised(
+        mirror_ptr + offset, x * next_scale, live, mirror_scale_ptr, amax_ptr, MONITOR
+    )
     tl.store(x_ptr + offset, x, mask=live)
     tl.store(ss_ptr + pid * BM + m, tl.sum(x * x, axis=1))
-    mirror = x * tl.load(next_scale_ptr + row)
-    store_quantised(mirror_ptr + offset, mirror, live, mirror_scale_ptr, amax_ptr, MONITOR)
 
 
 @triton.jit(do_not_specialize=["step", "steps", "dt"])

@@ -67,17 +67,21 @@ def residual_layernorm(
     scale_ptr,
     amax_ptr,
     tokens,
+    part_stride,
     D: tl.constexpr,
     DP: tl.constexpr,
     INPUT: tl.constexpr,
+    PARTS: tl.constexpr,
     HAS_Y_SCALE: tl.constexpr,
+    HAS_Y_BIAS: tl.constexpr,
     PDL: tl.constexpr,
     MONITOR: tl.constexpr,
 ):
     """SigLIP: ``x += y`` and LayerNorm (eps 1e-6), one row per program.
 
-    INPUT: x = y + pos[row % tokens] (the patch embedding) instead. HAS_Y_SCALE: y comes from an FP8
-    GEMM, so y = y * y_scale + y_bias here; otherwise the GEMM added the bias.
+    INPUT: x = y + pos[row % tokens] (the patch embedding) instead. PARTS: y is the sum of that many
+    slices, part_stride apart. HAS_Y_SCALE: y comes from an FP8 GEMM, so its channel scale is still
+    missing; HAS_Y_BIAS: so is the bias.
     """
     row = tl.program_id(0)
     d = tl.arange(0, DP)
@@ -86,9 +90,12 @@ def residual_layernorm(
     pdl_wait(PDL)
     pdl_trigger(PDL)
     y = tl.load(y_ptr + offset, mask=live, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        y += tl.load(y_ptr + part * part_stride + offset, mask=live, other=0.0).to(tl.float32)
     if HAS_Y_SCALE:
         y = y * tl.load(y_scale_ptr + d, mask=live, other=0.0)
-        y += tl.load(y_bias_ptr + d, mask=live, other=0.0)
+    if HAS_Y_BIAS:
+        y += tl.load(y_bias_ptr + d, mask=live, other=0.0).to(tl.float32)
     if INPUT:
         x = y + tl.load(pos_ptr + (row % tokens) * D + d, mask=live, other=0.0)
     else:
