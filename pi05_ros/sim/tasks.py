@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from pi05_ros.sim.world import CONTROL_HZ, World
 
 LIFTED_Z = 0.09
 """A block whose centre is higher than this has been picked up, metres (it lies at 0.02)."""
+HELD_M = 0.035
+"""A block farther than this from the tip is in the air, not in the gripper, metres."""
 PUSHED_Y = 0.10
 """A block beyond this line, on the table, has been pushed to the left: the goal strip's edge."""
 HOLD_STEPS = 4
@@ -29,7 +33,8 @@ class Task:
         """Whether the world is in the asked state right now."""
         x, y, z = world.block(self.block)
         if self.kind == "pick":
-            return bool(z > LIFTED_Z)
+            held = np.linalg.norm(world.tip - (x, y, z)) < HELD_M
+            return bool(z > LIFTED_Z and held)
         return bool(y > PUSHED_Y and z < 0.05 and 0.1 < x < 0.6)
 
 

@@ -35,17 +35,18 @@ def test_a_still_arm_does_no_task():
         assert referee.done_at == {}
 
 
-def test_pick_does_not_count_until_the_block_has_stayed_up():
+def test_pick_counts_when_the_block_has_stayed_up_in_the_gripper():
     world = World()
     world.reset(0)
-    referee = Referee()
-    joint = world.data.joint("red")
-    for step in range(4):
-        joint.qpos[:3] = [0.3, 0.0, 0.2]
-        joint.qvel[:] = 0
-        world.step(world.targets)
-        referee.watch(world)
-        assert referee.done("pick_red") == (step == 3)
+    for offset, done in ((np.zeros(3), True), (np.array([0.06, 0, 0]), False)):
+        referee = Referee()
+        for step in range(6):
+            joint = world.data.joint("red")
+            joint.qpos[:3] = world.tip + offset
+            joint.qvel[:] = 0
+            world.step(world.targets, 0.005)
+            referee.watch(world)
+            assert referee.done("pick_red") == (done and step >= 3)
 
 
 def test_tasks_are_found_by_name_or_prompt():
