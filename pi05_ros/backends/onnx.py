@@ -20,6 +20,11 @@ import torch
 
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.tensorrt.artifacts import find_calibration, graphs_for
+from pi05_ros.backends.tensorrt.export import DTYPES, QUANTISED, stage_precision
+from pi05_ros.backends.tensorrt.identity import weights_id
+from pi05_ros.backends.tensorrt.pipeline import StagedEngine
+from pi05_ros.backends.tensorrt.shapes import STAGES, StageShapes
 from pi05_ros.model import Pi05
 
 INSTALL = "pip install onnx onnxruntime onnxscript (pins: requirements/tensorrt.txt)"
@@ -112,7 +117,7 @@ def create(
     calibration: str | Path | None = None,
     cache: str | Path | None = None,
     threads: int | None = None,
-) -> Any:
+) -> StagedEngine:
     """Make a `StagedEngine` on ONNX Runtime.
 
     Args:
@@ -135,40 +140,44 @@ def create(
     works, why = usable()
     if not works:
         raise BackendError(f"backend onnx cannot be used: {why}")
-    from pi05_ros.backends.tensorrt.artifacts import find_calibration, graphs_for
-    from pi05_ros.backends.tensorrt.export import DTYPES, QUANTISED, stage_precision
-    from pi05_ros.backends.tensorrt.identity import weights_id
-    from pi05_ros.backends.tensorrt.pipeline import StagedEngine
-    from pi05_ros.backends.tensorrt.shapes import STAGES, StageShapes
-
     resolved, activation = choose_precision(precision)
     shapes = StageShapes.of(model.config, views, max_prompt_tokens, horizon)
     root = Path(cache) if cache is not None else None
     identity = weights_id(model)
-    ranges = None
     quantised = [
         stage
         for stage, word in (("prefill", resolved.prefill), ("denoise_step", resolved.denoise))
         if word == "fp8"
     ]
+    ranges = None
     if quantised and graphs is None:
         ranges = find_calibration(identity, calibration, root)
     given = Path(graphs) if graphs else None
     folder, document = graphs_for(
         model, identity, shapes, activation, ranges, given, root, quantised or QUANTISED
     )
-    if given is not None:
-        resolved = Precision(**stage_precision(document))
+    return engine_of(model, shapes, folder, document, device, threads)
+
+
+def engine_of(
+    model: Pi05,
+    shapes: StageShapes,
+    folder: Path,
+    document: dict[str, Any],
+    device: torch.device | str,
+    threads: int | None = None,
+) -> StagedEngine:
+    """Make the engine of exported graphs; ``document`` is their ``export.json``."""
     where = torch.device(device)
     runners = {stage: OrtRunner(folder / f"{stage}.onnx", where, threads) for stage in STAGES}
-    preset = document["preset"] or "no quantisation"
+    activation = document["activation"]
     return StagedEngine(
         model,
         shapes,
         runners,
         backend="onnx",
-        precision=resolved,
+        precision=Precision(**stage_precision(document)),
         dtype=DTYPES[activation],
         device=where,
-        reason=f"{why}, {activation} graphs, {preset}",
+        reason=f"{usable()[1]}, {activation} graphs, {document['preset'] or 'not quantised'}",
     )

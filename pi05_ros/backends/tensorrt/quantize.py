@@ -8,8 +8,10 @@ of nothing come about.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
+import io
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -96,7 +98,9 @@ def modelopt_quantize(
 
     _register_attention_quantizers()
     config = modelopt_config(choice, ordered_list=version >= LIST_FORM_SINCE)
-    result: nn.Module = mtq.quantize(stages, config, forward)
+    with contextlib.redirect_stdout(io.StringIO()) as said:  # it prints what it inserts
+        result: nn.Module = mtq.quantize(stages, config, forward)
+    log.debug("ModelOpt: %s", said.getvalue().strip())
     return result
 
 
@@ -156,6 +160,7 @@ def reference_engine(
     shapes: StageShapes,
     stages: nn.ModuleDict | None = None,
     calibration: Calibration | None = None,
+    quantised_stages: Sequence[str] = STAGES[1:],
 ) -> StagedEngine:
     """Float32 stages on torch, as they are or with a calibration's quantisers."""
     from pi05_ros.backends.tensorrt.export import quantised_stage
@@ -166,7 +171,8 @@ def reference_engine(
         if stages is not None and stage in stages:
             module = stages[stage]
         else:
-            module = quantised_stage(model, stage, torch.float32, calibration)
+            ranges = calibration if stage in quantised_stages else None
+            module = quantised_stage(model, stage, torch.float32, ranges)
         names = [t.name for t in spec.inputs], [t.name for t in spec.outputs]
         runners[stage] = TorchRunner(module, *names)
     return StagedEngine(

@@ -34,7 +34,8 @@ class QuantLinear(nn.Module):
             raise CalibrationError("a Linear with a bias is never quantised here")
         dtype, device = source.weight.dtype, source.weight.device
         weight = source.weight.detach().float()
-        self.in_features, self.out_features = source.in_features, source.out_features
+        self.in_features: int = source.in_features
+        self.out_features: int = source.out_features
         self.weight_kind: str = weight_kind
         self.input_kind: str | None = input_kind
         if smooth is not None:

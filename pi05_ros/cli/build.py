@@ -1,0 +1,86 @@
+"""`pi05 build CHECKPOINT`: export, compile with TensorRT, check, keep the report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from rich.progress import Progress, TaskID
+
+from pi05_ros.cli.check import PASSED, REFUSED, check_engines
+from pi05_ros.cli.engine_options import (
+    add_model_arguments,
+    add_sample_arguments,
+    guarded,
+    load_subject,
+)
+from pi05_ros.cli.export import add_precision_arguments, export_subject
+
+LADDER = (3, 2)  # some releases build broken norm kernels at 3 and above
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add_model_arguments(parser)
+    add_precision_arguments(parser)
+    add_sample_arguments(parser)
+    parser.add_argument(
+        "--optimization-level",
+        type=int,
+        help="0 to 5; default 3, and 2 if the check refuses that",
+    )
+    parser.add_argument("--workspace-mib", type=int, default=0, help="scratch memory limit")
+    parser.add_argument("--steps", type=int, default=10, help="flow steps of the check")
+    parser.add_argument("--no-check", action="store_true", help="engines stay unusable until then")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build; exit code 0 proven, 1 built and refused, 2 not built."""
+    return guarded(lambda: _run(args))
+
+
+class _Bar:
+    """TensorRT's build phases as progress bars."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.tasks: dict[tuple[str, str], TaskID] = {}
+
+    def __call__(self, stage: str, phase: str, step: int, steps: int) -> None:
+        key = (stage, phase)
+        if key not in self.tasks:
+            self.tasks[key] = self.progress.add_task(f"{stage}: {phase}", total=steps)
+        self.progress.update(self.tasks[key], completed=step, visible=step < steps)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from pi05_ros.backends.tensorrt import require_gpu
+    from pi05_ros.backends.tensorrt.binding import require_tensorrt
+
+    version = require_tensorrt()
+    device = require_gpu(fp8="fp8" in (args.precision, args.prefill, args.denoise))
+    from pi05_ros.backends.tensorrt.compile import BuildFlags
+    from pi05_ros.backends.tensorrt.engines import build_engines
+
+    subject = load_subject(args)
+    export, _ = export_subject(args, subject, None)
+    chosen = args.optimization_level
+    levels = LADDER if chosen is None else (chosen,)
+    result = REFUSED
+    for level in levels:
+        print(f"TensorRT {version}, optimisation level {level}, graphs {export}")
+        flags = BuildFlags(optimization_level=level, workspace_mib=args.workspace_mib)
+        with Progress(transient=True) as progress:
+            bar: Any = _Bar(progress)
+            engines = build_engines(export, flags, device, root=args.cache, progress=bar)
+        print((engines.folder / "build.log").read_text(encoding="utf-8"), file=sys.stderr)
+        print(f"built {engines.folder}")
+        if args.no_check:
+            print("not checked: nothing will load these engines until `pi05 check` has passed")
+            return PASSED
+        result = check_engines(args, subject, engines, export)
+        if result == PASSED:
+            return result
+    print("refused. Try --prefill fp16, or --precision fp16; the report says which stage is off")
+    return result

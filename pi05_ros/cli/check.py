@@ -1,0 +1,201 @@
+"""`pi05 check CHECKPOINT`: compare exported or compiled stages with the plain model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.cli.engine_options import (
+    Subject,
+    add_model_arguments,
+    add_sample_arguments,
+    collect_samples,
+    guarded,
+    load_subject,
+    show_progress,
+)
+from pi05_ros.cli.export import add_precision_arguments, export_subject
+
+PASSED, REFUSED = 0, 1
+BACKENDS = ("tensorrt", "onnx", "scaled_mm")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add_model_arguments(parser)
+    add_precision_arguments(parser)
+    add_sample_arguments(parser)
+    parser.add_argument(
+        "--backend",
+        default="tensorrt",
+        choices=BACKENDS,
+        help="tensorrt: the newest engines; onnx: the graphs in ONNX Runtime; scaled_mm: the same "
+        "FP8 scales on this GPU's FP8 units through torch",
+    )
+    parser.add_argument("--engine", type=Path, help="engine folder instead of the newest")
+    parser.add_argument("--steps", type=int, default=10, help="flow steps")
+    parser.add_argument("--out", type=Path, help="folder of the report")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check; exit code 0 passed, 1 refused, 2 could not be checked."""
+    return guarded(lambda: _run(args))
+
+
+def golden_samples(args: argparse.Namespace, subject: Subject) -> tuple[list[Any], str]:
+    """Samples given on the command line, else those of the calibration; edge cases added."""
+    from pi05_ros.backends.tensorrt.samples import edge_cases, load_samples
+    from pi05_ros.backends.tensorrt.store import model_folder
+
+    if args.observations or args.bag or args.allow_synthetic:
+        samples = collect_samples(args, subject)
+        digest = "given"
+    else:
+        folder = args.calibration or (model_folder(subject.weights, args.cache) / "quant")
+        found = sorted(folder.rglob("golden.safetensors"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise BackendError(
+                f"no observations to check with in {folder}; give --observations or --bag, or run "
+                "pi05 quantize first"
+            )
+        samples, digest = load_samples(found[-1])
+    return [*samples, *edge_cases(samples, subject.shapes.prompt_tokens)], digest
+
+
+def check_subject(
+    args: argparse.Namespace,
+    subject: Subject,
+    engine: Any,
+    document: dict[str, Any],
+    inspector: dict[str, Any] | None = None,
+) -> tuple[Any, str]:
+    """Run the comparison; ``document`` says what was exported. Returns report and golden hash."""
+    from pi05_ros.backends.tensorrt.artifacts import find_calibration
+    from pi05_ros.backends.tensorrt.prove import check_engine
+    from pi05_ros.backends.tensorrt.quantize import reference_engine
+
+    samples, golden = golden_samples(args, subject)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    reference = reference_engine(subject.model, subject.shapes)
+    fake = None
+    if document["quantised_stages"]:
+        calibration = find_calibration(subject.weights, args.calibration, args.cache)
+        fake = reference_engine(
+            subject.model,
+            subject.shapes,
+            calibration=calibration,
+            quantised_stages=document["quantised_stages"],
+        )
+    report = check_engine(
+        engine,
+        reference,
+        fake,
+        samples,
+        steps=args.steps,
+        inspector=inspector,
+        progress=show_progress,
+    )
+    return report, golden
+
+
+def tell(report: Any, path: Path) -> int:
+    """Print the verdict and where the report is."""
+    worst = min((row["cosine"] for row in report.actions if row["cosine"] is not None), default=0)
+    print(f"{'passed' if report.ok else 'REFUSED'}: worst cosine of actions {worst:.6f}")
+    for finding in report.failures[:10]:
+        print(f"  {finding.item}: {finding.value:.6g}, limit {finding.limit:g}")
+    print(f"report: {path}")
+    return PASSED if report.ok else REFUSED
+
+
+def check_engines(args: argparse.Namespace, subject: Subject, engines: Any, export: Path) -> int:
+    """Check a set of engines and keep the report with them."""
+    from pi05_ros.backends.tensorrt.engine import TensorrtEngine
+    from pi05_ros.backends.tensorrt.engines import write_report
+    from pi05_ros.backends.tensorrt.export import read_export
+    from pi05_ros.backends.tensorrt.inspector import quantised_products, read_layers
+    from pi05_ros.backends.tensorrt.report import write_files
+    from pi05_ros.backends.tensorrt.shapes import STAGES
+
+    document = read_export(export)
+    facts = {}
+    for stage in STAGES:
+        expected = quantised_products(str(export / f"{stage}.onnx"))
+        text = (engines.folder / f"layers_{stage}.json").read_text(encoding="utf-8")
+        facts[stage] = (read_layers(text, expected), len(expected))
+    engine = TensorrtEngine(subject.model, engines, _device(subject))
+    try:
+        report, golden = check_subject(args, subject, engine, document, facts)
+    finally:
+        engine.close()
+    write_report(engines, report, golden)
+    machine = engines.document["machine"]
+    path = write_files(
+        report,
+        engines.folder,
+        {
+            "engine key": engines.folder.name,
+            "TensorRT": engines.document["tensorrt"],
+            **{f"machine {key}": value for key, value in machine.items()},
+        },
+    )
+    return tell(report, path)
+
+
+def _device(subject: Subject) -> torch.device:
+    from pi05_ros.backends.tensorrt import require_gpu
+
+    return require_gpu(fp8=False)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.backend == "tensorrt":
+        return _run_tensorrt(args)
+    from pi05_ros.backends.tensorrt.identity import machine_facts
+    from pi05_ros.backends.tensorrt.report import write_files, write_json
+
+    subject = load_subject(args)
+    if args.backend == "onnx":
+        from pi05_ros.backends import onnx as backend
+
+        folder, document = export_subject(args, subject, None)
+        engine = backend.engine_of(subject.model, subject.shapes, folder, document, "cpu")
+    else:
+        from pi05_ros.backends.tensorrt.artifacts import find_calibration
+        from pi05_ros.backends.tensorrt.scaled_mm import scaled_mm_engine
+
+        calibration = find_calibration(subject.weights, args.calibration, args.cache)
+        engine = scaled_mm_engine(subject.model, subject.shapes, calibration)
+        document = {"quantised_stages": ["prefill", "denoise_step"]}
+    report, golden = check_subject(args, subject, engine, document)
+    out = args.out or Path("out/check")
+    facts = {"weights": subject.weights, "golden": golden, **machine_facts(subject.model.device)}
+    path = write_files(report, out, facts)
+    write_json(report, out / "check.json", facts)
+    return tell(report, path)
+
+
+def _run_tensorrt(args: argparse.Namespace) -> int:
+    import json
+
+    from pi05_ros.backends.tensorrt.binding import require_tensorrt
+    from pi05_ros.backends.tensorrt.engines import UnprovenEngineError, open_set, require_match
+    from pi05_ros.backends.tensorrt.store import model_folder
+
+    require_tensorrt()
+    subject = load_subject(args)
+    folder = args.engine
+    if folder is None:
+        base = model_folder(subject.weights, args.cache) / "engines"
+        found = sorted(base.glob("*/key.json"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UnprovenEngineError(f"no engines in {base}; build them with: pi05 build")
+        folder = found[-1].parent
+    engines = open_set(folder)
+    require_match(engines, subject.weights, _device(subject))
+    export = Path(json.loads((folder / "key.json").read_text(encoding="utf-8"))["export"])
+    return check_engines(args, subject, engines, export)

@@ -1,0 +1,102 @@
+"""`pi05 export CHECKPOINT`: the stages as checked ONNX graphs."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.cli.engine_options import Subject, add_model_arguments, guarded, load_subject
+
+PRECISIONS = ("fp8", "fp16", "fp32")
+
+
+def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the stages run in, shared with `pi05 build`."""
+    parser.add_argument(
+        "--precision",
+        default="fp8",
+        choices=PRECISIONS,
+        help="fp8: vision fp16, prefill and denoise fp8 (or what the calibration says)",
+    )
+    parser.add_argument("--prefill", choices=("fp8", "fp16"), help="the prefill alone otherwise")
+    parser.add_argument("--denoise", choices=("fp8", "fp16"), help="the denoise alone otherwise")
+    parser.add_argument("--calibration", type=Path, help="folder of pi05 quantize")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add_model_arguments(parser)
+    add_precision_arguments(parser)
+    parser.add_argument(
+        "--full-steps", type=int, help="also one graph of all stages with this many steps unrolled"
+    )
+    parser.add_argument("--out", type=Path, help="folder instead of the cache")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, check, print what was found."""
+    return guarded(lambda: _run(args))
+
+
+def export_subject(
+    args: argparse.Namespace, subject: Subject, out: Path | None, full_steps: int | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Export into the cache or into ``out``; returns folder and content of export.json."""
+    from pi05_ros.backends.tensorrt.artifacts import find_calibration, graphs_for
+    from pi05_ros.backends.tensorrt.export import export_all
+
+    activation = "fp32" if args.precision == "fp32" else "fp16"
+    quantised = []
+    for stage, word in (("prefill", args.prefill), ("denoise_step", args.denoise)):
+        if (word or args.precision) == "fp8":
+            if activation == "fp32":
+                raise BackendError("fp8 stages go with fp16, not with --precision fp32")
+            quantised.append(stage)
+    calibration = None
+    if quantised:
+        calibration = find_calibration(subject.weights, args.calibration, args.cache)
+    if out is None and full_steps is None:
+        return graphs_for(
+            subject.model,
+            subject.weights,
+            subject.shapes,
+            activation,
+            calibration,
+            None,
+            args.cache,
+            quantised,
+        )
+    folder = out or Path("out/onnx")
+    document = export_all(
+        subject.model,
+        subject.weights,
+        subject.shapes,
+        folder,
+        activation=activation,
+        calibration=calibration,
+        full_steps=full_steps,
+        quantised_stages=quantised,
+    )
+    return folder, document
+
+
+def _run(args: argparse.Namespace) -> int:
+    from pi05_ros.backends.tensorrt.export import require_onnx
+
+    require_onnx()
+    subject = load_subject(args)
+    started = time.perf_counter()
+    folder, document = export_subject(args, subject, args.out, args.full_steps)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    for stage, entry in document["stages"].items():
+        products = ", ".join(f"{count} {kind}" for kind, count in sorted(entry["matmuls"].items()))
+        size = entry["initializer_bytes"] / 2**20
+        print(f"{stage}: products {products}; constants {size:.1f} MiB; {entry['seconds']} s")
+    seconds = time.perf_counter() - started
+    print(f"all graph checks passed; {seconds:.1f} s, peak memory {peak:.1f} GiB")
+    print(f"written to {folder}")
+    return 0

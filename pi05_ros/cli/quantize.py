@@ -1,0 +1,78 @@
+"""`pi05 quantize CHECKPOINT`: FP8 ranges from recorded observations, with a report per layer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pi05_ros.backends.tensorrt.presets import PRESETS
+from pi05_ros.cli.engine_options import (
+    add_model_arguments,
+    add_sample_arguments,
+    collect_samples,
+    guarded,
+    load_subject,
+    show_progress,
+)
+
+LAYERS_SHOWN = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add_model_arguments(parser)
+    add_sample_arguments(parser)
+    parser.add_argument(
+        "--preset",
+        default="fp8",
+        choices=sorted(PRESETS),
+        help="; ".join(f"{name}: {p.summary}" for name, p in PRESETS.items()),
+    )
+    parser.add_argument("--steps", type=int, default=10, help="flow steps per observation")
+    parser.add_argument("--out", type=Path, help="folder instead of the cache")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calibrate and keep ranges, samples and report."""
+    return guarded(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from pi05_ros.backends.tensorrt.quantize import calibrate, modelopt_version
+    from pi05_ros.backends.tensorrt.samples import save_samples
+    from pi05_ros.backends.tensorrt.store import model_folder
+
+    modelopt_version()
+    subject = load_subject(args)
+    samples = collect_samples(args, subject)
+    print(f"{len(samples)} observations, preset {args.preset}")
+    calibration = calibrate(
+        subject.model,
+        subject.weights,
+        samples,
+        args.preset,
+        shapes=subject.shapes,
+        steps=args.steps,
+        allow_synthetic=args.allow_synthetic,
+        progress=show_progress,
+    )
+    folder = args.out or (
+        model_folder(subject.weights, args.cache) / "quant" / calibration.digest[:16]
+    )
+    calibration.save(folder)
+    save_samples(folder / "golden.safetensors", samples)
+    layers = calibration.info["layers"]
+    worst = sorted(layers.items(), key=lambda item: -item[1].get("clipped", 0.0))
+    print(f"{len(calibration.amax)} quantisers; inputs with most values beyond their range:")
+    for name, row in worst[:LAYERS_SHOWN]:
+        print(
+            f"  {name}: amax {row.get('amax', float('nan')):.4g}, "
+            f"clipped {100 * row.get('clipped', 0.0):.4f} %, "
+            f"flushed to zero {100 * row.get('flushed', 0.0):.4f} %"
+        )
+    for name, value in calibration.info["near_half_limit"].items():
+        print(f"  warning: {name} reaches {value:.3g}; float16 ends at 65504")
+    if calibration.info["synthetic"]:
+        print("made from synthetic observations: for dry runs only")
+    print(f"written to {folder}")
+    return 0

@@ -1,0 +1,165 @@
+"""`pi05 quantize | export | check | build` from the command line, on the fake TensorRT."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pi05_ros.backends.tensorrt.calibration import CalibrationError
+from pi05_ros.backends.tensorrt.samples import load_samples
+from pi05_ros.cli.engine_options import load_observation, save_observation, spread
+from pi05_ros.cli.main import main
+from pi05_ros.policy import Observation, Policy
+
+CHECKPOINT = "random:tiny"
+
+
+@pytest.fixture(scope="module")
+def observations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten saved observations of a robot, as a user would keep them."""
+    folder = tmp_path_factory.mktemp("observations")
+    generator = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:60, 0:80]
+    for index in range(10):
+        phase = generator.uniform(0, 6, 3)
+        waves = [np.sin(rows / 9 + p) * np.cos(columns / 11 - p) for p in phase]
+        picture = (127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+        save_observation(
+            folder / f"{index:03d}.safetensors",
+            Observation(
+                images={"base": picture, "wrist": picture[::-1]},
+                state=generator.uniform(-0.5, 0.5, 7),
+                prompt="pick up the block",
+                stamp_ns=index,
+            ),
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, observations: Path) -> Path:
+    """Cache with a calibration."""
+    folder = tmp_path_factory.mktemp("cache")
+    words = ["quantize", CHECKPOINT, "--cache", str(folder), "--steps", "4"]
+    assert main([*words, "--observations", str(observations)]) == 0
+    return folder
+
+
+def test_quantize_keeps_ranges_samples_and_report(
+    cache: Path, observations: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = next(cache.rglob("calibration.json")).parent
+    content = json.loads((folder / "calibration.json").read_text())
+    assert len(content["samples"]) == 10
+    assert content["synthetic"] is False
+    assert content["samples"][0]["name"].endswith("000.safetensors")
+    samples, _ = load_samples(folder / "golden.safetensors")
+    assert samples[0].images.shape == (2, 3, 56, 56)
+    assert not samples[0].synthetic
+    # A golden set is accepted as observations too.
+    words = ["quantize", CHECKPOINT, "--steps", "1", "--samples", "8", "--preset", "w8a16"]
+    golden = str(folder / "golden.safetensors")
+    assert main([*words, "--observations", golden, "--out", str(folder / "again")]) == 0
+    assert "8 observations" in capsys.readouterr().out
+
+
+def test_samples_are_what_the_policy_gives_the_model(cache: Path, observations: Path) -> None:
+    samples, _ = load_samples(next(cache.rglob("golden.safetensors")))
+    policy = Policy.load(CHECKPOINT, backend="eager")
+    seen: dict[str, Any] = {}
+    inner = policy.engine.sample
+
+    def sample(images: Any, tokens: Any, noise: Any, steps: int) -> Any:
+        seen.update(tokens=tokens)
+        return inner(images, tokens, noise, steps)
+
+    policy.engine.sample = sample  # type: ignore[method-assign]
+    policy.infer(load_observation(observations / "003.safetensors"))
+    assert samples[3].tokens.tolist() == seen["tokens"].tolist()
+
+
+def test_refusals_are_one_line_and_exit_code_2(
+    tmp_path: Path, observations: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["quantize", CHECKPOINT, "--cache", str(tmp_path)]
+    few = [str(observations / f"{index:03d}.safetensors") for index in range(7)]
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no")
+    for extra, message in (
+        ([], "no observations: give --observations or --bag"),
+        (["--observations", *few], "7 observations are too few; at least 8"),
+        (["--observations", str(broken)], "cannot be read"),
+        (["--bag", str(tmp_path / "nothing")], "nothing"),
+    ):
+        assert main([*words, *extra]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.strip().splitlines()) == 1
+    assert main(["export", CHECKPOINT, "--cache", str(tmp_path)]) == 2
+    assert "make one from recorded observations with: pi05 quantize" in capsys.readouterr().err
+    assert main(["check", CHECKPOINT, "--cache", str(tmp_path)]) == 2
+    assert "tensorrt is not installed" in capsys.readouterr().err
+    assert main(["build", "no/such/checkpoint", "--cache", str(tmp_path)]) == 2
+
+
+def test_export_then_check_on_onnxruntime(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [CHECKPOINT, "--cache", str(cache)]
+    assert main(["export", *words]) == 0
+    out = capsys.readouterr().out
+    assert "prefill: products 4 FLOAT16, 16 fp8" in out
+    assert "all graph checks passed" in out
+    code = main(["check", *words, "--backend", "onnx", "--out", str(tmp_path), "--steps", "4"])
+    content = json.loads((tmp_path / "check.json").read_text())
+    assert code == (0 if content["verdict"] == "pass" else 1)
+    ratios = [row["ratio"] for row in content["layers"] + content["steps"]]
+    assert all(0.8 < ratio < 1.25 for ratio in ratios)
+    assert "report:" in capsys.readouterr().out
+    assert "layers and steps" in (tmp_path / "check.md").read_text()
+    assert main(["export", *words, "--precision", "fp32", "--prefill", "fp8"]) == 2
+
+
+def test_build_checks_and_tries_a_lower_level(
+    install: Callable[..., Any], cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults = install()
+    words = ["build", CHECKPOINT, "--cache", str(cache), "--steps", "4"]
+    faults.perturb = 0.3  # kernels of optimisation level 3 are wrong
+    code = main(words)
+    out, log = capsys.readouterr()
+    assert "optimisation level 3" in out
+    assert "optimisation level 2" in out
+    assert "REFUSED" in out
+    assert "trtexec --onnx=" in log
+    reports = sorted(cache.rglob("engines/*/check.json"))
+    verdicts = {json.loads(path.read_text())["verdict"] for path in reports}
+    assert "refuse" in verdicts
+    assert code == (0 if "pass" in verdicts else 1)
+    assert all((path.parent / "check.md").is_file() for path in reports)
+    assert main(["check", CHECKPOINT, "--cache", str(cache), "--steps", "4"]) == code
+    assert main([*words, "--no-check", "--optimization-level", "1"]) == 0
+    assert "nothing will load these engines" in capsys.readouterr().out
+    assert main([*words, "--optimization-level", "9"]) == 2
+
+
+def test_spread_covers_the_whole_recording() -> None:
+    picked = spread(list(range(100)), 5)  # type: ignore[arg-type]
+    assert picked == [0, 25, 50, 74, 99]
+
+
+def test_saved_observation_round_trip(tmp_path: Path) -> None:
+    picture = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    path = tmp_path / "x.safetensors"
+    save_observation(path, Observation({"base": picture}, np.array([1.0, 2.0]), None, 5))
+    again = load_observation(path)
+    assert np.array_equal(again.images["base"], picture)
+    assert (again.prompt, again.stamp_ns, again.state.tolist()) == (None, 5, [1.0, 2.0])
+    path.write_bytes(b"")
+    with pytest.raises(CalibrationError, match="not a saved observation"):
+        load_observation(path)
