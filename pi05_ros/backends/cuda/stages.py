@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from pi05_ros.backends.cuda.buffers import Buffers, Slot
+from pi05_ros.backends.cuda.buffers import MAX_PREFILL_SPLITS, Buffers, Slot
 from pi05_ros.backends.cuda.kernels import attention, gemm, prefill, preprocess
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.cuda.weights import Linear, Weights
@@ -397,11 +397,13 @@ class ContextStages:
         config = self.weights.config.vlm
         q_rows = rows * config.num_heads
         options = self.tuning.by_rows("prefill_attention", q_rows)
-        splits = options["splits"]
+        tiles = triton.cdiv(q_rows, options["BM"])
+        # 0: as many as fill the device once, one program per processor
+        splits = options["splits"] or min(MAX_PREFILL_SPLITS, max(1, self.processors // tiles))
         keys = triton.cdiv(triton.cdiv(rows, splits), options["BN"]) * options["BN"]
         scale, amax = self._site(target)
         direct = splits == 1
-        attention.attend[(triton.cdiv(q_rows, options["BM"]), splits)](
+        attention.attend[(tiles, splits)](
             b.q,
             slot.k[index],
             slot.v[index],

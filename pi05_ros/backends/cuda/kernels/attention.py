@@ -50,6 +50,7 @@ def attend(
     r = tile * BM + tl.arange(0, BM)
     d = tl.arange(0, HEAD_DIM)
     length = tl.load(length_ptr)
+    scale = tl.load(scale_ptr)
     total = length + extra
     start = split * keys_per_split
     q_ptrs = q_ptr + r[:, None] * HEAD_DIM + d[None, :]
@@ -101,7 +102,7 @@ def attend(
     lse = tl.where(empty, -1e30, top + tl.log2(tl.where(empty, 1.0, norm)))
     out = out_ptr + out_offset[:, None] * HEAD_DIM + d[None, :]
     if DIRECT:
-        store_quantised(out, acc, live_rows[:, None], scale_ptr, amax_ptr, MONITOR)
+        store_quantised(out, acc, live_rows[:, None], scale, amax_ptr, MONITOR)
     else:
         tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=live_rows[:, None])
         tl.store(lse_ptr + out_offset, lse, mask=live_rows)
@@ -128,6 +129,7 @@ def combine(
     d = tl.arange(0, HEAD_DIM)
     s = tl.arange(0, SPLITS)
     live = r < rows
+    scale = tl.load(scale_ptr)
     pdl_wait(PDL)
     pdl_trigger(PDL)
     lse = tl.load(
@@ -148,7 +150,7 @@ def combine(
         )
         acc += (tl.exp2(weight - top) / total)[:, None] * part.to(tl.float32)
     pointers = out_ptr + r[:, None] * HEAD_DIM + d[None, :]
-    store_quantised(pointers, acc, live[:, None], scale_ptr, amax_ptr, MONITOR)
+    store_quantised(pointers, acc, live[:, None], scale, amax_ptr, MONITOR)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -180,6 +182,7 @@ def attend_image(
     d1 = D0 + tl.arange(0, D1)
     base = qkv_ptr + image * tokens * 3 * WIDTH + head * HEAD_DIM
     live = m[:, None] < tokens
+    scale = tl.load(scale_ptr)
     in_head = (d1 < HEAD_DIM)[None, :]
     in_head0 = (d0 < HEAD_DIM)[None, :]
     q_ptrs = base + m[:, None] * 3 * WIDTH
@@ -210,8 +213,8 @@ def attend_image(
         top = higher
     out = out_ptr + (image * tokens + m)[:, None] * WIDTH + head * HEAD_DIM
     store_quantised(
-        out + d0[None, :], acc0 / norm[:, None], live & in_head0, scale_ptr, amax_ptr, MONITOR
+        out + d0[None, :], acc0 / norm[:, None], live & in_head0, scale, amax_ptr, MONITOR
     )
     store_quantised(
-        out + d1[None, :], acc1 / norm[:, None], live & in_head, scale_ptr, amax_ptr, MONITOR
+        out + d1[None, :], acc1 / norm[:, None], live & in_head, scale, amax_ptr, MONITOR
     )

@@ -30,8 +30,10 @@ def gelu_tanh(x):
 
 
 @triton.jit
-def store_quantised(pointers, value, mask, scale_ptr, amax_ptr, MONITOR: tl.constexpr):
+def store_quantised(pointers, value, mask, scale, amax_ptr, MONITOR: tl.constexpr):
     """Store value in the buffer's type: BF16 as is, e4m3 as value / scale, saturated.
+
+    `scale` is a value: load it early, a memory latency at the end of a kernel is never hidden.
 
     MONITOR keeps the largest magnitude seen at this site in `amax_ptr` (FP32, non-negative, so
     that its bits order like integers): calibration and the saturation monitor read it.
@@ -40,6 +42,6 @@ def store_quantised(pointers, value, mask, scale_ptr, amax_ptr, MONITOR: tl.cons
         largest = tl.max(tl.where(mask, tl.abs(value), 0.0))
         tl.atomic_max(amax_ptr, largest)
     if pointers.dtype.element_ty == tl.float8e4nv:
-        value = value / tl.load(scale_ptr)
+        value = value * (1.0 / scale)  # scales are powers of two: exact
         value = tl.minimum(tl.maximum(value, -FP8_MAX), FP8_MAX)
     tl.store(pointers, value.to(pointers.dtype.element_ty), mask=mask)

@@ -217,6 +217,7 @@ def gate_up(
     n = n0 + tl.arange(0, BN)
     scale = tl.load(w_scale_ptr + n) * tl.load(a_scale_ptr)
     bias = _by_row(bias_ptr, n, bias_stride, step, steps, tl.load(frozen_ptr), BM)
+    out_scale = tl.load(out_scale_ptr)
     _wait(EARLY, PDL)
 
     sums = _row_sums(ss_ptr, BM, PARTS)
@@ -228,7 +229,7 @@ def gate_up(
     column = n0 // 2 + tl.arange(0, BN // 2)
     pointers = out_ptr + m[:, None] * F + column[None, :]
     live = m[:, None] < horizon
-    store_quantised(pointers, hidden, live, out_scale_ptr, amax_ptr, MONITOR)
+    store_quantised(pointers, hidden, live, out_scale, amax_ptr, MONITOR)
 
 
 @triton.jit(do_not_specialize=["step", "steps", "horizon"])
@@ -274,14 +275,13 @@ def residual_gemm(
     gate = _by_row(gate_ptr, n, mod_stride, step, steps, frozen, BM) * scale[None, :]
     next_scale = _by_row(next_scale_ptr, n, mod_stride, step, steps, frozen, BM)
     offset = m[:, None] * N + n[None, :]
+    mirror_scale = tl.load(mirror_scale_ptr)
     _wait(EARLY, PDL)
 
     x = tl.load(x_ptr + offset, mask=live, other=0.0)
     acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, K, STAGES)
     x = tl.where(live, x + gate * acc, 0.0)
-    store_quantised(
-        mirror_ptr + offset, x * next_scale, live, mirror_scale_ptr, amax_ptr, MONITOR
-    )
+    store_quantised(mirror_ptr + offset, x * next_scale, live, mirror_scale, amax_ptr, MONITOR)
     tl.store(x_ptr + offset, x, mask=live)
     tl.store(ss_ptr + pid * BM + m, tl.sum(x * x, axis=1))
 
@@ -326,6 +326,7 @@ def euler_step(
     m = tl.program_id(0)
     action = tl.arange(0, A)
     c = tl.arange(0, CHUNK)
+    mirror_scale = tl.load(mirror_scale_ptr)
     pdl_wait(PDL)
     pdl_trigger(PDL)
     frozen = m < tl.load(frozen_ptr)
@@ -360,7 +361,7 @@ def euler_step(
             total += tl.sum(x * x, axis=0)
             mirror = x * tl.load(scale + col)
             store_quantised(
-                mirror_ptr + m * D + col, mirror, col < D, mirror_scale_ptr, amax_ptr, MONITOR
+                mirror_ptr + m * D + col, mirror, col < D, mirror_scale, amax_ptr, MONITOR
             )
         part = tl.arange(0, triton.next_power_of_2(PARTS))
         tl.store(ss_ptr + part * BM + m, tl.where(part == 0, total, 0.0), mask=part < PARTS)

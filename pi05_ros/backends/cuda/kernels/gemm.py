@@ -43,6 +43,8 @@ def geglu_gemm(
     Tiles are ordered so that all row tiles of GROUP column tiles run together: their weights are
     then read from memory once. PERSISTENT: PROGRAMS programs walk over all tiles.
     """
+    out_scale = tl.load(out_scale_ptr)
+    a_scale = tl.load(a_scale_ptr)
     pdl_wait(PDL)
     pdl_trigger(PDL)
     tiles_m = tl.cdiv(rows, BM)
@@ -64,15 +66,13 @@ def geglu_gemm(
             acc = tl.dot(a, w.T, acc)
         if HAS_SCALE:
             n = n0 + tl.arange(0, BN)
-            acc *= (tl.load(a_scale_ptr) * tl.load(w_scale_ptr + n))[None, :]
+            acc *= (a_scale * tl.load(w_scale_ptr + n))[None, :]
         gate, up = tl.split(tl.reshape(acc, (BM, BN // 2, 2)))
         hidden = gelu_tanh(gate) * up
         m = m0 + tl.arange(0, BM)
         f = n0 // 2 + tl.arange(0, BN // 2)
         pointers = out_ptr + m[:, None] * F + f[None, :]
-        store_quantised(
-            pointers, hidden, m[:, None] < rows, out_scale_ptr, amax_ptr, MONITOR
-        )
+        store_quantised(pointers, hidden, m[:, None] < rows, out_scale, amax_ptr, MONITOR)
 
 
 @triton.jit(do_not_specialize=["rows"])

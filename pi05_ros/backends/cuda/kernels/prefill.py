@@ -40,6 +40,7 @@ def residual_rms(
     d = tl.arange(0, DP)
     live = d < D
     offset = row * D + d
+    out_scale = tl.load(scale_ptr)
     pdl_wait(PDL)
     pdl_trigger(PDL)
     x = tl.load(x_ptr + offset, mask=live, other=0.0).to(tl.float32)
@@ -51,7 +52,7 @@ def residual_rms(
         tl.store(sum_ptr + offset, stored, mask=live)
         x = stored.to(tl.float32)
     r = tl.rsqrt(tl.sum(x * x, axis=0) / D + 1e-6)
-    store_quantised(out_ptr + offset, x * r, live, scale_ptr, amax_ptr, MONITOR)
+    store_quantised(out_ptr + offset, x * r, live, out_scale, amax_ptr, MONITOR)
 
 
 @triton.jit
@@ -87,6 +88,7 @@ def residual_layernorm(
     d = tl.arange(0, DP)
     live = d < D
     offset = row * D + d
+    out_scale = tl.load(scale_ptr)
     pdl_wait(PDL)
     pdl_trigger(PDL)
     y = tl.load(y_ptr + offset, mask=live, other=0.0).to(tl.float32)
@@ -108,7 +110,7 @@ def residual_layernorm(
     r = tl.rsqrt(tl.sum(centred * centred, axis=0) / D + 1e-6)
     out = centred * r * tl.load(w_ptr + d, mask=live, other=0.0)
     out += tl.load(b_ptr + d, mask=live, other=0.0)
-    store_quantised(out_ptr + offset, out, live, scale_ptr, amax_ptr, MONITOR)
+    store_quantised(out_ptr + offset, out, live, out_scale, amax_ptr, MONITOR)
 
 
 @triton.jit
@@ -136,31 +138,40 @@ def rope_to_cache(
     FIRST_KV: tl.constexpr = 0 if ONLY_KV else HEADS
     row = tl.program_id(0)
     d = tl.arange(0, HALF)
-    cos = tl.load(cos_ptr + row * HALF + d)
-    sin = tl.load(sin_ptr + row * HALF + d)
+    cos = tl.load(cos_ptr + row * HALF + d)[None, :]
+    sin = tl.load(sin_ptr + row * HALF + d)[None, :]
+    kv = tl.arange(0, 2)[:, None]  # k, v
+    kv_columns = (FIRST_KV + kv) * HEAD_DIM + d[None, :]
+    heads = tl.arange(0, HEADS)[:, None]
+    q_columns = heads * HEAD_DIM + d[None, :]
+    kv1, kv2, q1, q2 = 1.0, 1.0, 1.0, 1.0
+    if HAS_SCALE:
+        kv1 = tl.load(w_scale_ptr + kv_columns)
+        kv2 = tl.load(w_scale_ptr + kv_columns + HALF)
+        if not ONLY_KV:
+            q1 = tl.load(w_scale_ptr + q_columns) * q_scale
+            q2 = tl.load(w_scale_ptr + q_columns + HALF) * q_scale
+    else:
+        q1 = q_scale
+        q2 = q_scale
     pdl_wait(PDL)
     pdl_trigger(PDL)
     base = qkv_ptr + row * (FIRST_KV + 2) * HEAD_DIM
-    for head in tl.static_range(FIRST_KV + 2):
-        x1 = tl.load(base + head * HEAD_DIM + d).to(tl.float32)
-        x2 = tl.load(base + head * HEAD_DIM + HALF + d).to(tl.float32)
-        if HAS_SCALE:
-            x1 *= tl.load(w_scale_ptr + head * HEAD_DIM + d)
-            x2 *= tl.load(w_scale_ptr + head * HEAD_DIM + HALF + d)
-        if head <= FIRST_KV:
-            rotated = x1 * cos - x2 * sin
-            x2 = x2 * cos + x1 * sin
-            x1 = rotated
-        if head < FIRST_KV:
-            out = q_ptr + (row * HEADS + head) * HEAD_DIM + d
-            x1 *= q_scale
-            x2 *= q_scale
-        elif head == FIRST_KV:
-            out = k_ptr + row * HEAD_DIM + d
-        else:
-            out = v_ptr + row * HEAD_DIM + d
-        tl.store(out, x1.to(k_ptr.dtype.element_ty))
-        tl.store(out + HALF, x2.to(k_ptr.dtype.element_ty))
+    x1 = tl.load(base + kv_columns).to(tl.float32) * kv1
+    x2 = tl.load(base + kv_columns + HALF).to(tl.float32) * kv2
+    is_k = kv == 0
+    y1 = tl.where(is_k, x1 * cos - x2 * sin, x1)
+    y2 = tl.where(is_k, x2 * cos + x1 * sin, x2)
+    target = row * HEAD_DIM + d[None, :]
+    out = tl.where(is_k, k_ptr + target, v_ptr + target)
+    tl.store(out, y1.to(k_ptr.dtype.element_ty))
+    tl.store(out + HALF, y2.to(k_ptr.dtype.element_ty))
+    if not ONLY_KV:
+        x1 = tl.load(base + q_columns).to(tl.float32) * q1
+        x2 = tl.load(base + q_columns + HALF).to(tl.float32) * q2
+        out = q_ptr + (row * HEADS + heads) * HEAD_DIM + d[None, :]
+        tl.store(out, (x1 * cos - x2 * sin).to(q_ptr.dtype.element_ty))
+        tl.store(out + HALF, (x2 * cos + x1 * sin).to(q_ptr.dtype.element_ty))
 
 
 @triton.jit
@@ -181,6 +192,7 @@ def geglu(
     row = tl.program_id(0)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = f < F
+    out_scale = tl.load(scale_ptr)
     pdl_wait(PDL)
     pdl_trigger(PDL)
     base = both_ptr + row.to(tl.int64) * 2 * F
@@ -190,7 +202,7 @@ def geglu(
         gate *= tl.load(gate_scale_ptr + f, mask=live, other=0.0)
         up *= tl.load(up_scale_ptr + f, mask=live, other=0.0)
     hidden = gelu_tanh(gate) * up
-    store_quantised(out_ptr + row * F + f, hidden, live, scale_ptr, amax_ptr, MONITOR)
+    store_quantised(out_ptr + row * F + f, hidden, live, out_scale, amax_ptr, MONITOR)
 
 
 @triton.jit
@@ -209,10 +221,11 @@ def gelu_quantise(
     row = tl.program_id(0)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = f < F
+    out_scale = tl.load(scale_ptr)
     y = tl.load(y_ptr + row * F + f, mask=live, other=0.0).to(tl.float32)
     y = y * tl.load(y_scale_ptr + f, mask=live, other=0.0)
     y += tl.load(y_bias_ptr + f, mask=live, other=0.0)
-    store_quantised(out_ptr + row * F + f, gelu_tanh(y), live, scale_ptr, amax_ptr, MONITOR)
+    store_quantised(out_ptr + row * F + f, gelu_tanh(y), live, out_scale, amax_ptr, MONITOR)
 
 
 @triton.jit
