@@ -38,6 +38,7 @@ from pi05_ros.replay.summary import Spread, latencies_ms
 from pi05_ros.ros.parameters import ParameterError, PolicyParameters
 
 SETTLED = 0.25  # share of the run left out of memory figures: caches fill up
+SERIES = 25  # points of the memory series
 MIB = 2**20
 
 # Acceptance: (figure, limit, text)
@@ -65,6 +66,7 @@ class NodeFigures:
         skipped: ticks without a chunk, by reason.
         rss_mib: resident memory at the end.
         rss_growth_mib: from a quarter of the run to its end.
+        rss_series_mib: resident memory at even distances over the run.
         cpu_share: of one core, node process only, inference included.
         publisher_late_p99_ms: how late the publisher was; large values mean a busy machine.
 
@@ -83,6 +85,7 @@ class NodeFigures:
     skipped: dict[str, int]
     rss_mib: float
     rss_growth_mib: float
+    rss_series_mib: tuple[float, ...]
     cpu_share: float
     publisher_late_p99_ms: float
 
@@ -223,6 +226,10 @@ def _figures(
         },
         rss_mib=float(memory[-1]) / MIB,
         rss_growth_mib=growth / MIB,
+        rss_series_mib=tuple(
+            round(float(memory[i]) / MIB, 2)
+            for i in np.linspace(0, len(memory) - 1, SERIES).astype(int)
+        ),
         cpu_share=cpu_share,
         publisher_late_p99_ms=float(done["late_p99_ms"]),
     )

@@ -95,11 +95,15 @@ def main() -> int:
     node = Node("pi05_load_publisher")
     try:
         streams = make_streams(node, args)
-        bring_up(node, args.node, args.configure_timeout, lambda: None)
-        wait_matched({stream.name: stream.publisher for stream in streams})
-        say("ready")
-        if sys.stdin.readline().strip() != "go":
-            return 0
+
+        def wait_for_go() -> None:
+            wait_matched({stream.name: stream.publisher for stream in streams})
+            say("ready")
+            if sys.stdin.readline().strip() != "go":
+                raise BringUpError("the parent process ended")
+
+        # Activated after "go", so that no tick comes before the load.
+        bring_up(node, args.node, args.configure_timeout, wait_for_go)
         start_ns = time.monotonic_ns()
         end_ns = start_ns + round(args.seconds * NS)
         while True:
