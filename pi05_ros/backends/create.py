@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from pi05_ros.backends.engine import PRECISIONS, Engine, Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.model import Pi05
+
+log = logging.getLogger(__name__)
 
 # backend -> (module, callable with the arguments of `create_engine`). The module may also have
 # usable() -> (bool, why), asked before anything is built.
@@ -63,8 +66,9 @@ def create_engine(
 
     Args:
         model: weights, on the device the engine shall use.
-        backend: one of BACKENDS. "auto" is cuda where a CUDA device and the backend are there,
-            otherwise eager; ``engine.reason`` says why.
+        backend: one of BACKENDS. "auto" is tensorrt where engines of this very checkpoint and
+            machine have passed their check, else cuda where a CUDA device and the backend are
+            there, otherwise eager; ``engine.reason`` says why.
         precision: arithmetic of each stage.
         views: cameras to prepare for; fewer valid ones are always accepted.
         horizon: steps of a chunk to prepare for.
@@ -79,7 +83,7 @@ def create_engine(
     check_backend(backend)
     reason = "asked for"
     if backend == "auto":
-        backend, reason = _choose(model)
+        backend, reason = _choose(model, stages, views, horizon, max_prompt_tokens)
         if backend == "eager":
             options = {}
     module, reason_not = _usable(backend)
@@ -96,7 +100,9 @@ def create_engine(
         max_prompt_tokens=max_prompt_tokens,
         **options,
     )
-    engine.reason = reason
+    own = getattr(engine, "reason", "") or reason
+    engine.reason = reason if own == reason else f"{reason}; {own}"
+    log.info("backend %s: %s", engine.backend, engine.reason)
     return engine
 
 
@@ -128,12 +134,20 @@ def _usable(backend: str) -> tuple[ModuleType | None, str]:
     return (module, why) if able else (None, why)
 
 
-def _choose(model: Pi05) -> tuple[str, str]:
+def _choose(
+    model: Pi05, precision: Precision, views: int, horizon: int, max_prompt_tokens: int
+) -> tuple[str, str]:
     """Best usable backend for a model where it is, and why."""
     if model.device.type != "cuda":
         if torch.cuda.is_available():
             return "eager", f"the model is on {model.device.type}; cuda needs it on a CUDA device"
         return "eager", "no CUDA device"
+    module, why = _usable("tensorrt")
+    if module is not None:
+        proven, why = module.proven(model, precision, views, horizon, max_prompt_tokens)
+        if proven:
+            return "tensorrt", why
+    log.info("backend auto: not tensorrt: %s", why)
     if not _exists(_FACTORIES["cuda"][0]):
         return "eager", "the cuda backend is not part of this installation"
     module, why = _usable("cuda")

@@ -23,6 +23,7 @@ class Context:
     state: str
     parameters: PolicyParameters
     backend: str
+    backend_reason: str
     precision: str
     device: str
 
@@ -109,6 +110,7 @@ class Diagnostics:
         percentiles = statistics.percentiles()
         values: dict[str, object] = {
             "backend": context.backend,
+            "backend_reason": context.backend_reason,
             "precision": context.precision,
             "device": context.device,
             "rate_hz": f"{rate_hz:.1f}",
@@ -135,6 +137,10 @@ class Diagnostics:
         if slow_ms > period_ms:
             text = f"inference p95 {slow_ms:.0f} ms exceeds the period of {period_ms:.0f} ms"
             return _status("inference", context, DiagnosticStatus.WARN, text, values)
+        if "fallback from" in context.backend_reason:
+            return _status(
+                "inference", context, DiagnosticStatus.WARN, context.backend_reason, values
+            )
         if newly_skipped:
             text = f"{newly_skipped} ticks without an inference since the last report"
             return _status("inference", context, DiagnosticStatus.WARN, text, values)

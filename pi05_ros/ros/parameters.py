@@ -143,6 +143,11 @@ class PolicyParameters:
         "weights use bytes.",
     )
     backend: str = _param("auto", "What runs the model.", choices=BACKENDS)
+    allow_fallback: bool = _param(
+        False,
+        "With backend `tensorrt`: run on another backend if there are no proven engines. "
+        "`/diagnostics` then warns.",
+    )
     precision_vision: str = _param(
         "auto", "Arithmetic of the vision stage.", name="precision.vision", choices=PRECISIONS
     )

@@ -22,6 +22,11 @@ def load_policy(parameters: PolicyParameters) -> PolicyLike:
         )
     from pi05_ros.policy import Policy
 
+    options = {"allow_fallback": True} if parameters.allow_fallback else {}
+    if options and parameters.backend != "tensorrt":
+        raise ParameterError(
+            f"parameter allow_fallback is for backend tensorrt, not {parameters.backend}"
+        )
     return Policy.load(
         parameters.checkpoint,
         robot=parameters.robot or None,
@@ -38,4 +43,5 @@ def load_policy(parameters: PolicyParameters) -> PolicyLike:
         seed=parameters.seed,
         prompt=parameters.prompt or None,
         threads=parameters.threads or None,
+        backend_options=options,
     )

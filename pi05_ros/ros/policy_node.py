@@ -344,6 +344,7 @@ class PolicyNode(LifecycleNode):
             state=_LABELS[self._primary_state] + (f": {self._message}" if self._message else ""),
             parameters=self._params.current,
             backend=info.backend if info else "",
+            backend_reason=info.backend_reason if info else "",
             precision=precision,
             device=str(info.device) if info else "",
         )
