@@ -60,6 +60,7 @@ def create_engine(
     views: int = 2,
     horizon: int = 50,
     max_prompt_tokens: int = 200,
+    allow_fallback: bool = False,
     **options: Any,
 ) -> Engine:
     """Build an engine for a loaded model.
@@ -73,6 +74,8 @@ def create_engine(
         views: cameras to prepare for; fewer valid ones are always accepted.
         horizon: steps of a chunk to prepare for.
         max_prompt_tokens: longest prompt to prepare for.
+        allow_fallback: if the backend that was asked for cannot be used, take what "auto" would;
+            ``engine.reason`` then starts with "fallback".
         options: the backend's own.
 
     Raises:
@@ -81,28 +84,41 @@ def create_engine(
     """
     stages = parse_precision(precision)
     check_backend(backend)
+    sizes = {"views": views, "horizon": horizon, "max_prompt_tokens": max_prompt_tokens}
     reason = "asked for"
     if backend == "auto":
         backend, reason = _choose(model, stages, views, horizon, max_prompt_tokens)
         if backend == "eager":
             options = {}
+    try:
+        engine = _build(backend, model, stages, sizes, options)
+    except BackendError as error:
+        if not allow_fallback:
+            raise
+        other, _ = _choose(model, Precision(), views, horizon, max_prompt_tokens)
+        log.error("backend %s cannot be used, %s is: %s", backend, other, error)
+        engine = _build(other, model, Precision(), sizes, {})
+        reason = f"fallback from {backend}: {error}"
+    own = getattr(engine, "reason", "") or reason
+    engine.reason = reason if own in (reason, "asked for") else f"{reason}; {own}"
+    log.info("backend %s: %s", engine.backend, engine.reason)
+    return engine
+
+
+def _build(
+    backend: str,
+    model: Pi05,
+    precision: Precision,
+    sizes: Mapping[str, int],
+    options: Mapping[str, Any],
+) -> Engine:
     module, reason_not = _usable(backend)
     if module is None:
         raise BackendError(
             f"backend {backend!r} cannot run here: {reason_not}; backend 'eager' always can"
         )
     factory = getattr(module, _FACTORIES[backend][1])
-    engine: Engine = factory(
-        model,
-        precision=stages,
-        views=views,
-        horizon=horizon,
-        max_prompt_tokens=max_prompt_tokens,
-        **options,
-    )
-    own = getattr(engine, "reason", "") or reason
-    engine.reason = reason if own == reason else f"{reason}; {own}"
-    log.info("backend %s: %s", engine.backend, engine.reason)
+    engine: Engine = factory(model, precision=precision, **sizes, **options)
     return engine
 
 

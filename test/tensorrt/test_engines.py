@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from pi05_ros.backends import create_engine
 from pi05_ros.backends import tensorrt as backend
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
@@ -354,10 +355,11 @@ def test_fallback_only_when_allowed_and_visible(
     with pytest.raises(UnprovenEngineError, match="run: pi05 build"):
         backend.create(model, Precision(), cache=tmp_path, **SIZES)
     with caplog.at_level(logging.ERROR):
-        engine = backend.create(model, Precision(), cache=tmp_path, allow_fallback=True, **SIZES)
+        engine = create_engine(model, "tensorrt", cache=tmp_path, allow_fallback=True, **SIZES)
     assert engine.backend == "eager"
     assert engine.reason.startswith("fallback from tensorrt: no engines of this checkpoint")
-    assert "tensorrt cannot be used" in caplog.text
+    assert "backend tensorrt cannot be used, eager is" in caplog.text
+    assert create_engine(model, "auto", **SIZES).backend == "eager"
 
 
 def test_absent_old_and_new_tensorrt(

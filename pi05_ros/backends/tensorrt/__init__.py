@@ -6,7 +6,6 @@ exactly this checkpoint, machine, TensorRT release and build.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from pi05_ros.model import Pi05
 
 __all__ = ["create", "proven", "usable"]
 
-log = logging.getLogger(__name__)
-
 
 def create(
     model: Pi05,
@@ -28,7 +25,6 @@ def create(
     max_prompt_tokens: int,
     *,
     cache: str | Path | None = None,
-    allow_fallback: bool = False,
     cuda_graph: bool = True,
 ) -> Any:
     """Load the proven engines of this checkpoint.
@@ -40,8 +36,6 @@ def create(
         horizon: action steps.
         max_prompt_tokens: prompt slots.
         cache: root of the cache folder.
-        allow_fallback: use the best other backend if there are no proven engines; its
-            ``reason`` then starts with "fallback".
         cuda_graph: run the flow loop as one CUDA graph.
 
     Raises:
@@ -49,31 +43,6 @@ def create(
             reason and what to run.
 
     """
-    try:
-        return _load(model, precision, views, horizon, max_prompt_tokens, cache, cuda_graph)
-    except BackendError as error:
-        if not allow_fallback:
-            raise
-        from pi05_ros.backends.create import create_engine
-
-        log.error("tensorrt cannot be used: %s", error)
-        other = "cuda" if model.device.type == "cuda" else "eager"
-        engine = create_engine(
-            model, other, None, views, horizon=horizon, max_prompt_tokens=max_prompt_tokens
-        )
-        engine.reason = f"fallback from tensorrt: {error}"
-        return engine
-
-
-def _load(
-    model: Pi05,
-    precision: Precision,
-    views: int,
-    horizon: int,
-    max_prompt_tokens: int,
-    cache: str | Path | None,
-    cuda_graph: bool,
-) -> Any:
     version = require_tensorrt()
     device = require_gpu(fp8="fp8" in (precision.prefill, precision.denoise))
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
