@@ -11,6 +11,8 @@ import torch
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.onnx import OrtRunner
+from pi05_ros.backends.tensorrt import export
+from pi05_ros.backends.tensorrt.calibration import Calibration
 from pi05_ros.backends.tensorrt.export import export_all, graph_hash, read_export
 from pi05_ros.backends.tensorrt.pipeline import StagedEngine
 from pi05_ros.backends.tensorrt.samples import Sample, edge_cases
@@ -110,6 +112,18 @@ def test_weights_lie_beside_the_graph(graphs_fp16: Path) -> None:
     # Codes of one byte each, norms and scales: far below two bytes per weight.
     assert document["stages"]["prefill"]["initializer_bytes"] < 2 * 64 * 64 * 40
     assert graph.stat().st_size < 200_000
+
+
+def test_scales_may_lie_beside_the_graph_too(
+    model: Pi05,
+    shapes: StageShapes,
+    calibration: Calibration,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At real size the scales of a layer are larger than what stays inline."""
+    monkeypatch.setattr(export, "INLINE_BYTES", 33)
+    export.export_stage(model, "prefill", shapes, tmp_path, calibration=calibration)
 
 
 def test_node_names_are_module_paths(graphs_fp16: Path) -> None:

@@ -190,7 +190,7 @@ def check_model(
         *_static_shapes(graph, expectation),
         *_initializers(graph, folder, report),
         *_islands(graph, expectation),
-        *_quantizers(graph, expectation),
+        *_quantizers(graph, expectation, folder),
         *_products(graph, expectation, report),
         *_softmax_inputs(graph),
     ]
@@ -286,7 +286,7 @@ def _islands(graph: _Graph, expectation: Expectation) -> Iterator[str]:
                 yield f"rotary product {node.name} ({node.op_type}) is not FLOAT"
 
 
-def _quantizers(graph: _Graph, expectation: Expectation) -> Iterator[str]:
+def _quantizers(graph: _Graph, expectation: Expectation, folder: Path | None) -> Iterator[str]:
     activation = HALF if expectation.activation == "fp16" else FLOAT
     for node in graph.nodes:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
@@ -314,9 +314,9 @@ def _quantizers(graph: _Graph, expectation: Expectation) -> Iterator[str]:
         if scale not in graph.constants or zero not in graph.constants:
             yield f"scale or zero point of {node.name} is computed; it must be a constant"
             continue
-        if not (_values(graph.constants[scale], None) > 0).all():
+        if not (_values(graph.constants[scale], folder) > 0).all():
             yield f"{node.name} has a scale that is not positive"
-        if np.asarray(_values(graph.constants[zero], None)).view(np.uint8).any():
+        if np.asarray(_values(graph.constants[zero], folder)).view(np.uint8).any():
             yield f"{node.name} has a zero point other than zero"
         if quantizing and graph.shapes[scale] not in ((), (1,)):
             yield f"activation quantiser {node.name} has one scale per channel"
