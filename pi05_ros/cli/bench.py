@@ -8,6 +8,8 @@ import sys
 
 # name -> (module with main(argv) -> exit code, one line of help)
 BENCHES: dict[str, tuple[str, str]] = {
+    "model": ("pi05_ros.bench.model", "stages, totals and roofline of the cuda backend"),
+    "roofline": ("pi05_ros.bench.roofline", "copy bandwidth and product rates of this GPU"),
     "node": ("pi05_ros.bench.node", "overhead, delivery, memory and CPU of the policy node"),
     "prompt": ("pi05_ros.bench.prompt", "time to renew the prompt tokens at a tick"),
 }

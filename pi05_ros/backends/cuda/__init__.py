@@ -28,7 +28,10 @@ def usable() -> tuple[bool, str]:
         return False, "there is no CUDA device; backend 'eager' runs on the CPU"
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
-        return False, f"compute capability {major}.{minor} is below 8.0; backend 'eager' runs there"
+        return (
+            False,
+            f"compute capability {major}.{minor} is below 8.0; backend 'eager' runs there",
+        )
     return True, f"CUDA device {torch.cuda.get_device_name()}"
 
 

@@ -16,6 +16,7 @@ ACTION_ROWS = 64  # rows of the denoise kernels: horizons up to 64
 MAX_SPLITS = 64  # key splits of attention in denoise
 MAX_PREFILL_SPLITS = 4
 MAX_FC2_SPLITS = 8
+MAX_RESIDUAL_SPLIT = 8  # slices of K in the denoise projections
 SUM_PARTS = 128  # most column tiles whose sums of squares are kept
 
 
@@ -102,6 +103,8 @@ class Buffers:
         self.dlse = make(MAX_SPLITS * M * heads, dtype=f32)
         self.dattn = make(M * heads, hd, dtype=d8)
         self.dact = make(M, F, dtype=d8)
+        self.residual_parts = make(MAX_RESIDUAL_SPLIT * M * D, dtype=f32)
+        self.arrived = make(SUM_PARTS, dtype=torch.int32)
         self.frozen = make(1, dtype=torch.int32)
         self.seed = make(1, dtype=torch.int64)
         # FP8 sites

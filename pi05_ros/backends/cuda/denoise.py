@@ -10,7 +10,8 @@ from torch import Tensor
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_SPLITS, SUM_PARTS, Buffers, Slot
 from pi05_ros.backends.cuda.kernels import attention, denoise
 from pi05_ros.backends.cuda.modulation import Modulation
-from pi05_ros.backends.cuda.stages import LOG2E, ContextStages
+from pi05_ros.backends.cuda.context import ContextStages
+from pi05_ros.backends.cuda.stage import LOG2E
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.cuda.weights import ExpertLayer, Linear, Weights
 from pi05_ros.backends.errors import BackendError
@@ -19,6 +20,7 @@ from pi05_ros.backends.errors import BackendError
 def fit(options: dict[str, int], N: int, K: int) -> dict[str, int]:
     """Shrink tile sizes to what divides ``[N, K]``; sizes of the real model pass unchanged."""
     out = dict(options)
+    K //= out.get("split", 1)
     while N % out["BN"]:
         out["BN"] //= 2
     while K % out["BK"]:
@@ -106,11 +108,15 @@ class DenoiseStage:
         mod_stride = mod.mod.stride(0)
         bias_stride = mod.bias.stride(0)
         bias = mod.bias[0, index]
-        first, second, third = mod.mod[0, 2 * index], mod.mod[0, 2 * index + 1], mod.mod[0, 2 * index + 2]
+        first, second, third = (
+            mod.mod[0, 2 * index],
+            mod.mod[0, 2 * index + 1],
+            mod.mod[0, 2 * index + 2],
+        )
         qkv_rows = layer.qkv.weight.shape[0]
 
         options = self.options["qkv"]
-        scale, _ = self.context._site(layer.qkv)
+        scale, _ = self.context.site(layer.qkv)
         denoise.qkv_rope[(qkv_rows // options["BN"],)](
             b.mirror,
             layer.qkv.weight,
@@ -143,7 +149,7 @@ class DenoiseStage:
         splits = triton.cdiv(rows_cap + horizon, BN)
         if splits > MAX_SPLITS:
             raise BackendError(f"{rows_cap + horizon} keys need more than {MAX_SPLITS} splits")
-        scale, amax = self.context._site(layer.out)
+        scale, amax = self.context.site(layer.out)
         attention.attend[(triton.cdiv(rows, options["BM"]), splits)](
             b.dq,
             k,
@@ -178,8 +184,8 @@ class DenoiseStage:
         )  # fmt: skip
 
         options = self.options["gate_up"]
-        scale, _ = self.context._site(layer.gate_up)
-        out_scale, amax = self.context._site(layer.down)
+        scale, _ = self.context.site(layer.gate_up)
+        out_scale, amax = self.context.site(layer.down)
         denoise.gate_up[(2 * F // options["BN"],)](
             b.mirror,
             layer.gate_up.weight,
@@ -229,9 +235,10 @@ class DenoiseStage:
         b = self.buffers
         options = self.options[name]
         N, K = linear.weight.shape
-        scale, _ = self.context._site(linear)
-        next_site, amax = self.context._site(target)
-        denoise.residual_gemm[(N // options["BN"],)](
+        scale, _ = self.context.site(linear)
+        next_site, amax = self.context.site(target)
+        split = options["split"]
+        denoise.residual_gemm[(N // options["BN"], split)](
             a,
             linear.weight,
             self._scale(linear),
@@ -244,12 +251,15 @@ class DenoiseStage:
             b.mirror,
             next_site,
             sums,
+            b.residual_parts,
+            b.arrived,
             amax,
             step,
             steps,
             horizon,
             K=K,
             N=N,
+            SPLIT=split,
             MONITOR=self.monitor and target.fp8 and monitored,
             **self._common(options),
         )
@@ -261,7 +271,7 @@ class DenoiseStage:
         w, b = self.weights, self.buffers
         first, last = step < 0, step == mod.steps - 1
         target = w.expert[0].qkv
-        scale, amax = self.context._site(target)
+        scale, amax = self.context.site(target)
         options = self.tuning.kernel("denoise", "step")
         pdl = self.pdl and not first
         D = w.config.expert.width

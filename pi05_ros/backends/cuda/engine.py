@@ -20,12 +20,13 @@ from torch import Tensor
 
 from pi05_ros.backends.cuda import modulation, scales
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS, Buffers
+from pi05_ros.backends.cuda.context import ContextStages
 from pi05_ros.backends.cuda.denoise import DenoiseStage
 from pi05_ros.backends.cuda.graphs import Graphs
 from pi05_ros.backends.cuda.inputs import Inputs, View, check_noise, check_tokens
 from pi05_ros.backends.cuda.kernels import preprocess
 from pi05_ros.backends.cuda.scales import Calibration, Saturation
-from pi05_ros.backends.cuda.stages import ContextStages, ResizeTables
+from pi05_ros.backends.cuda.vision import ResizeTables
 from pi05_ros.backends.cuda.tuning import load as load_tuning
 from pi05_ros.backends.cuda.weights import Weights, pack
 from pi05_ros.backends.engine import EngineTimings, Precision
@@ -81,6 +82,7 @@ class CudaEngine:
         self.precision = precision
         self.horizon = horizon
         self.max_prompt_tokens = max_prompt_tokens
+        self.prompt_buckets = PROMPT_BUCKETS
         self.deterministic = deterministic  # every kernel is; kept to state it
         self.monitor_every = monitor_every
         self.tuning = load_tuning(self.device, tuning)
@@ -93,9 +95,7 @@ class CudaEngine:
                 release=release_model,
                 fused_gate_up=self.tuning.flag("fused_gate_up"),
             )
-            self.buffers = Buffers(
-                self.weights, MAX_VIEWS, max_prompt_tokens, slots, self.device
-            )
+            self.buffers = Buffers(self.weights, MAX_VIEWS, max_prompt_tokens, slots, self.device)
             self.context_stages = ContextStages(
                 self.weights, self.buffers, self.tuning, dependent_launch
             )
@@ -319,7 +319,7 @@ class CudaEngine:
 
     def _load_prompt(self, tokens: Tensor, views: int, slot: int) -> tuple[int, int]:
         n = check_tokens(tokens, self.max_prompt_tokens, self.weights.config.vocab)
-        bucket = next((size for size in PROMPT_BUCKETS if n <= size), n)
+        bucket = next((size for size in self.prompt_buckets if n <= size), n)
         bucket = min(bucket, self.max_prompt_tokens)
         self.buffers.prompt[:n].copy_(tokens, non_blocking=True)
         length = views * self.buffers.tokens + n

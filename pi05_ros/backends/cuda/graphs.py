@@ -29,6 +29,14 @@ class Graphs:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._graphs
 
+    def keys(self) -> list[Hashable]:
+        """Keys of the captured graphs, the last used one last."""
+        return list(self._graphs)
+
+    def replay(self, key: Hashable) -> None:
+        """Replay a captured graph."""
+        self._graphs[key].replay()
+
     def clear(self) -> None:
         """Forget all graphs."""
         self._graphs.clear()

@@ -76,7 +76,11 @@ def candidates(device: torch.device) -> list[Path]:
         return []
     major, minor = torch.cuda.get_device_capability(device)
     name = slug(torch.cuda.get_device_name(device))
-    return [user_folder() / f"{name}.json", FOLDER / f"{name}.json", FOLDER / f"sm{major}{minor}.json"]
+    return [
+        user_folder() / f"{name}.json",
+        FOLDER / f"{name}.json",
+        FOLDER / f"sm{major}{minor}.json",
+    ]
 
 
 def load(device: torch.device, override: dict[str, Any] | None = None) -> Tuning:

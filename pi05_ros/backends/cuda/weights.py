@@ -7,15 +7,15 @@ Changes, all exact up to rounding:
 - Expert q, k: the two halves of a RoPE pair are neighbours (rows 0, 128, 1, 129, ... of a head);
   expert gate and up rows alternate. A tile of neighbouring columns then holds complete pairs.
 - Patch embedding: ``[D, 3 * 14 * 14]`` padded to a multiple of 16 columns, FP16 (pixels are k/255:
-  three more bits than BF16 at no cost).
+  three more bits than BF16, free).
 - FP8: e4m3 with one scale per output channel, amax / 448.
 - The last prefix layer keeps only k and v; its attention and MLP feed nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,9 +157,7 @@ class _Packer:
             return Linear(q.contiguous(), scale, bias, index)
         if bias is not None:
             bias = bias.to(half(weight.device))
-        return Linear(
-            weight.to(half(weight.device), copy=True).contiguous(), None, bias, index
-        )
+        return Linear(weight.to(half(weight.device), copy=True).contiguous(), None, bias, index)
 
     def drop(self, module: nn.Module) -> None:
         """Free a packed module's parameters (the caller gave the model away)."""
@@ -181,8 +179,9 @@ def pack(
         prefix = _prefix(model, precision.prefill, packer, fused_gate_up)
         expert = _expert(model, precision.denoise, packer)
         norms: list[nn.Linear] = []
-        for layer in model.expert.layers:
-            norms += [layer.input_layernorm.dense, layer.post_attention_layernorm.dense]  # type: ignore[union-attr,list-item]
+        blocks: Any = model.expert.layers
+        for layer in blocks:
+            norms += [layer.input_layernorm.dense, layer.post_attention_layernorm.dense]
         norms.append(model.expert.norm.dense)
         weights = Weights(
             config=model.config,
@@ -198,10 +197,11 @@ def pack(
             expert=expert,
             mod_weight=torch.stack([norm.weight.float() for norm in norms]),
             mod_bias=torch.stack([norm.bias.float() for norm in norms]),
-            time_mlp=tuple(  # type: ignore[arg-type]
-                p.detach().float().clone()
-                for layer in (model.time_mlp_in, model.time_mlp_out)
-                for p in (layer.weight, layer.bias)
+            time_mlp=(
+                model.time_mlp_in.weight.float().clone(),
+                model.time_mlp_in.bias.float().clone(),
+                model.time_mlp_out.weight.float().clone(),
+                model.time_mlp_out.bias.float().clone(),
             ),
             action_in=(
                 model.action_in_proj.weight.float().t().contiguous(),
@@ -234,25 +234,26 @@ def _vision(
     assert bias is not None
     patch = Linear(padded.to(PATCH_DTYPE), None, bias.detach().to(PATCH_DTYPE), -1)
     layers = []
-    for i, layer in enumerate(tower.layers):
-        attention, mlp = layer.self_attn, layer.mlp  # type: ignore[union-attr]
-        three = (attention.q_proj, attention.k_proj, attention.v_proj)  # type: ignore[union-attr]
+    blocks: Any = tower.layers
+    for i, layer in enumerate(blocks):
+        attention, mlp = layer.self_attn, layer.mlp
+        three = (attention.q_proj, attention.k_proj, attention.v_proj)
 
         def make(name: str, w: Tensor, b: Tensor, i: int = i) -> Linear:
             return packer.linear(f"vision.{i}.{name}", kind, w, b)
 
         layers.append(
             VisionLayer(
-                norm1=_pair(layer.layer_norm1),  # type: ignore[arg-type]
+                norm1=_pair(layer.layer_norm1),
                 qkv=make(
                     "qkv",
-                    torch.cat([p.weight for p in three]),  # type: ignore[misc]
-                    torch.cat([p.bias for p in three]),  # type: ignore[misc]
+                    torch.cat([p.weight for p in three]),
+                    torch.cat([p.bias for p in three]),
                 ),
-                out=make("out", attention.out_proj.weight, attention.out_proj.bias),  # type: ignore[union-attr,arg-type]
-                norm2=_pair(layer.layer_norm2),  # type: ignore[arg-type]
-                fc1=make("fc1", mlp.fc1.weight, mlp.fc1.bias),  # type: ignore[union-attr,arg-type]
-                fc2=make("fc2", mlp.fc2.weight, mlp.fc2.bias),  # type: ignore[union-attr,arg-type]
+                out=make("out", attention.out_proj.weight, attention.out_proj.bias),
+                norm2=_pair(layer.layer_norm2),
+                fc1=make("fc1", mlp.fc1.weight, mlp.fc1.bias),
+                fc2=make("fc2", mlp.fc2.weight, mlp.fc2.bias),
             )
         )
         packer.drop(layer)
@@ -266,21 +267,22 @@ def _vision(
 def _prefix(model: Pi05, kind: str, packer: _Packer, fused: bool) -> list[PrefixLayer]:
     layers = []
     last = model.config.vlm.depth - 1
-    for i, layer in enumerate(model.vlm.layers):
-        attention, mlp = layer.self_attn, layer.mlp  # type: ignore[union-attr]
-        norm1 = 1.0 + layer.input_layernorm.weight.float()  # type: ignore[union-attr,operator]
-        norm2 = 1.0 + layer.post_attention_layernorm.weight.float()  # type: ignore[union-attr,operator]
-        parts = [attention.q_proj, attention.k_proj, attention.v_proj]  # type: ignore[union-attr]
-        qkv = torch.cat([p.weight for p in (parts if i < last else parts[1:])]).float() * norm1  # type: ignore[misc]
+    blocks: Any = model.vlm.layers
+    for i, layer in enumerate(blocks):
+        attention, mlp = layer.self_attn, layer.mlp
+        norm1 = 1.0 + layer.input_layernorm.weight.float()
+        norm2 = 1.0 + layer.post_attention_layernorm.weight.float()
+        parts = [attention.q_proj, attention.k_proj, attention.v_proj]
+        qkv = torch.cat([p.weight for p in (parts if i < last else parts[1:])]).float() * norm1
         packed = PrefixLayer(qkv=packer.linear(f"prefill.{i}.qkv", kind, qkv))
         del qkv
         if i < last:
-            packed.out = packer.linear(f"prefill.{i}.out", kind, attention.o_proj.weight)  # type: ignore[union-attr,arg-type]
-            pair = (mlp.gate_proj.weight, mlp.up_proj.weight)  # type: ignore[union-attr]
-            both = (alternate(*pair) if fused else torch.cat(pair)).float() * norm2  # type: ignore[arg-type]
+            packed.out = packer.linear(f"prefill.{i}.out", kind, attention.o_proj.weight)
+            pair = (mlp.gate_proj.weight, mlp.up_proj.weight)
+            both = (alternate(*pair) if fused else torch.cat(pair)).float() * norm2
             packed.gate_up = packer.linear(f"prefill.{i}.gate_up", kind, both)
             del both
-            packed.down = packer.linear(f"prefill.{i}.down", kind, mlp.down_proj.weight)  # type: ignore[union-attr,arg-type]
+            packed.down = packer.linear(f"prefill.{i}.down", kind, mlp.down_proj.weight)
         layers.append(packed)
         packer.drop(layer)
     return layers
@@ -289,10 +291,11 @@ def _prefix(model: Pi05, kind: str, packer: _Packer, fused: bool) -> list[Prefix
 def _expert(model: Pi05, kind: str, packer: _Packer) -> list[ExpertLayer]:
     layers = []
     head_dim = model.config.expert.head_dim
-    for i, layer in enumerate(model.expert.layers):
-        attention, mlp = layer.self_attn, layer.mlp  # type: ignore[union-attr]
-        three = (attention.q_proj, attention.k_proj, attention.v_proj)  # type: ignore[union-attr]
-        qkv = rope_pairs(torch.cat([p.weight for p in three]), head_dim)  # type: ignore[misc]
+    blocks: Any = model.expert.layers
+    for i, layer in enumerate(blocks):
+        attention, mlp = layer.self_attn, layer.mlp
+        three = (attention.q_proj, attention.k_proj, attention.v_proj)
+        qkv = rope_pairs(torch.cat([p.weight for p in three]), head_dim)
 
         def make(name: str, w: Tensor, i: int = i) -> Linear:
             return packer.linear(f"denoise.{i}.{name}", kind, w)
@@ -300,18 +303,16 @@ def _expert(model: Pi05, kind: str, packer: _Packer) -> list[ExpertLayer]:
         layers.append(
             ExpertLayer(
                 qkv=make("qkv", qkv),
-                out=make("out", attention.o_proj.weight),  # type: ignore[union-attr,arg-type]
-                gate_up=make("gate_up", alternate(mlp.gate_proj.weight, mlp.up_proj.weight)),  # type: ignore[union-attr,arg-type]
-                down=make("down", mlp.down_proj.weight),  # type: ignore[union-attr,arg-type]
+                out=make("out", attention.o_proj.weight),
+                gate_up=make("gate_up", alternate(mlp.gate_proj.weight, mlp.up_proj.weight)),
+                down=make("down", mlp.down_proj.weight),
             )
         )
-        packer.drop(attention)  # type: ignore[arg-type]
-        packer.drop(mlp)  # type: ignore[arg-type]
+        packer.drop(attention)
+        packer.drop(mlp)
     return layers
 
 
 def patch_columns(config: Pi05Config) -> int:
     """Columns of the patch matrix: 3 * patch^2 rounded up to 16 (588 -> 592)."""
     return -(-3 * config.vision.patch_size**2 // 16) * 16
-
-

@@ -32,10 +32,12 @@ from pi05_ros.backends.cuda.kernels.common import gelu_tanh, pdl_trigger, pdl_wa
 
 
 @triton.jit
-def _prefetch_rows(w_ptr, first_row, ROWS: tl.constexpr, K: tl.constexpr, LINE: tl.constexpr):
-    """Ask L2 for rows [first_row, +ROWS) of w ``[N, K]``: one request per 128-byte line."""
-    lines = tl.arange(0, ROWS * K // LINE)
-    pointers = w_ptr + first_row * K + lines * LINE
+def _prefetch_rows(
+    w_ptr, ROWS: tl.constexpr, K: tl.constexpr, SLICE: tl.constexpr, LINE: tl.constexpr
+):
+    """Ask L2 for ``[ROWS, SLICE]`` at w_ptr, rows K apart: one request per 128-byte line."""
+    lines = tl.arange(0, ROWS * SLICE // LINE)
+    pointers = w_ptr + (lines // (SLICE // LINE)) * K + (lines % (SLICE // LINE)) * LINE
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
         "=r,l",
@@ -48,14 +50,19 @@ def _prefetch_rows(w_ptr, first_row, ROWS: tl.constexpr, K: tl.constexpr, LINE: 
 
 @triton.jit
 def _before_wait(
-    w_ptr, n0, BN: tl.constexpr, K: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr
+    w_ptr,
+    BN: tl.constexpr,
+    K: tl.constexpr,
+    SLICE: tl.constexpr,
+    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Ask for this program's weights while the kernel in front still runs."""
     if PDL:
         if EARLY:
             pdl_trigger(PDL)
         ITEM: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth // 8
-        _prefetch_rows(w_ptr, n0, BN, K, 128 // ITEM)
+        _prefetch_rows(w_ptr, BN, K, SLICE, 128 // ITEM)
 
 
 @triton.jit
@@ -75,9 +82,10 @@ def _tile_gemm(
     BN: tl.constexpr,
     BK: tl.constexpr,
     K: tl.constexpr,
+    SLICE: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """``a[:rows] @ w[n0:n0+BN].T`` in FP32, ``[BM, BN]``."""
+    """``a[:rows] @ w[n0:n0+BN].T`` over SLICE of the K columns, in FP32, ``[BM, BN]``."""
     m = tl.arange(0, BM)
     n = n0 + tl.arange(0, BN)
     k = tl.arange(0, BK)
@@ -85,7 +93,7 @@ def _tile_gemm(
     w_ptrs = w_ptr + n[None, :] * K + k[:, None]
     live = m[:, None] < rows
     acc = tl.zeros((BM, BN), dtype=tl.float32)
-    for i in tl.range(0, K, BK, num_stages=STAGES):
+    for i in tl.range(0, SLICE, BK, num_stages=STAGES):
         a = tl.load(a_ptrs + i, mask=live, other=0.0)
         w = tl.load(w_ptrs + i)
         acc = tl.dot(a, w, acc)
@@ -148,7 +156,7 @@ def qkv_rope(
     HALF: tl.constexpr = HEAD_DIM // 2
     PAIRS: tl.constexpr = BN // 2
     n0 = tl.program_id(0) * BN
-    _before_wait(w_ptr, n0, BN, D, EARLY, PDL)
+    _before_wait(w_ptr + n0 * D, BN, D, D, EARLY, PDL)
     m = tl.arange(0, BM)
     n = n0 + tl.arange(0, BN)
     head = n0 // HEAD_DIM
@@ -164,7 +172,7 @@ def qkv_rope(
     _wait(EARLY, PDL)
 
     sums = _row_sums(ss_ptr, BM, PARTS)
-    acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, D, STAGES)
+    acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, D, D, STAGES)
     r = tl.rsqrt(tl.sum(sums, axis=0) / D + 1e-6)
     acc = acc * r[:, None] * scale[None, :] + bias
     first, second = tl.split(tl.reshape(acc, (BM, PAIRS, 2)))
@@ -212,7 +220,7 @@ def gate_up(
 ):
     """``gelu(gate) * up`` of the action rows -> ``[BM, F]``; gate and up rows interleaved in w."""
     n0 = tl.program_id(0) * BN
-    _before_wait(w_ptr, n0, BN, D, EARLY, PDL)
+    _before_wait(w_ptr + n0 * D, BN, D, D, EARLY, PDL)
     m = tl.arange(0, BM)
     n = n0 + tl.arange(0, BN)
     scale = tl.load(w_scale_ptr + n) * tl.load(a_scale_ptr)
@@ -221,7 +229,7 @@ def gate_up(
     _wait(EARLY, PDL)
 
     sums = _row_sums(ss_ptr, BM, PARTS)
-    acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, D, STAGES)
+    acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, D, D, STAGES)
     r = tl.rsqrt(tl.sum(sums, axis=0) / D + 1e-6)
     acc = acc * r[:, None] * scale[None, :] + bias
     gate, up = tl.split(tl.reshape(acc, (BM, BN // 2, 2)))
@@ -246,6 +254,8 @@ def residual_gemm(
     mirror_ptr,
     mirror_scale_ptr,
     ss_ptr,
+    part_ptr,
+    arrived_ptr,
     amax_ptr,
     step,
     steps,
@@ -255,18 +265,24 @@ def residual_gemm(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
     EARLY: tl.constexpr,
     PDL: tl.constexpr,
     MONITOR: tl.constexpr,
 ):
-    """``x += gate * (a @ w.T)``; then the mirror ``x (1+s)`` of the norm that follows and row sums.
+    """``x += gate * (a @ w.T)``; then the mirror ``x (1+s)`` of the next norm, and row sums.
 
     x float32 ``[BM, N]``; mirror ``[BM, N]``; ss float32 ``[N/BN, BM]``, this program's row.
+    SPLIT > 1: K is divided among so many programs; each leaves its part ``[BM, BN]`` in memory and
+    the one that arrives last adds them, always in the same order (so replays stay equal), and goes
+    on. It also puts its counter back to zero for the next launch.
     """
+    SLICE: tl.constexpr = K // SPLIT
     pid = tl.program_id(0)
+    split = tl.program_id(1)
     n0 = pid * BN
-    _before_wait(w_ptr, n0, BN, K, EARLY, PDL)
+    _before_wait(w_ptr + n0 * K + split * SLICE, BN, K, SLICE, EARLY, PDL)
     m = tl.arange(0, BM)
     n = n0 + tl.arange(0, BN)
     live = (m < horizon)[:, None]
@@ -279,11 +295,26 @@ def residual_gemm(
     _wait(EARLY, PDL)
 
     x = tl.load(x_ptr + offset, mask=live, other=0.0)
-    acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, K, STAGES)
-    x = tl.where(live, x + gate * acc, 0.0)
-    store_quantised(mirror_ptr + offset, x * next_scale, live, mirror_scale, amax_ptr, MONITOR)
-    tl.store(x_ptr + offset, x, mask=live)
-    tl.store(ss_ptr + pid * BM + m, tl.sum(x * x, axis=1))
+    first = split * SLICE
+    acc = _tile_gemm(a_ptr + first, w_ptr + first, n0, horizon, BM, BN, BK, K, SLICE, STAGES)
+    last = True
+    if SPLIT > 1:
+        tile = m[:, None] * BN + tl.arange(0, BN)[None, :]
+        tl.store(part_ptr + (pid * SPLIT + split) * BM * BN + tile, acc)
+        tl.debug_barrier()
+        last = tl.atomic_add(arrived_ptr + pid, 1, sem="acq_rel") == SPLIT - 1
+    if last:
+        if SPLIT > 1:
+            acc = tl.zeros((BM, BN), dtype=tl.float32)
+            for part in tl.static_range(SPLIT):
+                pointers = part_ptr + (pid * SPLIT + part) * BM * BN + tile
+                acc += tl.load(pointers, cache_modifier=".cg")
+            tl.store(arrived_ptr + pid, 0)
+        x = tl.where(live, x + gate * acc, 0.0)
+        mirror = x * next_scale
+        store_quantised(mirror_ptr + offset, mirror, live, mirror_scale, amax_ptr, MONITOR)
+        tl.store(x_ptr + offset, x, mask=live)
+        tl.store(ss_ptr + pid * BM + m, tl.sum(x * x, axis=1))
 
 
 @triton.jit(do_not_specialize=["step", "steps", "dt"])

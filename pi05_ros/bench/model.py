@@ -1,0 +1,263 @@
+"""`pi05 bench model`: where the time of one inference goes on this GPU.
+
+Stages are timed as their own CUDA graphs, the total as the one graph a user runs, all from random
+weights and random inputs (zeros run faster on a power-limited card). Weights are larger than any
+L2 cache, so every replay reads them from memory. Times are device times between CUDA events unless
+said otherwise; the boundary is uint8 images on the GPU to actions on the GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pi05_ros.backends import BackendError, create_engine
+from pi05_ros.bench.ceilings import floor_ms
+from pi05_ros.bench.random_model import random_model
+from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What one inference has to do."""
+
+    views: int = 2
+    tokens: int = 20
+    horizon: int = 50
+    steps: int = 10
+
+    def __str__(self) -> str:
+        return f"{self.views} views, {self.tokens} tokens, H {self.horizon}, {self.steps} steps"
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Milliseconds over many runs."""
+
+    mean: float
+    std: float
+    p50: float
+    p99: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        """Statistics of a list of milliseconds."""
+        ordered = sorted(samples)
+        last = len(ordered) - 1
+        return cls(
+            statistics.fmean(ordered),
+            statistics.pstdev(ordered),
+            ordered[last // 2],
+            ordered[min(last, round(0.99 * last))],
+        )
+
+
+def device_times(call: Callable[[], Any], runs: int, warmup: int = 5) -> list[float]:
+    """Milliseconds of each of `runs` calls on the device."""
+    for _ in range(warmup):
+        call()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(runs)]
+    for start, end in events:
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in events]
+
+
+def inputs(
+    config: Pi05Config, work: Workload, size: tuple[int, int], seed: int
+) -> tuple[Any, ...]:
+    """Random uint8 frames, prompt ids and noise on the GPU."""
+    g = torch.Generator(device="cuda").manual_seed(seed)
+    shape = (work.views, *size, 3)
+    images = torch.randint(0, 256, shape, generator=g, dtype=torch.uint8, device="cuda")
+    tokens = torch.randint(0, config.vocab, (work.tokens,), generator=g, device="cuda")
+    noise = torch.randn(work.horizon, config.action_dim, generator=g, device="cuda")
+    return images, tokens, noise
+
+
+def measure(engine: Any, work: Workload, size: tuple[int, int], runs: int) -> dict[str, Any]:
+    """Every stage and the total of one workload."""
+    images, tokens, noise = inputs(engine.weights.config, work, size, 1)
+    engine.sample(images, tokens, noise, work.steps)
+    key = next(reversed(engine.graphs.keys()))
+    context = engine.context(images, tokens)
+    rows = context.views * engine.buffers.tokens + context.bucket
+    slot = engine.buffers.slots[0]
+    stages, table = engine.context_stages, engine._tables(work.steps)
+    kinds = tuple(view.kind for view in engine._inputs.views(images, 3))
+
+    def graph(name: str, launch: Callable[[], None]) -> list[float]:
+        return device_times(lambda: engine.graphs.run(("bench", name, work), launch), runs)
+
+    def preprocess() -> None:
+        for camera, kind in enumerate(kinds):
+            engine._launch_camera(camera, kind)
+
+    def prefill() -> None:
+        stages.embed_prompt(work.views, context.bucket, slot)
+        stages.prefill(rows, slot)
+
+    host = images.cpu().pin_memory()
+    result = noise.cpu().pin_memory()
+    times: dict[str, list[float]] = {
+        "H2D": device_times(lambda: images.copy_(host, non_blocking=True), runs),
+        "preprocess": graph("preprocess", preprocess),
+        "vision": graph("vision", lambda: stages.vision(0, work.views)),
+        "vision per camera": graph("camera", lambda: stages.vision(0, 1)),
+        "prefill": graph("prefill", prefill),
+        "denoise": graph(
+            "denoise", lambda: engine.denoise_stage.run(work.horizon, table, slot, rows)
+        ),
+        "D2H": device_times(lambda: result.copy_(noise, non_blocking=True), runs),
+        "graph": device_times(lambda: engine.graphs.replay(key), runs),
+        "total": device_times(lambda: engine.sample(images, tokens, noise, work.steps), runs),
+    }
+    wall = []
+    for _ in range(min(runs, 100)):
+        begin = time.perf_counter()
+        engine.sample(images, tokens, noise, work.steps)
+        torch.cuda.synchronize()
+        wall.append(1e3 * (time.perf_counter() - begin))
+    times["wall"] = wall
+    rows_out = {name: dataclasses.asdict(Timing.of(values)) for name, values in times.items()}
+    rows_out["denoise per step"] = {
+        name: value / work.steps for name, value in rows_out["denoise"].items()
+    }
+    floors = floor_ms(engine.weights.config, work, engine.precision)
+    return {
+        "workload": dataclasses.asdict(work),
+        "bucket_rows": rows,
+        "times_ms": rows_out,
+        "floor_ms": floors,
+        "histogram": times["graph"],
+    }
+
+
+def eager_times(model: Pi05, work: Workload, size: tuple[int, int], runs: int) -> list[float]:
+    """The plain model in the same process."""
+    engine = create_engine(model, "eager")
+    images, tokens, noise = inputs(model.config, work, size, 1)
+    return device_times(lambda: engine.sample(images, tokens, noise, work.steps), runs, warmup=2)
+
+
+def student(config: Pi05Config, depth: int | None, width: float) -> Pi05Config:
+    """A smaller model of the same family: fewer layers, narrower MLPs (a distilled student)."""
+    if depth is None and width == 1.0:
+        return config
+
+    def shrink(stack: Any) -> Any:
+        mlp = max(512, int(stack.mlp_dim * width) // 512 * 512)
+        return dataclasses.replace(stack, depth=depth or stack.depth, mlp_dim=mlp)
+
+    return dataclasses.replace(config, vlm=shrink(config.vlm), expert=shrink(config.expert))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line of the benchmark."""
+    p = argparse.ArgumentParser(prog="pi05 bench model", description=__doc__)
+    p.add_argument("--checkpoint", help="weights; random ones without it")
+    p.add_argument("--preset", default="pi05", help="sizes of random weights")
+    p.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp8"))
+    p.add_argument("--views", type=int, default=2)
+    p.add_argument("--tokens", type=int, default=20, help="prompt tokens")
+    p.add_argument("--horizon", type=int, default=50)
+    p.add_argument("--steps", type=int, nargs="+", default=[1, 3, 10])
+    p.add_argument("--image", default="224x224", help="frame size, WxH")
+    p.add_argument("--runs", type=int, default=200)
+    p.add_argument("--depth", type=int, help="student: layers of both stacks")
+    p.add_argument("--width", type=float, default=1.0, help="student: factor on the MLP widths")
+    p.add_argument("--no-eager", action="store_true", help="skip the plain model")
+    p.add_argument("--json", type=Path)
+    p.add_argument("--markdown", type=Path)
+    p.add_argument("--plot", type=Path, help="PNG: stage bars and latency histogram")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; exit code 2 where it cannot run."""
+    args = parser().parse_args(argv)
+    try:
+        report = run(args)
+    except BackendError as error:
+        print(f"pi05 bench model: {error}", file=sys.stderr)
+        return 2
+    from pi05_ros.bench import report as out
+
+    out.console(report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if args.markdown:
+        args.markdown.write_text(out.markdown(report))
+    if args.plot:
+        out.plot(report, args.plot)
+    return 0
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Build the engine, measure all step counts, return the report."""
+    from pi05_ros.backends.cuda import usable
+
+    ok, why = usable()
+    if not ok:
+        raise BackendError(why)
+    width, height = (int(part) for part in args.image.split("x"))
+    if args.checkpoint:
+        model = load_checkpoint(args.checkpoint, dtype=torch.bfloat16, device="cuda")
+        source = str(args.checkpoint)
+    else:
+        config = student(Pi05Config.preset(args.preset), args.depth, args.width)
+        model = random_model(config, 0, torch.bfloat16, "cuda")
+        source = f"random {args.preset}"
+    words = None if args.precision == "auto" else args.precision
+    if words == "fp8":
+        words = {"vision": "bf16", "prefill": "fp8", "denoise": "fp8"}
+    works = [Workload(args.views, args.tokens, args.horizon, n) for n in args.steps]
+    eager = None
+    if not args.no_eager:
+        times = eager_times(model, works[-1], (height, width), 8)
+        eager = dataclasses.asdict(Timing.of(times))
+    begin = time.perf_counter()
+    engine: Any = create_engine(
+        model, "cuda", words, views=args.views, horizon=args.horizon, release_model=True
+    )
+    del model
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    images, tokens, noise = inputs(engine.weights.config, works[-1], (height, width), 1)
+    engine.sample(images, tokens, noise, works[-1].steps)
+    torch.cuda.synchronize()
+    ready = time.perf_counter() - begin
+    memory = torch.cuda.max_memory_allocated()
+    rows = [measure(engine, work, (height, width), args.runs) for work in works]
+    report = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "weights": source,
+        "precision": dataclasses.asdict(engine.precision),
+        "tuning": Path(engine.tuning.source).name,
+        "image": [height, width],
+        "runs": args.runs,
+        "ready_s": ready,
+        "peak_memory_gb": memory / 1e9,
+        "eager_ms": eager,
+        "results": rows,
+    }
+    if eager:
+        report["speedup"] = eager["p50"] / rows[-1]["times_ms"]["total"]["p50"]
+    engine.close()
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""CPU-side logic of the cuda backend: packing, tables, scales, tuning. No GPU, no Triton."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from pi05_ros.backends import BackendError, Precision, create_engine
+from pi05_ros.backends.cuda import modulation, resolve, scales, tuning, usable
+from pi05_ros.backends.cuda.simulate import Simulation
+from pi05_ros.backends.cuda.weights import alternate, pack, quantise, rope_pairs
+from pi05_ros.model import Pi05, Pi05Config
+
+BF16 = Precision("bf16", "bf16", "bf16")
+FP8 = Precision("bf16", "fp8", "fp8")
+
+
+@pytest.fixture(scope="module")
+def model() -> Pi05:
+    return Pi05.random(Pi05Config.preset("tiny"), 3)
+
+
+def example(model: Pi05, horizon: int = 9, views: int = 2, prompt: int = 7) -> tuple:
+    g = torch.Generator().manual_seed(1)
+    pixels = torch.rand(views, 3, 56, 56, generator=g) * 2 - 1
+    tokens = torch.randint(0, model.config.vocab, (prompt,), generator=g)
+    return pixels, tokens, torch.randn(horizon, 32, generator=g)
+
+
+def reference(model: Pi05, pixels, tokens, noise, steps):
+    masks = torch.ones(1, len(pixels), dtype=torch.bool)
+    valid = torch.ones(1, len(tokens), dtype=torch.bool)
+    return model.sample(pixels[None], masks, tokens[None], valid, noise[None], steps)[0]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_packed_weights_compute_the_plain_model(model, fused, steps):
+    weights = pack(model, BF16, fused_gate_up=fused)
+    pixels, tokens, noise = example(model)
+    simulation = Simulation(weights, torch.ones(len(weights.sites)))
+    actions = simulation.sample(pixels, tokens, noise, modulation.build(weights, steps))
+    torch.testing.assert_close(
+        actions, reference(model, pixels, tokens, noise, steps), atol=2e-4, rtol=0
+    )
+
+
+def test_fp8_simulation_is_near_and_scales_matter(model):
+    weights = pack(model, FP8)
+    pixels, tokens, noise = example(model)
+    expected = reference(model, pixels, tokens, noise, 3)
+    mod = modulation.build(weights, 3)
+    fine = Simulation(weights, torch.full((len(weights.sites),), 2.0**-4))
+    tight = Simulation(weights, torch.full((len(weights.sites),), 2.0**-12))  # saturates
+    error = [
+        (s.sample(pixels, tokens, noise, mod) - expected).norm() / expected.norm()
+        for s in (fine, tight)
+    ]
+    assert error[0] < 0.15
+    assert error[1] > 2 * error[0]
+
+
+def test_last_table_row_is_time_zero(model):
+    mod = modulation.build(pack(model, BF16), 4)
+    cond = model.condition(torch.tensor([0.0]))
+    norm = model.expert.layers[1].post_attention_layernorm.dense
+    scale, shift, gate = norm(cond)[0].chunk(3)
+    torch.testing.assert_close(mod.mod[-1, 3, 0], 1 + scale, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mod.mod[-1, 3, 1], shift, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mod.mod[-1, 3, 2], gate, atol=1e-5, rtol=1e-5)
+
+
+def test_release_empties_the_model_but_not_the_weights():
+    model = Pi05.random(Pi05Config.preset("tiny"), 3)
+    weights = pack(model, FP8, release=True)
+    assert model.vlm.layers[0].mlp.up_proj.weight.numel() == 0
+    assert weights.prefix[0].gate_up.weight.float().abs().sum() > 0
+
+
+def test_rope_pairs_and_alternate_move_rows_only():
+    rows = torch.arange(16.0)[:, None]
+    assert rope_pairs(rows, 8).flatten().tolist()[:8] == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert alternate(rows[:2], rows[8:10]).flatten().tolist() == [0, 8, 1, 9]
+
+
+def test_quantise_error_is_e4m3_rounding():
+    w = torch.randn(32, 64)
+    q, scale = quantise(w)
+    assert (
+        (q.float() * scale[:, None] - w).abs() <= w.abs() * 2**-4 + scale[:, None] * 2**-9
+    ).all()
+
+
+def test_scales_are_powers_of_two_with_room():
+    amax = torch.tensor([0.0, 1.0, 447.0, 3e-6, 1e6])
+    scale = scales.scale_of(amax)
+    assert scale[0] == 1.0
+    assert torch.equal(torch.log2(scale), torch.log2(scale).round())
+    assert (amax[1:] * scales.MARGIN <= scale[1:] * 448).all()
+
+
+def test_calibration_round_trip_and_refusals(tmp_path, model):
+    weights = pack(model, FP8)
+    made = scales.Calibration(
+        tuple(weights.sites), torch.rand(len(weights.sites)), weights.fingerprint, 8
+    )
+    made.save(tmp_path / "scales")
+    read = scales.Calibration.load(tmp_path / "scales.json")
+    assert torch.equal(read.amax_for(weights.sites, weights.fingerprint), made.amax)
+    other = pack(Pi05.random(model.config, 4), FP8)
+    with pytest.raises(BackendError, match="other weights"):
+        read.amax_for(other.sites, other.fingerprint)
+    with pytest.raises(BackendError, match="lacks 1 sites"):
+        read.amax_for([*weights.sites, "new"], weights.fingerprint)
+    (tmp_path / "scales.json").write_text(json.dumps({"format": "x"}))
+    with pytest.raises(BackendError, match="no calibration"):
+        scales.Calibration.load(tmp_path / "scales")
+
+
+def test_saturation_names_the_worst_site_first():
+    rows = scales.saturated(["a", "b", "c"], torch.tensor([500.0, 100.0, 9000.0]), torch.ones(3))
+    assert [row.site for row in rows] == ["c", "a"]
+
+
+def test_fingerprint_depends_on_weights_not_precision(model):
+    assert pack(model, FP8).fingerprint == pack(model, BF16).fingerprint
+
+
+def test_precision_without_fp8_units_is_bf16(caplog):
+    assert resolve(Precision(), (9, 0)) == Precision("bf16", "fp8", "fp8")
+    with caplog.at_level("WARNING"):
+        assert resolve(Precision(prefill="fp8"), (8, 6)) == BF16
+    assert "no FP8" in caplog.text
+    with pytest.raises(BackendError, match="accepts auto, bf16 and fp8"):
+        resolve(Precision(vision="fp16"), (9, 0))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_the_error_names_eager(model):
+    assert not usable()[0]
+    with pytest.raises(BackendError, match="eager"):
+        create_engine(model, "cuda")
+
+
+def test_device_names_become_file_names():
+    assert tuning.slug("NVIDIA H100 80GB HBM3") == "nvidia_h100"
+    assert tuning.slug("NVIDIA H100 PCIe") == "nvidia_h100"
+    assert tuning.slug("NVIDIA GeForce RTX 4090") == "nvidia_geforce_rtx_4090"
+
+
+def test_defaults_and_shipped_files_have_the_same_keys():
+    default = json.loads((tuning.FOLDER / "default.json").read_text())
+    for path in tuning.FOLDER.glob("*.json"):
+        unknown = set(json.loads(path.read_text())) - set(default)
+        assert not unknown, f"{path.name}: {unknown}"
+
+
+def test_tuning_override_wins_and_rows_choose():
+    loaded = tuning.load(torch.device("cpu"), {"denoise": {"step": {"warps": 2}}})
+    assert loaded.kernel("denoise", "step") == {"CHUNK": 256, "warps": 2}
+    assert loaded.by_rows("prefill_attention", 10**9)["splits"] >= 1
