@@ -23,8 +23,9 @@ from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.tensorrt.artifacts import find_calibration, graphs_for
 from pi05_ros.backends.tensorrt.export import DTYPES, QUANTISED, stage_precision
 from pi05_ros.backends.tensorrt.identity import weights_id
+from pi05_ros.backends.tensorrt.mlp_only import join_runners
 from pi05_ros.backends.tensorrt.pipeline import StagedEngine
-from pi05_ros.backends.tensorrt.shapes import STAGES, StageShapes
+from pi05_ros.backends.tensorrt.shapes import StageShapes, graphs_of
 from pi05_ros.model import Pi05
 
 INSTALL = "pip install onnx onnxruntime onnxscript (pins: requirements/tensorrt.txt)"
@@ -169,8 +170,12 @@ def engine_of(
 ) -> StagedEngine:
     """Make the engine of exported graphs; ``document`` is their ``export.json``."""
     where = torch.device(device)
-    runners = {stage: OrtRunner(folder / f"{stage}.onnx", where, threads) for stage in STAGES}
     activation = document["activation"]
+    graphs = {
+        name: OrtRunner(folder / f"{name}.onnx", where, threads)
+        for name in graphs_of(document["layout"], shapes.depth)
+    }
+    runners = join_runners(model, shapes, DTYPES[activation], graphs)
     return StagedEngine(
         model,
         shapes,

@@ -89,6 +89,7 @@ def check_subject(
             subject.shapes,
             calibration=calibration,
             quantised_stages=document["quantised_stages"],
+            layout=document["layout"],
         )
     report = check_engine(
         engine,
@@ -119,11 +120,10 @@ def check_engines(args: argparse.Namespace, subject: Subject, engines: Any, expo
     from pi05_ros.backends.tensorrt.export import read_export
     from pi05_ros.backends.tensorrt.inspector import quantised_products, read_layers
     from pi05_ros.backends.tensorrt.report import write_files
-    from pi05_ros.backends.tensorrt.shapes import STAGES
 
     document = read_export(export)
     facts = {}
-    for stage in STAGES:
+    for stage in engines.graphs:
         expected = quantised_products(str(export / f"{stage}.onnx"))
         text = (engines.folder / f"layers_{stage}.json").read_text(encoding="utf-8")
         facts[stage] = (read_layers(text, expected), len(expected))
@@ -170,7 +170,7 @@ def _run(args: argparse.Namespace) -> int:
 
         calibration = find_calibration(subject.weights, args.calibration, args.cache)
         engine = scaled_mm_engine(subject.model, subject.shapes, calibration)
-        document = {"quantised_stages": ["prefill", "denoise_step"]}
+        document = {"quantised_stages": ["prefill", "denoise_step"], "layout": "stages"}
     report, golden = check_subject(args, subject, engine, document)
     out = args.out or Path("out/check")
     facts = {"weights": subject.weights, "golden": golden, **machine_facts(subject.model.device)}

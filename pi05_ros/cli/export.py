@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.tensorrt.shapes import LAYOUTS
 from pi05_ros.cli.engine_options import Subject, add_model_arguments, guarded, load_subject
 
 PRECISIONS = ("fp8", "fp16", "fp32")
@@ -24,6 +25,12 @@ def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prefill", choices=("fp8", "fp16"), help="the prefill alone otherwise")
     parser.add_argument("--denoise", choices=("fp8", "fp16"), help="the denoise alone otherwise")
+    parser.add_argument(
+        "--layout",
+        default="stages",
+        choices=LAYOUTS,
+        help="mlp_only: of the prefill only the MLPs, torch runs the attention between them",
+    )
     parser.add_argument("--calibration", type=Path, help="folder of pi05 quantize")
 
 
@@ -69,6 +76,7 @@ def export_subject(
             None,
             args.cache,
             quantised,
+            args.layout,
         )
     folder = out or Path("out/onnx")
     document = export_all(
@@ -80,6 +88,7 @@ def export_subject(
         calibration=calibration,
         full_steps=full_steps,
         quantised_stages=quantised,
+        layout=args.layout,
     )
     return folder, document
 

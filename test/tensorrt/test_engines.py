@@ -17,6 +17,7 @@ from pi05_ros.backends import tensorrt as backend
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.tensorrt import binding, engines, store
+from pi05_ros.backends.tensorrt.calibration import Calibration
 from pi05_ros.backends.tensorrt.engines import (
     EngineSet,
     UnprovenEngineError,
@@ -28,10 +29,12 @@ from pi05_ros.backends.tensorrt.engines import (
     require_proof,
     write_report,
 )
+from pi05_ros.backends.tensorrt.export import export_all
 from pi05_ros.backends.tensorrt.identity import weights_id
 from pi05_ros.backends.tensorrt.inspector import quantised_products, read_layers
 from pi05_ros.backends.tensorrt.pipeline import StagedEngine
 from pi05_ros.backends.tensorrt.prove import Report, check_engine
+from pi05_ros.backends.tensorrt.quantize import reference_engine
 from pi05_ros.backends.tensorrt.samples import Sample
 from pi05_ros.backends.tensorrt.shapes import STAGES
 from pi05_ros.model import Pi05
@@ -390,3 +393,72 @@ def test_gpu_without_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match=r"Orin \(compute capability 8.7\) has no FP8"):
         binding.require_gpu(fp8=True)
     assert binding.require_gpu(fp8=False) == torch.device("cuda", 0)
+
+
+def test_engines_of_the_mlps_alone(
+    install: Install,
+    model: Pi05,
+    calibration: Calibration,
+    reference: StagedEngine,
+    samples: list[Sample],
+    tmp_path: Path,
+) -> None:
+    """FP8 engines for the prefill's MLPs, torch attention in half precision around them."""
+    from pi05_ros.backends.tensorrt.engine import TensorrtEngine
+
+    install()
+    graphs = tmp_path / "graphs"
+    document = export_all(
+        model,
+        weights_id(model),
+        reference.shapes,
+        graphs,
+        calibration=calibration,
+        layout="mlp_only",
+    )
+    assert list(document["stages"]) == [
+        "vision",
+        "prefill_mlp_00",
+        "prefill_mlp_01",
+        "denoise_step",
+    ]
+    assert document["stages"]["prefill_mlp_01"]["matmuls"] == {"fp8": 3}
+    found = build(graphs, tmp_path)
+    simulated = reference_engine(model, reference.shapes, None, calibration, layout="mlp_only")
+    engine = TensorrtEngine(model, found, CPU)
+    report = check_engine(engine, reference, simulated, samples[:2], steps=3)
+    assert report.ok, [f.as_dict() for f in report.failures]
+    whole = reference_engine(model, reference.shapes, None, calibration)
+    sample = samples[0]
+    truth = reference.context(sample.images, sample.tokens).keys[2]
+    errors = [
+        float((each.context(sample.images, sample.tokens).keys[2].float() - truth).norm())
+        for each in (engine, whole)
+    ]
+    assert errors[0] < errors[1]
+    engine.close()
+
+
+def test_swapped_mlp_engines_are_found(
+    install: Install,
+    model: Pi05,
+    calibration: Calibration,
+    reference: StagedEngine,
+    tmp_path: Path,
+) -> None:
+    """Layer 0's engine in every layer: the mistake that cost others all success."""
+    install()
+    graphs = tmp_path / "graphs"
+    export_all(
+        model,
+        weights_id(model),
+        reference.shapes,
+        graphs,
+        calibration=calibration,
+        layout="mlp_only",
+    )
+    for suffix in ("", ".data"):
+        source = graphs / f"prefill_mlp_00.onnx{suffix}"
+        (graphs / f"prefill_mlp_01.onnx{suffix}").write_bytes(source.read_bytes())
+    with pytest.raises(BackendError, match=r"prefill_mlp_01\.onnx\S* is not what was exported"):
+        build(graphs, tmp_path)

@@ -59,6 +59,7 @@ def graphs_for(
     directory: Path | None,
     root: Path | None = None,
     quantised_stages: Sequence[str] = QUANTISED,
+    layout: str = "stages",
 ) -> tuple[Path, dict[str, Any]]:
     """Folder of exported graphs and their ``export.json``; exported now if not there yet.
 
@@ -81,6 +82,7 @@ def graphs_for(
         "activation": activation,
         "calibration": calibration.digest if calibration else None,
         "quantised_stages": list(quantised_stages) if calibration else [],
+        "layout": layout,
     }
     name = hashlib.sha256(canonical(identity)).hexdigest()[:16]
     folder = model_folder(weights, root) / "onnx" / name
@@ -99,5 +101,6 @@ def graphs_for(
         activation=activation,
         calibration=calibration,
         quantised_stages=quantised_stages,
+        layout=layout,
     )
     return folder, document

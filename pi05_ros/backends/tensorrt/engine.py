@@ -10,6 +10,7 @@ from torch import Tensor
 from pi05_ros.backends.tensorrt.denoise_graph import FlowLoop
 from pi05_ros.backends.tensorrt.engines import EngineSet, load_runners
 from pi05_ros.backends.tensorrt.export import DTYPES
+from pi05_ros.backends.tensorrt.mlp_only import join_runners
 from pi05_ros.backends.tensorrt.pipeline import StagedContext, StagedEngine
 from pi05_ros.model import Pi05
 
@@ -36,13 +37,14 @@ class TensorrtEngine(StagedEngine):
         reason: str = "",
     ) -> None:
         self._plans: dict[str, Any] = dict(load_runners(engines, device))
+        dtype = DTYPES[engines.document["flags"]["activation"]]
         super().__init__(
             model,
             engines.shapes,
-            self._plans,
+            join_runners(model, engines.shapes, dtype, self._plans),
             backend="tensorrt",
             precision=engines.precision,
-            dtype=DTYPES[engines.document["flags"]["activation"]],
+            dtype=dtype,
             device=device,
             reason=reason,
         )

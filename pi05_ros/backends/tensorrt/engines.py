@@ -19,7 +19,7 @@ from pi05_ros.backends.tensorrt.binding import require_tensorrt
 from pi05_ros.backends.tensorrt.export import DTYPES, read_export, stage_precision
 from pi05_ros.backends.tensorrt.identity import engine_key, key_document, machine_facts
 from pi05_ros.backends.tensorrt.prove import REPORT_SCHEMA, Report
-from pi05_ros.backends.tensorrt.shapes import STAGES, StageShapes, stage_spec
+from pi05_ros.backends.tensorrt.shapes import StageShapes, graphs_of, stage_spec
 from pi05_ros.backends.tensorrt.store import (
     model_folder,
     private_folder,
@@ -57,6 +57,11 @@ class EngineSet:
     def shapes(self) -> StageShapes:
         """Static shapes of the engines."""
         return StageShapes(**self.document["shapes"])
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the plans."""
+        return graphs_of(self.document["flags"]["layout"], self.shapes.depth)
 
     @property
     def precision(self) -> Precision:
@@ -139,6 +144,7 @@ def build_engines(
             "activation": source["activation"],
             "preset": source["preset"],
             "precision": stage_precision(source),
+            "layout": source["layout"],
         },
     )
     key = engine_key(document)
@@ -150,7 +156,7 @@ def build_engines(
     cache_path = base / "timing.cache"
     lines = [f"engine key {key}", json.dumps(document, indent=1, sort_keys=True)]
     plans: dict[str, str] = {}
-    for stage in STAGES:
+    for stage in graphs_of(source["layout"], source["shapes"]["depth"]):
         onnx, target = export / f"{stage}.onnx", folder / f"{stage}.plan"
         lines.append(trtexec_line(onnx, target, flags))
         log.info("building %s; the same by hand: %s", stage, lines[-1])
@@ -210,11 +216,12 @@ def open_set(folder: Path) -> EngineSet:
         raise UnprovenEngineError(f"{folder / 'key.json'} is damaged; {HOW_TO}")
     if engine_key(document) != content.get("key") or content.get("key") != folder.name:
         raise UnprovenEngineError(f"the key of {folder} does not match its content; {HOW_TO}")
-    for stage in STAGES:
+    engines = EngineSet(folder, document)
+    for stage in engines.graphs:
         plan = folder / f"{stage}.plan"
         if not plan.is_file() or sha256_file(plan) != plans.get(stage):
             raise UnprovenEngineError(f"{plan} is missing, cut short or altered; {HOW_TO}")
-    return EngineSet(folder, document)
+    return engines
 
 
 def require_match(engines: EngineSet, weights: str, device: torch.device) -> None:
@@ -245,12 +252,18 @@ def require_match(engines: EngineSet, weights: str, device: torch.device) -> Non
             )
 
 
+def _plan_digests(engines: EngineSet) -> dict[str, str]:
+    return {name: sha256_file(engines.folder / f"{name}.plan") for name in engines.graphs}
+
+
 def write_report(engines: EngineSet, report: Report, golden: str) -> Path:
     """Keep a check with the plans it was made with; returns the file."""
     content = {
         **report.as_dict(),
         "key": engine_key(engines.document),
-        "plans": {stage: sha256_file(engines.folder / f"{stage}.plan") for stage in STAGES},
+        "plans": {
+            stage: sha256_file(engines.folder / f"{stage}.plan") for stage in engines.graphs
+        },
         "golden": golden,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -269,7 +282,7 @@ def require_proof(engines: EngineSet) -> dict[str, Any]:
     report = _read(engines.folder / "check.json", "report; it was never checked here")
     if report.get("schema") != REPORT_SCHEMA:
         raise UnprovenEngineError(f"the report is from another version of this package; {HOW_TO}")
-    plans = {stage: sha256_file(engines.folder / f"{stage}.plan") for stage in STAGES}
+    plans = _plan_digests(engines)
     if report.get("key") != engines.folder.name or report.get("plans") != plans:
         raise UnprovenEngineError(f"the report is not about these plans; {HOW_TO}")
     if report.get("verdict") != "pass":
@@ -336,11 +349,11 @@ def _require_fit(engines: EngineSet, shapes: StageShapes, precision: Precision) 
 
 
 def load_runners(engines: EngineSet, device: torch.device) -> dict[str, TrtRunner]:
-    """Deserialise the stages with one scratch memory between them."""
+    """Deserialise the plans with one scratch memory between them; by graph name."""
     from pi05_ros.backends.tensorrt.runtime import PlanFile, Scratch, TrtRunner
 
     dtype = DTYPES[engines.document["flags"]["activation"]]
-    plans = {stage: PlanFile(engines.folder / f"{stage}.plan") for stage in STAGES}
+    plans = {stage: PlanFile(engines.folder / f"{stage}.plan") for stage in engines.graphs}
     scratch = Scratch(device)
     scratch.reserve(max(plan.engine.device_memory_size_v2 for plan in plans.values()))
     return {

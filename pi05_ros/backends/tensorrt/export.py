@@ -25,9 +25,17 @@ from torch import nn
 
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.tensorrt.calibration import Calibration
+from pi05_ros.backends.tensorrt.mlp_only import mlp_module
 from pi05_ros.backends.tensorrt.presets import expected_quantizers
 from pi05_ros.backends.tensorrt.quantized import apply_calibration
-from pi05_ros.backends.tensorrt.shapes import STAGES, StageShapes, StageSpec, stage_spec
+from pi05_ros.backends.tensorrt.shapes import (
+    MLP_GRAPH,
+    STAGES,
+    StageShapes,
+    StageSpec,
+    graphs_of,
+    stage_spec,
+)
 from pi05_ros.backends.tensorrt.stages import FullStage, make_stage, modulation_table
 from pi05_ros.backends.tensorrt.store import sha256_file, write_atomically
 from pi05_ros.model import Pi05
@@ -52,12 +60,19 @@ def require_onnx() -> None:
 
 
 def quantised_stage(
-    model: Pi05, stage: str, dtype: torch.dtype, calibration: Calibration | None
+    model: Pi05,
+    stage: str,
+    dtype: torch.dtype,
+    calibration: Calibration | None,
+    only: str = "",
 ) -> nn.Module:
-    """A stage with the calibration attached; the vision stage never has quantisers."""
+    """A stage with the calibration attached; the vision stage never has quantisers.
+
+    ``only`` restricts it to a part of each layer, see `quantized.apply_calibration`.
+    """
     module = make_stage(model, stage, dtype)
     if calibration is not None and stage != "vision":
-        apply_calibration(module, stage, calibration)
+        apply_calibration(module, stage, calibration, only)
     return module
 
 
@@ -176,6 +191,8 @@ def quantised_matmuls(stage: str, depth: int, calibration: Calibration | None) -
     """How many products of a stage must be quantised."""
     if calibration is None or stage == "vision":
         return 0
+    if stage.startswith(MLP_GRAPH):
+        return 3
     names = expected_quantizers(calibration.choice, depth, stages=(stage,))
     weights = sum(name.endswith(".weight_quantizer") for name in names)
     return weights + sum(name.endswith(".a_bmm_quantizer") for name in names)
@@ -221,11 +238,13 @@ def export_stage(
     dtype = DTYPES[activation]
     started = time.perf_counter()
     spec = stage_spec(stage, shapes, dtype)
-    module = (
-        full_stage(model, dtype, calibration, steps)
-        if stage == "full"
-        else quantised_stage(model, stage, dtype, calibration)
-    )
+    module: nn.Module
+    if stage == "full":
+        module = full_stage(model, dtype, calibration, steps)
+    elif stage.startswith(MLP_GRAPH):
+        module = mlp_module(model, stage, dtype, calibration)
+    else:
+        module = quantised_stage(model, stage, dtype, calibration)
     path = directory / f"{stage}.onnx"
     export_module(module, spec, path)
     del module
@@ -258,6 +277,7 @@ def export_all(
     calibration: Calibration | None = None,
     full_steps: int | None = None,
     quantised_stages: Sequence[str] = QUANTISED,
+    layout: str = "stages",
 ) -> dict[str, Any]:
     """Export the three stages (and the full graph) and write ``export.json``.
 
@@ -270,6 +290,7 @@ def export_all(
         calibration: scales for prefill and denoise.
         full_steps: also export the full graph with this many steps.
         quantised_stages: of prefill and denoise_step, those that take the calibration.
+        layout: "stages", or "mlp_only" for the prefill's MLPs one by one.
 
     Returns:
         The content of ``export.json``.
@@ -280,7 +301,10 @@ def export_all(
         raise BackendError(f"stages {sorted(unknown)} are never quantised; those are {QUANTISED}")
     if full_steps and calibration and set(quantised_stages) != set(QUANTISED):
         raise BackendError("the full graph is quantised as a whole: prefill and denoise_step")
-    stages = [*STAGES, *(["full"] if full_steps else [])]
+    stages = [*graphs_of(layout, shapes.depth), *(["full"] if full_steps else [])]
+    taking = {*quantised_stages, "full"}
+    if "prefill" in quantised_stages:
+        taking.update(name for name in stages if name.startswith(MLP_GRAPH))
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "weights": weights_id,
@@ -289,6 +313,7 @@ def export_all(
         "calibration": calibration.digest if calibration else None,
         "shapes": shapes.as_dict(),
         "full_steps": full_steps,
+        "layout": layout,
         "quantised_stages": list(quantised_stages) if calibration else [],
         "torch": torch.__version__,
         "stages": {},
@@ -302,7 +327,7 @@ def export_all(
             shapes,
             directory,
             activation=activation,
-            calibration=calibration if stage in (*quantised_stages, "full") else None,
+            calibration=calibration if stage in taking else None,
             steps=full_steps or 0,
         )
         document["stages"][stage] = {

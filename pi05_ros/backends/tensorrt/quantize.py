@@ -161,6 +161,7 @@ def reference_engine(
     stages: nn.ModuleDict | None = None,
     calibration: Calibration | None = None,
     quantised_stages: Sequence[str] = STAGES[1:],
+    layout: str = "stages",
 ) -> StagedEngine:
     """Float32 stages on torch, as they are or with a calibration's quantisers."""
     from pi05_ros.backends.tensorrt.export import quantised_stage
@@ -172,7 +173,8 @@ def reference_engine(
             module = stages[stage]
         else:
             ranges = calibration if stage in quantised_stages else None
-            module = quantised_stage(model, stage, torch.float32, ranges)
+            only = "mlp" if stage == "prefill" and layout == "mlp_only" else ""
+            module = quantised_stage(model, stage, torch.float32, ranges, only)
         names = [t.name for t in spec.inputs], [t.name for t in spec.outputs]
         runners[stage] = TorchRunner(module, *names)
     return StagedEngine(

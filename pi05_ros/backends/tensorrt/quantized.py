@@ -78,13 +78,16 @@ class QuantMatMul(nn.Module):
         return torch.matmul(a, fake_quantize(b, self.b_scale, "fp8"))
 
 
-def apply_calibration(stage_module: nn.Module, stage: str, calibration: Calibration) -> None:
+def apply_calibration(
+    stage_module: nn.Module, stage: str, calibration: Calibration, only: str = ""
+) -> None:
     """Quantise a stage in place.
 
     Args:
         stage_module: a `PrefillStage` or `DenoiseStage` without quantisers.
         stage: its name, "prefill" or "denoise_step".
         calibration: must name exactly the quantisers of the preset for this stage.
+        only: quantise the modules below this name alone ("mlp" for the MLPs of all layers).
 
     Raises:
         CalibrationError: quantisers missing, unknown, or of the wrong size.
@@ -100,7 +103,17 @@ def apply_calibration(stage_module: nn.Module, stage: str, calibration: Calibrat
             f"the calibration does not fit the {stage} stage: {len(missing)} quantisers are "
             f"missing and {len(extra)} are unknown (for example {(missing or extra)[0]})"
         )
-    for name, module in list(stage_module.named_modules()):
+    attach_quantizers(stage_module, stage, calibration, expected, only)
+
+
+def attach_quantizers(
+    root: nn.Module, stage: str, calibration: Calibration, expected: set[str], only: str = ""
+) -> None:
+    """Replace the modules below ``root`` that ``expected`` names by quantised ones."""
+    choice = calibration.choice
+    for name, module in list(root.named_modules()):
+        if only and f".{only}." not in name:
+            continue
         key = f"{stage}.{name}"
         replacement: nn.Module | None = None
         if f"{key}.weight_quantizer" in expected and isinstance(module, nn.Linear):
@@ -121,14 +134,14 @@ def apply_calibration(stage_module: nn.Module, stage: str, calibration: Calibrat
             )
         elif f"{key}.a_bmm_quantizer" in expected and isinstance(module, MatMul):
             a, b = (calibration.amax[f"{key}.{side}_bmm_quantizer"] for side in ("a", "b"))
-            like = next(b for b in stage_module.buffers() if b.is_floating_point())
-            dtype = getattr(stage_module, "dtype", like.dtype)
+            like = next(b for b in root.buffers() if b.is_floating_point())
+            dtype = getattr(root, "dtype", like.dtype)
             replacement = QuantMatMul(
                 a.reshape(()), b.reshape(()), torch.empty((), dtype=dtype, device=like.device)
             )
         if replacement is not None:
             parent, _, child = name.rpartition(".")
-            setattr(stage_module.get_submodule(parent), child, replacement)
+            setattr(root.get_submodule(parent), child, replacement)
 
 
 def _scalar(value: Tensor | None) -> Tensor | None:

@@ -10,6 +10,10 @@ import torch
 from pi05_ros.model import Pi05Config
 
 STAGES = ("vision", "prefill", "denoise_step")
+# What is compiled: whole stages, or of the prefill only its MLPs (two thirds of its work) with
+# torch doing the attention between them.
+LAYOUTS = ("stages", "mlp_only")
+MLP_GRAPH = "prefill_mlp_"
 # Added to the logits of padding in float32. Finite on purpose: -inf makes NaN of rows without
 # any valid key, and large negative values overflow in fused half-precision kernels.
 MASKED = -1.0e4
@@ -74,6 +78,16 @@ class StageShapes:
         return asdict(self)
 
 
+def graphs_of(layout: str, depth: int) -> tuple[str, ...]:
+    """Names of the graphs of a layout; the last prefill layer has no MLP, only K and V."""
+    if layout == "stages":
+        return STAGES
+    if layout == "mlp_only":
+        mlps = (f"{MLP_GRAPH}{layer:02d}" for layer in range(depth - 1))
+        return ("vision", *mlps, "denoise_step")
+    raise ValueError(f"unknown layout {layout!r}; accepted: {', '.join(LAYOUTS)}")
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output of a stage."""
@@ -117,6 +131,9 @@ def stage_spec(stage: str, shapes: StageShapes, dtype: torch.dtype) -> StageSpec
         return StageSpec((embeddings, positions, mask), (keys, values))
     if stage == "denoise_step":
         return StageSpec((x_t, modulation, keys, values, own_positions, mask), (velocity,))
+    if stage.startswith(MLP_GRAPH):
+        hidden = TensorSpec("hidden", (1, s.prefix, s.width), dtype)
+        return StageSpec((hidden,), (TensorSpec("update", hidden.shape, dtype),))
     if stage == "full":
         noise = TensorSpec("noise", x_t.shape, f32)
         actions = TensorSpec("actions", x_t.shape, f32)

@@ -319,6 +319,11 @@ def modulation_table(model: Pi05, steps: int, device: torch.device | None = None
     return torch.stack(rows, dim=1).to(device or model.device)
 
 
+def prefill_mlp(model: Pi05, layer: int, dtype: torch.dtype) -> GatedMlp:
+    """The MLP of one prefill layer by itself."""
+    return _mlp(cast(GemmaLayer, model.vlm.layers[layer]), dtype)
+
+
 STAGE_CLASSES: dict[str, Any] = {
     "vision": VisionStage,
     "prefill": PrefillStage,
