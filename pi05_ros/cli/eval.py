@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delay-ms", default="0", help="injected inference delay, 0 to 2000")
     parser.add_argument("--kv-reuse", default="1", help="1, 2, 3, ..., dynamic")
     parser.add_argument("--drop-wrist", default="0", help="probability of a missing wrist picture")
+    parser.add_argument("--max-steps", default="160", help="control steps an episode may take")
     parser.add_argument(
         "--wrong-prompts", action="store_true", help="also give each task the others' prompts"
     )
@@ -152,6 +153,7 @@ def _settings(args: argparse.Namespace) -> list[Any]:
         _list(args.delay_ms, int),
         _list(args.kv_reuse, str),
         _list(args.drop_wrist, float),
+        _list(args.max_steps, int),
     )
     return [Setting(*values) for values in itertools.product(*columns)]
 

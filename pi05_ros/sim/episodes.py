@@ -39,6 +39,7 @@ class Setting:
         delay_ms: time from observation to usable chunk.
         kv_reuse: "1", "2", ... or "dynamic".
         drop_wrist: probability that an observation lacks the wrist camera.
+        max_steps: control steps an episode may take.
 
     """
 
@@ -50,12 +51,15 @@ class Setting:
     delay_ms: int = 0
     kv_reuse: str = "1"
     drop_wrist: float = 0.0
+    max_steps: int = MAX_STEPS
 
     def __post_init__(self) -> None:
         if self.chunking not in CHUNKING:
             raise ValueError(f"chunking {self.chunking!r}; accepted: {', '.join(CHUNKING)}")
         if not 0 <= self.delay_ms <= 2000 or not 1 <= self.replan <= 1000:
             raise ValueError("delay_ms: 0 to 2000; replan: 1 to 1000 steps")
+        if not 1 <= self.max_steps <= MAX_STEPS:
+            raise ValueError(f"max_steps: 1 to {MAX_STEPS}")
         if not 0 <= self.drop_wrist <= 1:
             raise ValueError("drop_wrist: a probability from 0 to 1")
         make_rule(self.kv_reuse)
@@ -88,7 +92,8 @@ class Result:
         inferences: chunks made, ``fresh``: those with a KV cache of their own.
         seam_max: largest difference over all joints, in rad, between what the old and the new
             chunk say for the step at which the new one takes over; ``seam_mean`` over seams.
-        jerk: mean absolute second difference of the commands, rad.
+        kick_mean: mean over seams of the largest second difference of the targets, before any
+            limits, in the step before, at and after the seam, rad: a bend in the path.
 
     """
 
@@ -102,7 +107,7 @@ class Result:
     fresh: int
     seam_max: float
     seam_mean: float
-    jerk: float
+    kick_mean: float
 
     def row(self) -> dict[str, object]:
         """Flat, for CSV and JSON."""
@@ -118,7 +123,6 @@ def run_episode(
     seed: int,
     prompted: str | None = None,
     frames: list[np.ndarray] | None = None,
-    max_steps: int = MAX_STEPS,
 ) -> Result:
     """Run until the task is done or time is over.
 
@@ -131,7 +135,6 @@ def run_episode(
         seed: of the scene; the flow noise follows from it too.
         prompted: task whose words are given instead, to see whether they matter.
         frames: gets a base-camera picture per control step if given.
-        max_steps: end of the episode.
 
     """
     world.reset(seed)
@@ -145,10 +148,11 @@ def run_episode(
     coming: tuple[int, TimedChunk] | None = None
     current: TimedChunk | None = None
     seams: list[float] = []
-    commands: list[np.ndarray] = []
+    bends: list[int] = []
+    targets: list[np.ndarray] = []
     inferences = 0
     next_inference = 0
-    for step in range(max_steps):
+    for step in range(setting.max_steps):
         now = step * _STEP_NS
         if step >= next_inference and coming is None:
             images = {c: world.render(c, RENDER_SIZE, RENDER_SIZE) for c in CAMERAS}
@@ -165,21 +169,20 @@ def run_episode(
             chunk = coming[1]
             if current is not None and now < current.end_ns:
                 seams.append(float(np.abs(chunk.at(now) - current.at(now))[:6].max()))
+                bends.append(len(targets))
             strategy.add(chunk)
             current, coming = chunk, None
         target = strategy.target(now)
         if target is None and current is None:
             world.step(world.targets)  # the first chunk is still being computed
         else:
-            command = motion.step(target)
-            commands.append(command)
-            world.step(command)
+            targets.append(targets[-1] if target is None else target)
+            world.step(motion.step(target))
         if frames is not None:
             frames.append(world.render("base", RENDER_SIZE, RENDER_SIZE))
         referee.watch(world)
         if referee.done(task):
             break
-    jerk = float(np.abs(np.diff(np.array(commands)[:, :6], 2, axis=0)).mean()) if commands else 0.0
     return Result(
         seed=seed,
         task=task,
@@ -191,8 +194,17 @@ def run_episode(
         fresh=maker.fresh_contexts,
         seam_max=max(seams, default=0.0),
         seam_mean=float(np.mean(seams)) if seams else 0.0,
-        jerk=jerk,
+        kick_mean=_kick(targets, bends),
     )
+
+
+def _kick(targets: list[np.ndarray], bends: list[int]) -> float:
+    if len(targets) < 3 or not bends:
+        return 0.0
+    curve = np.abs(np.diff(np.array(targets)[:, :6], 2, axis=0)).max(axis=1)
+    # Row k of the curve is the bend at target k + 1.
+    windows = [curve[max(0, k - 2) : k + 1] for k in bends]
+    return float(np.mean([w.max() for w in windows if w.size]))
 
 
 def chunk_maker(policy: Policy, setting: Setting) -> ChunkMaker:

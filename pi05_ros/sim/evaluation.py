@@ -232,7 +232,7 @@ def _group(members: Sequence[dict[str, object]]) -> dict[str, object]:
         "fresh_share": mean("fresh") / max(mean("inferences"), 1e-9),
         "seam_mean": mean("seam_mean"),
         "seam_max": max(float(str(row["seam_max"])) for row in members),
-        "jerk": mean("jerk"),
+        "kick_mean": mean("kick_mean"),
     }
 
 
@@ -248,7 +248,7 @@ def markdown(summary: Sequence[dict[str, object]]) -> str:
         "unasked",
         "steps",
         "fresh KV",
-        "seam mean / max [rad]",
+        "seam mean / max, kick [rad]",
     )
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for entry in summary:
@@ -263,7 +263,7 @@ def markdown(summary: Sequence[dict[str, object]]) -> str:
             entry["unasked_tasks_done"],
             f"{entry['steps_mean']:.1f}",
             f"{entry['fresh_share']:.2f}",
-            f"{entry['seam_mean']:.4f} / {entry['seam_max']:.3f}",
+            f"{entry['seam_mean']:.4f} / {entry['seam_max']:.3f}, {entry['kick_mean']:.4f}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"

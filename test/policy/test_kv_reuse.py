@@ -12,10 +12,8 @@ from pi05_ros.policy.kv_reuse import EveryN, OnChange, change, make_rule, thumbn
 GREY = np.full((96, 128, 3), 100, np.uint8)
 
 
-def with_patch(value, size=16):
-    image = GREY.copy()
-    image[:size, :size] = value
-    return {"base": image}
+def with_patch(value):
+    return {"base": np.full_like(GREY, value), "wrist": GREY}
 
 
 def test_every_n():

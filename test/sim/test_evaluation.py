@@ -43,14 +43,17 @@ def test_settings_count_delay_in_steps_and_refuse_nonsense():
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(checkpoint, tmp_path, monkeypatch):
-    short = [Setting(denoise_steps=1, chunking=c, delay_ms=100) for c in ("naive", "rtc-trained")]
+    short = [
+        Setting(denoise_steps=1, chunking=c, delay_ms=100, max_steps=24)
+        for c in ("naive", "rtc-trained")
+    ]
     todo = jobs(short, ["pick_red"], [0, 1])
     calls = []
     run = evaluation.run_episode
 
     def counted(*args):
         calls.append(args[5])
-        return run(*args, max_steps=24)
+        return run(*args)
 
     monkeypatch.setattr(evaluation, "run_episode", counted)
     first = evaluate(todo[:3], tmp_path, checkpoint)
@@ -96,7 +99,7 @@ def row(setting, success, done="pick_red"):
         "fresh": 2,
         "seam_max": 0.2,
         "seam_mean": 0.1,
-        "jerk": 0.0,
+        "kick_mean": 0.0,
     }
 
 
@@ -109,13 +112,9 @@ def test_summary_counts_successes_and_unasked_tasks():
     assert "| replan=4 | pick_red | same | 1 | 1.000 |" in markdown([second])
 
 
-def test_command_writes_tables_plots_and_gif(checkpoint, tmp_path, monkeypatch, capsys):
-    run = evaluation.run_episode
-    monkeypatch.setattr(
-        evaluation, "run_episode", lambda *args, **kw: run(*args, max_steps=8, **kw)
-    )
+def test_command_writes_tables_plots_and_gif(checkpoint, tmp_path, capsys):
     words = f"eval --checkpoint {checkpoint} --out {tmp_path} --tasks pick_red --seeds 0:1"
-    assert main([*words.split(), "--steps", "1,2", "--gif", "0"]) == 0
+    assert main([*words.split(), "--steps", "1,2", "--max-steps", "8", "--gif", "0"]) == 0
     assert "denoise_steps=1" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "summary.json").read_text())) == 2
     assert (tmp_path / "results.csv").read_text().count("\n") == 3

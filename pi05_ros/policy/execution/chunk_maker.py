@@ -96,6 +96,8 @@ class ChunkMaker:
         mode: "plain", or how the previous chunk is continued: "vjp", "identity", "trained".
         schedule: of the guidance weights.
         reuse: when to keep the KV cache.
+        margin: steps beyond the expected delay that are tied to the previous chunk as well, so
+            that the hand-over itself is smooth and may come a little late.
 
     """
 
@@ -105,6 +107,7 @@ class ChunkMaker:
         mode: str = "plain",
         schedule: str = "exp",
         reuse: ReuseRule | None = None,
+        margin: int = 1,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"chunk mode {mode!r}; accepted: {', '.join(MODES)}")
@@ -114,6 +117,7 @@ class ChunkMaker:
         self.engine.mode, self.engine.schedule = mode, schedule
         policy.engine = self.engine
         self.reuse = reuse or EveryN(1)
+        self.margin = margin
         self.reset()
 
     def reset(self) -> None:
@@ -166,5 +170,5 @@ class ChunkMaker:
             normalizer=policy.recipe.normalization.actions,
             horizon=len(last.chunk.normalized),
             model_dim=last.chunk.normalized.shape[1],
-            delay=delay + step - self._anchor,
+            delay=delay + self.margin + step - self._anchor,
         )
