@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-reuse", default="1", help="1, 2, 3, ..., dynamic")
     parser.add_argument("--drop-wrist", default="0", help="probability of a missing wrist picture")
     parser.add_argument("--max-steps", default="160", help="control steps an episode may take")
+    parser.add_argument("--nudge", default="0", help="probability that the block is moved once")
     parser.add_argument(
         "--wrong-prompts", action="store_true", help="also give each task the others' prompts"
     )
@@ -154,6 +155,7 @@ def _settings(args: argparse.Namespace) -> list[Any]:
         _list(args.kv_reuse, str),
         _list(args.drop_wrist, float),
         _list(args.max_steps, int),
+        _list(args.nudge, float),
     )
     return [Setting(*values) for values in itertools.product(*columns)]
 

@@ -19,9 +19,21 @@ from pi05_ros.policy.execution.strategies import Ensemble, ReplaceAfter, Strateg
 from pi05_ros.policy.kv_reuse import make_rule
 from pi05_ros.sim.demonstrations import RENDER_SIZE
 from pi05_ros.sim.tasks import MAX_STEPS, TASKS, Referee
-from pi05_ros.sim.world import CAMERAS, CONTROL_DT, World
+from pi05_ros.sim.world import (
+    AREA_X,
+    AREA_Y,
+    BLOCK_GAP,
+    BLOCK_HALF,
+    BLOCKS,
+    CAMERAS,
+    CONTROL_DT,
+    World,
+)
 
 CHUNKING = ("naive", "ensemble", "rtc-vjp", "rtc-identity", "rtc-trained")
+NUDGE_M = 0.04
+NUDGE_STEPS = (4, 16)
+"""Range of the control step of a nudge."""
 _STEP_NS = round(CONTROL_DT * 1e9)
 
 
@@ -40,6 +52,7 @@ class Setting:
         kv_reuse: "1", "2", ... or "dynamic".
         drop_wrist: probability that an observation lacks the wrist camera.
         max_steps: control steps an episode may take.
+        nudge: probability that the asked block is pushed aside by 4 cm once, early on.
 
     """
 
@@ -52,6 +65,7 @@ class Setting:
     kv_reuse: str = "1"
     drop_wrist: float = 0.0
     max_steps: int = MAX_STEPS
+    nudge: float = 0.0
 
     def __post_init__(self) -> None:
         if self.chunking not in CHUNKING:
@@ -60,8 +74,8 @@ class Setting:
             raise ValueError("delay_ms: 0 to 2000; replan: 1 to 1000 steps")
         if not 1 <= self.max_steps <= MAX_STEPS:
             raise ValueError(f"max_steps: 1 to {MAX_STEPS}")
-        if not 0 <= self.drop_wrist <= 1:
-            raise ValueError("drop_wrist: a probability from 0 to 1")
+        if not (0 <= self.drop_wrist <= 1 and 0 <= self.nudge <= 1):
+            raise ValueError("drop_wrist and nudge: probabilities from 0 to 1")
         make_rule(self.kv_reuse)
 
     @property
@@ -152,7 +166,10 @@ def run_episode(
     targets: list[np.ndarray] = []
     inferences = 0
     next_inference = 0
+    nudge_at = int(rng.integers(*NUDGE_STEPS)) if rng.random() < setting.nudge else -1
     for step in range(setting.max_steps):
+        if step == nudge_at:
+            _nudge(world, TASKS[task].block, rng)
         now = step * _STEP_NS
         if step >= next_inference and coming is None:
             images = {c: world.render(c, RENDER_SIZE, RENDER_SIZE) for c in CAMERAS}
@@ -196,6 +213,20 @@ def run_episode(
         seam_mean=float(np.mean(seams)) if seams else 0.0,
         kick_mean=_kick(targets, bends),
     )
+
+
+def _nudge(world: World, name: str, rng: np.random.Generator) -> None:
+    """Move a block that lies on the table aside, to where no other block is."""
+    here = world.block(name)
+    if here[2] > 1.2 * BLOCK_HALF:
+        return
+    for angle in rng.uniform(0, 2 * np.pi, 20):
+        spot = here[:2] + NUDGE_M * np.array([np.cos(angle), np.sin(angle)])
+        inside = AREA_X[0] <= spot[0] <= AREA_X[1] and AREA_Y[0] <= spot[1] <= AREA_Y[1]
+        others = [world.block(other)[:2] for other in BLOCKS if other != name]
+        if inside and all(np.linalg.norm(spot - other) > BLOCK_GAP for other in others):
+            world.place_block(name, spot)
+            return
 
 
 def _kick(targets: list[np.ndarray], bends: list[int]) -> float:
