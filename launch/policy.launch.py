@@ -5,14 +5,23 @@
 An argument that is left empty keeps the value of params_file. `--show-args` lists them all.
 """
 
+from pathlib import Path
+
 from launch.action import Action
-from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler
-from launch.event_handlers import OnProcessStart
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    OpaqueFunction,
+    RegisterEventHandler,
+    TimerAction,
+)
+from launch.event_handlers import OnProcessExit, OnProcessStart
 from launch.events import matches_action
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import LifecycleNode
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
+from launch_ros.ros_adapters import get_ros_node
 from launch_ros.substitutions import FindPackageShare
 from lifecycle_msgs.msg import Transition
 
@@ -74,6 +83,83 @@ def remappings(values: dict[str, str]) -> list[tuple[str, str]]:
     return rules
 
 
+class Autostart:
+    """Configures and activates every new process once; later transitions are the user's.
+
+    A process that was killed stays in the DDS graph for up to 20 s, and its change_state service
+    would swallow the request to the one that replaces it. So the request waits for a
+    transition_event publisher that was not there when the process started.
+    """
+
+    PERIOD_S = 0.5
+
+    def __init__(self, node: LifecycleNode) -> None:
+        self.node = node
+        self.known: set[bytes] = set()
+        self.process = 0  # counts starts and exits; waiting for an earlier process ends
+        self.activate_due = False
+
+    def actions(self) -> list[Action]:
+        """Event handlers, to be registered before the node."""
+        return [
+            RegisterEventHandler(OnProcessStart(target_action=self.node, on_start=self.on_start)),
+            RegisterEventHandler(OnProcessExit(target_action=self.node, on_exit=self.on_exit)),
+            RegisterEventHandler(
+                OnStateTransition(
+                    target_lifecycle_node=self.node,
+                    start_state="configuring",
+                    goal_state="inactive",
+                    entities=[OpaqueFunction(function=self.on_configured)],
+                )
+            ),
+        ]
+
+    def on_start(self, event: object, context: LaunchContext) -> list[Action]:
+        """Process started: wait for its node."""
+        self.process += 1
+        self.activate_due = True
+        self.known = self.publishers(context)
+        return [self.later(OpaqueFunction(function=self.wait, args=[self.process]))]
+
+    def on_exit(self, event: object, context: LaunchContext) -> list[Action]:
+        """Process ended: nothing is waited for any more, so launch can end too."""
+        self.process += 1
+        return []
+
+    def wait(self, context: LaunchContext, process: int) -> list[Action]:
+        """Request configure once the node is there; services follow publishers at once."""
+        if process != self.process:
+            return []
+        if self.publishers(context) - self.known:
+            return [self.later(self.request(Transition.TRANSITION_CONFIGURE))]
+        return [self.later(OpaqueFunction(function=self.wait, args=[process]))]
+
+    def on_configured(self, context: LaunchContext) -> list[Action]:
+        """Activate after the first configure of a process, not after those of a human."""
+        if not self.activate_due:
+            return []
+        self.activate_due = False
+        return [self.request(Transition.TRANSITION_ACTIVATE)]
+
+    def publishers(self, context: LaunchContext) -> set[bytes]:
+        """Ids of the publishers of the node's transition_event topic."""
+        topic = f"{self.node.node_name}/transition_event"
+        found = get_ros_node(context).get_publishers_info_by_topic(topic)
+        return {bytes(item.endpoint_gid) for item in found}
+
+    def later(self, action: Action) -> TimerAction:
+        """Do something one period from now."""
+        return TimerAction(period=self.PERIOD_S, actions=[action])
+
+    def request(self, transition: int) -> EmitEvent:
+        """Ask the node for a transition."""
+        return EmitEvent(
+            event=ChangeState(
+                lifecycle_node_matcher=matches_action(self.node), transition_id=transition
+            )
+        )
+
+
 def bring_up(context: LaunchContext) -> list[Action]:
     """Node and event handlers for the given arguments."""
     values = {
@@ -81,6 +167,9 @@ def bring_up(context: LaunchContext) -> list[Action]:
         for name in (*PARAMETERS, *IMAGE_TOPICS, "joint_states", "namespace", "params_file",
                      "use_sim_time", "autostart", "log_level", "respawn")
     }  # fmt: skip
+    if not Path(values["params_file"]).is_file():
+        # launch itself only warns, and the node would run with defaults
+        raise ValueError(f"params_file:={values['params_file']} is not a file")
     node = LifecycleNode(
         package="pi05_ros",
         executable="policy_node",
@@ -97,32 +186,8 @@ def bring_up(context: LaunchContext) -> list[Action]:
         output="screen",
         emulate_tty=True,
     )
-    if not is_true(values["autostart"]):
-        return [node]
-
-    def request(transition: int) -> EmitEvent:
-        return EmitEvent(
-            event=ChangeState(
-                lifecycle_node_matcher=matches_action(node), transition_id=transition
-            )
-        )
-
-    return [
-        RegisterEventHandler(
-            OnProcessStart(target_action=node, on_start=[request(Transition.TRANSITION_CONFIGURE)])
-        ),
-        # Only after configuring: without start_state a node that somebody deactivates would be
-        # activated again at once.
-        RegisterEventHandler(
-            OnStateTransition(
-                target_lifecycle_node=node,
-                start_state="configuring",
-                goal_state="inactive",
-                entities=[request(Transition.TRANSITION_ACTIVATE)],
-            )
-        ),
-        node,
-    ]
+    handlers = Autostart(node).actions() if is_true(values["autostart"]) else []
+    return [*handlers, node]
 
 
 def generate_launch_description() -> LaunchDescription:

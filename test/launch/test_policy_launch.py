@@ -14,15 +14,18 @@ import pytest
 
 from pi05_ros.ros.parameters import SPECS, PolicyParameters
 
-PATH = Path(__file__).parents[2] / "launch" / "policy.launch.py"
+ROOT = Path(__file__).parents[2]
+PATH = ROOT / "launch" / "policy.launch.py"
+PARAMS_FILE = ROOT / "config" / "policy.yaml"
 
 STAND_INS = {
     "launch": ["LaunchContext", "LaunchDescription"],
     "launch.action": ["Action"],
     "launch.actions": [
         "DeclareLaunchArgument", "EmitEvent", "OpaqueFunction", "RegisterEventHandler",
+        "TimerAction",
     ],
-    "launch.event_handlers": ["OnProcessStart"],
+    "launch.event_handlers": ["OnProcessExit", "OnProcessStart"],
     "launch.events": ["matches_action"],
     "launch.substitutions": ["LaunchConfiguration", "PathJoinSubstitution"],
     "launch_ros": [],
@@ -30,6 +33,7 @@ STAND_INS = {
     "launch_ros.event_handlers": ["OnStateTransition"],
     "launch_ros.events": [],
     "launch_ros.events.lifecycle": ["ChangeState"],
+    "launch_ros.ros_adapters": ["get_ros_node"],
     "launch_ros.substitutions": ["FindPackageShare"],
 }  # fmt: skip
 
@@ -80,7 +84,7 @@ def arguments(module):
 
 def bring_up(module, **changes):
     values = {
-        name: item.default_value if isinstance(item.default_value, str) else "/policy.yaml"
+        name: item.default_value if isinstance(item.default_value, str) else str(PARAMS_FILE)
         for name, item in arguments(module).items()
     }
     return module.bring_up({**values, **changes})
@@ -103,7 +107,7 @@ def test_every_argument_is_described(launch_file):
 
 def test_empty_arguments_keep_the_values_of_the_file(launch_file):
     node = node_of(bring_up(launch_file))
-    assert node["parameters"] == ["/policy.yaml", {"use_sim_time": False}]
+    assert node["parameters"] == [str(PARAMS_FILE), {"use_sim_time": False}]
     assert node["remappings"] == []
     assert (node["package"], node["executable"]) == ("pi05_ros", "policy_node")
     assert node["name"] == "pi05_policy"
@@ -147,25 +151,90 @@ def test_camera_remaps_cover_raw_and_compressed(launch_file):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("denoise_steps", "many"), ("rate_hz", "fast"), ("autostart", "perhaps")]
+    ("name", "value"),
+    [
+        ("denoise_steps", "many"),
+        ("rate_hz", "fast"),
+        ("autostart", "perhaps"),
+        ("params_file", "/nowhere.yaml"),
+    ],
 )
 def test_bad_argument_is_named(launch_file, name, value):
     with pytest.raises(ValueError, match=value):
         bring_up(launch_file, **{name: value})
 
 
-def test_autostart_configures_at_start_and_activates_only_after_configuring(launch_file):
+class Graph:
+    """Stands in for launch's own ROS node: which transition_event publishers it sees."""
+
+    def __init__(self):
+        self.gids = []
+
+    def get_publishers_info_by_topic(self, topic):
+        assert topic == "/arm/pi05_policy/transition_event"
+        return [SimpleNamespace(endpoint_gid=gid) for gid in self.gids]
+
+
+@pytest.fixture
+def autostart(launch_file, monkeypatch):
+    graph = Graph()
+    monkeypatch.setattr(launch_file, "get_ros_node", lambda context: graph)
+    return launch_file.Autostart(SimpleNamespace(node_name="/arm/pi05_policy")), graph
+
+
+def proceed(actions):
+    """Run what a timer holds; the requested transition, or None while it still waits."""
+    (timer,) = actions
+    (action,) = timer.kwargs["actions"]
+    if type(action).__name__ == "EmitEvent":
+        return action.kwargs["event"].kwargs["transition_id"]
+    return action.kwargs["function"](None, *action.kwargs["args"])
+
+
+def activates(autostart):
+    actions = autostart.on_configured(None)
+    return [item.kwargs["event"].kwargs["transition_id"] for item in actions] == [3]
+
+
+def test_autostart_listens_for_configured_only_after_configuring(launch_file):
     handlers = [
         item.args[0] for item in bring_up(launch_file)
         if type(item).__name__ == "RegisterEventHandler"
     ]  # fmt: skip
-    start, inactive = handlers
-    assert type(start).__name__ == "OnProcessStart"
-    assert start.kwargs["on_start"][0].kwargs["event"].kwargs["transition_id"] == 1
+    assert [type(item).__name__ for item in handlers] == [
+        "OnProcessStart", "OnProcessExit", "OnStateTransition",
+    ]  # fmt: skip
     # Without start_state, a node that somebody deactivates would be activated again.
-    assert inactive.kwargs["start_state"] == "configuring"
-    assert inactive.kwargs["goal_state"] == "inactive"
-    assert inactive.kwargs["entities"][0].kwargs["event"].kwargs["transition_id"] == 3
+    assert handlers[2].kwargs["start_state"] == "configuring"
+    assert handlers[2].kwargs["goal_state"] == "inactive"
+
+
+def test_autostart_waits_for_the_node_and_activates_it_once(autostart):
+    starter, graph = autostart
+    waiting = proceed(starter.on_start(None, None))
+    waiting = proceed(waiting)
+    graph.gids = [[1, 2]]
+    assert proceed(proceed(waiting)) == 1
+    assert activates(starter)
+    assert not activates(starter)  # configured by hand later
+
+
+def test_autostart_does_not_ask_a_killed_process_that_is_still_in_the_graph(autostart):
+    starter, graph = autostart
+    graph.gids = [[1, 2]]
+    waiting = proceed(starter.on_start(None, None))
+    waiting = proceed(waiting)
+    graph.gids = [[1, 2], [3, 4]]
+    assert proceed(proceed(waiting)) == 1
+    assert activates(starter)
+
+
+def test_autostart_stops_waiting_when_the_process_ends(autostart):
+    starter, graph = autostart
+    waiting = starter.on_start(None, None)
+    starter.on_exit(None, None)
+    graph.gids = [[1, 2]]
+    assert proceed(waiting) == []
 
 
 def test_without_autostart_there_is_only_the_node(launch_file):
