@@ -12,17 +12,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-
 from pi05_ros.model import CheckpointError
 from pi05_ros.model.checkpoint import find_files
 from pi05_ros.model.config import MAX_PROMPT_TOKENS
+from pi05_ros.model.expert import MAX_PERIOD, MIN_PERIOD
 from pi05_ros.model.safetensors_file import read_header
 from pi05_ros.policy.chunk import ActionMeaning, ActionUnit
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.normalize import LEROBOT_EPS, NEEDED, Normalization, Normalizer
+from pi05_ros.policy.lerobot_processors import (
+    POSTPROCESSOR,
+    PREPROCESSOR,
+    RELATIVE,
+    check_pictures_unchanged,
+    config_of,
+    find_step,
+    is_names,
+    named_tokenizer,
+    read_normalizer,
+    read_steps,
+)
+from pi05_ros.policy.normalize import Normalization
 from pi05_ros.policy.profile import MODEL_DIM, Camera, RobotProfile
 from pi05_ros.policy.profile_yaml import load_profile
 from pi05_ros.policy.recipe import Recipe, read_json, whole_number
@@ -30,27 +39,6 @@ from pi05_ros.policy.recipe import Recipe, read_json, whole_number
 ERAS = ("auto", "0.4", "0.5")
 DEFAULT_HZ = 30.0  # LeRobot's usual recording rate; its policy files do not tell it
 STATE, ACTION = "observation.state", "action"
-_MODES = {
-    "IDENTITY": "identity",
-    "MEAN_STD": "zscore",
-    "MIN_MAX": "minmax",
-    "QUANTILES": "quantile",
-    "QUANTILE10": "quantile10",
-}
-_PREPROCESSOR = "policy_preprocessor.json"
-_POSTPROCESSOR = "policy_postprocessor.json"
-_RELATIVE = ("relative_actions_processor", "delta_actions_processor")
-_KNOWN_STEPS = {
-    *_RELATIVE,
-    "rename_observations_processor",
-    "to_batch_processor",
-    "normalizer_processor",
-    "pi05_prepare_state_tokenizer_processor_step",
-    "tokenizer_processor",
-    "device_processor",
-    "unnormalizer_processor",
-    "absolute_actions_processor",
-}
 _NEW_CONFIG_KEYS = (
     "use_relative_actions",
     "relative_exclude_joints",
@@ -63,7 +51,7 @@ _NEW_CONFIG_KEYS = (
 def is_lerobot(checkpoint: Path) -> bool:
     """Whether a path is a LeRobot policy directory (or the weights in one)."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    if (folder / _PREPROCESSOR).is_file():
+    if (folder / PREPROCESSOR).is_file():
         return True
     config = read_json(folder / "config.json")
     return "input_features" in config and "type" in config
@@ -95,22 +83,18 @@ def lerobot_recipe(
     config = read_json(folder / "config.json")
     if config.get("type") not in (None, "pi05"):
         raise PolicyError(f"{folder} holds a LeRobot {config['type']!r} policy; accepted: 'pi05'")
-    if config.get("use_proprioceptive_memory"):
-        raise PolicyError(
-            f"{folder} uses LeRobot's memory (use_proprioceptive_memory); not supported"
-        )
-    if config.get("n_obs_steps", 1) != 1:
-        raise PolicyError(f"n_obs_steps is {config['n_obs_steps']}; accepted: 1")
-    pre, post = _steps(folder / _PREPROCESSOR), _steps(folder / _POSTPROCESSOR)
+    _check_supported(folder, config)
+    pre, post = read_steps(folder / PREPROCESSOR), read_steps(folder / POSTPROCESSOR)
+    check_pictures_unchanged(folder, pre)
     assumptions: list[str] = []
-    for name, steps in ((_PREPROCESSOR, pre), (_POSTPROCESSOR, post)):
+    for name, steps in ((PREPROCESSOR, pre), (POSTPROCESSOR, post)):
         if not steps:
             assumptions.append(f"{name} is missing: its values pass unchanged")
     era = _era(era, folder, config, pre, assumptions)
     inputs = _features(config, "input_features")
     state_size = _size(inputs, STATE, "input_features")
     action_size = _size(_features(config, "output_features"), ACTION, "output_features")
-    rename = _config_of(pre, "rename_observations_processor").get("rename_map") or {}
+    rename = config_of(pre, "rename_observations_processor").get("rename_map") or {}
     if not isinstance(rename, Mapping):
         raise PolicyError(f"rename_map is {rename!r:.80}; accepted: a mapping of feature names")
     profile = _profile(
@@ -123,51 +107,37 @@ def lerobot_recipe(
         control_hz,
         assumptions,
     )
-    tokenizer = _config_of(pre, "tokenizer_processor")
+    tokenizer = config_of(pre, "tokenizer_processor")
     length = whole_number(config, "tokenizer_max_length", MAX_PROMPT_TOKENS)
     old = era == "0.4"
     return Recipe(
         family="lerobot",
         profile=profile,
         normalization=Normalization(
-            _normalizer(
+            read_normalizer(
                 folder, pre, "normalizer_processor", "STATE", STATE, state_size, assumptions
             ),
-            _normalizer(
+            read_normalizer(
                 folder, post, "unnormalizer_processor", "ACTION", ACTION, action_size, assumptions
             ),
-            source=f"{_PREPROCESSOR} and {_POSTPROCESSOR}",
+            source=f"{PREPROCESSOR} and {POSTPROCESSOR}",
         ),
         lerobot_pad=-3.0 if old else -1.0,
         prompt_state_size=whole_number(config, "max_state_dim", MODEL_DIM) if old else None,
         max_prompt_tokens=whole_number(tokenizer, "max_length", length),
+        tokenizer=named_tokenizer(folder, tokenizer),
         assumptions=tuple(assumptions),
     )
 
 
-def _steps(path: Path) -> list[dict[str, Any]]:
-    """Steps of a processor file, in order; [] if there is none."""
-    steps = read_json(path).get("steps", [])
-    if not isinstance(steps, list) or not all(isinstance(s, dict) for s in steps):
-        raise PolicyError(f"{path} has no list of steps")
-    for step in steps:
-        name = step.get("registry_name")
-        if not isinstance(name, str) or name not in _KNOWN_STEPS:
-            raise PolicyError(
-                f"{path} has the step {name or step.get('class')!r}, whose meaning is not known "
-                f"here; accepted: {', '.join(sorted(_KNOWN_STEPS))}"
-            )
-    return steps
-
-
-def _step(steps: Sequence[Mapping[str, Any]], *names: str) -> Mapping[str, Any] | None:
-    return next((s for s in steps if s["registry_name"] in names), None)
-
-
-def _config_of(steps: Sequence[Mapping[str, Any]], *names: str) -> Mapping[str, Any]:
-    step = _step(steps, *names)
-    config = (step or {}).get("config") or {}
-    return config if isinstance(config, Mapping) else {}
+def _check_supported(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise PolicyError for options that change the model into one that is not built here."""
+    for key in ("use_proprioceptive_memory", "use_visual_memory"):
+        if config.get(key):
+            raise PolicyError(f"{folder} uses LeRobot's memory ({key}); not supported")
+    for key, only in (("n_obs_steps", 1), ("min_period", MIN_PERIOD), ("max_period", MAX_PERIOD)):
+        if config.get(key, only) not in (only, None):
+            raise PolicyError(f"{folder}: {key} is {config[key]!r:.50}; accepted: {only:g}")
 
 
 def _era(
@@ -182,9 +152,9 @@ def _era(
     if era != "auto":
         return era
     signs = [f"config.json has {key}" for key in _NEW_CONFIG_KEYS if key in config]
-    relative = _step(pre, *_RELATIVE)
+    relative = find_step(pre, *RELATIVE)
     if relative is not None:
-        signs.append(f"{_PREPROCESSOR} has {relative['registry_name']}")
+        signs.append(f"{PREPROCESSOR} has {relative['registry_name']}")
     names = _tensor_names(folder)
     if any(n.endswith("language_model.embed_tokens.weight") for n in names) and any(
         n.endswith("paligemma.lm_head.weight") for n in names
@@ -283,20 +253,20 @@ def _profile(
 ) -> RobotProfile:
     state_size, action_size = sizes
     pre, post = processors
-    relative = _config_of(pre, *_RELATIVE)
+    relative = config_of(pre, *RELATIVE)
     names = relative.get("action_names") or config.get("action_feature_names")
-    if names is not None and not _is_names(names):
+    if names is not None and not is_names(names):
         raise PolicyError(f"action names are {names!r:.80}; accepted: a list of different texts")
     exclude = relative.get("exclude_joints") or []
-    if not _is_names(exclude):
+    if not is_names(exclude):
         raise PolicyError(f"exclude_joints is {exclude!r:.80}; accepted: a list of texts")
-    absolute = _config_of(post, "absolute_actions_processor")
+    absolute = config_of(post, "absolute_actions_processor")
     mask: tuple[bool, ...] = ()
     if absolute.get("enabled"):
         if not relative:
             raise PolicyError(
-                f"{_POSTPROCESSOR} makes actions absolute, but {_PREPROCESSOR} has none of the "
-                f"steps {', '.join(_RELATIVE)} that would say which"
+                f"{POSTPROCESSOR} makes actions absolute, but {PREPROCESSOR} has none of the "
+                f"steps {', '.join(RELATIVE)} that would say which"
             )
         mask = relative_mask(exclude, names, action_size)
     horizon = whole_number(config, "chunk_size", 50, most=1024)
@@ -348,10 +318,6 @@ def _profile(
     )
 
 
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, str) for v in value)
-
-
 def relative_mask(
     exclude: Sequence[str], names: Sequence[str] | None, size: int
 ) -> tuple[bool, ...]:
@@ -365,73 +331,3 @@ def relative_mask(
     mask = [not any(word in str(name).lower() for word in words) for name in names[:size]]
     mask += [True] * (size - len(mask))
     return tuple(mask)
-
-
-def _normalizer(
-    folder: Path,
-    steps: Sequence[Mapping[str, Any]],
-    step_name: str,
-    kind: str,
-    feature: str,
-    size: int,
-    assumptions: list[str],
-) -> Normalizer:
-    """Normaliser of one feature as its step says; statistics that are not there mean identity."""
-    step = _step(steps, step_name)
-    if step is None:
-        return Normalizer("identity", family="lerobot")
-    config = _config_of(steps, step_name)
-    norm_map = config.get("norm_map") or {}
-    if not isinstance(norm_map, Mapping):
-        raise PolicyError(f"norm_map is {norm_map!r:.80}; accepted: a mapping of feature types")
-    mode = str(norm_map.get(kind, "IDENTITY"))
-    if mode not in _MODES:
-        raise PolicyError(f"norm_map.{kind} is {mode!r}; accepted: {', '.join(_MODES)}")
-    keys = config.get("normalize_observation_keys")
-    if keys is not None and not _is_names(keys):
-        raise PolicyError(f"normalize_observation_keys is {keys!r:.80}; accepted: a list of texts")
-    eps = config.get("eps", LEROBOT_EPS)
-    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
-        raise PolicyError(f"eps is {eps!r:.50}; accepted: a number from 0 to below 1")
-    if _MODES[mode] == "identity" or (
-        keys is not None and kind == "STATE" and feature not in keys
-    ):
-        return Normalizer("identity", family="lerobot")
-    stats = _read_stats(folder, step, feature)
-    if not stats:
-        assumptions.append(f"no statistics for {feature}: it passes unchanged")
-        return Normalizer("identity", family="lerobot")
-    try:
-        normalizer = Normalizer(_MODES[mode], stats, family="lerobot", eps=float(eps))
-    except PolicyError as error:
-        raise PolicyError(f"{feature}: {error}") from error
-    if normalizer.size != size:
-        raise PolicyError(
-            f"{step.get('state_file')}: statistics of {feature} cover {normalizer.size} values; "
-            f"config.json says {size}"
-        )
-    return normalizer
-
-
-def _read_stats(folder: Path, step: Mapping[str, Any], feature: str) -> dict[str, np.ndarray]:
-    name = step.get("state_file")
-    if name is None:
-        return {}
-    try:
-        path = (folder / str(name)).resolve()
-        inside = folder.resolve() in path.parents and path.is_file()
-    except (OSError, ValueError):  # too long, or with a null character
-        inside = False
-    if not inside:
-        raise PolicyError(f"state_file {name!r:.80} is not a file in {folder}")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise PolicyError(f"{path} is not a readable safetensors file: {error}") from error
-    wanted = {stat for pair in NEEDED.values() for stat in pair}
-    return {
-        stat: np.asarray(values, dtype=np.float32)
-        for key, values in tensors.items()
-        for part, _, stat in [key.rpartition(".")]
-        if part == feature and stat in wanted
-    }

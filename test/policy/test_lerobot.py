@@ -213,6 +213,9 @@ def _set(name, **values):
         (*_set("config.json", type="act"), "'act' policy; accepted: 'pi05'"),
         (*_set("config.json", n_obs_steps=3), "n_obs_steps is 3; accepted: 1"),
         (*_set("config.json", use_proprioceptive_memory=True), "memory"),
+        (*_set("config.json", use_visual_memory=True), "memory"),
+        (*_set("config.json", min_period=0.001), "min_period is 0.001; accepted: 0.004"),
+        (*_set("config.json", max_period=8.0), "max_period is 8.0; accepted: 4"),
         (*_set("config.json", input_features={}), "no input_features"),
         (*_set("config.json", output_features={"action": {"shape": []}}), "'action' with a shape"),
         (*_set("policy_preprocessor.json", steps=[{"registry_name": "magic"}]), "'magic'"),
@@ -287,3 +290,64 @@ def test_files_with_any_value_replaced_end_in_our_error_or_a_recipe(tmp_path_fac
     path.write_text(json.dumps(content))
     with contextlib.suppress(PolicyError):
         assert lerobot_recipe(folder).profile.horizon >= 1
+
+
+def _picture_statistics(folder):
+    """ImageNet-like statistics for one camera, in the file that LeRobot writes them to."""
+    state = {f"observation.state.{k}": v for k, v in stats(6, 1).items()}
+    for name, value in (("mean", 0.5), ("std", 0.25)):
+        state[f"observation.images.top.{name}"] = np.full((3, 1, 1), value, np.float32)
+    save_file(state, folder / STATE_FILE)
+
+
+def _visual_mode(mode):
+    return lambda d: d["steps"][2]["config"]["norm_map"].update(VISUAL=mode)
+
+
+def test_normalised_pictures_are_an_error_and_not_ignored(tmp_path):
+    write_lerobot(tmp_path)
+    _picture_statistics(tmp_path)
+    lerobot_recipe(tmp_path)  # IDENTITY: the statistics are there and unused
+    edit(tmp_path / "policy_preprocessor.json", _visual_mode("MEAN_STD"))
+    with pytest.raises(PolicyError, match=r"normalises 'observation.images.top' by 'MEAN_STD'"):
+        lerobot_recipe(tmp_path)
+
+
+def test_pictures_without_statistics_pass_whatever_the_map_says(tmp_path):
+    write_lerobot(tmp_path)
+    edit(tmp_path / "policy_preprocessor.json", _visual_mode("MEAN_STD"))
+    assert lerobot_recipe(tmp_path).normalization.state.kind == "quantile"
+
+
+def test_state_that_the_normalizer_does_not_list_passes_unchanged(tmp_path):
+    write_lerobot(tmp_path)
+    edit(
+        tmp_path / "policy_preprocessor.json",
+        lambda d: d["steps"][2]["config"]["features"].pop("observation.state"),
+    )
+    recipe = lerobot_recipe(tmp_path)
+    assert recipe.normalization.state.kind == "identity"
+    assert recipe.normalization.actions.kind == "quantile"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("tokenizer", True),
+        ("google/paligemma-3b-pt-224", False),
+        ("../outside", False),
+        ("\0", False),
+        (7, False),
+    ],
+)
+def test_tokenizer_saved_with_the_checkpoint(tmp_path, name, found):
+    folder = write_lerobot(tmp_path / "policy")
+    for place in (folder / "tokenizer", tmp_path / "outside"):
+        place.mkdir()
+        (place / "tokenizer.json").write_text("{}")
+    edit(
+        folder / "policy_preprocessor.json",
+        lambda d: d["steps"][4]["config"].update(tokenizer_name=name),
+    )
+    expected = str((folder / "tokenizer").resolve()) if found else None
+    assert lerobot_recipe(folder).tokenizer == expected
