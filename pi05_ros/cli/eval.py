@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", default="all", help="names, or all (default)")
     parser.add_argument("--seeds", default="0:50", help="FIRST:END or a list (default 0:50)")
     parser.add_argument("--backend", default="eager")
-    parser.add_argument("--precision", default="fp32", help="fp32, bf16, ... of all stages")
+    parser.add_argument("--precision", default="fp32", help="fp32, bf16, fake-fp8, ...")
     parser.add_argument("--steps", default="10", help="denoise steps, e.g. 1,3,10")
     parser.add_argument(
         "--chunking",

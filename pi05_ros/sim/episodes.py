@@ -43,7 +43,7 @@ class Setting:
 
     Attributes:
         backend: engine.
-        precision: of all three stages, or "auto".
+        precision: of all three stages, "auto", or imitated: "fake-fp8", "fake-int8".
         denoise_steps: Euler steps of the flow.
         chunking: "naive": the new chunk replaces the old; "ensemble": they are averaged; "rtc-":
             the new one continues the old (guided by VJP or identity, or trained prefix).

@@ -12,13 +12,17 @@ from pathlib import Path
 
 import torch
 
+from pi05_ros.model import Pi05
 from pi05_ros.policy import Policy
 from pi05_ros.policy.execution.limits import JointLimits, limits_from_yaml
 from pi05_ros.policy.resources import config_dir
 from pi05_ros.sim.episodes import Result, Setting, chunk_maker, run_episode
+from pi05_ros.sim.fake_quant import fake_quantise
 from pi05_ros.sim.world import World
 
 RESULTS = "results.jsonl"
+IMITATED = "fake-"
+"""Prefix of precisions that are imitated in float32: fake-fp8, fake-int8."""
 LIMITS_FILE = "sim_arm_limits.yaml"
 Z95 = 1.959964
 
@@ -101,14 +105,21 @@ class Runner:
         if self._policy is None or self._loaded != wanted:
             if self._policy is not None:
                 self._policy.close()
+            imitated = setting.precision.removeprefix(IMITATED)
+            fake = imitated != setting.precision
             self._policy = Policy.load(
                 self.checkpoint,
                 robot="sim_arm",
                 backend=setting.backend,
-                precision=setting.precision,
+                precision="fp32" if fake else setting.precision,
                 denoise_steps=setting.denoise_steps,
                 device=self.device,
             )
+            if fake:
+                model = getattr(self._policy.engine, "model", None)
+                if not isinstance(model, Pi05):
+                    raise ValueError(f"precision {setting.precision} needs the eager backend")
+                fake_quantise(model, imitated)
             self._loaded = wanted
         return run_episode(
             self.world,
