@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import sys
@@ -110,6 +109,7 @@ def _run_ros(args: argparse.Namespace) -> int:
 
         ros_environment()  # says what is missing before rclpy is imported
         from pi05_ros.ros.bring_up import BringUpError
+        from pi05_ros.sim import report
         from pi05_ros.sim.ros_session import run_session
     except (ValueError, RosMissingError) as error:
         print(f"pi05 eval: {error}", file=sys.stderr)
@@ -131,7 +131,10 @@ def _run_ros(args: argparse.Namespace) -> int:
             return 1
         print(f"{task}: {session.text}")
         path = args.out / f"ros-{task}.json"
-        path.write_text(json.dumps(dataclasses.asdict(session), indent=1) + "\n", "utf-8")
+        path.write_text(json.dumps(session.row(), indent=1) + "\n", "utf-8")
+        report.latency_plot(session.to_command_ms, session.stages_ms, path.with_suffix(".png"))
+        report.write_gif(session.film, path.with_suffix(".gif"))
+        print(f"wrote {path}, {path.stem}.png, {path.stem}.gif")
     return 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from sensor_msgs.msg import Image
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -26,12 +27,14 @@ from pi05_ros.replay.live import ros_environment
 from pi05_ros.replay.processes import ChildError, Children
 from pi05_ros.ros import qos
 from pi05_ros.ros.bring_up import bring_up
-from pi05_ros.ros.conversion import stamp_ns
+from pi05_ros.ros.conversion import image_to_rgb, stamp_ns
 from pi05_ros.sim.evaluation import LIMITS_FILE
 from pi05_ros.sim.tasks import task_by_name
 
 EPISODE_S = 10.0
 """Wall time an episode may take."""
+MAX_FILM = 600
+"""Pictures that are kept; later ones are not filmed."""
 _CONFIGURE_S = 120.0
 _RESTART = ("pi05_executor/stop", "sim_arm/reset", "pi05_policy/reset", "pi05_executor/resume")
 _STAGES = ("queue", "preprocess", "vision", "prefill", "denoise", "model", "total")
@@ -47,6 +50,7 @@ class Session:
         to_command_ms: observation stamp -> first command after the chunk that answers it.
         stages_ms: stage of the policy node -> its times, from the chunks' own timings.
         chunks: chunks received, over ``watched_s`` seconds.
+        film: pictures of the base camera, all episodes one after the other.
 
     """
 
@@ -56,6 +60,12 @@ class Session:
     stages_ms: dict[str, list[float]] = field(default_factory=dict)
     chunks: int = 0
     watched_s: float = 0.0
+    film: list[np.ndarray] = field(default_factory=list, repr=False)
+
+    def row(self) -> dict[str, Any]:
+        """Everything but the film, for JSON."""
+        names = [item.name for item in fields(self) if item.name != "film"]
+        return {name: getattr(self, name) for name in names}
 
     @property
     def text(self) -> str:
@@ -85,6 +95,7 @@ class Referee(Node):
         self.session = session
         self.task_done = False
         self._waiting: int | None = None
+        self.create_subscription(Image, "base_camera/image_raw", self._on_image, qos.INPUT)
         self.create_subscription(Bool, "sim_arm/task_done", self._on_done, qos.LATCHED)
         self.create_subscription(
             ActionChunk, "pi05_policy/action_chunk", self._on_chunk, qos.CHUNK
@@ -95,6 +106,10 @@ class Referee(Node):
 
     def _on_done(self, message: Bool) -> None:
         self.task_done = message.data
+
+    def _on_image(self, message: Image) -> None:
+        if len(self.session.film) < MAX_FILM:
+            self.session.film.append(image_to_rgb(message).copy())
 
     def _on_chunk(self, message: ActionChunk) -> None:
         self.session.chunks += 1

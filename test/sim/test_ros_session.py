@@ -1,0 +1,50 @@
+"""The shipped policy does its tasks: in-process, and through driver, policy and executor nodes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from pi05_ros.cli.main import main
+from pi05_ros.model import load_checkpoint
+from pi05_ros.sim.episodes import Setting
+from pi05_ros.sim.evaluation import evaluate, jobs
+from pi05_ros.sim.shipped import CHECKPOINT, CONFIG
+
+
+def test_shipped_weights_are_small_and_in_the_stated_shape():
+    assert (CHECKPOINT / "model.safetensors").stat().st_size < 12e6
+    assert load_checkpoint(CHECKPOINT, device="meta").config == CONFIG
+
+
+def test_shipped_policy_succeeds_and_obeys_the_prompt(tmp_path):
+    tasks = ["pick_red", "pick_green", "push_blue"]
+    rows = evaluate(jobs([Setting()], tasks, range(500, 504)), tmp_path, str(CHECKPOINT))
+    assert sum(bool(row["success"]) for row in rows) >= 11
+    wrong = Setting(max_steps=48)
+    rows = evaluate(jobs([wrong], tasks, [500], True), tmp_path, str(CHECKPOINT))
+    assert not any(row["success"] for row in rows if row["task"] != row["prompted"])
+
+
+@pytest.mark.parametrize("chunking", ["rtc-vjp", "rtc-trained"])
+def test_rtc_makes_seams_smaller_at_a_long_delay_and_still_succeeds(tmp_path, chunking):
+    settings = [Setting(delay_ms=200), Setting(delay_ms=200, chunking=chunking)]
+    rows = evaluate(jobs(settings, ["push_blue"], range(3)), tmp_path, str(CHECKPOINT))
+    naive, rtc = rows[:3], rows[3:]
+    assert all(row["success"] for row in rtc)
+    mean = [sum(float(row["seam_mean"]) for row in group) for group in (naive, rtc)]
+    assert mean[1] < (0.1 if chunking == "rtc-trained" else 0.9) * mean[0]
+
+
+def test_an_episode_through_ros_nodes_succeeds(tmp_path, capsys):
+    words = f"eval --ros --tasks push_blue --seeds 0:2 --out {tmp_path}"
+    assert main(words.split()) == 0
+    assert "success 2 of 2" in capsys.readouterr().out
+    row = json.loads((tmp_path / "ros-push_blue.json").read_text())
+    assert row["chunks"] > 4
+    assert len(row["to_command_ms"]) > 4
+    assert (tmp_path / "ros-push_blue.png").stat().st_size > 1000
+    with Image.open(tmp_path / "ros-push_blue.gif") as gif:
+        assert gif.n_frames > 10
