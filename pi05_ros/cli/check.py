@@ -21,7 +21,7 @@ from pi05_ros.cli.engine_options import (
 from pi05_ros.cli.export import add_precision_arguments, export_subject
 
 PASSED, REFUSED = 0, 1
-BACKENDS = ("tensorrt", "onnx", "scaled_mm")
+BACKENDS = ("tensorrt", "onnx", "scaled_mm", "torch_tensorrt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="tensorrt",
         choices=BACKENDS,
         help="tensorrt: the newest engines; onnx: the graphs in ONNX Runtime; scaled_mm: the same "
-        "FP8 scales on this GPU's FP8 units through torch",
+        "FP8 scales on this GPU's FP8 units through torch; torch_tensorrt: prefill MLPs and "
+        "denoise step compiled by torch-tensorrt (experimental)",
     )
     parser.add_argument("--engine", type=Path, help="engine folder instead of the newest")
     parser.add_argument("--steps", type=int, default=10, help="flow steps")
@@ -167,10 +168,16 @@ def _run(args: argparse.Namespace) -> int:
     else:
         from pi05_ros.backends.tensorrt.artifacts import find_calibration
         from pi05_ros.backends.tensorrt.scaled_mm import scaled_mm_engine
+        from pi05_ros.backends.tensorrt.torch_tensorrt import torch_tensorrt_engine
 
         calibration = find_calibration(subject.weights, args.calibration, args.cache)
-        engine = scaled_mm_engine(subject.model, subject.shapes, calibration)
-        document = {"quantised_stages": ["prefill", "denoise_step"], "layout": "stages"}
+        whole = args.backend == "scaled_mm"
+        make = scaled_mm_engine if whole else torch_tensorrt_engine
+        engine = make(subject.model, subject.shapes, calibration)
+        document = {
+            "quantised_stages": ["prefill", "denoise_step"],
+            "layout": "stages" if whole else "mlp_only",
+        }
     report, golden = check_subject(args, subject, engine, document)
     out = args.out or Path("out/check")
     facts = {"weights": subject.weights, "golden": golden, **machine_facts(subject.model.device)}

@@ -36,7 +36,7 @@ def test_each_release_goes_with_one_torch_and_one_tensorrt(release: tuple[int, i
 
 
 def test_unknown_release_and_missing_package() -> None:
-    with pytest.raises(BackendError, match="2.8.0 is not known; accepted: 2.9"):
+    with pytest.raises(BackendError, match=r"2\.8\.0 is not known; accepted: 2\.9"):
         ours.check_versions("2.8.0", "2.8.0", "10.12.0")
     with pytest.raises(BackendError, match="torch-tensorrt is not installed"):
         ours.load_compiler()

@@ -1,4 +1,4 @@
-"""Second way to TensorRT: torch-tensorrt for the prefill's MLPs and the denoise step. Experimental.
+"""Second, experimental way to TensorRT: torch-tensorrt for prefill MLPs and denoise step.
 
 Each torch-tensorrt release works with one torch and one TensorRT minor, and the meaning of its
 precision options has changed twice, so versions are checked before it is touched. Stages are
