@@ -12,11 +12,8 @@ from pi05_ros.policy.errors import PolicyError
 _ACCEPTED = "accepted: uint8 [H, W, 3] or [3, H, W] RGB, or float of that shape in [0, 1]"
 
 
-def to_uint8_hwc(image: np.ndarray, role: str = "image") -> np.ndarray:
-    """Picture as contiguous uint8 ``[H, W, 3]``.
-
-    As in openpi's robot inputs: floats are scaled by 255 and truncated, and a leading axis of
-    three means channels first.
+def to_hwc(image: np.ndarray, role: str = "image") -> np.ndarray:
+    """Picture as contiguous ``[H, W, 3]`` of its own type; a leading three means channels first.
 
     Raises:
         PolicyError: other shapes or types, an empty picture, floats outside [0, 1] or NaN.
@@ -30,12 +27,20 @@ def to_uint8_hwc(image: np.ndarray, role: str = "image") -> np.ndarray:
         low, high = float(image.min()), float(image.max())
         if not (low >= 0.0 and high <= 1.0):  # also catches NaN
             raise PolicyError(f"camera {role!r} has values from {low:g} to {high:g}; {_ACCEPTED}")
-        image = (255 * image).astype(np.uint8)
     elif image.dtype != np.uint8:
         raise PolicyError(f"camera {role!r} has type {image.dtype}; {_ACCEPTED}")
     if image.shape[0] == 3:
         image = image.transpose(1, 2, 0)
     return np.ascontiguousarray(image)
+
+
+def to_uint8_hwc(image: np.ndarray, role: str = "image") -> np.ndarray:
+    """Picture as contiguous uint8 ``[H, W, 3]``; see `to_hwc`.
+
+    As in openpi's robot inputs, floats are scaled by 255 and truncated.
+    """
+    image = to_hwc(image, role)
+    return image if image.dtype == np.uint8 else (255 * image).astype(np.uint8)
 
 
 def lerobot_image(image: np.ndarray, size: int, pad_value: float) -> torch.Tensor:
@@ -44,13 +49,15 @@ def lerobot_image(image: np.ndarray, size: int, pad_value: float) -> torch.Tenso
     LeRobot resizes inside its model with plain bilinear interpolation (no antialiasing).
 
     Args:
-        image: uint8 ``[H, W, 3]``.
+        image: uint8 ``[H, W, 3]``, or float in [0, 1], which is not rounded to 8 bits.
         size: side of the model's picture.
         pad_value: model-range value of the border: -1.0 (black) since LeRobot 0.5.0, -3.0
             before, where the border was set to -1 and then scaled once more.
 
     """
-    pixels = torch.from_numpy(image).permute(2, 0, 1).to(torch.float32)[None] / 255.0
+    pixels = torch.from_numpy(image).permute(2, 0, 1).to(torch.float32)[None]
+    if image.dtype == np.uint8:
+        pixels = pixels / 255.0
     height, width = image.shape[:2]
     if (height, width) == (size, size):
         return pixels[0] * 2.0 - 1.0

@@ -16,7 +16,7 @@ import torch
 from pi05_ros.backends import Engine, Precision
 from pi05_ros.policy.chunk import ActionChunk, StageTimings
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.images import lerobot_image, to_uint8_hwc
+from pi05_ros.policy.images import lerobot_image, to_hwc, to_uint8_hwc
 from pi05_ros.policy.loading import Loaded, load
 from pi05_ros.policy.observation import Observation
 from pi05_ros.policy.profile import RobotProfile
@@ -352,15 +352,16 @@ class Policy:
                         f"{', '.join(self.robot.required_roles)}"
                     )
                 continue
-            picture = to_uint8_hwc(image, camera.role)
+            pad = self.recipe.lerobot_pad
+            picture = (to_uint8_hwc if pad is None else to_hwc)(image, camera.role)
             if camera.rotate_180:
                 picture = np.ascontiguousarray(picture[::-1, ::-1])
-            if self.recipe.lerobot_pad is None:
-                if not picture.flags.writeable:
-                    picture = picture.copy()
+            if not picture.flags.writeable:
+                picture = picture.copy()
+            if pad is None:
                 pictures.append(torch.from_numpy(picture))
             else:
-                pictures.append(lerobot_image(picture, self._image_size, self.recipe.lerobot_pad))
+                pictures.append(lerobot_image(picture, self._image_size, pad))
         return pictures
 
 

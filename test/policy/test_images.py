@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pi05_ros.policy import PolicyError
-from pi05_ros.policy.images import lerobot_image, to_uint8_hwc
+from pi05_ros.policy.images import lerobot_image, to_hwc, to_uint8_hwc
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
@@ -78,3 +78,11 @@ def test_lerobot_borders():
     image = np.full((28, 56, 3), 255, dtype=np.uint8)
     assert lerobot_image(image, 56, -3.0).unique().tolist() == [-3.0, 1.0]
     assert lerobot_image(image, 56, -1.0).unique().tolist() == [-1.0, 1.0]
+
+
+def test_lerobot_keeps_floats_as_they_are():
+    image = np.random.default_rng(3).random((40, 56, 3), dtype=np.float32)
+    ours = lerobot_image(to_hwc(image.transpose(2, 0, 1)), 56, -1.0)
+    inside = torch.from_numpy(image).permute(2, 0, 1) * 2 - 1  # 40 x 56 fits without scaling
+    torch.testing.assert_close(ours[:, 8:48], inside, rtol=0, atol=1e-6)
+    assert (to_hwc(image) == image).all()
