@@ -1,7 +1,7 @@
 """Least time a device needs for a workload: per stage, the larger of arithmetic and bytes.
 
-Activations are taken as free (they stay in cache), attention runs at the BF16 rate, every weight is
-read once per use. The rates are those measured by `pi05 bench roofline` on the device, or, where
+Activations are taken as free (they stay in cache), attention runs at the BF16 rate, every weight
+is read once per use. The rates are those measured by `pi05 bench roofline` on the device, or, where
 none are known, measured on the spot.
 """
 

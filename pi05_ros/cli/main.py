@@ -13,6 +13,10 @@ import pi05_ros
 COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("pi05_ros.cli.bench", "measure the node, the model and the machine"),
     "build": ("pi05_ros.cli.build", "compile the stages with TensorRT and prove them"),
+    "calibrate": (
+        "pi05_ros.cli.calibrate",
+        "find the cuda backend's FP8 scales from observations",
+    ),
     "check": ("pi05_ros.cli.check", "compare engines or graphs with the plain model"),
     "demo": ("pi05_ros.cli.demo", "run the main job on this machine, ROS nodes and all"),
     "doctor": ("pi05_ros.cli.doctor", "say what works here, what is missing and how to fix it"),
@@ -20,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("pi05_ros.cli.eval", "success rates of a policy on the simulated arm"),
     "inspect": ("pi05_ros.cli.inspect", "say what a checkpoint holds and what is assumed"),
     "quantize": ("pi05_ros.cli.quantize", "find FP8 ranges from recorded observations"),
+    "tune": ("pi05_ros.cli.tune", "choose the cuda backend's tile sizes on this GPU"),
     "replay": ("pi05_ros.cli.replay", "run the policy over a recorded bag, live or offline"),
 }
 

@@ -22,10 +22,10 @@ FP8_CAPABILITY = (8, 9)
 
 def usable() -> tuple[bool, str]:
     """Whether the backend can run on this machine, and why (not)."""
-    if importlib.util.find_spec("triton") is None:
-        return False, "Triton is not installed (pip install triton); backend 'eager' always runs"
     if not torch.cuda.is_available():
         return False, "there is no CUDA device; backend 'eager' runs on the CPU"
+    if importlib.util.find_spec("triton") is None:
+        return False, "Triton is not installed (pip install triton); backend 'eager' always runs"
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
         return (

@@ -8,9 +8,9 @@ import triton
 from torch import Tensor
 
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_SPLITS, SUM_PARTS, Buffers, Slot
+from pi05_ros.backends.cuda.context import ContextStages
 from pi05_ros.backends.cuda.kernels import attention, denoise
 from pi05_ros.backends.cuda.modulation import Modulation
-from pi05_ros.backends.cuda.context import ContextStages
 from pi05_ros.backends.cuda.stage import LOG2E
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.cuda.weights import ExpertLayer, Linear, Weights

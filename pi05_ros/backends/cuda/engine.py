@@ -26,8 +26,8 @@ from pi05_ros.backends.cuda.graphs import Graphs
 from pi05_ros.backends.cuda.inputs import Inputs, View, check_noise, check_tokens
 from pi05_ros.backends.cuda.kernels import preprocess
 from pi05_ros.backends.cuda.scales import Calibration, Saturation
-from pi05_ros.backends.cuda.vision import ResizeTables
 from pi05_ros.backends.cuda.tuning import load as load_tuning
+from pi05_ros.backends.cuda.vision import ResizeTables
 from pi05_ros.backends.cuda.weights import Weights, pack
 from pi05_ros.backends.engine import EngineTimings, Precision
 from pi05_ros.backends.errors import BackendError
@@ -38,6 +38,7 @@ log = logging.getLogger("pi05_ros.cuda")
 PROMPT_BUCKETS = (32, 64, 128, 200)
 MAX_VIEWS = 3
 MAX_STEPS = 20
+FIRST_RUNS = 3  # observations that set the FP8 scales where no calibration was given
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,11 @@ class CudaEngine:
         self._events = None
         if self.device.type == "cuda":
             self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        self._calibrated = "fp8" not in (precision.vision, precision.prefill, precision.denoise)
-        if calibration is not None and not self._calibrated:
-            self.use_calibration(calibration)
+        self._first_runs = 0
+        if "fp8" in (precision.vision, precision.prefill, precision.denoise):
+            self._first_runs = FIRST_RUNS
+            if calibration is not None:
+                self.use_calibration(calibration)
 
     # public -----------------------------------------------------------------------------------
 
@@ -146,7 +149,7 @@ class CudaEngine:
         with self._lock, self._on_device():
             self._check_steps(steps)
             views = self._inputs.views(images, MAX_VIEWS)
-            n, bucket = self._load_prompt(tokens, len(views), 0)
+            _, bucket = self._load_prompt(tokens, len(views), 0)
             horizon = self._load_noise(noise, seed, frozen)
             for camera, view in enumerate(views):
                 self._inputs.load(camera, view)
@@ -156,7 +159,9 @@ class CudaEngine:
             drawn = noise is None
             rows = len(views) * self.buffers.tokens + bucket
             mod = self._tables(steps)
-            if not self._calibrated:
+            if self._first_runs:
+                if drawn:
+                    self._launch_noise(horizon)
                 self._calibrate_here(kinds, bucket, horizon, mod)
             monitored = bool(self.monitor_every) and self._calls % self.monitor_every == 0
             self._calls += 1
@@ -187,8 +192,8 @@ class CudaEngine:
         Args:
             images: see there.
             tokens: see there.
-            camera_keys: one per image, for example its stamp: a camera whose key equals that of the
-                call before is not encoded again, nor is an unchanged prompt.
+            camera_keys: one per image, for example its stamp: a camera whose key equals that of
+                the call before is not encoded again, nor is an unchanged prompt.
             slot: KV cache to write; contexts of other slots stay valid.
 
         """
@@ -200,10 +205,11 @@ class CudaEngine:
             kinds = tuple(view.kind for view in views)
             self._serial[slot] += 1
             context = Context(slot, self._serial[slot], len(views), bucket, n)
-            if not self._calibrated:
+            if self._first_runs:
                 for camera, view in enumerate(views):
                     self._inputs.load(camera, view)
                 self._load_noise(None, 0, None)
+                self._launch_noise(self.horizon)
                 self._calibrate_here(kinds, bucket, self.horizon, self._tables(10))
             if camera_keys is None:
                 for camera, view in enumerate(views):
@@ -248,7 +254,7 @@ class CudaEngine:
 
     @property
     def timings(self) -> EngineTimings:
-        """Device time of the last `sample`; stages run as one graph, so only the total is known."""
+        """Device time of the last `sample`: one graph, so only the total is known."""
         if self._events is None or not all(e.query() for e in self._events) or self._calls == 0:
             return EngineTimings()
         return EngineTimings(model_ms=self._events[0].elapsed_time(self._events[1]))
@@ -259,18 +265,20 @@ class CudaEngine:
             calibration = Calibration.load(Path(calibration))
         amax = calibration.amax_for(self.weights.sites, self.weights.fingerprint)
         self.buffers.scales.copy_(scales.scale_of(amax).to(self.device))
-        self._calibrated = True
+        self._first_runs = 0
 
     def start_calibration(self) -> None:
         """Forget the largest magnitudes seen so far."""
         self.buffers.amax.zero_()
 
-    def observe(self, images: Sequence[Tensor] | Tensor, tokens: Tensor, noise: Tensor) -> None:
+    def observe(
+        self, images: Sequence[Tensor] | Tensor, tokens: Tensor, noise: Tensor, steps: int = 10
+    ) -> None:
         """Run one observation with the recorder of magnitudes on (for `calibration`)."""
         before = self.monitor_every
         try:
             self.monitor_every, self._calls = 1, 0
-            self.sample(images, tokens, noise)
+            self.sample(images, tokens, noise, steps)
         finally:
             self.monitor_every = before
 
@@ -442,19 +450,27 @@ class CudaEngine:
         horizon: int,
         mod: modulation.Modulation,
     ) -> None:
-        """First-run default: scales from this very observation, with the usual margin.
+        """First-run default: scales from the first observations, with the usual margin.
 
-        The first pass uses scale 1 (e4m3 then spans 2^-9 to 448, wide enough for normalised
-        inputs); the second sees what the first pass's coarse scales may have bent.
+        The very first starts from scale 1 (e4m3 then spans 2^-9 to 448, wide enough for normalised
+        inputs) and runs twice, since coarse scales may have bent what the first pass saw. The
+        next ones only raise scales: the first picture may have been a black warm-up frame.
         """
         rows = len(kinds) * self.buffers.tokens + bucket
-        for _ in range(2):
+        fresh = self._first_runs == FIRST_RUNS
+        for _ in range(2 if fresh else 1):
             self.buffers.amax.zero_()
             self.context_stages.monitor = True
-            self._launch_context(kinds, bucket, 0)
-            self.denoise_stage.run(horizon, mod, self.buffers.slots[0], rows)
-            self.context_stages.monitor = False
-            self.buffers.scales.copy_(scales.scale_of(self.buffers.amax))
+            try:
+                self._launch_context(kinds, bucket, 0)
+                self.denoise_stage.run(horizon, mod, self.buffers.slots[0], rows)
+            finally:
+                self.context_stages.monitor = False
+            found = scales.scale_of(self.buffers.amax)
+            if not fresh:
+                found = torch.maximum(found, self.buffers.scales)
+            self.buffers.scales.copy_(found)
         self.buffers.amax.zero_()
-        self._calibrated = True
-        log.info("FP8 activation scales taken from the first observation (no calibration given)")
+        if fresh:
+            log.info("no calibration given: FP8 scales come from the first observations")
+        self._first_runs -= 1

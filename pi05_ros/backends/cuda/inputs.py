@@ -106,8 +106,8 @@ def check_tokens(tokens: Tensor, most: int, vocab: int) -> int:
     """Number of prompt tokens.
 
     Raises:
-        BackendError: not integers ``[n]``, n out of range, or (seen on the host only) an id outside
-            the vocabulary.
+        BackendError: not integers ``[n]``, n out of range, or (seen on the host only) an id
+            outside the vocabulary.
 
     """
     if tokens.ndim != 1 or tokens.dtype not in (torch.int64, torch.int32):

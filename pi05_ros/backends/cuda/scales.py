@@ -1,8 +1,9 @@
 """Activation scales of the FP8 GEMMs: from observations, in files, and their supervision.
 
 A site is the input of one GEMM ("prefill.3.down"). Its scale is a power of two with room for twice
-the largest magnitude seen: e4m3 is a floating-point format, so room costs no precision until values
-fall below 2^-6 of the scale, and a power of two rounds every value alike whatever was calibrated.
+the largest magnitude seen: e4m3 is a floating-point format, so room costs no precision until
+values fall below 2^-6 of the scale, and a power of two rounds every value alike whatever was
+calibrated.
 
 Files: `<name>.safetensors` (one float32 vector "amax" in the order of the sites) beside
 `<name>.json` (sites, fingerprint of the weights, how many observations).

@@ -1,4 +1,4 @@
-"""The engine's arithmetic in FP32 PyTorch with simulated quantisation: what its kernels must match.
+"""The engine's arithmetic in FP32 PyTorch with simulated quantisation: what kernels must match.
 
 The same packed weights (dequantised) and the same activation scales as the engine, but exact sums:
 the difference between this and the plain model is the price of the FP8 format, the difference

@@ -36,7 +36,7 @@ def half(device: torch.device) -> torch.dtype:
 
 @dataclass
 class Linear:
-    """One GEMM's weight ``[N, K]``, its scale per row ``[N]`` (None in BF16) and its input site."""
+    """One GEMM: weight ``[N, K]``, scale per row ``[N]`` (None in BF16), bias, input site."""
 
     weight: Tensor
     scale: Tensor | None

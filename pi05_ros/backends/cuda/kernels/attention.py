@@ -1,7 +1,8 @@
 """Fused attention without masks: queries of all heads against one shared K/V head.
 
-With one K/V head (multi-query attention) the heads are just more query rows: q ``[M * heads, 256]``.
-The number of valid keys is a device integer, so one graph serves every prompt length of a bucket:
+With one K/V head (multi-query attention) the heads are just more query rows: q
+``[M * heads, 256]``. The number of valid keys is a device integer, so one graph serves every
+prompt length of a bucket:
 keys behind it are never loaded and get no weight. `attend` may split the keys over programs;
 `combine` joins the parts and writes the input of the output projection in its own type.
 """
@@ -39,9 +40,9 @@ def attend(
 ):
     """Softmax(q k') v over one split of the keys; q carries 1/sqrt(d) * log2(e).
 
-    q ``[rows, HEAD_DIM]``; k, v ``[>= length + extra, HEAD_DIM]``; out ``[splits, rows, HEAD_DIM]``
-    normalised within the split, lse (base 2) ``[splits, rows]``. Keys [0, length) are the prefix
-    and final before this kernel was launched; [length, length + extra) come from the kernel in
+    q ``[rows, HEAD_DIM]``; k, v ``[>= length + extra, HEAD_DIM]``; out
+    ``[splits, rows, HEAD_DIM]`` normalised within the split, lse (base 2) ``[splits, rows]``.
+    Keys [0, length) are the prefix and final before this kernel was launched; [length, length + extra) come from the kernel in
     front. ONE_BLOCK: a split is one block of BN keys and the prefix part loads above the wait.
     DIRECT: there is one split and out is the (quantised) input of the output projection.
     """

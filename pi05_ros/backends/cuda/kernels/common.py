@@ -43,5 +43,5 @@ def store_quantised(pointers, value, mask, scale, amax_ptr, MONITOR: tl.constexp
         tl.atomic_max(amax_ptr, largest)
     if pointers.dtype.element_ty == tl.float8e4nv:
         value = value * (1.0 / scale)  # scales are powers of two: exact
-        value = tl.minimum(tl.maximum(value, -FP8_MAX), FP8_MAX)
+        value = tl.clamp(value, -FP8_MAX, FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
     tl.store(pointers, value.to(pointers.dtype.element_ty), mask=mask)

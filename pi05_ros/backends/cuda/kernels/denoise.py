@@ -350,9 +350,9 @@ def euler_step(
 ):
     """End of step `step` and start of the next, one program per action row.
 
-    final adaRMS -> action_out -> Euler step on the FP32 state ``[BM, A]`` -> action_in -> x, mirror
-    and row sum for layer 0. FIRST has only the second half (state = source: the noise), LAST only
-    the first (result = state). Frozen rows keep their state.
+    final adaRMS -> action_out -> Euler step on the FP32 state ``[BM, A]`` -> action_in -> x,
+    mirror and row sum for layer 0. FIRST has only the second half (state = source: the noise),
+    LAST only the first (result = state). Frozen rows keep their state.
     """
     m = tl.program_id(0)
     action = tl.arange(0, A)

@@ -30,7 +30,7 @@ def residual_rms(
     PDL: tl.constexpr,
     MONITOR: tl.constexpr,
 ):
-    """``sum = x + y * y_scale`` (BF16; may be x itself), out = sum / rms(sum): one row per program.
+    """``sum = x + y * y_scale`` (BF16; may be x itself), out = sum / rms(sum); a row per program.
 
     Without HAS_Y nothing is added or stored: layer 0 reads the embeddings, which stay intact so
     that they can be reused (vision and prompt cache). The norm's weight (1 + w) lives in the GEMM
@@ -80,9 +80,9 @@ def residual_layernorm(
 ):
     """SigLIP: ``x += y`` and LayerNorm (eps 1e-6), one row per program.
 
-    INPUT: x = y + pos[row % tokens] (the patch embedding) instead. PARTS: y is the sum of that many
-    slices, part_stride apart. HAS_Y_SCALE: y comes from an FP8 GEMM, so its channel scale is still
-    missing; HAS_Y_BIAS: so is the bias.
+    INPUT: x = y + pos[row % tokens] (the patch embedding) instead. PARTS: y is the sum of that
+    many slices, part_stride apart. HAS_Y_SCALE: y comes from an FP8 GEMM, so its channel scale is
+    still missing; HAS_Y_BIAS: so is the bias.
     """
     row = tl.program_id(0)
     d = tl.arange(0, DP)

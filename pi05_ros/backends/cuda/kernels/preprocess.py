@@ -21,6 +21,19 @@ def _round_to_byte(total):
 
 
 @triton.jit
+def _clear_padding(
+    out_ptr, y, PATCH: tl.constexpr, GRID: tl.constexpr, ROW: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Zero the columns behind 3 * PATCH^2 of one row of patches (the GEMM wants ROW columns)."""
+    USED: tl.constexpr = 3 * PATCH * PATCH
+    if (ROW > USED) and (y % PATCH == 0):
+        i = tl.arange(0, BLOCK)
+        token = (y // PATCH) * GRID + i // (ROW - USED)
+        zero = tl.zeros((BLOCK,), dtype=out_ptr.dtype.element_ty)
+        tl.store(out_ptr + token * ROW + USED + i % (ROW - USED), zero, i < GRID * (ROW - USED))
+
+
+@triton.jit
 def resize_rows(
     frame_ptr,
     first_ptr,
@@ -87,6 +100,7 @@ def resize_columns_to_patches(
     column = channel * PATCH * PATCH + (y % PATCH) * PATCH + x % PATCH
     out = patches_ptr + ((y // PATCH) * GRID + x // PATCH) * ROW + column
     tl.store(out, value.to(patches_ptr.dtype.element_ty), mask=live)
+    _clear_padding(patches_ptr, y, PATCH, GRID, ROW, 256)
 
 
 @triton.jit
@@ -111,6 +125,8 @@ def pixels_to_patches(
     token = view * GRID * GRID + (y // PATCH) * GRID + x // PATCH
     out = patches_ptr + token * ROW + column
     tl.store(out, value.to(patches_ptr.dtype.element_ty), mask=live)
+    if channel == 0:
+        _clear_padding(patches_ptr + view * GRID * GRID * ROW, y, PATCH, GRID, ROW, 256)
 
 
 @triton.jit

@@ -1,0 +1,63 @@
+"""`pi05 calibrate CHECKPOINT`: FP8 activation scales of the cuda backend from observations."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pi05_ros.cli.engine_options import (
+    add_model_arguments,
+    add_sample_arguments,
+    collect_samples,
+    guarded,
+    load_subject,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add_model_arguments(parser)
+    add_sample_arguments(parser)
+    parser.add_argument("--vision", choices=("bf16", "fp8"), default="bf16")
+    parser.add_argument("--steps", type=int, default=10, help="flow steps per observation")
+    parser.add_argument(
+        "--out", type=Path, default=Path("pi05_scales"), help="NAME of NAME.safetensors and .json"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record the largest input of every FP8 product and save it."""
+    return guarded(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from pi05_ros.backends import BackendError
+    from pi05_ros.backends.cuda import create, usable
+    from pi05_ros.backends.engine import Precision
+
+    ok, why = usable()
+    if not ok:
+        raise BackendError(f"pi05 calibrate runs the cuda backend: {why}")
+    subject = load_subject(args)
+    samples = collect_samples(args, subject)
+    engine = create(
+        subject.model,
+        Precision(args.vision, "fp8", "fp8"),
+        horizon=subject.shapes.horizon,
+        max_prompt_tokens=subject.shapes.prompt_tokens,
+    )
+    for _ in range(2):  # the second pass runs with the scales that the first one found
+        engine.start_calibration()
+        for sample in samples:
+            engine.observe(sample.images, sample.tokens, sample.noise, args.steps)
+        made = engine.calibration(len(samples))
+        engine.use_calibration(made)
+    made.save(args.out)
+    largest = sorted(zip(made.amax.tolist(), made.sites, strict=True), reverse=True)[:5]
+    print(f"{len(samples)} observations, {len(made.sites)} sites; largest inputs:")
+    for value, site in largest:
+        print(f"  {site}: {value:.4g}")
+    if any(sample.synthetic for sample in samples):
+        print("made from synthetic observations: for dry runs only")
+    print(f"written to {args.out.with_suffix('.safetensors')} and .json")
+    return 0

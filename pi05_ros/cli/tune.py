@@ -1,0 +1,53 @@
+"""`pi05 tune`: choose the cuda backend's tile sizes on this GPU."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--preset", default="pi05", help="sizes of the model")
+    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=20, help="prompt tokens")
+    parser.add_argument("--horizon", type=int, default=50)
+    parser.add_argument("--precision", nargs="+", default=["auto", "bf16"], help="auto, bf16, fp8")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tune each precision in turn and write the user's file."""
+    import torch
+
+    from pi05_ros.backends import BackendError, create_engine
+    from pi05_ros.backends.cuda import usable
+
+    ok, why = usable()
+    if not ok:
+        print(f"pi05 tune: {why}", file=sys.stderr)
+        return 2
+    from pi05_ros.backends.cuda.tune import save, tune
+    from pi05_ros.bench.model import Workload, inputs
+    from pi05_ros.bench.random_model import random_model
+    from pi05_ros.model import Pi05Config
+
+    model = random_model(Pi05Config.preset(args.preset), dtype=torch.bfloat16, device="cuda")
+    work = Workload(args.views, args.tokens, args.horizon, 3)
+    path = None
+    for word in args.precision:
+        precision = None if word == "auto" else word
+        try:
+            engine = create_engine(model, "cuda", precision, horizon=args.horizon)
+        except BackendError as error:
+            print(f"pi05 tune: {error}", file=sys.stderr)
+            return 2
+        from pi05_ros.backends.cuda.engine import CudaEngine
+
+        assert isinstance(engine, CudaEngine)
+        engine.sample(*inputs(model.config, work, (224, 224), 0), work.steps)
+        context = engine.context(*inputs(model.config, work, (224, 224), 0)[:2])
+        rows = context.views * engine.buffers.tokens + context.bucket
+        path = save(tune(engine, rows=rows, horizon=args.horizon), engine.device)
+        engine.close()
+    print(f"written to {path}")
+    return 0
