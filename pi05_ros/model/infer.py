@@ -8,14 +8,16 @@ written into every config.json).
 The weights show every size except these:
     horizon            positions are rotary, so any H fits; assumed 50
     max_prompt_tokens  assumed 200
-    vision heads       only their product with head_dim; So400m's head_dim of 72 is assumed where
-                       it divides the width, and the presets' towers are known by their width
+    vision heads       only their product with head_dim; the presets' towers are known by their
+                       width; elsewhere So400m's head_dim of 72 is assumed, with a warning, where
+                       it divides the width
     Gemma heads        q rows = num_heads * head_dim, k rows = num_kv_heads * head_dim; one KV
                        head is assumed, as in all Gemma variants of openpi
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter
@@ -37,6 +39,8 @@ from pi05_ros.model.config import (
 )
 from pi05_ros.model.errors import CheckpointError
 from pi05_ros.model.layout import EXPERT, LANGUAGE, LM_HEAD, PROJECTOR, VISION
+
+logger = logging.getLogger(__name__)
 
 VARIANTS = {
     "gemma_2b": GEMMA_2B,
@@ -285,6 +289,13 @@ class _Inference:
         heads = known.get(width, 0)
         if not heads and width % SO400M_HEAD_DIM == 0:
             heads = width // SO400M_HEAD_DIM
+            logger.warning(
+                "%s: the weights do not tell the number of vision heads; %d of %d are assumed. "
+                "Another number loads as well and gives wrong actions",
+                self.path,
+                heads,
+                SO400M_HEAD_DIM,
+            )
         if heads:
             self.notes.append(f"vision: {heads} heads of {width // heads} are assumed")
             return heads

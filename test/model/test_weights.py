@@ -152,6 +152,16 @@ def test_config_of_other_sizes(tmp_path):
     assert load_checkpoint(directory).config == ODD
 
 
+def test_assumed_vision_heads_are_warned_about(tmp_path, caplog):
+    wide = dataclasses.replace(ODD, vision=dataclasses.replace(ODD.vision, hidden_size=144))
+    directory = save_openpi(Pi05.random(wide, 2), tmp_path).parent
+    assert load_checkpoint(directory).config.vision.num_attention_heads == 3
+    assert not caplog.records
+    (directory / "config.json").unlink()
+    assert load_checkpoint(directory).config.vision.num_attention_heads == 2
+    assert "number of vision heads; 2 of 72 are assumed" in caplog.text
+
+
 def test_two_kv_heads_need_a_config(tmp_path):
     two = dataclasses.replace(
         ODD,
