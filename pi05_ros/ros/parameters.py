@@ -16,6 +16,7 @@ from typing import Any
 
 from pi05_ros.backends.create import BACKENDS
 from pi05_ros.backends.engine import PRECISIONS
+from pi05_ros.policy.kv_reuse import MODES, make_rule
 
 TRANSPORTS = ("raw", "compressed")
 RELIABILITIES = ("auto", "best_effort", "reliable")
@@ -105,6 +106,14 @@ def _check_roles(roles: tuple[str, ...]) -> str | None:
     return None
 
 
+def _check_reuse(word: str) -> str | None:
+    try:
+        make_rule(word)
+    except ValueError:
+        return "accepted: a number of observations from 1, or dynamic"
+    return None
+
+
 def _param(
     default: Any,
     text: str,
@@ -176,6 +185,18 @@ class PolicyParameters:
     )
     rate_hz: float = _param(
         10.0, "Inferences per second that are asked for.", dynamic=True, low=0.1, high=200.0
+    )
+    chunk_mode: str = _param(
+        "plain",
+        "How a chunk continues the one before: `plain` does not; `vjp` and `identity` guide the "
+        "flow (real-time chunking, eager backend), `trained` needs weights trained for it.",
+        choices=MODES,
+    )
+    kv_reuse: str = _param(
+        "1",
+        "Vision and prefill are computed for every n-th observation, or `dynamic`: when a picture "
+        "has changed.",
+        check=_check_reuse,
     )
     prompt: str = _param(
         "",

@@ -27,7 +27,7 @@ def load_policy(parameters: PolicyParameters) -> PolicyLike:
         raise ParameterError(
             f"parameter allow_fallback is for backend tensorrt, not {parameters.backend}"
         )
-    return Policy.load(
+    policy = Policy.load(
         parameters.checkpoint,
         robot=parameters.robot or None,
         tokenizer=parameters.tokenizer or None,
@@ -45,3 +45,8 @@ def load_policy(parameters: PolicyParameters) -> PolicyLike:
         threads=parameters.threads or None,
         backend_options=options,
     )
+    if parameters.chunk_mode == "plain" and parameters.kv_reuse == "1":
+        return policy
+    from pi05_ros.policy.continuing import ContinuingPolicy
+
+    return ContinuingPolicy(policy, parameters.chunk_mode, parameters.kv_reuse)

@@ -180,7 +180,9 @@ def run_episode(
             made = maker.make(obs, step, setting.delay_steps, noise_seed)
             inferences += 1
             next_inference = step + max(setting.replan, setting.delay_steps)
-            chunk = TimedChunk(made.anchor * _STEP_NS, _STEP_NS, made.chunk.actions.astype(float))
+            chunk = TimedChunk(
+                round(made.anchor * _STEP_NS), _STEP_NS, made.chunk.actions.astype(float)
+            )
             coming = (step + setting.delay_steps, chunk)
         if coming is not None and step >= coming[0]:
             chunk = coming[1]

@@ -15,10 +15,8 @@ from pi05_ros.model import flow_sample
 from pi05_ros.policy import ActionChunk, Observation, Policy
 from pi05_ros.policy.execution.continuation import Continuation, continuation
 from pi05_ros.policy.execution.rtc import MAX_GUIDANCE, guidance_weights, guided, sample_decided
-from pi05_ros.policy.kv_reuse import EveryN, ReuseRule
+from pi05_ros.policy.kv_reuse import MODES, EveryN, ReuseRule
 from pi05_ros.policy.transforms import state_to_model
-
-MODES = ("plain", "vjp", "identity", "trained")
 
 
 class SteeredEngine:
@@ -85,7 +83,7 @@ class MadeChunk:
     """
 
     chunk: ActionChunk
-    anchor: int
+    anchor: float
 
 
 class ChunkMaker:
@@ -125,20 +123,26 @@ class ChunkMaker:
         self.reuse.reset()
         self._last: MadeChunk | None = None
         self._anchor_state: np.ndarray | None = None
-        self._anchor = 0
+        self._anchor = 0.0
         self._age = 0
         self.fresh_contexts = 0
 
     def make(
-        self, obs: Observation, step: int, delay: int = 0, seed: int | None = None
+        self,
+        obs: Observation,
+        step: float,
+        delay: int = 0,
+        seed: int | None = None,
+        denoise_steps: int | None = None,
     ) -> MadeChunk:
         """Chunk for an observation at control step ``step``.
 
         Args:
             obs: as for `Policy.infer`.
-            step: counts control steps; must not decrease between resets.
+            step: time of the observation in control steps; must not decrease between resets.
             delay: steps that will pass before the chunk can be used.
             seed: of the noise.
+            denoise_steps: as for `Policy.infer`.
 
         """
         pictures = {role: np.asarray(image) for role, image in obs.images.items()}
@@ -153,11 +157,13 @@ class ChunkMaker:
             obs = dataclasses.replace(obs, state=self._anchor_state)
         self.engine.keep = not fresh
         self.engine.steer = self._continuation(obs.state, step, delay)
-        chunk = dataclasses.replace(self.policy.infer(obs, seed=seed), kv_age=self._age)
+        chunk = dataclasses.replace(
+            self.policy.infer(obs, seed=seed, denoise_steps=denoise_steps), kv_age=self._age
+        )
         self._last = MadeChunk(chunk, self._anchor)
         return self._last
 
-    def _continuation(self, state: np.ndarray, step: int, delay: int) -> Continuation | None:
+    def _continuation(self, state: np.ndarray, step: float, delay: int) -> Continuation | None:
         last, policy = self._last, self.policy
         if last is None or self.engine.mode == "plain":
             return None
@@ -170,5 +176,5 @@ class ChunkMaker:
             normalizer=policy.recipe.normalization.actions,
             horizon=len(last.chunk.normalized),
             model_dim=last.chunk.normalized.shape[1],
-            delay=delay + self.margin + step - self._anchor,
+            delay=delay + self.margin + round(step - self._anchor),
         )

@@ -30,7 +30,7 @@ class Continuation:
 
 def continuation(
     actions: np.ndarray,
-    consumed: int,
+    consumed: float,
     state: np.ndarray,
     *,
     delta_mask: tuple[bool, ...],
@@ -43,7 +43,7 @@ def continuation(
 
     Args:
         actions: previous chunk ``[H', A]``, absolute, in the model's conventions.
-        consumed: rows that lie before the new observation.
+        consumed: rows that lie before the new observation; between rows it is interpolated.
         state: state of the new observation ``[n]``, model conventions; deltas refer to it.
         delta_mask: as in the robot profile.
         normalizer: of the actions.
@@ -52,13 +52,24 @@ def continuation(
         delay: expected delay in steps; limited to the rows that are left.
 
     """
-    rest = actions[max(0, consumed) :][:horizon]
+    rest = rows_from(actions, consumed)[:horizon]
     left = len(rest)
     previous = np.zeros((horizon, model_dim), dtype=np.float32)
     if left:
         relative = absolute_to_delta(rest, state, delta_mask)
         previous[:left] = pad_to(normalizer.normalize(relative), model_dim)
     return Continuation(previous, left, max(0, min(delay, left)))
+
+
+def rows_from(actions: np.ndarray, first: float) -> np.ndarray:
+    """Rows ``first``, ``first + 1``, ... of actions ``[H, A]``, linear between rows, or none."""
+    first = max(0.0, first)
+    places = first + np.arange(max(0, math.floor(len(actions) - 1 - first + 1e-6) + 1))
+    low = np.minimum(places.astype(int), len(actions) - 1)
+    high = np.minimum(low + 1, len(actions) - 1)
+    part = (places - low)[:, None]
+    rows: np.ndarray = (1 - part) * actions[low] + part * actions[high]
+    return rows
 
 
 class DelayEstimator:
