@@ -34,7 +34,9 @@ class BuildWithMessages(build_py):
     def run(self):
         super().run()
         if not ros_is_here():
-            print(f"{NAME}: no sourced ROS 2: library and pi05 command only, no messages, no nodes")
+            print(
+                f"{NAME}: no sourced ROS 2: library and pi05 command only, no messages, no nodes"
+            )
             return
         work = pathlib.Path(self.build_lib).resolve().parent / "cmake"
         stage = work / "stage"

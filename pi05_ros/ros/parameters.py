@@ -198,6 +198,13 @@ class PolicyParameters:
         "has changed.",
         check=_check_reuse,
     )
+    vision_cache: float = _param(
+        -1.0,
+        "Keep a camera's image tokens while its picture changes by no more than this mean grey "
+        "difference (0 to 255; eager backend). -1: never.",
+        low=-1.0,
+        high=255.0,
+    )
     prompt: str = _param(
         "",
         "What to do. The prompt topic sets it too, the last writer wins. Empty: the robot "

@@ -45,8 +45,9 @@ def load_policy(parameters: PolicyParameters) -> PolicyLike:
         threads=parameters.threads or None,
         backend_options=options,
     )
-    if parameters.chunk_mode == "plain" and parameters.kv_reuse == "1":
+    change = parameters.vision_cache if parameters.vision_cache >= 0 else None
+    if parameters.chunk_mode == "plain" and parameters.kv_reuse == "1" and change is None:
         return policy
     from pi05_ros.policy.continuing import ContinuingPolicy
 
-    return ContinuingPolicy(policy, parameters.chunk_mode, parameters.kv_reuse)
+    return ContinuingPolicy(policy, parameters.chunk_mode, parameters.kv_reuse, change)

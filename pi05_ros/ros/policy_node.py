@@ -11,11 +11,13 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -77,10 +79,10 @@ class PolicyNode(LifecycleNode):
         self._sources: Sources | None = None
         self._loop: InferenceLoop | None = None
         self._chunk_publisher: Any = None
-        self._prompt_subscription: Any = None
+        self._prompt_subscriptions: list[Any] = []
         self._reset_service: Any = None
         self._worker_done: Any = None
-        self._prompt_stamp = 0
+        self._prompts_seen: deque[int] = deque(maxlen=16)
         self._statistics = Statistics()
         self._log = EdgeLog(self.get_logger())
         self._params = ParameterServer(self, self._on_parameters)
@@ -232,10 +234,15 @@ class PolicyNode(LifecycleNode):
             self._statistics,
             self._log,
         )
-        self._prompt_subscription = self.create_subscription(
-            String, "prompt", self._on_prompt, qos.LATCHED,
-            qos_overriding_options=qos.overridable(),
-        )  # fmt: skip
+        # A latched reader alone would not match ordinary publishers, an ordinary one alone would
+        # miss what was latched before it came.
+        self._prompt_subscriptions = [
+            self.create_subscription(
+                String, "prompt", self._on_prompt, qos.LATCHED,
+                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
+            ),
+            self.create_subscription(String, "prompt", self._on_prompt, qos.PROMPT),
+        ]  # fmt: skip
         self._reset_service = self.create_service(Trigger, "~/reset", self._on_reset)
 
     def _stop_loop(self) -> None:
@@ -259,9 +266,8 @@ class PolicyNode(LifecycleNode):
         if self._sources is not None:
             self._sources.destroy()
             self._sources = None
-        if self._prompt_subscription is not None:
-            self.destroy_subscription(self._prompt_subscription)
-            self._prompt_subscription = None
+        while self._prompt_subscriptions:
+            self.destroy_subscription(self._prompt_subscriptions.pop())
         if self._reset_service is not None:
             self.destroy_service(self._reset_service)
             self._reset_service = None
@@ -299,11 +305,12 @@ class PolicyNode(LifecycleNode):
             self._loop.on_worker_idle()
 
     def _on_prompt(self, message: String, info: dict[str, Any]) -> None:
-        # The latched message comes again with every new subscription; it is not a new writer.
+        # A latched message comes to both subscriptions, and again with every new configure.
         stamp = int(info.get("source_timestamp", 0))
-        if stamp and stamp <= self._prompt_stamp:
+        if stamp in self._prompts_seen:
             return
-        self._prompt_stamp = stamp
+        if stamp:
+            self._prompts_seen.append(stamp)
         text = message.data
         if len(text) > MAX_PROMPT_CHARACTERS:
             self.get_logger().warning(
@@ -384,6 +391,7 @@ class PolicyNode(LifecycleNode):
                 self._policy.info if self._policy is not None else None,
                 self._loop.policy_id if self._loop is not None else "",
                 self._message,
+                (self._policy.robot.default_prompt or "") if self._policy is not None else "",
             ),
             force=force,
         )

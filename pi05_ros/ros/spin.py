@@ -42,9 +42,14 @@ def run(
 
     """
     stop = threading.Event()
-    rclpy.init(
-        args=None if args is None else list(args), signal_handler_options=SignalHandlerOptions.NO
-    )
+    try:
+        rclpy.init(
+            args=None if args is None else list(args),
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
+    except (RuntimeError, ValueError) as error:  # RCLError is a RuntimeError
+        print(f"cannot start: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     node = make_node(stop)

@@ -19,6 +19,7 @@ def status_message(
     info: Any | None,
     policy_id: str,
     message: str,
+    default_prompt: str,
 ) -> PolicyStatus:
     """Status without its stamp; `info` is the PolicyInfo while a policy is loaded."""
     status = PolicyStatus(
@@ -29,7 +30,7 @@ def status_message(
         robot=parameters.robot,
         denoise_steps=parameters.denoise_steps,
         rate_hz=parameters.rate_hz,
-        prompt=parameters.prompt,
+        prompt=parameters.prompt or default_prompt,
         message=message,
     )
     if info is not None:

@@ -56,7 +56,7 @@ def test_manifest_validates_without_warnings(package):
 
 def test_versions_and_licence_agree(package):
     assert package.version == pi05_ros.__version__
-    assert [licence for licence in package.licenses] == ["Apache-2.0"]
+    assert list(package.licenses) == ["Apache-2.0"]
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     assert f"## {pi05_ros.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 

@@ -59,8 +59,9 @@ class ScriptedPolicy:
         self.warm_ups = 0
         self.closed = False
         self.robot = SimpleNamespace(
-            name="scripted", camera_roles=roles, required_roles=("base",), state_names=JOINT_NAMES
-        )
+            name="scripted", camera_roles=roles, required_roles=("base",), state_names=JOINT_NAMES,
+            default_prompt="default",
+        )  # fmt: skip
         self.info = SimpleNamespace(
             checkpoint=parameters.checkpoint, checkpoint_hash="random:scripted:0",
             random_weights=True, robot="scripted", backend="eager", backend_reason="",

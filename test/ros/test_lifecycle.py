@@ -378,3 +378,13 @@ def test_bad_dynamic_value_at_start_is_repaired_by_setting_it(bench):
     assert not b.client.change_state(CONFIGURE)
     assert b.node.set_parameters([Parameter("denoise_steps", value=3)])[0].successful
     assert b.client.change_state(CONFIGURE)
+
+
+def test_unknown_log_level_is_one_clear_line():
+    words = [sys.executable, "-m", "pi05_ros.ros.policy_node", "--ros-args"]
+    done = subprocess.run(
+        [*words, "--log-level", "loud"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "cannot start" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -418,6 +418,20 @@ def test_latched_prompt_is_heard_by_a_node_that_comes_later(bench):
     assert prompts(b, "already there")
 
 
+def test_prompt_of_an_ordinary_publisher_is_heard(bench):
+    b = bench()
+    volatile = b.client.node.create_publisher(String, "prompt", 10)
+    b.activate()
+    assert b.client.until(lambda: b.client.statuses[-1].prompt == "default")
+    assert b.client.until(lambda: volatile.get_subscription_count() == 1)
+    volatile.publish(String(data="ordinary"))
+    assert prompts(b, "ordinary")
+    b.client.prompt.publish(String(data="latched"))
+    assert prompts(b, "latched")
+    volatile.publish(String(data="ordinary"))
+    assert prompts(b, "ordinary")
+
+
 def test_endless_prompt_is_cut(bench):
     b = bench()
     b.activate()
