@@ -28,17 +28,24 @@ class ContinuingPolicy:
         policy: is taken over.
         mode: see `ChunkMaker`.
         reuse: "1", "2", ... or "dynamic".
+        vision_change: see `ChunkMaker`.
 
     Raises:
         ValueError: unknown mode or rule.
 
     """
 
-    def __init__(self, policy: Policy, mode: str = "plain", reuse: str = "1") -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        mode: str = "plain",
+        reuse: str = "1",
+        vision_change: float | None = None,
+    ) -> None:
         self.policy = policy
         self.info = policy.info
         self.robot = policy.robot
-        self._maker = ChunkMaker(policy, mode, reuse=make_rule(reuse))
+        self._maker = ChunkMaker(policy, mode, reuse=make_rule(reuse), vision_change=vision_change)
         self._step_ns = round(policy.info.step_s * 1e9)
         self._delay = DelayEstimator(policy.info.step_s)
         self._first_ns: int | None = None

@@ -198,12 +198,12 @@ class PolicyParameters:
         "has changed.",
         check=_check_reuse,
     )
-    vision_cache: float = _param(
-        -1.0,
+    vision_cache_levels: int = _param(
+        -1,
         "Keep a camera's image tokens while its picture changes by no more than this mean grey "
-        "difference (0 to 255; eager backend). -1: never.",
-        low=-1.0,
-        high=255.0,
+        "difference (0 to 255 levels; eager backend). -1: never.",
+        low=-1,
+        high=255,
     )
     prompt: str = _param(
         "",

@@ -45,7 +45,8 @@ def load_policy(parameters: PolicyParameters) -> PolicyLike:
         threads=parameters.threads or None,
         backend_options=options,
     )
-    change = parameters.vision_cache if parameters.vision_cache >= 0 else None
+    levels = parameters.vision_cache_levels
+    change = float(levels) if levels >= 0 else None
     if parameters.chunk_mode == "plain" and parameters.kv_reuse == "1" and change is None:
         return policy
     from pi05_ros.policy.continuing import ContinuingPolicy

@@ -106,3 +106,22 @@ def test_the_overlap_continues_the_previous_chunk(policy, mode, tolerance):
 def test_modes_are_checked(policy):
     with pytest.raises(ValueError, match="plain, vjp, identity, trained"):
         ChunkMaker(policy, "guess")
+
+
+def test_vision_cache_runs_the_tower_only_for_cameras_that_changed(policy):
+    plain = ChunkMaker(policy)
+    obs = observation(0)
+    want = plain.make(obs, step=0, seed=1).chunk.actions
+    maker = ChunkMaker(policy, vision_change=2.0)
+    cache = maker.engine.vision
+    assert maker.make(obs, step=0, seed=1).chunk.actions == pytest.approx(want, abs=1e-5)
+    images = {"base": obs.images["base"], "wrist": 255 - obs.images["wrist"]}
+    moved = Observation(images=images, state=obs.state, prompt="go")
+    got = maker.make(moved, step=2, seed=1).chunk.actions
+    assert (cache.computed, cache.reused) == (3, 1)
+    maker.reset()
+    maker.make(moved, step=0)
+    assert cache.computed == 5
+    assert got == pytest.approx(ChunkMaker(policy).make(moved, 2, seed=1).chunk.actions, abs=1e-5)
+    with pytest.raises(ValueError, match="0 or more"):
+        ChunkMaker(policy, vision_change=-1.0)

@@ -17,6 +17,7 @@ from pi05_ros.policy.execution.continuation import Continuation, continuation
 from pi05_ros.policy.execution.rtc import MAX_GUIDANCE, guidance_weights, guided, sample_decided
 from pi05_ros.policy.kv_reuse import MODES, EveryN, ReuseRule
 from pi05_ros.policy.transforms import state_to_model
+from pi05_ros.policy.vision_cache import VisionCache
 
 
 class SteeredEngine:
@@ -33,6 +34,7 @@ class SteeredEngine:
         self.steer: Continuation | None = None
         self.mode = "plain"
         self.schedule = "exp"
+        self.vision: VisionCache | None = None
         self._context: Any = None
 
     def __getattr__(self, name: str) -> Any:
@@ -43,7 +45,8 @@ class SteeredEngine:
     ) -> Any:
         """Actions ``[H, 32]``; the kept context and the continuation are used where set."""
         if not (self.keep and self._context is not None):
-            self._context = self.engine.context(images, tokens)
+            source = self.vision or self.engine
+            self._context = source.context(images, tokens)
         if self.mode == "plain" or self.steer is None or self.steer.left == 0:
             return self.engine.denoise(self._context, noise, steps)
         model = getattr(self.engine, "model", None)
@@ -96,6 +99,7 @@ class ChunkMaker:
         reuse: when to keep the KV cache.
         margin: steps beyond the expected delay that are tied to the previous chunk as well, so
             that the hand-over itself is smooth and may come a little late.
+        vision_change: threshold of a `VisionCache`; None runs the tower for every camera.
 
     """
 
@@ -106,6 +110,7 @@ class ChunkMaker:
         schedule: str = "exp",
         reuse: ReuseRule | None = None,
         margin: int = 1,
+        vision_change: float | None = None,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"chunk mode {mode!r}; accepted: {', '.join(MODES)}")
@@ -113,6 +118,8 @@ class ChunkMaker:
         inner = policy.engine.engine if isinstance(policy.engine, SteeredEngine) else policy.engine
         self.engine = SteeredEngine(inner)
         self.engine.mode, self.engine.schedule = mode, schedule
+        if vision_change is not None:
+            self.engine.vision = VisionCache(inner, vision_change)
         policy.engine = self.engine
         self.reuse = reuse or EveryN(1)
         self.margin = margin
@@ -121,6 +128,8 @@ class ChunkMaker:
     def reset(self) -> None:
         """Start a new episode: nothing to continue, nothing to reuse."""
         self.reuse.reset()
+        if self.engine.vision is not None:
+            self.engine.vision.reset()
         self._last: MadeChunk | None = None
         self._anchor_state: np.ndarray | None = None
         self._anchor = 0.0
