@@ -140,6 +140,8 @@ def check_engines(args: argparse.Namespace, subject: Subject, engines: Any, expo
         engines.folder,
         {
             "engine key": engines.folder.name,
+            "preset": document["preset"] or "not quantised",
+            "layout": document["layout"],
             "TensorRT": engines.document["tensorrt"],
             **{f"machine {key}": value for key, value in machine.items()},
         },

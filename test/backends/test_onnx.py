@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,16 @@ from pi05_ros.model import Pi05, Pi05Config
 SIZES = {"views": 2, "horizon": 10, "max_prompt_tokens": 8}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def model() -> Pi05:
-    torch.set_num_threads(2)
     return Pi05.random(Pi05Config.preset("tiny"), seed=5)
 
 

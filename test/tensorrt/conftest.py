@@ -25,8 +25,11 @@ VIEWS, PROMPT, HORIZON = 2, 12, 10
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _few_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # on tiny models more threads only wait for each other
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +94,20 @@ def graphs_fp16(
         activation="fp16",
         calibration=calibration,
         full_steps=2,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def graphs_mlp_only(
+    model: Pi05,
+    shapes: StageShapes,
+    calibration: Calibration,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    folder = tmp_path_factory.mktemp("graphs") / "mlp_only"
+    export_all(
+        model, weights_id(model), shapes, folder, calibration=calibration, layout="mlp_only"
     )
     return folder
 

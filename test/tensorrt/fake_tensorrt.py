@@ -258,7 +258,7 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
             self._path = path
             options = onnxruntime.SessionOptions()
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-            options.intra_op_num_threads = 2
+            options.intra_op_num_threads = 1
             self._session = onnxruntime.InferenceSession(path, options)
             graph = onnx.load(path, load_external_data=False).graph
             self._tensors: dict[str, tuple[str, tuple[int, ...], Any]] = {}

@@ -29,7 +29,7 @@ from pi05_ros.backends.tensorrt.engines import (
     require_proof,
     write_report,
 )
-from pi05_ros.backends.tensorrt.export import export_all
+from pi05_ros.backends.tensorrt.export import read_export
 from pi05_ros.backends.tensorrt.identity import weights_id
 from pi05_ros.backends.tensorrt.inspector import quantised_products, read_layers
 from pi05_ros.backends.tensorrt.pipeline import StagedEngine
@@ -117,6 +117,9 @@ def test_built_checked_loaded_and_run(
     assert float((actions - truth).norm() / truth.norm()) < 0.05
     again = engine.sample(sample.images, sample.tokens, sample.noise)
     assert torch.equal(actions, again)
+    kept = engine.context(sample.images, sample.tokens)
+    engine.context(samples[4].images, samples[4].tokens)
+    assert torch.equal(engine.denoise(kept, sample.noise), actions)
     assert engine.sample(sample.images[:1], sample.tokens, sample.noise, 3).shape == (10, 32)
     assert backend.proven(model, Precision(), cache=tmp_path, **SIZES)[0]
     engine.close()
@@ -397,6 +400,7 @@ def test_gpu_without_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_engines_of_the_mlps_alone(
     install: Install,
+    graphs_mlp_only: Path,
     model: Pi05,
     calibration: Calibration,
     reference: StagedEngine,
@@ -407,23 +411,15 @@ def test_engines_of_the_mlps_alone(
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
 
     install()
-    graphs = tmp_path / "graphs"
-    document = export_all(
-        model,
-        weights_id(model),
-        reference.shapes,
-        graphs,
-        calibration=calibration,
-        layout="mlp_only",
-    )
-    assert list(document["stages"]) == [
+    document = read_export(graphs_mlp_only)
+    assert set(document["stages"]) == {
         "vision",
         "prefill_mlp_00",
         "prefill_mlp_01",
         "denoise_step",
-    ]
+    }
     assert document["stages"]["prefill_mlp_01"]["matmuls"] == {"fp8": 3}
-    found = build(graphs, tmp_path)
+    found = build(graphs_mlp_only, tmp_path)
     simulated = reference_engine(model, reference.shapes, None, calibration, layout="mlp_only")
     engine = TensorrtEngine(model, found, CPU)
     report = check_engine(engine, reference, simulated, samples[:2], steps=3)
@@ -436,27 +432,20 @@ def test_engines_of_the_mlps_alone(
         for each in (engine, whole)
     ]
     assert errors[0] < errors[1]
+    # Layer 0's engine in every layer, the mistake that cost others all success: refused.
+    engine.runners["prefill"].module.layers[1].mlp = engine.runners["prefill"].module.layers[0].mlp
+    assert not check_engine(engine, reference, simulated, samples[:2], steps=3).ok
     engine.close()
 
 
-def test_swapped_mlp_engines_are_found(
-    install: Install,
-    model: Pi05,
-    calibration: Calibration,
-    reference: StagedEngine,
-    tmp_path: Path,
+def test_swapped_graphs_are_not_built(
+    install: Install, graphs_mlp_only: Path, tmp_path: Path
 ) -> None:
-    """Layer 0's engine in every layer: the mistake that cost others all success."""
     install()
     graphs = tmp_path / "graphs"
-    export_all(
-        model,
-        weights_id(model),
-        reference.shapes,
-        graphs,
-        calibration=calibration,
-        layout="mlp_only",
-    )
+    graphs.mkdir()
+    for path in graphs_mlp_only.iterdir():
+        (graphs / path.name).write_bytes(path.read_bytes())
     for suffix in ("", ".data"):
         source = graphs / f"prefill_mlp_00.onnx{suffix}"
         (graphs / f"prefill_mlp_01.onnx{suffix}").write_bytes(source.read_bytes())

@@ -13,7 +13,7 @@ from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.onnx import OrtRunner
 from pi05_ros.backends.tensorrt import export
 from pi05_ros.backends.tensorrt.calibration import Calibration
-from pi05_ros.backends.tensorrt.export import export_all, graph_hash, read_export
+from pi05_ros.backends.tensorrt.export import graph_hash, read_export
 from pi05_ros.backends.tensorrt.pipeline import StagedEngine
 from pi05_ros.backends.tensorrt.samples import Sample, edge_cases
 from pi05_ros.backends.tensorrt.shapes import STAGES, StageShapes
@@ -160,6 +160,5 @@ def test_ort_refuses_what_is_no_graph(tmp_path: Path) -> None:
 
 
 def test_export_without_quantisation(model: Pi05, shapes: StageShapes, tmp_path: Path) -> None:
-    document = export_all(model, "sha256:x", shapes, tmp_path, activation="fp16")
-    assert document["preset"] is None
-    assert all("fp8" not in stage["matmuls"] for stage in document["stages"].values())
+    exported = export.export_stage(model, "prefill", shapes, tmp_path)
+    assert set(exported.report["matmuls"]) == {"FLOAT16"}

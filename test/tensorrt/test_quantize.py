@@ -48,7 +48,7 @@ OLDEST = ROOT / ".cache" / "modelopt-0.43.0"
 # ranges (which covers the names of all enabled quantisers).
 OTHER_RELEASE = """
 import json, sys, torch
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 import modelopt
 from pi05_ros.backends.tensorrt.identity import weights_id
 from pi05_ros.backends.tensorrt.quantize import calibrate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 def find_calibration(
     weights: str, directory: str | Path | None, root: Path | None = None
 ) -> Calibration:
-    """The named calibration, or the newest one of this checkpoint.
+    """The named calibration, or the newest FP8 one of this checkpoint.
 
     Raises:
         BackendError: none there, damaged, or made for other weights.
@@ -30,7 +31,8 @@ def find_calibration(
     """
     if directory is None:
         folder = model_folder(weights, root) / "quant"
-        found = sorted(folder.glob("*/calibration.json"), key=lambda p: p.stat().st_mtime)
+        newest = sorted(folder.glob("*/calibration.json"), key=lambda p: p.stat().st_mtime)
+        found = [path for path in newest if _is_fp8(path)]
         if not found:
             raise BackendError(
                 f"fp8 needs a calibration and there is none in {folder}; make one from recorded "
@@ -48,6 +50,13 @@ def find_calibration(
             f"for {weights[:23]}...; make one for this checkpoint with: pi05 quantize"
         )
     return calibration
+
+
+def _is_fp8(path: Path) -> bool:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["preset"]).startswith("fp8")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def graphs_for(

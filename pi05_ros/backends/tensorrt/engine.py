@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,6 +53,12 @@ class TensorrtEngine(StagedEngine):
         self.engines = engines
         self._capture = cuda_graph and device.type == "cuda"
         self._loops: dict[int, FlowLoop] = {}
+
+    @torch.no_grad()
+    def context(self, images: Sequence[Tensor] | Tensor, tokens: Tensor) -> StagedContext:
+        """Vision and prefill; the keys and values outlive the next observation."""
+        found = super().context(images, tokens)
+        return replace(found, keys=found.keys.clone(), values=found.values.clone())
 
     @torch.no_grad()
     def flow(self, context: StagedContext, x: Tensor, steps: int) -> Tensor:

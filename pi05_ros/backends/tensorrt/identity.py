@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,27 @@ import torch
 from pi05_ros.model import Pi05
 
 KEY_SCHEMA = 1
+_KNOWN: weakref.WeakKeyDictionary[Pi05, tuple[Any, str]] = weakref.WeakKeyDictionary()
 
 
 def weights_id(model: Pi05) -> str:
     """Hash of all parameters, "sha256:<hex>".
 
     Values are rounded to bfloat16 first, so that a checkpoint has one identity whether it was
-    loaded in float32 or in bfloat16.
+    loaded in float32 or in bfloat16. The answer is kept while no parameter is written to.
     """
+    state_of = tuple((p.data_ptr(), p._version) for p in model.parameters())
+    known = _KNOWN.get(model)
+    if known is not None and known[0] == state_of:
+        return known[1]
     state = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().to(torch.bfloat16).cpu().contiguous().view(torch.uint8)
         state.update(f"{name} {tuple(parameter.shape)}".encode())
         state.update(values.numpy().data)
-    return f"sha256:{state.hexdigest()}"
+    result = f"sha256:{state.hexdigest()}"
+    _KNOWN[model] = (state_of, result)
+    return result
 
 
 def _first_line(path: str) -> str:
