@@ -92,6 +92,7 @@ class Pi05Config:
         rope: "fp32" keeps RoPE frequencies in float32, as the JAX training did. "openpi-bf16"
             rounds them to bfloat16 as openpi's PyTorch model in bfloat16 does (its module-wide
             cast hits the frequency buffer); use it to compare with that model bit for bit.
+            Prefill then keeps masked tokens unless told otherwise, as openpi does.
         clock: "openpi" accumulates the flow time in float32 as openpi's sampler does; "exact"
             computes 1 - i/N for each step as LeRobot does. The actions differ by about 2e-5.
 

@@ -149,11 +149,17 @@ class Pi05(nn.Module):
         mask = torch.cat((image_masks.repeat_interleave(P, dim=1), token_mask), dim=1)
         return torch.cat((seen.flatten(1, 2), prompt), dim=1), mask
 
-    def prefill_embedded(self, embeddings: Tensor, mask: Tensor, compact: bool = True) -> KVCache:
+    def prefill_embedded(
+        self, embeddings: Tensor, mask: Tensor, compact: bool | None = None
+    ) -> KVCache:
         """Run the prefix stack over embedded tokens ``[B, P, D]`` with bool mask ``[B, P]``.
 
-        With `compact` the invalid tokens are dropped first (see `prefix.compact`).
+        With `compact` the invalid tokens are dropped first (see `prefix.compact`). None means
+        yes, except with rope "openpi-bf16": that is for bit equality with openpi, and bfloat16
+        sums over fewer tokens round differently.
         """
+        if compact is None:
+            compact = self.config.rope != "openpi-bf16"
         if compact:
             embeddings, mask = drop_masked(embeddings, mask)
         return self.vlm(embeddings, mask)[0]
@@ -164,9 +170,9 @@ class Pi05(nn.Module):
         image_masks: Tensor,
         tokens: Tensor,
         token_mask: Tensor,
-        compact: bool = True,
+        compact: bool | None = None,
     ) -> KVCache:
-        """Vision and prefill in one: see `embed_prefix` for the arguments."""
+        """Vision and prefill in one: see `embed_prefix` and `prefill_embedded`."""
         embeddings, mask = self.embed_prefix(images, image_masks, tokens, token_mask)
         return self.prefill_embedded(embeddings, mask, compact)
 
