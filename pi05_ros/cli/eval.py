@@ -114,6 +114,8 @@ def _run_ros(args: argparse.Namespace) -> int:
     except (ValueError, RosMissingError) as error:
         print(f"pi05 eval: {error}", file=sys.stderr)
         return 2
+    setting = settings[0]
+    guided = setting.chunking.startswith("rtc-")
     for task in tasks:
         try:
             session = run_session(
@@ -122,7 +124,10 @@ def _run_ros(args: argparse.Namespace) -> int:
                 seeds,
                 args.out / "logs" / task,
                 rate_hz=args.rate,
-                denoise_steps=settings[0].denoise_steps,
+                denoise_steps=setting.denoise_steps,
+                strategy="ensemble" if setting.chunking == "ensemble" else "rtc",
+                chunk_mode=setting.chunking.removeprefix("rtc-") if guided else "plain",
+                kv_reuse=setting.kv_reuse,
                 renderer=args.renderer,
                 progress=lambda seed, done: print(f"seed {seed}: {'done' if done else 'failed'}"),
             )

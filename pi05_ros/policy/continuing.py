@@ -86,9 +86,13 @@ class ContinuingPolicy:
         """See `Policy.set_prompt`."""
         self.policy.set_prompt(text)
 
-    def reset(self) -> None:
-        """Nothing to continue, nothing to reuse, first seed."""
+    def forget(self) -> None:
+        """Continue and reuse nothing at the next inference; callable from any thread."""
         self._first_ns = None
+
+    def reset(self) -> None:
+        """Forget, and start the seeds over."""
+        self.forget()
         self.policy.reset()
 
     def close(self) -> None:

@@ -94,6 +94,9 @@ class InferenceLoop:
         with self._gate:
             self._generation += 1
         self._inferences = 0
+        forget = getattr(self._policy, "forget", None)
+        if forget is not None:  # a policy that continues its chunks
+            forget()
         self._pacer.started()
         self._sources.inputs.reset()
         self._statistics.clear_latencies()

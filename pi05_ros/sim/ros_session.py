@@ -133,6 +133,8 @@ def run_session(
     rate_hz: float = 4.0,
     denoise_steps: int = 10,
     strategy: str = "rtc",
+    chunk_mode: str = "plain",
+    kv_reuse: str = "1",
     renderer: str | None = None,
     threads: int = 1,
     progress: Callable[[int, bool], None] = lambda seed, done: None,
@@ -147,6 +149,8 @@ def run_session(
         rate_hz: inferences per second.
         denoise_steps: of the policy node.
         strategy: of the executor node.
+        chunk_mode: of the policy node.
+        kv_reuse: of the policy node.
         renderer: of the driver node.
         threads: CPU threads of the policy node.
         progress: called after each episode.
@@ -178,6 +182,8 @@ def run_session(
                     "robot": "sim_arm",
                     "rate_hz": rate_hz,
                     "denoise_steps": denoise_steps,
+                    "chunk_mode": chunk_mode,
+                    "kv_reuse": kv_reuse,
                     "threads": threads,
                     "device": "cpu",
                     "backend": "eager",

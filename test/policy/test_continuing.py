@@ -47,7 +47,7 @@ def test_chunks_continue_by_stamps_and_a_pause_or_a_jump_back_starts_afresh(poli
     afresh = continuing.infer(observation(40, 1), seed=2).actions
     assert np.array_equal(afresh, plain)
     assert np.array_equal(continuing.infer(observation(1, 1), seed=2).actions, plain)
-    continuing.reset()
+    continuing.forget()
     assert np.array_equal(continuing.infer(observation(2, 1), seed=2).actions, plain)
 
 
