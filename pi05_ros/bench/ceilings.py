@@ -1,8 +1,8 @@
 """Least time a device needs for a workload: per stage, the larger of arithmetic and bytes.
 
 Activations are taken as free (they stay in cache), attention runs at the BF16 rate, every weight
-is read once per use. The rates are those measured by `pi05 bench roofline` on the device, or, where
-none are known, measured on the spot.
+is read once per use. The rates are measured on the spot: a large copy, and a large product in each
+precision.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def measure(engine: Any, work: Workload, size: tuple[int, int], runs: int) -> di
 
     def preprocess() -> None:
         for camera, kind in enumerate(kinds):
-            engine._launch_camera(camera, kind)
+            engine.launches.camera(camera, kind)
 
     def prefill() -> None:
         stages.embed_prompt(work.views, context.bucket, slot)

@@ -158,11 +158,41 @@ def test_replays_are_equal_bit_for_bit_even_from_poisoned_buffers(kind, request)
     images, tokens, noise = example(seed=7)
     first = engine.sample(images, tokens, noise)
     b = engine.buffers
-    for name in (
-        "patches patch_out vx vh vqkv vattn vy vact vparts vpost embeds x h qkv kv_only q attn y "
-        "act parts lse state actions dx mirror sum_attn sum_mlp dq dparts dlse dattn dact "
-        "residual_parts"
-    ).split():
+    for name in [
+        "patches",
+        "patch_out",
+        "vx",
+        "vh",
+        "vqkv",
+        "vattn",
+        "vy",
+        "vact",
+        "vparts",
+        "vpost",
+        "embeds",
+        "x",
+        "h",
+        "qkv",
+        "kv_only",
+        "q",
+        "attn",
+        "y",
+        "act",
+        "parts",
+        "lse",
+        "state",
+        "actions",
+        "dx",
+        "mirror",
+        "sum_attn",
+        "sum_mlp",
+        "dq",
+        "dparts",
+        "dlse",
+        "dattn",
+        "dact",
+        "residual_parts",
+    ]:
         buffer = getattr(b, name)
         if buffer.element_size() == 1:
             buffer.view(torch.uint8).fill_(0x7F)

@@ -24,10 +24,9 @@ from pi05_ros.backends.cuda.context import ContextStages
 from pi05_ros.backends.cuda.denoise import DenoiseStage
 from pi05_ros.backends.cuda.graphs import Graphs
 from pi05_ros.backends.cuda.inputs import Inputs, View, check_noise, check_tokens
-from pi05_ros.backends.cuda.kernels import preprocess
+from pi05_ros.backends.cuda.launches import Launches
 from pi05_ros.backends.cuda.scales import Calibration, Saturation
 from pi05_ros.backends.cuda.tuning import load as load_tuning
-from pi05_ros.backends.cuda.vision import ResizeTables
 from pi05_ros.backends.cuda.weights import Weights, pack
 from pi05_ros.backends.engine import EngineTimings, Precision
 from pi05_ros.backends.errors import BackendError
@@ -105,7 +104,7 @@ class CudaEngine:
             )
             self.graphs = Graphs(self.device)
         self._inputs = Inputs(self.device, model.config.vision.image_size)
-        self._resize: dict[tuple[int, int, int], ResizeTables] = {}
+        self.launches = Launches(self.context_stages, self._inputs)
         self._modulation: dict[int, modulation.Modulation] = {}
         self._serial = [0] * slots
         self._length = [-1] * slots
@@ -161,16 +160,16 @@ class CudaEngine:
             mod = self._tables(steps)
             if self._first_runs:
                 if drawn:
-                    self._launch_noise(horizon)
+                    self.launches.noise(horizon)
                 self._calibrate_here(kinds, bucket, horizon, mod)
             monitored = bool(self.monitor_every) and self._calls % self.monitor_every == 0
             self._calls += 1
 
             def launch() -> None:
                 self.context_stages.monitor = monitored
-                self._launch_context(kinds, bucket, 0)
+                self.launches.context(kinds, bucket, 0)
                 if drawn:
-                    self._launch_noise(horizon)
+                    self.launches.noise(horizon)
                 self.denoise_stage.run(horizon, mod, self.buffers.slots[0], rows)
                 self.context_stages.monitor = False
 
@@ -209,7 +208,7 @@ class CudaEngine:
                 for camera, view in enumerate(views):
                     self._inputs.load(camera, view)
                 self._load_noise(None, 0, None)
-                self._launch_noise(self.horizon)
+                self.launches.noise(self.horizon)
                 self._calibrate_here(kinds, bucket, self.horizon, self._tables(10))
             if camera_keys is None:
                 for camera, view in enumerate(views):
@@ -218,7 +217,7 @@ class CudaEngine:
                 self._prompt_key = None
                 self.graphs.run(
                     ("context", kinds, bucket, slot),
-                    lambda: self._launch_context(kinds, bucket, slot),
+                    lambda: self.launches.context(kinds, bucket, slot),
                 )
             else:
                 self._cached_context(views, kinds, tokens, bucket, slot, camera_keys)
@@ -246,7 +245,7 @@ class CudaEngine:
 
             def launch() -> None:
                 if drawn:
-                    self._launch_noise(horizon)
+                    self.launches.noise(horizon)
                 self.denoise_stage.run(horizon, mod, slot, rows)
 
             self.graphs.run(("denoise", rows, horizon, steps, context.slot, drawn), launch)
@@ -305,11 +304,17 @@ class CudaEngine:
         """Free device memory."""
         with self._lock:
             self.graphs.clear()
-            for name in ("weights", "buffers", "context_stages", "denoise_stage", "_inputs"):
+            for name in (
+                "weights",
+                "buffers",
+                "context_stages",
+                "denoise_stage",
+                "launches",
+                "_inputs",
+            ):
                 if hasattr(self, name):
                     delattr(self, name)
             self._modulation.clear()
-            self._resize.clear()
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -368,44 +373,7 @@ class CudaEngine:
         if self._events is not None:
             self._events[which].record()
 
-    # launches ---------------------------------------------------------------------------------
-
-    def _launch_camera(self, camera: int, kind: tuple[str, int, int]) -> None:
-        frame = self._inputs.buffer(camera, kind)
-        if kind[0] == "pixels":
-            self.context_stages.pixels_to_patches(frame, camera)
-            return
-        key = (camera, kind[1], kind[2])
-        if key not in self._resize:
-            size = self.weights.config.vision.image_size
-            self._resize[key] = ResizeTables.build(kind[1], kind[2], size, self.device)
-        self.context_stages.frame_to_patches(frame, camera, self._resize[key])
-
-    def _launch_vision(self, kinds: tuple[tuple[str, int, int], ...]) -> None:
-        for camera, kind in enumerate(kinds):
-            self._launch_camera(camera, kind)
-        if kinds:
-            self.context_stages.vision(0, len(kinds))
-
-    def _launch_prompt(self, views: int, bucket: int, slot: int) -> None:
-        self.context_stages.embed_prompt(views, bucket, self.buffers.slots[slot])
-
-    def _launch_prefill(self, views: int, bucket: int, slot: int) -> None:
-        rows = views * self.buffers.tokens + bucket
-        self.context_stages.prefill(rows, self.buffers.slots[slot])
-
-    def _launch_context(
-        self, kinds: tuple[tuple[str, int, int], ...], bucket: int, slot: int
-    ) -> None:
-        self._launch_vision(kinds)
-        self._launch_prompt(len(kinds), bucket, slot)
-        self._launch_prefill(len(kinds), bucket, slot)
-
-    def _launch_noise(self, horizon: int) -> None:
-        count = horizon * self.weights.config.action_dim
-        preprocess.normal_noise[(-(-count // 256),)](
-            self.buffers.seed, self.buffers.noise, count, BLOCK=256
-        )
+    # parts ------------------------------------------------------------------------------------
 
     def _cached_context(
         self,
@@ -426,7 +394,7 @@ class CudaEngine:
             kind = view.kind
 
             def encode(camera: int = camera, kind: tuple[str, int, int] = kind) -> None:
-                self._launch_camera(camera, kind)
+                self.launches.camera(camera, kind)
                 self.context_stages.vision(camera, 1)
 
             self.graphs.run(("camera", camera, kind), encode)
@@ -435,12 +403,12 @@ class CudaEngine:
         if prompt_key != self._prompt_key:
             self.graphs.run(
                 ("prompt", len(views), bucket, slot),
-                lambda: self._launch_prompt(len(views), bucket, slot),
+                lambda: self.launches.prompt(len(views), bucket, slot),
             )
             self._prompt_key = prompt_key
         self.graphs.run(
             ("prefill", len(views), bucket, slot),
-            lambda: self._launch_prefill(len(views), bucket, slot),
+            lambda: self.launches.prefill(len(views), bucket, slot),
         )
 
     def _calibrate_here(
@@ -462,7 +430,7 @@ class CudaEngine:
             self.buffers.amax.zero_()
             self.context_stages.monitor = True
             try:
-                self._launch_context(kinds, bucket, 0)
+                self.launches.context(kinds, bucket, 0)
                 self.denoise_stage.run(horizon, mod, self.buffers.slots[0], rows)
             finally:
                 self.context_stages.monitor = False

@@ -42,8 +42,9 @@ def attend(
 
     q ``[rows, HEAD_DIM]``; k, v ``[>= length + extra, HEAD_DIM]``; out
     ``[splits, rows, HEAD_DIM]`` normalised within the split, lse (base 2) ``[splits, rows]``.
-    Keys [0, length) are the prefix and final before this kernel was launched; [length, length + extra) come from the kernel in
-    front. ONE_BLOCK: a split is one block of BN keys and the prefix part loads above the wait.
+    Keys [0, length) are the prefix, final before this kernel was launched; [length, length +
+    extra) come from the kernel in front. ONE_BLOCK: a split is one block of BN keys and the
+    prefix part loads above the wait.
     DIRECT: there is one split and out is the (quantised) input of the output projection.
     """
     tile = tl.program_id(0)
