@@ -238,12 +238,14 @@ def _read_bag(
     try:
         with Bag(path) as bag:
             chosen = choose(bag, subject.policy.robot, mapping)
-            rate = min(10.0, max(0.2, args.samples / max(bag.seconds, 0.1)))
+            # A little faster than needed: some ticks find no complete observation.
+            rate = min(10.0, max(0.2, 1.5 * args.samples / max(bag.seconds, 0.1)))
             parameters = replace(
                 PolicyParameters(), rate_hz=rate, prompt=getattr(args, "prompt", None) or ""
             )
-            for _ in OfflineReplay(bag, chosen.sources, subject.policy, parameters, chosen.roles):
-                pass
+            replay = OfflineReplay(bag, chosen.sources, subject.policy, parameters, chosen.roles)
+            for chunk in replay:
+                recorder.name = f"{path} after {chunk.record.received_ns} ns"
     except BagError as error:
         raise CalibrationError(str(error)) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from pi05_ros.cli.main import main
 from pi05_ros.policy import Observation, Policy
 
 CHECKPOINT = "random:tiny"
+BAGS = Path(__file__).resolve().parents[1] / "replay" / "bags.py"
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,25 @@ def test_samples_are_what_the_policy_gives_the_model(cache: Path, observations: 
     policy.engine.sample = sample  # type: ignore[method-assign]
     policy.infer(load_observation(observations / "003.safetensors"))
     assert samples[3].tokens.tolist() == seen["tokens"].tolist()
+
+
+def test_observations_come_from_a_bag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("bags", BAGS)
+    assert spec is not None
+    assert spec.loader is not None
+    bags = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bags)
+    path = bags.write_bag(tmp_path / "bag", 2.0)
+    words = ["quantize", CHECKPOINT, "--bag", str(path), "--samples", "9", "--steps", "1"]
+    assert main([*words, "--out", str(tmp_path / "ranges")]) == 0
+    samples, _ = load_samples(tmp_path / "ranges" / "golden.safetensors")
+    assert len(samples) == 9
+    assert len({sample.digest for sample in samples}) == 9
+    assert not any(sample.synthetic for sample in samples)
+    assert samples[0].images.shape[0] == 2
+    capsys.readouterr()
+    assert main([*words, "--map", "base_camera=/not/there"]) == 2
+    assert "/not/there" in capsys.readouterr().err
 
 
 def test_refusals_are_one_line_and_exit_code_2(

@@ -13,6 +13,7 @@ import copy
 import importlib.util
 import io
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -94,11 +95,15 @@ def modelopt_quantize(
 ) -> nn.Module:
     """Quantise ``stages`` (a ModuleDict by stage name) in place with our explicit config."""
     version = modelopt_version()
-    import modelopt.torch.quantization as mtq
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import modelopt.torch.quantization as mtq
 
-    _register_attention_quantizers()
+        _register_attention_quantizers()
     config = modelopt_config(choice, ordered_list=version >= LIST_FORM_SINCE)
-    with contextlib.redirect_stdout(io.StringIO()) as said:  # it prints what it inserts
+    # It prints what it inserts and warns about packages that this has no use for.
+    with contextlib.redirect_stdout(io.StringIO()) as said, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         result: nn.Module = mtq.quantize(stages, config, forward)
     log.debug("ModelOpt: %s", said.getvalue().strip())
     return result
