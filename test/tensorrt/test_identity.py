@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def test_identity_follows_the_weights_not_their_dtype() -> None:
     assert first.startswith("sha256:")
     assert weights_id(Pi05.random(config, 1, torch.bfloat16)) == first
     assert weights_id(Pi05.random(config, 2)) != first
+    assert weights_id(Pi05.random(replace(config, rope="openpi-bf16"), 1)) != first
     with torch.no_grad():
         model.action_in_proj.weight.add_(1.0)
     assert weights_id(model) != first

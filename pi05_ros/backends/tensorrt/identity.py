@@ -18,7 +18,7 @@ _KNOWN: weakref.WeakKeyDictionary[Pi05, tuple[Any, str]] = weakref.WeakKeyDictio
 
 
 def weights_id(model: Pi05) -> str:
-    """Hash of all parameters, "sha256:<hex>".
+    """Hash of all parameters and of how rotary angles are computed, "sha256:<hex>".
 
     Values are rounded to bfloat16 first, so that a checkpoint has one identity whether it was
     loaded in float32 or in bfloat16. The answer is kept while no parameter is written to.
@@ -27,7 +27,7 @@ def weights_id(model: Pi05) -> str:
     known = _KNOWN.get(model)
     if known is not None and known[0] == state_of:
         return known[1]
-    state = hashlib.sha256()
+    state = hashlib.sha256(model.config.rope.encode())
     for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().to(torch.bfloat16).cpu().contiguous().view(torch.uint8)
         state.update(f"{name} {tuple(parameter.shape)}".encode())
