@@ -15,6 +15,8 @@ FOLLOWING = "following"
 HOLDING = "holding"
 WAITING = "waiting"
 STOPPED = "stopped"
+START_SLACK = 0.02
+"""Share of a joint's range by which it may lie outside its limits when commanding starts."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,9 @@ class Executor:
         if self.filter.position is None:
             if self._measured is None:
                 return Command(None, WAITING, "no joint states yet")
+            outside = self._outside(self._measured)
+            if outside:
+                return Command(None, WAITING, self._why(outside))
             self.filter.reset(self._measured)
         if self._stopped:
             return Command(self.filter.step(None), STOPPED, self._stopped)
@@ -156,10 +161,22 @@ class Executor:
         target = self.strategy.target(now_ns)
         if target is None:
             if self.filter.resting and self.accepted == 0 and self._measured is not None:
-                self.filter.reset(self._measured)
+                self.filter.position = None
                 return Command(None, WAITING, self._why("no chunk yet"))
             return Command(self.filter.step(None), HOLDING, self._why("no fresh chunk"))
         return Command(self.filter.step(target), FOLLOWING, "")
+
+    def _outside(self, measured: np.ndarray) -> str:
+        """What is wrong with starting here; a little outside is where gravity leaves an arm."""
+        for i, name in enumerate(self.joints):
+            lower, upper = self.limits.lower[i], self.limits.upper[i]
+            slack = START_SLACK * (upper - lower)
+            if not lower - slack <= measured[i] <= upper + slack:
+                return (
+                    f"{name} is at {measured[i]:.3f}, outside its limits {lower:.3f} to "
+                    f"{upper:.3f}; move it back by hand"
+                )
+        return ""
 
     def _why(self, text: str) -> str:
         return f"{text}; last refused: {self.last_refusal}" if self.last_refusal else text

@@ -151,6 +151,17 @@ def test_stale_joint_states_hold_and_stop_is_soft_and_lasting():
     assert run(executor, 2 * SECOND, 1)[0].mode == FOLLOWING
 
 
+def test_commanding_does_not_start_from_far_outside_the_limits():
+    executor = make()
+    executor.offer(chunk(0, np.zeros((9, 2))), 0)
+    command = run(executor, 0, 1, state=(2.5, 0.5))[0]
+    assert command.positions is None
+    assert "a is at 2.500, outside its limits" in command.reason
+    assert run(executor, STEP, 1, state=(2.01, 0.5))[0].positions == pytest.approx(
+        [2, 0.5], abs=0.1
+    )
+
+
 def test_a_clock_that_jumped_back_starts_over():
     executor = make()
     executor.offer(chunk(SECOND, np.zeros((9, 2)), 7), SECOND)
