@@ -157,9 +157,8 @@ def test_commanding_does_not_start_from_far_outside_the_limits():
     command = run(executor, 0, 1, state=(2.5, 0.5))[0]
     assert command.positions is None
     assert "a is at 2.500, outside its limits" in command.reason
-    assert run(executor, STEP, 1, state=(2.01, 0.5))[0].positions == pytest.approx(
-        [2, 0.5], abs=0.1
-    )
+    started = run(executor, STEP, 1, state=(2.01, 0.5))[0]
+    assert started.positions[0] == pytest.approx(2, abs=0.1)
 
 
 def test_a_clock_that_jumped_back_starts_over():
