@@ -210,6 +210,7 @@ class CudaEngine:
                 self._load_noise(None, 0, None)
                 self.launches.noise(self.horizon)
                 self._calibrate_here(kinds, bucket, self.horizon, self._tables(10))
+                self._camera_keys, self._prompt_key = [None] * MAX_VIEWS, None
             if camera_keys is None:
                 for camera, view in enumerate(views):
                     self._inputs.load(camera, view)
