@@ -152,7 +152,7 @@ def check_engines(args: argparse.Namespace, subject: Subject, engines: Any, expo
 def _device(subject: Subject) -> torch.device:
     from pi05_ros.backends.tensorrt import require_gpu
 
-    return require_gpu(fp8=False)
+    return require_gpu(fp8=False, near=subject.model.device)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -146,7 +146,7 @@ def install(
         import pi05_ros.backends.tensorrt as package
         from pi05_ros.backends.tensorrt import binding
 
-        def cpu(*, fp8: bool) -> torch.device:
+        def cpu(*, fp8: bool, near: torch.device | None = None) -> torch.device:
             return torch.device("cpu")
 
         monkeypatch.setattr(binding, "require_gpu", cpu)

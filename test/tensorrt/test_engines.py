@@ -396,6 +396,9 @@ def test_gpu_without_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match=r"Orin \(compute capability 8.7\) has no FP8"):
         binding.require_gpu(fp8=True)
     assert binding.require_gpu(fp8=False) == torch.device("cuda", 0)
+    second = torch.device("cuda", 1)
+    assert binding.require_gpu(fp8=False, near=second) == second
+    assert binding.require_gpu(fp8=False, near=CPU) == torch.device("cuda", 0)
 
 
 def test_engines_of_the_mlps_alone(

@@ -44,7 +44,8 @@ def create(
 
     """
     version = require_tensorrt()
-    device = require_gpu(fp8="fp8" in (precision.prefill, precision.denoise))
+    fp8 = "fp8" in (precision.prefill, precision.denoise)
+    device = require_gpu(fp8=fp8, near=model.device)
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
     from pi05_ros.backends.tensorrt.engines import find_proven
     from pi05_ros.backends.tensorrt.identity import weights_id
@@ -75,7 +76,7 @@ def proven(
 
     root = Path(cache) if cache is not None else None
     try:
-        device = require_gpu(fp8=False)
+        device = require_gpu(fp8=False, near=model.device)
         shapes = StageShapes.of(model.config, views, max_prompt_tokens, horizon)
         engines = find_proven(weights_id(model), shapes, precision, device, root)
     except (BackendError, ValueError) as error:

@@ -51,11 +51,12 @@ def require_tensorrt() -> str:
     return version
 
 
-def require_gpu(*, fp8: bool) -> torch.device:
-    """The current CUDA device.
+def require_gpu(*, fp8: bool, near: torch.device | None = None) -> torch.device:
+    """The CUDA device to use.
 
     Args:
         fp8: the engine holds FP8 products, which need compute capability 8.9.
+        near: where the model is; if that is a CUDA device it is taken, else the current one.
 
     Raises:
         BackendError: no device, or one without FP8.
@@ -63,7 +64,8 @@ def require_gpu(*, fp8: bool) -> torch.device:
     """
     if not torch.cuda.is_available():
         raise BackendError("no CUDA device; engines are built and run on the GPU they are for")
-    device = torch.device("cuda", torch.cuda.current_device())
+    index = near.index if near is not None and near.type == "cuda" else None
+    device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
     capability = torch.cuda.get_device_capability(device)
     if fp8 and capability < (8, 9):
         name = torch.cuda.get_device_name(device)
