@@ -31,7 +31,7 @@ from pi05_ros.ros.conversion import image_to_rgb, stamp_ns
 from pi05_ros.sim.evaluation import LIMITS_FILE
 from pi05_ros.sim.tasks import task_by_name
 
-EPISODE_S = 10.0
+EPISODE_S = 15.0
 """Wall time an episode may take."""
 MAX_FILM = 600
 """Pictures that are kept; later ones are not filmed."""
