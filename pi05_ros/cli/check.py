@@ -21,7 +21,7 @@ from pi05_ros.cli.engine_options import (
 from pi05_ros.cli.export import add_precision_arguments, export_subject
 
 PASSED, REFUSED = 0, 1
-BACKENDS = ("tensorrt", "onnx", "scaled_mm", "torch_tensorrt")
+BACKENDS = ("tensorrt", "onnx", "simulated", "scaled_mm", "torch_tensorrt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         default="tensorrt",
         choices=BACKENDS,
-        help="tensorrt: the newest engines; onnx: the graphs in ONNX Runtime; scaled_mm: the same "
+        help="tensorrt: the newest engines; onnx: the graphs in ONNX Runtime; simulated: the "
+        "calibration's arithmetic in torch, which judges any preset anywhere; scaled_mm: the same "
         "FP8 scales on this GPU's FP8 units through torch; torch_tensorrt: prefill MLPs and "
         "denoise step compiled by torch-tensorrt (experimental)",
     )
@@ -155,6 +156,29 @@ def _device(subject: Subject) -> torch.device:
     return require_gpu(fp8=False, near=subject.model.device)
 
 
+def simulated_engine(args: argparse.Namespace, subject: Subject) -> tuple[Any, dict[str, Any]]:
+    """A calibration's quantisation simulated in torch, and what it stands for."""
+    from pi05_ros.backends.tensorrt.artifacts import find_calibration
+    from pi05_ros.backends.tensorrt.export import QUANTISED
+    from pi05_ros.backends.tensorrt.quantize import reference_engine
+
+    words = {"prefill": args.prefill, "denoise_step": args.denoise}
+    stages = [stage for stage in QUANTISED if (words[stage] or args.precision) == "fp8"]
+    if not stages:
+        raise BackendError("nothing to simulate: neither prefill nor denoise is quantised")
+    calibration = find_calibration(subject.weights, args.calibration, args.cache)
+    print(f"preset {calibration.preset}: {calibration.choice.summary}")
+    engine = reference_engine(
+        subject.model,
+        subject.shapes,
+        calibration=calibration,
+        quantised_stages=stages,
+        layout=args.layout,
+    )
+    engine.backend = f"simulated {calibration.preset}"
+    return engine, {"quantised_stages": stages, "layout": args.layout}
+
+
 def _run(args: argparse.Namespace) -> int:
     if args.backend == "tensorrt":
         return _run_tensorrt(args)
@@ -167,6 +191,8 @@ def _run(args: argparse.Namespace) -> int:
 
         folder, document = export_subject(args, subject, None)
         engine = backend.engine_of(subject.model, subject.shapes, folder, document, "cpu")
+    elif args.backend == "simulated":
+        engine, document = simulated_engine(args, subject)
     else:
         from pi05_ros.backends.tensorrt.artifacts import find_calibration
         from pi05_ros.backends.tensorrt.scaled_mm import scaled_mm_engine

@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=sorted(PRESETS),
         help="; ".join(f"{name}: {p.summary}" for name, p in PRESETS.items()),
     )
+    parser.add_argument(
+        "--experimental", action="store_true", help="take a preset marked experimental"
+    )
     parser.add_argument("--steps", type=int, default=10, help="flow steps per observation")
     parser.add_argument("--out", type=Path, help="folder instead of the cache")
 
@@ -38,11 +41,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pi05_ros.backends.tensorrt.quantize import calibrate, modelopt_version
+    from pi05_ros.backends.tensorrt.presets import preset
+    from pi05_ros.backends.tensorrt.quantize import calibrate, modelopt_version, require_intent
     from pi05_ros.backends.tensorrt.samples import save_samples
     from pi05_ros.backends.tensorrt.store import model_folder
 
     modelopt_version()
+    choice = preset(args.preset)
+    require_intent(choice, experimental=args.experimental)
     subject = load_subject(args)
     samples = collect_samples(args, subject)
     print(f"{len(samples)} observations, preset {args.preset}")
@@ -54,6 +60,7 @@ def _run(args: argparse.Namespace) -> int:
         shapes=subject.shapes,
         steps=args.steps,
         allow_synthetic=args.allow_synthetic,
+        experimental=args.experimental,
         progress=show_progress,
     )
     folder = args.out or (
@@ -74,5 +81,10 @@ def _run(args: argparse.Namespace) -> int:
         print(f"  warning: {name} reaches {value:.3g}; float16 ends at 65504")
     if calibration.info["synthetic"]:
         print("made from synthetic observations: for dry runs only")
+    if choice.experimental:
+        print(
+            f"preset {choice.name} is EXPERIMENTAL: no engine can be built from it; its accuracy:"
+        )
+        print(f"  pi05 check {args.checkpoint} --backend simulated --calibration {folder}")
     print(f"written to {folder}")
     return 0

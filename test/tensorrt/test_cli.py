@@ -146,6 +146,28 @@ def test_export_then_check_on_onnxruntime(
     assert main(["export", *words, "--precision", "fp32", "--prefill", "fp8"]) == 2
 
 
+def test_fp4_is_an_experiment_that_only_a_check_can_judge(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = str(next(cache.rglob("golden.safetensors")))
+    words = [CHECKPOINT, "--cache", str(cache)]
+    quantize = ["quantize", *words, "--preset", "nvfp4", "--observations", golden, "--steps", "1"]
+    assert main(quantize) == 2
+    assert "--experimental" in capsys.readouterr().err
+    folder = tmp_path / "nvfp4"
+    assert main([*quantize, "--samples", "8", "--experimental", "--out", str(folder)]) == 0
+    assert "EXPERIMENTAL" in capsys.readouterr().out
+    check = ["check", *words, "--backend", "simulated", "--calibration", str(folder)]
+    code = main([*check, "--steps", "1", "--out", str(tmp_path)])
+    content = json.loads((tmp_path / "check.json").read_text())
+    assert code == (0 if content["verdict"] == "pass" else 1)
+    assert content["backend"] == "simulated nvfp4"
+    assert all(0.8 < row["cosine"] < 0.9999 for row in content["layers"] if row["layer"] > 0)
+    capsys.readouterr()
+    assert main(["export", *words, "--calibration", str(folder)]) == 2
+    assert "preset nvfp4 cannot be exported" in capsys.readouterr().err
+
+
 def test_build_checks_and_tries_a_lower_level(
     install: Callable[..., Any], cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,7 +63,8 @@ samples = synthetic_samples(
 digests = {}
 for name in sys.argv[1:]:
     found = calibrate(
-        model, weights_id(model), samples, name, shapes=shapes, steps=2, allow_synthetic=True
+        model, weights_id(model), samples, name, shapes=shapes, steps=2, allow_synthetic=True,
+        experimental=True,
     )
     digests[name] = found.digest
 print(json.dumps({"version": modelopt.__version__, "digests": digests}))
@@ -76,7 +77,14 @@ def test_exact_quantiser_set_and_ranges(
 ) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     found = calibrate(
-        model, weights_id(model), samples, name, shapes=shapes, steps=2, allow_synthetic=True
+        model,
+        weights_id(model),
+        samples,
+        name,
+        shapes=shapes,
+        steps=2,
+        allow_synthetic=True,
+        experimental=preset(name).experimental,
     )
     depth = model.config.vlm.depth
     expected = expected_quantizers(preset(name), depth, stages=("prefill", "denoise_step"))
@@ -102,7 +110,7 @@ def test_oldest_and_newest_modelopt_agree(
 
     assert OLDEST.is_dir(), "run scripts/setup_export.sh dev first"
     path = os.pathsep.join((str(OLDEST), str(ROOT)))
-    names = ["fp8", "fp8_attention", "int8_smoothquant"]
+    names = ["fp8", "fp8_attention", "int8_smoothquant", "nvfp4"]
     done = subprocess.run(
         [sys.executable, "-c", OTHER_RELEASE, *names],
         env={**os.environ, "PYTHONPATH": path},
@@ -116,7 +124,14 @@ def test_oldest_and_newest_modelopt_agree(
     assert modelopt.__version__ != other["version"]
     for name in names:
         ours = calibrate(
-            model, weights_id(model), samples, name, shapes=shapes, steps=2, allow_synthetic=True
+            model,
+            weights_id(model),
+            samples,
+            name,
+            shapes=shapes,
+            steps=2,
+            allow_synthetic=True,
+            experimental=True,
         )
         assert ours.digest == other["digests"][name]
 

@@ -25,8 +25,9 @@ from torch import nn
 
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.tensorrt.calibration import Calibration
+from pi05_ros.backends.tensorrt.fp4 import require_exportable
 from pi05_ros.backends.tensorrt.mlp_only import mlp_module
-from pi05_ros.backends.tensorrt.presets import expected_quantizers
+from pi05_ros.backends.tensorrt.presets import expected_quantizers, preset
 from pi05_ros.backends.tensorrt.quantized import apply_calibration
 from pi05_ros.backends.tensorrt.shapes import (
     MLP_GRAPH,
@@ -235,6 +236,8 @@ def export_stage(
     require_onnx()
     from pi05_ros.backends.tensorrt.graph_checks import Expectation, check_graph, onnx_type
 
+    if calibration is not None and stage not in ("vision", "denoise_step"):
+        require_exportable(calibration.choice, ("prefill",))
     dtype = DTYPES[activation]
     started = time.perf_counter()
     spec = stage_spec(stage, shapes, dtype)
@@ -301,6 +304,8 @@ def export_all(
         raise BackendError(f"stages {sorted(unknown)} are never quantised; those are {QUANTISED}")
     if full_steps and calibration and set(quantised_stages) != set(QUANTISED):
         raise BackendError("the full graph is quantised as a whole: prefill and denoise_step")
+    if calibration is not None:
+        require_exportable(calibration.choice, tuple(quantised_stages))
     stages = [*graphs_of(layout, shapes.depth), *(["full"] if full_steps else [])]
     taking = {*quantised_stages, "full"}
     if "prefill" in quantised_stages:
@@ -380,7 +385,7 @@ def stage_precision(document: dict[str, Any]) -> dict[str, str]:
     """Precision of each stage of an export, by the names of `Precision`."""
     quantised = set(document["quantised_stages"])
     word = "fp8"
-    if document["preset"] and not document["preset"].startswith("fp8"):
+    if document["preset"] and preset(document["preset"]).weights != "fp8":
         word = document["activation"]  # INT8 presets have no word of their own in Precision
     return {
         "vision": document["activation"],

@@ -12,9 +12,11 @@ from typing import Any
 
 # The Linears of a Gemma layer; nothing else is ever quantised (not: patch convolution, action
 # projections, time MLP, adaRMS dense, vision tower).
-GEMMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
+GEMMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", *MLP_LINEARS)
 # Module name and quantisers of the two attention products.
 ATTENTION_PRODUCTS = {"qk": ("a", "b"), "av": ("a", "b")}
+FP4_BLOCK = 16  # values that share a scale, along the summed axis
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Preset:
         attention_stages: stages whose attention products are quantised too. The expert's
             products are so small that quantising them costs more than it saves.
         algorithm: ModelOpt's calibration algorithm.
+        fp4_mlp_stages: stages whose MLPs are NVFP4 instead, weights and inputs; simulated only.
+        experimental: taken only by those who say that they want an experiment.
 
     """
 
@@ -38,6 +42,12 @@ class Preset:
     activations: str | None
     attention_stages: tuple[str, ...] = ()
     algorithm: str = "max"
+    fp4_mlp_stages: tuple[str, ...] = ()
+    experimental: bool = False
+
+    def is_fp4(self, stage: str, linear: str) -> bool:
+        """Whether a Linear, by its own name, is NVFP4."""
+        return stage in self.fp4_mlp_stages and linear in MLP_LINEARS
 
 
 PRESETS = {
@@ -62,6 +72,15 @@ PRESETS = {
             algorithm="smoothquant",
         ),
         Preset("w8a16", "INT8 weights per channel, activations not quantised", "int8", True, None),
+        Preset(
+            "nvfp4",
+            "EXPERIMENTAL, simulation only: fp8 with the prefill's MLPs in FP4",
+            "fp8",
+            True,
+            "fp8",
+            fp4_mlp_stages=("prefill",),
+            experimental=True,
+        ),
     )
 }
 
@@ -93,9 +112,7 @@ def expected_quantizers(choice: Preset, depth: int, *, stages: tuple[str, ...]) 
             prefix = f"{stage}.layers.{layer}"
             for linear in linears:
                 inner = (
-                    f"{prefix}.mlp.{linear}"
-                    if linear in GEMMA_LINEARS[4:]
-                    else (f"{prefix}.{linear}")
+                    f"{prefix}.mlp.{linear}" if linear in MLP_LINEARS else (f"{prefix}.{linear}")
                 )
                 names.add(f"{inner}.weight_quantizer")
                 if choice.activations:
@@ -110,6 +127,11 @@ def expected_quantizers(choice: Preset, depth: int, *, stages: tuple[str, ...]) 
 
 def _attributes(kind: str, axis: int | None) -> dict[str, Any]:
     return {"num_bits": (4, 3) if kind == "fp8" else 8, "axis": axis}
+
+
+def _fp4_attributes() -> dict[str, Any]:
+    blocks = {-1: FP4_BLOCK, "type": "dynamic", "scale_bits": (4, 3)}
+    return {"num_bits": (2, 1), "axis": None, "block_sizes": blocks}
 
 
 def modelopt_config(choice: Preset, *, ordered_list: bool) -> dict[str, Any]:
@@ -132,6 +154,11 @@ def modelopt_config(choice: Preset, *, ordered_list: bool) -> dict[str, Any]:
         for product in ATTENTION_PRODUCTS:
             pattern = f"*{stage}.layers.*.attention.{product}.*_bmm_quantizer"
             entries.append((pattern, _attributes("fp8", None)))
+    for stage in choice.fp4_mlp_stages:
+        for linear in MLP_LINEARS:
+            for side in ("weight", "input"):
+                pattern = f"*{stage}.layers.*mlp.{linear}.{side}_quantizer"
+                entries.append((pattern, _fp4_attributes()))
     if ordered_list:
         rules: Any = [{"quantizer_name": "*", "enable": False}]
         rules += [{"quantizer_name": name, "cfg": cfg, "enable": True} for name, cfg in entries]

@@ -26,6 +26,7 @@ from pi05_ros.backends.tensorrt.calibration import Calibration, CalibrationError
 from pi05_ros.backends.tensorrt.layers import MatMul
 from pi05_ros.backends.tensorrt.pipeline import StagedEngine, TorchRunner
 from pi05_ros.backends.tensorrt.presets import (
+    PRESETS,
     Preset,
     expected_quantizers,
     modelopt_config,
@@ -136,6 +137,22 @@ def assert_exact_set(found: Iterable[str], expected: set[str]) -> None:
         )
 
 
+def require_intent(choice: Preset, *, experimental: bool) -> None:
+    """Experimental presets are for those who ask for them in so many words.
+
+    Raises:
+        CalibrationError: an experimental preset without ``experimental``.
+
+    """
+    if choice.experimental and not experimental:
+        settled = ", ".join(name for name, other in PRESETS.items() if not other.experimental)
+        raise CalibrationError(
+            f"preset {choice.name} is experimental (published runs with it kept a cosine of 0.99 "
+            "and lost 12 points of success); if you mean it, add --experimental. Others: "
+            f"{settled}"
+        )
+
+
 class _Magnitudes:
     """Largest magnitude that each module of the stages put out: what half precision must hold."""
 
@@ -202,6 +219,7 @@ def calibrate(
     shapes: StageShapes,
     steps: int = 10,
     allow_synthetic: bool = False,
+    experimental: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Run the samples through the stages and take the ranges.
@@ -214,15 +232,17 @@ def calibrate(
         shapes: static shapes; prompts and cameras of all samples must fit.
         steps: flow steps each sample runs.
         allow_synthetic: take made-up samples (dry runs, tests).
+        experimental: take presets that are marked so.
         progress: called with (samples done, samples).
 
     Raises:
         BackendError: ModelOpt missing or too old.
-        CalibrationError: samples refused, a sample failed, or the quantisers are not exactly
-            those of the preset with usable ranges.
+        CalibrationError: preset or samples refused, a sample failed, or the quantisers are not
+            exactly those of the preset with usable ranges.
 
     """
     choice = preset(preset_name)
+    require_intent(choice, experimental=experimental)
     require_real(samples, allow_synthetic=allow_synthetic)
     version = modelopt_version()
     stages = nn.ModuleDict(
@@ -298,7 +318,8 @@ def layer_report(
         non-zero values that become zero), ``weight_amax``.
 
     """
-    from pi05_ros.backends.tensorrt.fake_quant import LARGEST, scale_from_amax
+    from pi05_ros.backends.tensorrt.fake_quant import LARGEST
+    from pi05_ros.backends.tensorrt.fp4 import Fp4Linear
     from pi05_ros.backends.tensorrt.quantized import QuantLinear
 
     engine = reference_engine(model, shapes, calibration=calibration)
@@ -310,12 +331,15 @@ def layer_report(
     def watch(name: str) -> Callable[..., None]:
         def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x = inputs[0].float()
-            if "smooth" in module._buffers:
-                x = x * module.smooth.float()
-            ratio = x.abs() / module.input_scale.float()
-            smallest = 2.0**-10 if kind == "fp8" else 0.5
-            clipped = float((ratio > LARGEST[str(kind)] * (1 + 1e-3)).sum())
-            flushed = float(((ratio > 0) & (ratio <= smallest)).sum())
+            if isinstance(module, Fp4Linear):
+                clipped, flushed = module.range_use(x)
+            else:
+                if "smooth" in module._buffers:
+                    x = x * module.smooth.float()
+                ratio = x.abs() / module.input_scale.float()
+                smallest = 2.0**-10 if kind == "fp8" else 0.5
+                clipped = float((ratio > LARGEST[str(kind)] * (1 + 1e-3)).sum())
+                flushed = float(((ratio > 0) & (ratio <= smallest)).sum())
             sums = counts.setdefault(name, [0.0, 0.0, 0.0])
             for index, value in enumerate((clipped, flushed, float(x.numel()))):
                 sums[index] += value
@@ -326,14 +350,14 @@ def layer_report(
         runner = engine.runners[stage]
         assert isinstance(runner, TorchRunner)
         for child_name, child in runner.module.named_modules():
-            if isinstance(child, QuantLinear):
+            if isinstance(child, QuantLinear | Fp4Linear):
                 name = f"{stage}.{child_name}"
                 weight = calibration.amax[f"{name}.weight_quantizer"]
                 report[name] = {"weight_amax": float(weight.max())}
                 if kind is not None:
                     amax = calibration.amax[f"{name}.input_quantizer"]
                     report[name]["amax"] = float(amax)
-                    report[name]["scale"] = float(scale_from_amax(amax, kind))
+                    report[name]["scale"] = float(child.input_scale)
                     handles.append(child.register_forward_hook(watch(name)))
     for sample in samples[: min(8, len(samples))]:
         engine.sample(sample.images, sample.tokens, sample.noise, steps)

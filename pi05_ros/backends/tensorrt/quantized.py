@@ -12,6 +12,7 @@ from pi05_ros.backends.tensorrt.fake_quant import (
     quantize,
     scale_from_amax,
 )
+from pi05_ros.backends.tensorrt.fp4 import Fp4Linear
 from pi05_ros.backends.tensorrt.layers import MatMul
 from pi05_ros.backends.tensorrt.presets import expected_quantizers
 
@@ -117,21 +118,27 @@ def attach_quantizers(
         key = f"{stage}.{name}"
         replacement: nn.Module | None = None
         if f"{key}.weight_quantizer" in expected and isinstance(module, nn.Linear):
+            fp4 = choice.is_fp4(stage, name.rpartition(".")[2])
+            per_channel = choice.per_channel and not fp4
             amax = calibration.amax[f"{key}.weight_quantizer"].reshape(-1)
-            size = module.out_features if choice.per_channel else 1
+            size = module.out_features if per_channel else 1
             if amax.numel() != size:
                 raise CalibrationError(
                     f"{key}.weight_quantizer has {amax.numel()} ranges, the weight needs {size}; "
                     "the calibration was made for a model of another size"
                 )
-            replacement = QuantLinear(
-                module,
-                weight_amax=amax if choice.per_channel else amax.reshape(()),
-                weight_kind=choice.weights,
-                input_amax=_scalar(calibration.amax.get(f"{key}.input_quantizer")),
-                input_kind=choice.activations,
-                smooth=calibration.smooth.get(key),
-            )
+            if fp4:
+                inputs = calibration.amax[f"{key}.input_quantizer"]
+                replacement = Fp4Linear(module, weight_amax=amax, input_amax=inputs)
+            else:
+                replacement = QuantLinear(
+                    module,
+                    weight_amax=amax if per_channel else amax.reshape(()),
+                    weight_kind=choice.weights,
+                    input_amax=_scalar(calibration.amax.get(f"{key}.input_quantizer")),
+                    input_kind=choice.activations,
+                    smooth=calibration.smooth.get(key),
+                )
         elif f"{key}.a_bmm_quantizer" in expected and isinstance(module, MatMul):
             a, b = (calibration.amax[f"{key}.{side}_bmm_quantizer"] for side in ("a", "b"))
             like = next(b for b in root.buffers() if b.is_floating_point())

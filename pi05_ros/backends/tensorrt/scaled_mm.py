@@ -77,6 +77,10 @@ def scaled_mm_engine(
         BackendError: a device without FP8 units, or a preset that is not FP8.
 
     """
+    if calibration.choice.fp4_mlp_stages:
+        raise BackendError(
+            f"preset {calibration.preset} has FP4 products; take --backend simulated"
+        )
     device = model.device
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         raise BackendError(f"{torch.cuda.get_device_name(device)} has no FP8 units")

@@ -121,7 +121,8 @@ def modelopt_module(
     from pi05_ros.backends.tensorrt.presets import preset
     from pi05_ros.backends.tensorrt.quantize import enabled_quantizers, modelopt_quantize
 
-    if calibration.choice.weights != "fp8" or calibration.choice.activations != "fp8":
+    choice = calibration.choice
+    if (choice.weights, choice.activations) != ("fp8", "fp8") or choice.fp4_mlp_stages:
         raise BackendError(f"torch-tensorrt takes FP8 presets here, not {calibration.preset!r}")
     # The names that our quantiser patterns look for.
     holder: nn.Module = module
