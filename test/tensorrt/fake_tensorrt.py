@@ -97,6 +97,40 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
         def log(self, severity: Any, msg: str) -> None:
             raise NotImplementedError
 
+    class ErrorCodeTRT(enum.IntEnum):
+        FAILED_EXECUTION = 5
+        INTERNAL_ERROR = 2
+
+    class IErrorRecorder:
+        def __init__(self) -> None: ...
+
+        def report_error(self, arg0: Any, arg1: str) -> bool:
+            raise NotImplementedError
+
+        def num_errors(self) -> int:
+            raise NotImplementedError
+
+        def get_error_code(self, arg0: int) -> Any:
+            raise NotImplementedError
+
+        def get_error_desc(self, arg0: int) -> str:
+            raise NotImplementedError
+
+        def has_overflowed(self) -> bool:
+            raise NotImplementedError
+
+        def clear(self) -> None:
+            raise NotImplementedError
+
+    def report(recorder: Any, logger: Any, code: Any, text: str) -> None:
+        """Errors go to the recorder, and to the log only where there is none."""
+        if recorder is None:
+            logger.log(ILogger.Severity.ERROR, text)
+        else:
+            assert isinstance(recorder, IErrorRecorder)
+            assert recorder.report_error(code, text)
+            assert recorder.get_num_errors() > 0  # the name that C++ looks up
+
     class IProgressMonitor:
         def __init__(self) -> None: ...
 
@@ -155,6 +189,7 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
     class Builder:
         def __init__(self, logger: Any) -> None:
             self._logger = logger
+            self.error_recorder: Any = None
             if faults.builder_is_null:
                 logger.log(ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
                 raise TypeError("pybind11::init(): factory function returned nullptr")
@@ -177,7 +212,8 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
                     assert config.progress_monitor.step_complete("Building engine", step)
                 config.progress_monitor.phase_finish("Building engine")
             if faults.build_returns_none:
-                self._logger.log(ILogger.Severity.ERROR, "no implementation for node MatMul")
+                text = "no implementation for node MatMul"
+                report(self.error_recorder, self._logger, ErrorCodeTRT.INTERNAL_ERROR, text)
                 return None
             content = {"path": network.path, "version": version}
             content["level"] = config.builder_optimization_level
@@ -239,7 +275,8 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
             assert self._memory[1] >= self._engine.device_memory_size_v2
             faults.calls.append(f"execute {self._engine._stage}")
             if faults.execute_returns_false:
-                self._engine._logger.log(ILogger.Severity.ERROR, "Cask: an illegal access")
+                engine, code = self._engine, ErrorCodeTRT.FAILED_EXECUTION
+                report(engine._recorder, engine._logger, code, "Cask: an illegal access")
                 return False
             return self._engine._execute(self._addresses)
 
@@ -251,8 +288,9 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
             return self._engine._layers()
 
     class ICudaEngine:
-        def __init__(self, path: str, level: int, logger: Any) -> None:
+        def __init__(self, path: str, level: int, logger: Any, recorder: Any) -> None:
             self._logger = logger
+            self._recorder = recorder
             self._level = level
             self._stage = Path(path).stem
             self._path = path
@@ -358,6 +396,7 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
                 raise TypeError("pybind11::init(): factory function returned nullptr")
             self._logger = logger
             self.engine_host_code_allowed = True
+            self.error_recorder: Any = None
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
             assert not self.engine_host_code_allowed
@@ -366,9 +405,12 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
             whole = blob[:4] == b"PLAN" and len(blob) == 8 + length
             content = json.loads(blob[8:]) if whole else {}
             if faults.deserialize_returns_none or content.get("version") != version:
-                self._logger.log(ILogger.Severity.ERROR, "Serialization assertion failed")
+                text = "Serialization assertion failed"
+                report(self.error_recorder, self._logger, ErrorCodeTRT.INTERNAL_ERROR, text)
                 return None
-            return ICudaEngine(content["path"], content["level"], self._logger)
+            return ICudaEngine(
+                content["path"], content["level"], self._logger, self.error_recorder
+            )
 
     for item in (
         BuilderFlag,
@@ -379,6 +421,8 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
         NetworkDefinitionCreationFlag,
         ProfilingVerbosity,
         TensorIOMode,
+        ErrorCodeTRT,
+        IErrorRecorder,
         ILogger,
         IProgressMonitor,
         IHostMemory,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pi05_ros.backends import create_engine
 from pi05_ros.backends import tensorrt as backend
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt import binding, engines, store
+from pi05_ros.backends.tensorrt import binding, engines, room, store
 from pi05_ros.backends.tensorrt.calibration import Calibration
 from pi05_ros.backends.tensorrt.engines import (
     EngineSet,
@@ -151,7 +152,7 @@ def test_builder_failures_name_their_reasons(
         build(graphs_fp16, tmp_path)
     faults.parser_errors = []
     faults.build_returns_none = True
-    with pytest.raises(BackendError, match=r"could not build.*no implementation for node MatMul"):
+    with pytest.raises(BackendError, match=r"could not build.*INTERNAL_ERROR: no implementation"):
         build(graphs_fp16, tmp_path)
     folder = next(tmp_path.rglob("engines")).iterdir()
     assert not any((path / "key.json").exists() for path in folder)
@@ -202,7 +203,7 @@ def test_full_disk(
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(engines.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(BackendError, match="MiB free, the plans need"):
         build(graphs_fp16, tmp_path)
     monkeypatch.undo()
@@ -217,12 +218,76 @@ def test_full_disk(
     assert list(tmp_path.glob("*.plan")) == list(tmp_path.glob(".x.plan*")) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MemTotal: 8 kB\nMemAvailable:  102400 kB\n", r"^100 MiB of host memory are available"),
+        ("MemAvailable: 99999999999 kB\n", ""),
+        ("MemFree: 1 kB\nMemAvailable:\n", ""),  # nobody says: go on
+    ],
+)
+def test_too_little_host_memory(
+    text: str,
+    message: str,
+    install: Install,
+    graphs_fp16: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install()
+    information = tmp_path / "meminfo"
+    information.write_text(text)
+    monkeypatch.setattr(room, "MEMORY_INFO", information)
+    if message:
+        with pytest.raises(BackendError, match=message) as caught:
+            build(graphs_fp16, tmp_path)
+        assert re.search(r"building \w+ needs about 5\d\d MiB", str(caught.value))
+        assert not list(tmp_path.rglob("*.plan"))
+    else:
+        room.require_room(graphs_fp16, read_export(graphs_fp16), tmp_path, CPU)
+    monkeypatch.setattr(room, "MEMORY_INFO", tmp_path / "missing")
+    assert room.available_memory() is None
+
+
+def test_too_little_gpu_memory(
+    graphs_fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    with pytest.raises(BackendError, match="0 MiB of GPU memory are free, building"):
+        room.require_room(graphs_fp16, read_export(graphs_fp16), tmp_path, torch.device("cuda", 0))
+
+
+def test_errors_are_recorded_and_counted(install: Install) -> None:
+    install()
+    import tensorrt as trt
+
+    from pi05_ros.backends.tensorrt import native
+
+    logger = native.Logger()
+    recorder = native.ErrorRecorder(logger)
+    for index in range(native.KEPT + 1):
+        assert not recorder.has_overflowed()
+        assert recorder.report_error(trt.ErrorCodeTRT.INTERNAL_ERROR, f"error {index}")
+    assert recorder.has_overflowed()
+    assert recorder.num_errors() == native.KEPT == len(logger.kept)
+    assert recorder.get_error_desc(1) == "error 1"
+    assert recorder.get_error_code(1) == trt.ErrorCodeTRT.INTERNAL_ERROR
+    assert logger.last_errors(1).endswith(f"INTERNAL_ERROR: error {native.KEPT}")
+    recorder.clear()
+    assert (recorder.num_errors(), recorder.has_overflowed()) == (0, False)
+    assert logger.kept
+
+
 def test_runtime_failures(install: Install, graphs_fp16: Path, tmp_path: Path) -> None:
     faults = install()
     found = build(graphs_fp16, tmp_path)
     for name, value, message in (
         ("runtime_is_null", True, "cannot create a runtime"),
-        ("deserialize_returns_none", True, "cannot load .*Serialization assertion failed"),
+        (
+            "deserialize_returns_none",
+            True,
+            "cannot load .*INTERNAL_ERROR: Serialization assertion failed",
+        ),
         ("context_is_none", True, "no execution context"),
         ("refuse_address_of", "pixels", "refuses the address of pixels"),
         ("missing_shapes", ["pixels"], "lacks shapes of pixels"),
@@ -238,7 +303,7 @@ def test_runtime_failures(install: Install, graphs_fp16: Path, tmp_path: Path) -
     runners = load_runners(found, CPU)
     faults.execute_returns_false = True
     buffers = runners["vision"].buffers
-    with pytest.raises(BackendError, match=r"failed to run: .*illegal access"):
+    with pytest.raises(BackendError, match=r"failed to run: .*FAILED_EXECUTION: .*illegal access"):
         runners["vision"].run({"pixels": buffers["pixels"]})
     faults.execute_returns_false = False
     with pytest.raises(BackendError, match=r"pixels is torch\.float32"):

@@ -64,7 +64,7 @@ TRAMPOLINES = """
 import logging, sys
 import tensorrt_bindings
 sys.modules["tensorrt"] = tensorrt_bindings
-from pi05_ros.backends.tensorrt.native import Logger, Progress
+from pi05_ros.backends.tensorrt.native import ErrorRecorder, Logger, Progress
 seen = []
 logger = Logger()
 logger.log(tensorrt_bindings.ILogger.Severity.ERROR, "broken")
@@ -74,6 +74,17 @@ assert progress.step_complete("build", 0) is True
 progress.phase_finish("build")
 assert seen == [("build", 0, 3), ("build", 1, 3), ("build", 3, 3)], seen
 assert logger.last_errors() == "ERROR: broken", logger.kept
+recorder = ErrorRecorder(logger)
+code = tensorrt_bindings.ErrorCodeTRT.FAILED_EXECUTION
+base = tensorrt_bindings.IErrorRecorder
+assert isinstance(recorder, base) and not base.has_overflowed(recorder)  # through C++
+assert base.report_error(recorder, code, "lost") is True
+assert base.num_errors(recorder) == 1
+assert base.get_error_code(recorder, 0) == code
+assert base.get_error_desc(recorder, 0) == "lost"
+assert logger.last_errors(1) == "ERROR: FAILED_EXECUTION: lost", logger.kept
+base.clear(recorder)
+assert base.num_errors(recorder) == 0
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.tensorrt.compile import BuildFlags, compile_plan
 from pathlib import Path
@@ -218,6 +229,7 @@ def test_the_fake_has_exactly_the_described_surface(fake_module: ModuleType) -> 
             "builder_optimization_level",
             "progress_monitor",
             "engine_host_code_allowed",
+            "error_recorder",
         }
         public = {n for n in vars(cls) if not n.startswith("_") and n not in ("name", "value")} | (
             instance_attributes & set(wanted)

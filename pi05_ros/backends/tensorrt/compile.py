@@ -14,7 +14,7 @@ from pathlib import Path
 import tensorrt as trt
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.native import Logger, Progress
+from pi05_ros.backends.tensorrt.native import ErrorRecorder, Logger, Progress
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ def compile_plan(
     started = time.perf_counter()
     logger = Logger()
     builder = _builder(logger)
+    recorder = ErrorRecorder(logger)
+    builder.error_recorder = recorder
     # Required up to 10.x, where networks are weakly typed otherwise; the only kind in 11.x.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)

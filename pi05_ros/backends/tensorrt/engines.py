@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pi05_ros.backends.tensorrt.binding import require_tensorrt
 from pi05_ros.backends.tensorrt.export import DTYPES, read_export, stage_precision
 from pi05_ros.backends.tensorrt.identity import engine_key, key_document, machine_facts
 from pi05_ros.backends.tensorrt.prove import REPORT_SCHEMA, Report
+from pi05_ros.backends.tensorrt.room import require_room
 from pi05_ros.backends.tensorrt.shapes import StageShapes, graphs_of, stage_spec
 from pi05_ros.backends.tensorrt.store import (
     model_folder,
@@ -67,32 +67,6 @@ class EngineSet:
     def precision(self) -> Precision:
         """What each stage runs in."""
         return Precision(**self.document["flags"]["precision"])
-
-
-def _require_room(
-    export: Path, document: dict[str, Any], target: Path, device: torch.device
-) -> None:
-    """Refuse early what would fail late.
-
-    Raises:
-        BackendError: too little disk or device memory.
-
-    """
-    sizes = {stage: (export / f"{stage}.onnx.data").stat().st_size for stage in document["stages"]}
-    need = int(1.5 * sum(sizes.values()))
-    free = shutil.disk_usage(target).free
-    if free < need:
-        raise BackendError(
-            f"{target} has {free >> 20} MiB free, the plans need about {need >> 20} MiB"
-        )
-    if device.type == "cuda":
-        largest = int(2.5 * max(sizes.values()))
-        memory = torch.cuda.mem_get_info(device)[0]
-        if memory < largest:
-            raise BackendError(
-                f"{memory >> 20} MiB of GPU memory are free, building needs about "
-                f"{largest >> 20} MiB; stop other programs"
-            )
 
 
 def _verify_export(export: Path, document: dict[str, Any]) -> None:
@@ -152,7 +126,7 @@ def build_engines(
     folder = private_folder(base / "engines" / key)
     for stale in ("key.json", "check.json"):
         (folder / stale).unlink(missing_ok=True)
-    _require_room(export, source, folder, device)
+    require_room(export, source, folder, device)
     cache_path = base / "timing.cache"
     lines = [f"engine key {key}", json.dumps(document, indent=1, sort_keys=True)]
     plans: dict[str, str] = {}

@@ -14,7 +14,7 @@ import tensorrt as trt
 import torch
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.native import Logger
+from pi05_ros.backends.tensorrt.native import ErrorRecorder, Logger
 from pi05_ros.backends.tensorrt.shapes import StageSpec
 
 # FP8 stays inside engines (trt.nptype knows no FP8 either); these are all types of our I/O.
@@ -39,7 +39,7 @@ class Scratch:
 
 
 class PlanFile:
-    """A deserialised engine with its runtime and logger, which must outlive it."""
+    """A deserialised engine with its runtime, logger and error recorder, which must outlive it."""
 
     def __init__(self, path: Path) -> None:
         self.logger = Logger()
@@ -49,6 +49,8 @@ class PlanFile:
             raise BackendError(
                 f"TensorRT {trt.__version__} cannot create a runtime: {self.logger.last_errors()}"
             ) from None
+        self.recorder = ErrorRecorder(self.logger)
+        self.runtime.error_recorder = self.recorder  # engine and contexts inherit it
         # Plans with host code could run anything; ours have none.
         self.runtime.engine_host_code_allowed = False
         engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
