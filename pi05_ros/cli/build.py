@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from rich.progress import Progress, TaskID
@@ -28,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--optimization-level",
         type=int,
-        help="0 to 5; default 3, and 2 if the check refuses that",
+        help="0 to 5; default 3, and 2 if the check refuses that (after that, unless --prefill is "
+        "given, the prefill in fp16)",
     )
     parser.add_argument("--workspace-mib", type=int, default=0, help="scratch memory limit")
     parser.add_argument("--steps", type=int, default=10, help="flow steps of the check")
@@ -38,6 +41,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build; exit code 0 proven, 1 built and refused, 2 not built."""
     return guarded(lambda: _run(args))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One rung of the ladder: what to build when the rung before was refused.
+
+    Attributes:
+        level: TensorRT's optimisation level.
+        prefill: precision of the prefill; None takes that of the whole build.
+        note: why it is not what was asked for; empty for the first.
+
+    """
+
+    level: int
+    prefill: str | None
+    note: str = ""
+
+
+def ladder(args: argparse.Namespace) -> list[Attempt]:
+    """Optimisation level 3, then 2, then the prefill in FP16; what the user fixed stays fixed."""
+    levels = LADDER if args.optimization_level is None else (args.optimization_level,)
+    rungs = [Attempt(levels[0], args.prefill)]
+    for above, level in itertools.pairwise(levels):
+        note = f"optimisation level {level}: {above} was refused by its check"
+        rungs.append(Attempt(level, args.prefill, note))
+    if args.precision == "fp8" and args.prefill is None:
+        tried = " and ".join(map(str, levels))
+        note = f"prefill in FP16: FP8 was refused by its check at optimisation level {tried}"
+        rungs.append(Attempt(levels[-1], "fp16", note))
+    return rungs
 
 
 class _Bar:
@@ -64,13 +97,14 @@ def _run(args: argparse.Namespace) -> int:
     from pi05_ros.backends.tensorrt.engines import build_engines
 
     subject = load_subject(args)
-    export, _ = export_subject(args, subject, None)
-    chosen = args.optimization_level
-    levels = LADDER if chosen is None else (chosen,)
     result = REFUSED
-    for level in levels:
-        print(f"TensorRT {version}, optimisation level {level}, graphs {export}")
-        flags = BuildFlags(optimization_level=level, workspace_mib=args.workspace_mib)
+    for rung in ladder(args):
+        if rung.note:
+            print(f"RETRY, {rung.note}")
+        flags = BuildFlags(optimization_level=rung.level, workspace_mib=args.workspace_mib)
+        given = argparse.Namespace(**{**vars(args), "prefill": rung.prefill})
+        export, _ = export_subject(given, subject, None)
+        print(f"TensorRT {version}, optimisation level {rung.level}, graphs {export}")
         with Progress(transient=True) as progress:
             bar: Any = _Bar(progress)
             engines = build_engines(export, flags, device, root=args.cache, progress=bar)
@@ -79,8 +113,10 @@ def _run(args: argparse.Namespace) -> int:
         if args.no_check:
             print("not checked: nothing will load these engines until `pi05 check` has passed")
             return PASSED
-        result = check_engines(args, subject, engines, export)
+        result = check_engines(args, subject, engines, export, retry=rung.note)
         if result == PASSED:
+            if rung.note:
+                print(f"NOTE: these engines are a second choice, {rung.note}")
             return result
-    print("refused. Try --prefill fp16, or --precision fp16; the report says which stage is off")
+    print("refused, all of it. Try --precision fp16; the reports say which stage is off")
     return result

@@ -115,10 +115,15 @@ def tell(report: Any, path: Path) -> int:
     return PASSED if report.ok else REFUSED
 
 
-def check_engines(args: argparse.Namespace, subject: Subject, engines: Any, export: Path) -> int:
-    """Check a set of engines and keep the report with them."""
+def check_engines(
+    args: argparse.Namespace, subject: Subject, engines: Any, export: Path, retry: str = ""
+) -> int:
+    """Check a set of engines and keep the report with them.
+
+    ``retry`` says why they are not what was asked for, if so; it stays with the report.
+    """
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
-    from pi05_ros.backends.tensorrt.engines import write_report
+    from pi05_ros.backends.tensorrt.engines import retry_of, write_report
     from pi05_ros.backends.tensorrt.export import read_export
     from pi05_ros.backends.tensorrt.inspector import quantised_products, read_layers
     from pi05_ros.backends.tensorrt.report import write_files
@@ -134,12 +139,14 @@ def check_engines(args: argparse.Namespace, subject: Subject, engines: Any, expo
         report, golden = check_subject(args, subject, engine, document, facts)
     finally:
         engine.close()
-    write_report(engines, report, golden)
+    retry = retry or retry_of(engines)  # of the build, when this is a later check
+    write_report(engines, report, golden, retry)
     machine = engines.document["machine"]
     path = write_files(
         report,
         engines.folder,
         {
+            **({"second choice": retry} if retry else {}),
             "engine key": engines.folder.name,
             "preset": document["preset"] or "not quantised",
             "layout": document["layout"],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from pi05_ros.backends.tensorrt import export
 from pi05_ros.backends.tensorrt.calibration import Calibration
-from pi05_ros.backends.tensorrt.export import export_all
+from pi05_ros.backends.tensorrt.export import ExportedStage, export_all
 from pi05_ros.backends.tensorrt.identity import weights_id
 from pi05_ros.backends.tensorrt.pipeline import StagedEngine
 from pi05_ros.backends.tensorrt.quantize import calibrate, reference_engine
@@ -30,6 +33,35 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)  # on tiny models more threads only wait for each other
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _export_each_stage_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tracing takes most of the time here: equal stages of several exports are copied."""
+    real = export.export_stage
+    kept: dict[Any, tuple[Path, ExportedStage]] = {}
+
+    def export_stage(
+        model: Pi05, stage: str, shapes: StageShapes, directory: Path, **options: Any
+    ) -> ExportedStage:
+        ranges = options.get("calibration")
+        digest = None if ranges is None or stage == "vision" else ranges.digest
+        steps = options.get("steps") if stage == "full" else None
+        key = (weights_id(model), stage, shapes, options.get("activation"), digest, steps)
+        if key not in kept:
+            result = real(model, stage, shapes, directory, **options)
+            folder = tmp_path_factory.mktemp(stage)
+            for suffix in ("", ".data"):
+                shutil.copy(f"{result.path}{suffix}", folder)
+            kept[key] = folder, result
+            return result
+        folder, result = kept[key]
+        shutil.copytree(folder, directory, dirs_exist_ok=True)
+        return replace(result, path=directory / result.path.name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "export_stage", export_stage)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,8 @@ class Faults:
     drop_fp8: bool = False
     half_softmax: bool = False
     no_layer_details: bool = False
-    perturb: float = 0.0
+    perturb: float = 0.0  # of all outputs from optimisation level 3 on
+    perturb_fp8_prefill: float = 0.0
     stale_timing_cache: bool = False
     calls: list[str] = field(default_factory=list)
     live_contexts: int = 0
@@ -299,6 +300,7 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
             options.intra_op_num_threads = 1
             self._session = onnxruntime.InferenceSession(path, options)
             graph = onnx.load(path, load_external_data=False).graph
+            self._fp8 = any(node.op_type == "DequantizeLinear" for node in graph.node)
             self._tensors: dict[str, tuple[str, tuple[int, ...], Any]] = {}
             for values, mode in (
                 (graph.input, TensorIOMode.INPUT),
@@ -359,6 +361,8 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
             }
             for name, value in zip(names, self._session.run(names, feeds), strict=True):
                 noise = faults.perturb if self._level >= 3 else 0.0
+                if self._fp8 and self._stage == "prefill":
+                    noise += faults.perturb_fp8_prefill
                 value = value + np.asarray(
                     noise
                     * np.sin(np.arange(value.size)).reshape(value.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 from collections.abc import Callable
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pi05_ros.backends import Precision
 from pi05_ros.backends.tensorrt.calibration import CalibrationError
 from pi05_ros.backends.tensorrt.samples import load_samples
+from pi05_ros.cli import build as build_command
 from pi05_ros.cli.engine_options import load_observation, save_observation, spread
 from pi05_ros.cli.main import main
 from pi05_ros.policy import Observation, Policy
@@ -189,6 +192,57 @@ def test_build_checks_and_tries_a_lower_level(
     assert main([*words, "--no-check", "--optimization-level", "1"]) == 0
     assert "nothing will load these engines" in capsys.readouterr().out
     assert main([*words, "--optimization-level", "9"]) == 2
+
+
+def test_prefill_goes_to_fp16_when_no_level_helps(
+    install: Callable[..., Any],
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pi05_ros.backends.tensorrt import prove
+
+    # Random weights have large actions; only their mean error is judged apart from this.
+    easy = prove.Thresholds(actions_mean_abs=1.0)
+    monkeypatch.setattr(prove, "Thresholds", lambda: easy)
+    faults = install()
+    faults.perturb_fp8_prefill = 0.3
+    assert main(["build", CHECKPOINT, "--cache", str(cache), "--steps", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("REFUSED: worst cosine") == 2
+    retries = [line for line in out.splitlines() if line.startswith("RETRY, ")]
+    assert retries == [
+        "RETRY, optimisation level 2: 3 was refused by its check",
+        "RETRY, prefill in FP16: FP8 was refused by its check at optimisation level 3 and 2",
+    ]
+    assert "NOTE: these engines are a second choice, prefill in FP16" in out
+    policy = Policy.load(CHECKPOINT, backend="tensorrt", backend_options={"cache": cache})
+    assert policy.info.precision == Precision("fp16", "fp16", "fp8")
+    assert "second choice, prefill in FP16" in policy.info.backend_reason
+    policy.close()
+    # The report says so, also after a check by hand.
+    assert main(["check", CHECKPOINT, "--cache", str(cache), "--steps", "2"]) == 0
+    newest = max(cache.rglob("check.md"), key=lambda path: path.stat().st_mtime)
+    assert "- second choice: prefill in FP16: FP8 was refused" in newest.read_text()
+    assert "passed" in newest.read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], [(3, None), (2, None), (2, "fp16")]),
+        (["--optimization-level", "4"], [(4, None), (4, "fp16")]),
+        (["--prefill", "fp8"], [(3, "fp8"), (2, "fp8")]),
+        (["--prefill", "fp16"], [(3, "fp16"), (2, "fp16")]),
+        (["--precision", "fp16"], [(3, None), (2, None)]),
+    ],
+)
+def test_what_the_user_fixed_stays_fixed(words: list[str], expected: list[Any]) -> None:
+    parser = argparse.ArgumentParser()
+    build_command.add_arguments(parser)
+    rungs = build_command.ladder(parser.parse_args([CHECKPOINT, *words]))
+    assert [(rung.level, rung.prefill) for rung in rungs] == expected
+    assert [bool(rung.note) for rung in rungs] == [False] + [True] * (len(rungs) - 1)
 
 
 def test_spread_covers_the_whole_recording() -> None:

@@ -47,7 +47,7 @@ def create(
     fp8 = "fp8" in (precision.prefill, precision.denoise)
     device = require_gpu(fp8=fp8, near=model.device)
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
-    from pi05_ros.backends.tensorrt.engines import find_proven
+    from pi05_ros.backends.tensorrt.engines import find_proven, retry_of
     from pi05_ros.backends.tensorrt.identity import weights_id
     from pi05_ros.backends.tensorrt.shapes import StageShapes
 
@@ -55,6 +55,9 @@ def create(
     root = Path(cache) if cache is not None else None
     engines = find_proven(weights_id(model), shapes, precision, device, root)
     reason = f"TensorRT {version}, engine {engines.folder.name[:12]} with a passing report"
+    retry = retry_of(engines)
+    if retry:
+        reason += f"; second choice, {retry}"
     return TensorrtEngine(model, engines, device, cuda_graph=cuda_graph, reason=reason)
 
 

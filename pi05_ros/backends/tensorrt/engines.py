@@ -230,8 +230,16 @@ def _plan_digests(engines: EngineSet) -> dict[str, str]:
     return {name: sha256_file(engines.folder / f"{name}.plan") for name in engines.graphs}
 
 
-def write_report(engines: EngineSet, report: Report, golden: str) -> Path:
-    """Keep a check with the plans it was made with; returns the file."""
+def write_report(engines: EngineSet, report: Report, golden: str, retry: str = "") -> Path:
+    """Keep a check with the plans it was made with; returns the file.
+
+    Args:
+        engines: what was checked.
+        report: the result.
+        golden: hash of the observations.
+        retry: why the engines are not what was asked for; empty if they are.
+
+    """
     content = {
         **report.as_dict(),
         "key": engine_key(engines.document),
@@ -239,11 +247,20 @@ def write_report(engines: EngineSet, report: Report, golden: str) -> Path:
             stage: sha256_file(engines.folder / f"{stage}.plan") for stage in engines.graphs
         },
         "golden": golden,
+        "retry": retry,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     path = engines.folder / "check.json"
     write_atomically(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     return path
+
+
+def retry_of(engines: EngineSet) -> str:
+    """Why these engines are not what the build was asked for; empty if they are."""
+    try:
+        return str(_read(engines.folder / "check.json", "report").get("retry", ""))
+    except UnprovenEngineError:
+        return ""
 
 
 def require_proof(engines: EngineSet) -> dict[str, Any]:
