@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,17 @@ from pi05_ros.model import Pi05, Pi05Config
 SIZES = {"views": 2, "horizon": 10, "max_prompt_tokens": 8}
 
 
+def small_config() -> Pi05Config:
+    """Fewer layers: what takes time here is tracing them."""
+    tiny = Pi05Config.preset("tiny")
+    return replace(
+        tiny,
+        vision=replace(tiny.vision, num_hidden_layers=1),
+        vlm=replace(tiny.vlm, depth=2),
+        expert=replace(tiny.expert, depth=2),
+    )
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -30,7 +42,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> Pi05:
-    return Pi05.random(Pi05Config.preset("tiny"), seed=5)
+    return Pi05.random(small_config(), seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +67,7 @@ def test_equals_eager_and_reuses_its_graphs(model: Pi05, cache: Path) -> None:
 
 
 def test_another_checkpoint_gets_its_own_graphs(model: Pi05, cache: Path) -> None:
-    other = Pi05.random(Pi05Config.preset("tiny"), seed=6)
+    other = Pi05.random(small_config(), seed=6)
     folder = next(cache.rglob("export.json")).parent
     with pytest.raises(BackendError, match="have weights sha256"):
         create_engine(other, "onnx", graphs=folder, cache=cache, **SIZES)
