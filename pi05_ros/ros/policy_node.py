@@ -25,7 +25,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from pi05_ros.msg import ActionChunk, PolicyStatus
-from pi05_ros.ros import diagnostics, qos, spin
+from pi05_ros.ros import diagnostics, memory, qos, spin
 from pi05_ros.ros.chunk_message import time_msg
 from pi05_ros.ros.counters import Statistics
 from pi05_ros.ros.edge_log import EdgeLog
@@ -416,6 +416,7 @@ def _one_line(error: BaseException | None) -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM."""
+    memory.return_large_buffers()
     return spin.run(lambda stop: PolicyNode(stop=stop), args)
 
 
