@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -45,6 +46,9 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; exit code 2 for wrong usage."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Progress must show up in a pipe (CI log, parent process) when it is printed.
+        sys.stdout.reconfigure(line_buffering=True)
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
     args = build_parser(command).parse_args(words)
