@@ -96,6 +96,8 @@ def test_interrupt_ends_all_children(tmp_path: Path) -> None:
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
+        # A test run started in the background has SIGINT ignored, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -128,4 +130,4 @@ def test_silent_child_is_not_waited_for_forever(tmp_path: Path) -> None:
         with pytest.raises(ChildError, match="did not report 'ready'"):
             children.wait_event(child, "ready", 0.3)
         started = time.monotonic()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25  # well before the child would have ended by itself

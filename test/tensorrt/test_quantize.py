@@ -268,7 +268,8 @@ def test_scales_are_halves_that_clip_nothing(amax: float, kind: str) -> None:
     value = torch.tensor([amax, -amax])
     again = fake_quantize(value, scale, kind)
     assert torch.isfinite(again).all()
-    assert (again - value).abs().max() <= max(0.04 * amax, float(scale))
+    # e4m3 has three mantissa bits: half a step is at most 1/16 of the value.
+    assert (again - value).abs().max() <= max(amax / 16 * 1.001, float(scale))
 
 
 def test_scale_beyond_half_is_refused() -> None:
