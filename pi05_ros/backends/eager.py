@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pi05_ros.backends.engine import EngineTimings, Precision
+from pi05_ros.backends.engine import EngineTimings, Precision, StageClock
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.resize import resize_with_pad, to_model_range
 from pi05_ros.model import KVCache, Pi05, flow_sample
@@ -51,7 +51,12 @@ class EagerEngine:
         self.model = _at_precision(model, self.precision)
         self.device = model.device
         self.horizon = model.config.horizon if horizon is None else horizon
-        self.timings = EngineTimings()
+        self._clock = StageClock()
+
+    @property
+    def timings(self) -> EngineTimings:
+        """Of the last `context` and of the `denoise` since."""
+        return self._clock.timings
 
     @torch.no_grad()
     def context(self, images: Sequence[Tensor] | Tensor, tokens: Tensor) -> KVCache:
@@ -77,9 +82,7 @@ class EagerEngine:
                 cache.length,
             )
         end = self._now()
-        self.timings = EngineTimings(
-            vision_ms=1e3 * (vision - start), prefill_ms=1e3 * (end - vision)
-        )
+        self._clock.context_done(1e3 * (vision - start), 1e3 * (end - vision))
         return cache
 
     @torch.no_grad()
@@ -92,14 +95,7 @@ class EagerEngine:
             return self.model.velocity(x_t, t, context)
 
         actions = flow_sample(velocity, x, steps, self.model.config.clock)[0]
-        denoise_ms = 1e3 * (self._now() - start)
-        before = self.timings
-        self.timings = EngineTimings(
-            before.vision_ms,
-            before.prefill_ms,
-            denoise_ms,
-            before.vision_ms + before.prefill_ms + denoise_ms,
-        )
+        self._clock.denoise_done(1e3 * (self._now() - start))
         return actions
 
     def sample(

@@ -43,6 +43,35 @@ class EngineTimings:
     model_ms: float = float("nan")
 
 
+class StageClock:
+    """Times of the last context, and of the denoise that followed it, in milliseconds.
+
+    `denoise_done` leaves the times of the context alone, so a thread that only makes contexts can
+    read them while another one denoises.
+    """
+
+    def __init__(self) -> None:
+        self._context = (float("nan"), float("nan"))
+        self._denoise_ms = float("nan")
+
+    def context_done(self, vision_ms: float, prefill_ms: float) -> None:
+        """Vision and prefill have ended; no denoise has followed yet."""
+        self._context = (vision_ms, prefill_ms)
+        self._denoise_ms = float("nan")
+
+    def denoise_done(self, denoise_ms: float) -> None:
+        """All denoise steps have ended."""
+        self._denoise_ms = denoise_ms
+
+    @property
+    def timings(self) -> EngineTimings:
+        """Both halves and their sum."""
+        (vision_ms, prefill_ms), denoise_ms = self._context, self._denoise_ms
+        return EngineTimings(
+            vision_ms, prefill_ms, denoise_ms, vision_ms + prefill_ms + denoise_ms
+        )
+
+
 class Engine(Protocol):
     """A pi0.5 ready to run at batch 1 on one device."""
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pi05_ros.backends.engine import EngineTimings, Precision
+from pi05_ros.backends.engine import EngineTimings, Precision, StageClock
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.resize import resize_with_pad, to_model_range
 from pi05_ros.backends.tensorrt.shapes import MASKED, StageShapes
@@ -193,9 +193,14 @@ class StagedEngine:
         self.dtype = dtype
         self.device = device
         self.horizon = shapes.horizon
-        self.timings = EngineTimings()
         self.reason = reason
+        self._clock = StageClock()
         self._tables: dict[int, Tensor] = {}
+
+    @property
+    def timings(self) -> EngineTimings:
+        """Of the last `context` and of the `denoise` since."""
+        return self._clock.timings
 
     def modulation(self, steps: int) -> Tensor:
         """The expert's modulation for a number of steps, computed on first use."""
@@ -229,9 +234,7 @@ class StagedEngine:
             {"embeddings": embeddings, "positions": inputs.positions, "mask": inputs.mask}
         )
         done = self._now()
-        self.timings = EngineTimings(
-            vision_ms=1e3 * (seen - started), prefill_ms=1e3 * (done - seen)
-        )
+        self._clock.context_done(1e3 * (seen - started), 1e3 * (done - seen))
         return StagedContext(cache["keys"], cache["values"], inputs.mask, inputs.action_positions)
 
     @torch.no_grad()
@@ -243,14 +246,7 @@ class StagedEngine:
         started = self._now()
         actions = self.flow(context, noise.to(self.device, torch.float32)[None], steps)[0]
         finished = self._now()
-        denoise_ms = 1e3 * (finished - started)
-        t = self.timings
-        self.timings = EngineTimings(
-            vision_ms=t.vision_ms,
-            prefill_ms=t.prefill_ms,
-            denoise_ms=denoise_ms,
-            model_ms=t.vision_ms + t.prefill_ms + denoise_ms,
-        )
+        self._clock.denoise_done(1e3 * (finished - started))
         return actions
 
     def flow(self, context: StagedContext, x: Tensor, steps: int) -> Tensor:
