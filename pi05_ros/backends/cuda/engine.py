@@ -116,9 +116,9 @@ class CudaEngine:
         self._events = None
         if self.device.type == "cuda":
             self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        self._first_runs = 0
+        self.first_runs = 0  # observations that are still to set the FP8 scales
         if "fp8" in (precision.vision, precision.prefill, precision.denoise):
-            self._first_runs = FIRST_RUNS
+            self.first_runs = FIRST_RUNS
             if calibration is not None:
                 self.use_calibration(calibration)
 
@@ -158,10 +158,10 @@ class CudaEngine:
             drawn = noise is None
             rows = len(views) * self.buffers.tokens + bucket
             mod = self._tables(steps)
-            if self._first_runs:
+            if self.first_runs:
                 if drawn:
                     self.launches.noise(horizon)
-                self._calibrate_here(kinds, bucket, horizon, mod)
+                self._calibrate_here(kinds, bucket, horizon, mod, 0)
             monitored = bool(self.monitor_every) and self._calls % self.monitor_every == 0
             self._calls += 1
 
@@ -204,12 +204,12 @@ class CudaEngine:
             kinds = tuple(view.kind for view in views)
             self._serial[slot] += 1
             context = Context(slot, self._serial[slot], len(views), bucket, n)
-            if self._first_runs:
+            if self.first_runs:
                 for camera, view in enumerate(views):
                     self._inputs.load(camera, view)
                 self._load_noise(None, 0, None)
                 self.launches.noise(self.horizon)
-                self._calibrate_here(kinds, bucket, self.horizon, self._tables(10))
+                self._calibrate_here(kinds, bucket, self.horizon, self._tables(10), slot)
                 self._camera_keys, self._prompt_key = [None] * MAX_VIEWS, None
             if camera_keys is None:
                 for camera, view in enumerate(views):
@@ -265,7 +265,7 @@ class CudaEngine:
             calibration = Calibration.load(Path(calibration))
         amax = calibration.amax_for(self.weights.sites, self.weights.fingerprint)
         self.buffers.scales.copy_(scales.scale_of(amax).to(self.device))
-        self._first_runs = 0
+        self.first_runs = 0
 
     def start_calibration(self) -> None:
         """Forget the largest magnitudes seen so far."""
@@ -418,6 +418,7 @@ class CudaEngine:
         bucket: int,
         horizon: int,
         mod: modulation.Modulation,
+        slot: int,
     ) -> None:
         """First-run default: scales from the first observations, with the usual margin.
 
@@ -426,13 +427,13 @@ class CudaEngine:
         next ones only raise scales: the first picture may have been a black warm-up frame.
         """
         rows = len(kinds) * self.buffers.tokens + bucket
-        fresh = self._first_runs == FIRST_RUNS
+        fresh = self.first_runs == FIRST_RUNS
         for _ in range(2 if fresh else 1):
             self.buffers.amax.zero_()
             self.context_stages.monitor = True
             try:
-                self.launches.context(kinds, bucket, 0)
-                self.denoise_stage.run(horizon, mod, self.buffers.slots[0], rows)
+                self.launches.context(kinds, bucket, slot)
+                self.denoise_stage.run(horizon, mod, self.buffers.slots[slot], rows)
             finally:
                 self.context_stages.monitor = False
             found = scales.scale_of(self.buffers.amax)
@@ -442,4 +443,4 @@ class CudaEngine:
         self.buffers.amax.zero_()
         if fresh:
             log.info("no calibration given: FP8 scales come from the first observations")
-        self._first_runs -= 1
+        self.first_runs -= 1
