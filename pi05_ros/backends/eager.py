@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pi05_ros.backends.engine import EngineTimings, Precision, StageClock
+from pi05_ros.backends.engine import EngineTimings, Guidance, Precision, StageClock
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.resize import resize_with_pad, to_model_range
 from pi05_ros.model import KVCache, Pi05, flow_sample
+from pi05_ros.model.guidance import guided, sample_decided
 from pi05_ros.model.pi05 import parameter_dtype
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -33,6 +34,7 @@ class EagerEngine:
 
     backend = "eager"
     reason = "asked for"
+    steering = ("vjp", "identity", "trained")
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class EagerEngine:
         self.device = model.device
         self.horizon = model.config.horizon if horizon is None else horizon
         self._clock = StageClock()
+        self._kept: list[tuple[Hashable, Tensor]] = []  # key and image tokens by camera
 
     @property
     def timings(self) -> EngineTimings:
@@ -59,15 +62,20 @@ class EagerEngine:
         return self._clock.timings
 
     @torch.no_grad()
-    def context(self, images: Sequence[Tensor] | Tensor, tokens: Tensor) -> KVCache:
-        """Vision and prefill; see `Engine.context`. The result is a `KVCache` of one row."""
+    def context(
+        self,
+        images: Sequence[Tensor] | Tensor,
+        tokens: Tensor,
+        *,
+        camera_keys: Sequence[Hashable] | None = None,
+    ) -> KVCache:
+        """Vision and prefill; see `SteerableEngine.context`. A `KVCache` of one row."""
         model = self.model
         start = self._now()
-        pixels = self._pixels(images)
         prompt = model.embed_prompt(tokens.to(self.device))[None]  # [1, n, D]
         parts = [prompt]
-        if pixels is not None:
-            seen = model.embed_images(pixels)  # [V, P, D]
+        seen = self._encode(images, camera_keys)
+        if seen is not None:
             parts.insert(0, seen.flatten(0, 1)[None].to(prompt.dtype))
         vision = self._now()
         embeddings = torch.cat(parts, dim=1)
@@ -86,15 +94,36 @@ class EagerEngine:
         return cache
 
     @torch.no_grad()
-    def denoise(self, context: KVCache, noise: Tensor, steps: int = 10) -> Tensor:
-        """Flow from noise ``[H, 32]`` to normalised actions; see `Engine.denoise`."""
+    def denoise(
+        self,
+        context: KVCache,
+        noise: Tensor,
+        steps: int = 10,
+        *,
+        guidance: Guidance | None = None,
+        frozen: Tensor | None = None,
+    ) -> Tensor:
+        """Flow from noise ``[H, 32]`` to normalised actions; see `SteerableEngine.denoise`."""
         start = self._now()
         x = noise.to(self.device, torch.float32)[None]
+        clock = self.model.config.clock
 
-        def velocity(x_t: Tensor, t: float) -> Tensor:
+        def velocity(x_t: Tensor, t: float | Tensor) -> Tensor:
             return self.model.velocity(x_t, t, context)
 
-        actions = flow_sample(velocity, x, steps, self.model.config.clock)[0]
+        if frozen is not None:
+            if guidance is not None:
+                raise BackendError("give guidance or frozen actions, not both")
+            given = torch.zeros_like(x)
+            given[0, : len(frozen)] = frozen.to(x)
+            actions = sample_decided(velocity, x, given, len(frozen), steps, clock)[0]
+        elif guidance is not None:
+            pulled = guided(
+                velocity, guidance.target, guidance.weights, guidance.correction, guidance.most
+            )
+            actions = flow_sample(pulled, x, steps, clock)[0]
+        else:
+            actions = flow_sample(velocity, x, steps, clock)[0]
         self._clock.denoise_done(1e3 * (self._now() - start))
         return actions
 
@@ -112,6 +141,26 @@ class EagerEngine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+    def _encode(
+        self, images: Sequence[Tensor] | Tensor, keys: Sequence[Hashable] | None
+    ) -> Tensor | None:
+        """Image tokens ``[V, P, D]``; those of cameras with the key they had are kept ones."""
+        if keys is None:
+            self._kept = []
+            pixels = self._pixels(images)
+            return None if pixels is None else self.model.embed_images(pixels)
+        if len(keys) != len(images):
+            raise BackendError(f"{len(keys)} camera keys for {len(images)} images")
+        before, self._kept = self._kept, []
+        for camera, key in enumerate(keys):
+            if camera < len(before) and key is not None and before[camera][0] == key:
+                self._kept.append(before[camera])
+                continue
+            pixels = self._pixels(images[camera : camera + 1])
+            assert pixels is not None
+            self._kept.append((key, self.model.embed_images(pixels)[0]))
+        return torch.stack([tokens for _, tokens in self._kept]) if self._kept else None
 
     def _pixels(self, images: Sequence[Tensor] | Tensor) -> Tensor | None:
         """Cameras as float ``[V, 3, S, S]`` in [-1, 1] on the device; None without cameras."""

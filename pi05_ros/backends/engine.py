@@ -7,13 +7,17 @@ denoise  KV cache and noise ``[H, 32]`` -> normalised actions ``[H, 32]``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from pi05_ros.model.guidance import MAX_GUIDANCE
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
+DENOISE_PRECISIONS = (*PRECISIONS, "fp8-w8a16")
+"""Denoise alone may keep 16-bit activations against e4m3 weights (backend cuda)."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,10 @@ class Precision:
     def __post_init__(self) -> None:
         for stage in ("vision", "prefill", "denoise"):
             value = getattr(self, stage)
-            if value not in PRECISIONS:
+            accepted = DENOISE_PRECISIONS if stage == "denoise" else PRECISIONS
+            if value not in accepted:
                 raise ValueError(
-                    f"precision.{stage} is {value!r}; accepted: {', '.join(PRECISIONS)}"
+                    f"precision.{stage} is {value!r}; accepted: {', '.join(accepted)}"
                 )
 
 
@@ -72,6 +77,25 @@ class StageClock:
         )
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """Pull of a chunk towards the one before while it is sampled (guided real-time chunking).
+
+    Attributes:
+        target: float32 ``[H, A]``, normalised; row 0 is the action at the new observation, zeros
+            where the previous chunk has ended.
+        weights: float32 ``[H]``, 0 (free) to 1 (tied).
+        correction: "identity" or "vjp", see `pi05_ros.model.guidance.guided`.
+        most: clip of the gain.
+
+    """
+
+    target: torch.Tensor
+    weights: torch.Tensor
+    correction: str = "identity"
+    most: float = MAX_GUIDANCE
+
+
 class Engine(Protocol):
     """A pi0.5 ready to run at batch 1 on one device."""
 
@@ -80,7 +104,10 @@ class Engine(Protocol):
     precision: Precision
     device: torch.device
     horizon: int
-    timings: EngineTimings
+
+    @property
+    def timings(self) -> EngineTimings:
+        """Of the last call."""
 
     def context(self, images: Sequence[torch.Tensor] | torch.Tensor, tokens: torch.Tensor) -> Any:
         """Vision and prefill: the KV cache of one observation, opaque to the caller.
@@ -107,3 +134,43 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free device memory; the engine cannot be used afterwards."""
+
+
+class SteerableEngine(Engine, Protocol):
+    """An engine whose chunks can continue each other and whose image tokens can be kept.
+
+    `steering` names the ways that `denoise` has of continuing a chunk: "identity" and "vjp" by
+    guidance, "trained" by frozen actions.
+    """
+
+    steering: tuple[str, ...]
+
+    def context(
+        self,
+        images: Sequence[torch.Tensor] | torch.Tensor,
+        tokens: torch.Tensor,
+        *,
+        camera_keys: Sequence[Hashable] | None = None,
+    ) -> Any:
+        """As `Engine.context`; a camera whose key is that of the call before is not encoded."""
+
+    def denoise(
+        self,
+        context: Any,
+        noise: torch.Tensor,
+        steps: int = 10,
+        *,
+        guidance: Guidance | None = None,
+        frozen: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As `Engine.denoise`, continuing a chunk.
+
+        Args:
+            context: see there.
+            noise: see there.
+            steps: see there.
+            guidance: pull towards the previous chunk.
+            frozen: float32 ``[d, A]`` normalised actions that are already decided: the flow keeps
+                them, at flow time 0 (training-time RTC, arXiv 2512.05964).
+
+        """

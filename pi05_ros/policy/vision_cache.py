@@ -14,64 +14,65 @@ import numpy as np
 import torch
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.resize import resize_with_pad, to_model_range
-from pi05_ros.model import KVCache, Pi05
 from pi05_ros.policy.kv_reuse import thumbnail
 
 
 class VisionCache:
-    """Makes contexts for the eager engine and reuses tokens camera by camera.
+    """Makes contexts and has the engine reuse tokens camera by camera.
 
     Args:
-        engine: with the plain model in ``model``.
+        engine: one that can keep image tokens (`SteerableEngine`).
         threshold: mean block difference of grey thumbnails (0..255) against the picture that the
             kept tokens come from, up to which they are used again. 0 reuses for equal pictures
             only.
 
     Raises:
-        BackendError: the engine has no plain model.
+        BackendError: the engine cannot keep image tokens.
         ValueError: negative threshold.
 
     """
 
     def __init__(self, engine: Any, threshold: float) -> None:
-        model = getattr(engine, "model", None)
-        if not isinstance(model, Pi05):
-            raise BackendError(f"the vision cache needs the eager backend, not {engine.backend!r}")
+        if not hasattr(engine, "steering"):
+            raise BackendError(
+                f"the vision cache needs backend eager or cuda, not {engine.backend!r}"
+            )
         if not threshold >= 0:
             raise ValueError(f"vision cache threshold {threshold}; accepted: 0 or more")
-        self._model = model
+        self._engine = engine
         self.threshold = threshold
         self.computed = 0
         self.reused = 0
-        self._kept: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
+        self._kept: dict[int, tuple[np.ndarray, int]] = {}
 
     def reset(self) -> None:
         """Forget all pictures."""
         self._kept.clear()
 
-    @torch.no_grad()
-    def context(self, images: Sequence[torch.Tensor], tokens: torch.Tensor) -> KVCache:
-        """KV cache of cameras (uint8 ``[H, W, 3]`` each) and prompt ids ``[n]``, like `Engine`."""
-        model = self._model
-        prompt = model.embed_prompt(tokens.to(model.device))[None]
-        seen = [self._tokens(i, image)[None].to(prompt.dtype) for i, image in enumerate(images)]
-        embeddings = torch.cat([*seen, prompt], dim=1)
-        mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=model.device)
-        return model.prefill_embedded(embeddings, mask, compact=False)
+    def context(self, images: Sequence[torch.Tensor], tokens: torch.Tensor) -> Any:
+        """Context of cameras and prompt ids ``[n]``, like `Engine.context`."""
+        keys = [self._key(camera, image) for camera, image in enumerate(images)]
+        for camera in [camera for camera in self._kept if camera >= len(keys)]:
+            del self._kept[camera]
+        return self._engine.context(images, tokens, camera_keys=keys)
 
-    def _tokens(self, camera: int, image: torch.Tensor) -> torch.Tensor:
-        blocks = thumbnail(image.cpu().numpy())
+    def _key(self, camera: int, image: torch.Tensor) -> int:
+        """Number of the picture whose tokens serve for this one."""
+        blocks = thumbnail(_levels(image))
         kept = self._kept.get(camera)
         if kept is not None and _difference(kept[0], blocks) <= self.threshold:
             self.reused += 1
             return kept[1]
-        size = self._model.config.vision.image_size
-        pixels = to_model_range(resize_with_pad(image, size)).to(self._model.device)
-        found: torch.Tensor = self._model.embed_images(pixels[None])[0]
-        self._kept[camera] = (blocks, found)
         self.computed += 1
-        return found
+        self._kept[camera] = (blocks, self.computed)
+        return self.computed
+
+
+def _levels(image: torch.Tensor) -> np.ndarray:
+    """Picture ``[H, W, 3]`` in levels 0..255; float ``[3, S, S]`` is in [-1, 1]."""
+    if image.is_floating_point():
+        image = (image.movedim(0, -1) + 1.0) * 127.5
+    return image.cpu().numpy()
 
 
 def _difference(before: np.ndarray, now: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from pi05_ros.backends.create import BACKENDS
-from pi05_ros.backends.engine import PRECISIONS
+from pi05_ros.backends.engine import DENOISE_PRECISIONS, PRECISIONS
 from pi05_ros.policy.kv_reuse import MODES, make_rule
 
 TRANSPORTS = ("raw", "compressed")
@@ -164,7 +164,10 @@ class PolicyParameters:
         "auto", "Arithmetic of the prefill stage.", name="precision.prefill", choices=PRECISIONS
     )
     precision_denoise: str = _param(
-        "auto", "Arithmetic of the denoise stage.", name="precision.denoise", choices=PRECISIONS
+        "auto",
+        "Arithmetic of the denoise stage.",
+        name="precision.denoise",
+        choices=DENOISE_PRECISIONS,
     )
     device: str = _param("auto", "Torch device: `auto`, `cpu`, `cuda` or `cuda:1`.")
     threads: int = _param(
@@ -188,8 +191,9 @@ class PolicyParameters:
     )
     chunk_mode: str = _param(
         "plain",
-        "How a chunk continues the one before: `plain` does not; `vjp` and `identity` guide the "
-        "flow (real-time chunking, eager backend), `trained` needs weights trained for it.",
+        "How a chunk continues the one before: `plain` does not; `identity` (backends eager, "
+        "cuda) and `vjp` (eager) guide the flow (real-time chunking), `trained` (eager, cuda) needs "
+        "weights trained for it.",
         choices=MODES,
     )
     kv_reuse: str = _param(
@@ -201,7 +205,7 @@ class PolicyParameters:
     vision_cache_levels: int = _param(
         -1,
         "Keep a camera's image tokens while its picture changes by no more than this mean grey "
-        "difference (0 to 255 levels; eager backend). -1: never.",
+        "difference (0 to 255 levels; backends eager, cuda). -1: never.",
         low=-1,
         high=255,
     )

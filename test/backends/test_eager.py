@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from pi05_ros.backends import BackendError, Precision, create_engine, parse_precision
+from pi05_ros.backends.eager import EagerEngine
+from pi05_ros.backends.engine import Guidance
 from pi05_ros.backends.resize import resize_with_pad_pillow, to_model_range
-from pi05_ros.model import Pi05, Pi05Config
+from pi05_ros.model import Pi05, Pi05Config, flow_sample
+from pi05_ros.model.guidance import guided, sample_decided
 
 CONFIG = Pi05Config.preset("tiny")
 SIZE = CONFIG.vision.image_size
@@ -166,3 +169,51 @@ def test_close_frees_the_weights(model):
     engine = create_engine(model, "eager")
     engine.close()
     assert not hasattr(engine, "model")
+
+
+def test_guided_and_decided_chunks_are_those_of_the_samplers(model):
+    """`denoise` with guidance or frozen actions is `guided` and `sample_decided`."""
+    images, tokens, noise = inputs()
+    engine = EagerEngine(model)
+    context = engine.context(images, tokens)
+    target = torch.randn(noise.shape, generator=torch.Generator().manual_seed(3))
+    weights = torch.linspace(1, 0, len(noise))
+
+    def velocity(x, t):
+        return model.velocity(x, t, context)
+
+    for correction in ("identity", "vjp"):
+        with torch.no_grad():
+            want = flow_sample(guided(velocity, target, weights, correction, 5.0), noise[None], 3)
+        got = engine.denoise(
+            context, noise, 3, guidance=Guidance(target, weights, correction, 5.0)
+        )
+        torch.testing.assert_close(got, want[0], atol=1e-6, rtol=0)
+    frozen = engine.denoise(context, noise, 3, frozen=target[:2])
+    assert torch.equal(frozen[:2], target[:2])
+    with torch.no_grad():
+        want = sample_decided(velocity, noise[None], target, 2, 3)
+    torch.testing.assert_close(frozen, want[0], atol=1e-6, rtol=0)
+    with pytest.raises(BackendError, match="not both"):
+        engine.denoise(context, noise, 3, guidance=Guidance(target, weights), frozen=target[:2])
+
+
+def test_a_camera_with_the_key_it_had_is_not_encoded_again(model):
+    images, tokens, noise = inputs()
+    engine = EagerEngine(model)
+    fresh = engine.denoise(engine.context(images, tokens), noise, 2)
+    engine.context(images, tokens, camera_keys=[1, 2])
+    junk = torch.zeros_like(images)
+    kept = engine.denoise(engine.context(junk, tokens, camera_keys=[1, 2]), noise, 2)
+    torch.testing.assert_close(kept, fresh, atol=1e-5, rtol=0)
+    engine.context(images[:1], tokens, camera_keys=[1])  # forgets the second camera
+    other = engine.denoise(engine.context(junk, tokens, camera_keys=[1, 2]), noise, 2)
+    assert not torch.allclose(other, fresh, atol=1e-3)
+    with pytest.raises(BackendError, match="1 camera keys for 2 images"):
+        engine.context(images, tokens, camera_keys=[1])
+
+
+def test_mixed_activations_belong_to_denoise_alone():
+    assert Precision(denoise="fp8-w8a16").denoise == "fp8-w8a16"
+    with pytest.raises(ValueError, match=r"precision.vision is 'fp8-w8a16'; accepted"):
+        Precision(vision="fp8-w8a16")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from pi05_ros.backends import BackendError, EngineTimings
 from pi05_ros.policy import Observation, Policy
-from pi05_ros.policy.execution.chunk_maker import ChunkMaker
+from pi05_ros.policy.execution.chunk_maker import ChunkMaker, SteeredEngine
 from pi05_ros.policy.kv_reuse import EveryN, OnChange, change, make_rule, thumbnail
+from pi05_ros.policy.vision_cache import VisionCache
 
 GREY = np.full((96, 128, 3), 100, np.uint8)
 
@@ -106,6 +109,52 @@ def test_the_overlap_continues_the_previous_chunk(policy, mode, tolerance):
 def test_modes_are_checked(policy):
     with pytest.raises(ValueError, match="plain, vjp, identity, trained"):
         ChunkMaker(policy, "guess")
+
+
+class Deaf:
+    """Engine that has some modes only."""
+
+    backend = "deaf"
+    timings = EngineTimings(vision_ms=3.0, prefill_ms=4.0, denoise_ms=5.0, model_ms=12.0)
+
+    def __init__(self, *steering):
+        if steering:
+            self.steering = steering
+
+
+def test_a_mode_that_the_engine_lacks_is_refused_with_its_alternatives():
+    with pytest.raises(
+        BackendError, match="'vjp' cannot run on backend 'deaf': it has plain, ide"
+    ):
+        SteeredEngine(Deaf("identity", "trained"), "vjp")
+    with pytest.raises(BackendError, match="plain only; backend 'eager' has all modes"):
+        SteeredEngine(Deaf(), "identity")
+    with pytest.raises(BackendError, match="needs backend eager or cuda, not 'deaf'"):
+        VisionCache(Deaf(), 1.0)
+    assert SteeredEngine(Deaf(), "plain").timings.model_ms == 12.0
+
+
+@pytest.mark.parametrize("mode", ["plain", "identity", "trained"])
+def test_times_of_a_chunk_are_its_own(policy, mode):
+    maker = ChunkMaker(policy, mode, reuse=EveryN(2))
+    first = maker.make(observation(0), step=0).chunk.timings
+    second = maker.make(observation(1), step=2, delay=1).chunk.timings
+    assert first.vision_ms > 0
+    assert first.prefill_ms > 0
+    assert (second.vision_ms, second.prefill_ms) == (0, 0)
+    for times in (first, second):
+        assert 0 < times.denoise_ms <= times.model_ms
+
+
+def test_the_vision_cache_measures_float_pictures_in_levels(policy):
+    cache = VisionCache(policy.engine.engine, 2.0)
+    pixels = torch.zeros(2, 3, 56, 56)
+    tokens = torch.arange(3, 9)
+    cache.context(pixels, tokens)
+    cache.context(pixels + 0.01, tokens)
+    assert (cache.computed, cache.reused) == (2, 2)
+    cache.context(pixels + 0.1, tokens)
+    assert cache.computed == 4
 
 
 def test_vision_cache_runs_the_tower_only_for_cameras_that_changed(policy):

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from pi05_ros.backends import Engine
+from pi05_ros.backends.engine import EngineTimings, Guidance
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.model import flow_sample
 from pi05_ros.policy import ActionChunk, Observation, Policy
 from pi05_ros.policy.execution.continuation import Continuation, continuation
-from pi05_ros.policy.execution.rtc import MAX_GUIDANCE, guidance_weights, guided, sample_decided
+from pi05_ros.policy.execution.rtc import guidance_weights
 from pi05_ros.policy.kv_reuse import MODES, EveryN, ReuseRule
 from pi05_ros.policy.transforms import state_to_model
 from pi05_ros.policy.vision_cache import VisionCache
@@ -24,55 +24,62 @@ class SteeredEngine:
     """Engine that can keep the last context and steer the flow; else it passes calls on.
 
     Args:
-        engine: does the work. Steering needs the plain model, so the eager backend.
+        engine: does the work.
+        mode: how a chunk continues the one before, see `ChunkMaker`.
+
+    Raises:
+        BackendError: the engine does not have the mode.
 
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, mode: str = "plain") -> None:
+        has = getattr(engine, "steering", ())
+        if mode != "plain" and mode not in has:
+            others = f"it has {', '.join(('plain', *has))}" if has else "it has plain only"
+            raise BackendError(
+                f"chunk mode {mode!r} cannot run on backend {engine.backend!r}: {others}; "
+                "backend 'eager' has all modes"
+            )
         self.engine = engine
         self.keep = False
         self.steer: Continuation | None = None
-        self.mode = "plain"
+        self.mode = mode
         self.schedule = "exp"
         self.vision: VisionCache | None = None
         self._context: Any = None
+        self._kept = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
+
+    @property
+    def timings(self) -> EngineTimings:
+        """Of the last `sample`; a kept context took no time."""
+        times = self.engine.timings
+        if not self._kept:
+            return times
+        return EngineTimings(0.0, 0.0, times.denoise_ms, times.denoise_ms)
 
     def sample(
         self, images: Any, tokens: torch.Tensor, noise: torch.Tensor, steps: int = 10
     ) -> Any:
         """Actions ``[H, 32]``; the kept context and the continuation are used where set."""
-        if not (self.keep and self._context is not None):
+        self._kept = self.keep and self._context is not None
+        if not self._kept:
             source = self.vision or self.engine
             self._context = source.context(images, tokens)
+        steering = self._steering(len(noise))
+        return self.engine.denoise(self._context, noise, steps, **steering)
+
+    def _steering(self, horizon: int) -> dict[str, Any]:
+        """What `SteerableEngine.denoise` needs to continue the previous chunk."""
         if self.mode == "plain" or self.steer is None or self.steer.left == 0:
-            return self.engine.denoise(self._context, noise, steps)
-        model = getattr(self.engine, "model", None)
-        if model is None or not hasattr(model, "velocity"):
-            raise BackendError(
-                f"real-time chunking needs the eager backend, not {self.engine.backend!r}"
-            )
-        kv = self._context
-        x = noise.to(self.engine.device, torch.float32)[None]
-        previous = torch.from_numpy(self.steer.previous).to(x)
+            return {}
+        previous = torch.from_numpy(self.steer.previous)
         if self.mode == "trained":
-            with torch.no_grad():
-                return sample_decided(
-                    lambda x_t, t: model.velocity(x_t, t, kv),
-                    x,
-                    previous,
-                    self.steer.delay,
-                    steps,
-                    model.config.clock,
-                )[0]
-        weights = guidance_weights(self.schedule, len(noise), self.steer.delay, self.steer.left)
-        velocity = guided(
-            lambda x_t, t: model.velocity(x_t, t, kv), previous, weights, self.mode, MAX_GUIDANCE
-        )
-        with torch.no_grad():
-            return flow_sample(velocity, x, steps, model.config.clock)[0]
+            return {"frozen": previous[: self.steer.delay]} if self.steer.delay else {}
+        weights = guidance_weights(self.schedule, horizon, self.steer.delay, self.steer.left)
+        return {"guidance": Guidance(previous, weights, self.mode)}
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,8 @@ class ChunkMaker:
 
     Args:
         policy: is taken over; its engine is wrapped.
-        mode: "plain", or how the previous chunk is continued: "vjp", "identity", "trained".
+        mode: "plain", or how the previous chunk is continued: "vjp", "identity", "trained". What
+            the engine does not have is refused.
         schedule: of the guidance weights.
         reuse: when to keep the KV cache.
         margin: steps beyond the expected delay that are tied to the previous chunk as well, so
@@ -116,8 +124,8 @@ class ChunkMaker:
             raise ValueError(f"chunk mode {mode!r}; accepted: {', '.join(MODES)}")
         self.policy = policy
         inner = policy.engine.engine if isinstance(policy.engine, SteeredEngine) else policy.engine
-        self.engine = SteeredEngine(inner)
-        self.engine.mode, self.engine.schedule = mode, schedule
+        self.engine = SteeredEngine(inner, mode)
+        self.engine.schedule = schedule
         if vision_change is not None:
             self.engine.vision = VisionCache(inner, vision_change)
         policy.engine = self.engine

@@ -1,32 +1,35 @@
-"""Real-time chunking: sample a chunk that continues the one being executed.
+"""Real-time chunking: how strongly each action of a chunk is tied to the chunk before.
 
-Guided inference (Black, Galliker, Levine 2025, "Real-Time Execution of Action Chunking Flow
-Policies"; reference code: Kinetix repository of the authors) and training-time conditioning on a
-decided prefix (arXiv 2512.05964). Everything is in normalised action space and in openpi's time
-convention: t = 1 is noise, t = 0 data, so the estimate of the clean chunk is x - t * v.
+The sampling itself (guided velocities, decided prefixes) is `pi05_ros.model.guidance`; engines run
+it. Here are the weights, which come from delay and horizon.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pi05_ros.model.sampler import Velocity, flow_times
+from pi05_ros.model.guidance import (
+    CORRECTIONS,
+    MAX_GUIDANCE,
+    guidance_gain,
+    guided,
+    sample_decided,
+)
+
+__all__ = [
+    "CORRECTIONS",
+    "MAX_GUIDANCE",
+    "SCHEDULES",
+    "guidance_gain",
+    "guidance_weights",
+    "guided",
+    "sample_decided",
+]
 
 SCHEDULES = ("zeros", "ones", "linear", "exp")
-CORRECTIONS = ("vjp", "identity")
-MAX_GUIDANCE = 10.0
-"""Default clip of the guidance gain: LeRobot's; Kinetix uses 5."""
-
-
-class TokenVelocity(Protocol):
-    """Velocity that also takes one time per action, as `Pi05.velocity` does."""
-
-    def __call__(self, x_t: Tensor, t: float | Tensor) -> Tensor:
-        """x_t ``[B, H, A]``, t a float or ``[B, H]`` -> ``[B, H, A]``."""
 
 
 def guidance_weights(schedule: str, horizon: int, delay: int, end: int) -> Tensor:
@@ -60,86 +63,3 @@ def guidance_weights(schedule: str, horizon: int, delay: int, end: int) -> Tenso
         fall = fall * torch.expm1(fall) / math.expm1(1.0)
     weights = torch.where(i < start, torch.ones_like(i), fall)
     return torch.where(i < end, weights, torch.zeros_like(i))
-
-
-def guidance_gain(t: float, most: float = MAX_GUIDANCE) -> float:
-    """``min(most, (t^2 + (1-t)^2) / (t (1-t)))``; ``most`` at both ends of the flow."""
-    if t <= 0.0 or t >= 1.0:
-        return most
-    return min(most, (t * t + (1 - t) * (1 - t)) / (t * (1 - t)))
-
-
-def guided(
-    velocity: Velocity,
-    previous: Tensor,
-    weights: Tensor,
-    correction: str = "vjp",
-    most: float = MAX_GUIDANCE,
-) -> Velocity:
-    """Velocity that pulls the clean estimate towards the previous chunk.
-
-    Args:
-        velocity: the model's.
-        previous: ``[B, H, A]`` or ``[H, A]``: row 0 is the action at the time of the new
-            observation; zeros where the previous chunk has ended.
-        weights: ``[H]``, see `guidance_weights`.
-        correction: "vjp" sends the error back through the network (paper); "identity" leaves the
-            Jacobian out (what LeRobot does), which needs no autograd.
-        most: clip of the gain.
-
-    """
-    if correction not in CORRECTIONS:
-        raise ValueError(f"correction {correction!r}; accepted: {', '.join(CORRECTIONS)}")
-
-    def step(x_t: Tensor, t: float) -> Tensor:
-        w = weights.to(x_t.device)[:, None]
-        target = previous.to(x_t)
-        if correction == "identity":
-            v = velocity(x_t, t)
-            pull = w * (target - (x_t - t * v))
-        else:
-            with torch.enable_grad():
-                x = x_t.detach().requires_grad_(True)
-                v = velocity(x, t)
-                clean = x - t * v
-                error = (w * (target - clean)).detach()
-                (pull,) = torch.autograd.grad(clean, x, error)
-            v = v.detach()
-        return v - guidance_gain(float(t), most) * pull
-
-    return step
-
-
-def sample_decided(
-    velocity: TokenVelocity,
-    noise: Tensor,
-    previous: Tensor,
-    decided: int,
-    steps: int,
-    clock: str = "openpi",
-) -> Tensor:
-    """Sample with the first ``decided`` actions given, for weights trained that way.
-
-    Args:
-        velocity: the model's; it gets time 0 for decided actions.
-        noise: ``[B, H, A]``.
-        previous: ``[B, H, A]`` or ``[H, A]``, as in `guided`.
-        decided: d, 0..H.
-        steps: Euler steps.
-        clock: see `flow_times`.
-
-    Returns:
-        ``[B, H, A]`` float32 whose first d actions equal ``previous``.
-
-    """
-    B, H, _ = noise.shape
-    if not 0 <= decided <= H:
-        raise ValueError(f"decided is {decided}; accepted: 0 to {H}")
-    given = (torch.arange(H, device=noise.device) < decided)[None, :, None]
-    target = previous.to(noise.device, torch.float32).expand(noise.shape)
-    x = noise.float()
-    for t in flow_times(steps, clock):
-        x = torch.where(given, target, x)
-        times = torch.full((B, H), t, dtype=torch.float32, device=x.device)
-        x = x - (1.0 / steps) * velocity(x, times.masked_fill(given[..., 0], 0.0))
-    return torch.where(given, target, x)
