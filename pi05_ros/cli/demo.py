@@ -93,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
     random = args.checkpoint.startswith("random:")
     title = f"pi05 demo: {args.checkpoint} on {args.robot}, {args.rate:g} Hz asked, live over DDS"
     title += " (random weights: the values mean nothing)" if random else ""
-    written = write_files(outcome, args.out, chosen, path, "auto", True, title)
+    written = write_files(outcome, args.out, chosen, path, True, title)
     print("\n".join(summary.lines()))
     print("wrote           " + ", ".join(str(item) for item in written))
     kept = summary.rate_kept(RATE_SHARE)

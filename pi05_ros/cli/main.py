@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -45,17 +46,23 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; exit code 2 for wrong usage."""
+    """Run one subcommand; exit code 2 for wrong usage and files that cannot be used."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Progress must show up in a pipe (CI log, parent process) when it is printed.
-        sys.stdout.reconfigure(line_buffering=True)
+        # Progress must show up in a pipe (CI log, parent process) when it is printed, and a file
+        # name that is not text must not end the command.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
     args = build_parser(command).parse_args(words)
     try:
         return int(args.run(args))
     except BrokenPipeError:
+        # Nobody reads; the interpreter's last flush must not complain about it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except OSError as error:
+        print(f"pi05 {command}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 

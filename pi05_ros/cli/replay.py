@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from pi05_ros.policy.errors import PolicyError
 from pi05_ros.replay.bag import Bag, BagError
 from pi05_ros.replay.timeline import TIME_BASES
 from pi05_ros.ros.parameters import SPECS, ParameterError, PolicyParameters
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/replay"), help="folder for results")
     policy = parser.add_argument_group("policy")
     policy.add_argument(
-        "--checkpoint", default="random:tiny", help="path, or random:tiny (default)"
+        "--checkpoint", default="random:tiny", help="path, or random:tiny (the default)"
     )
     policy.add_argument("--robot", help="robot profile: name or YAML file")
     policy.add_argument("--tokenizer", help="tokenizer file")
@@ -65,13 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     topics.add_argument("--loop", type=int, default=1, help="play the bag this often")
     topics.add_argument("--speed", type=float, default=1.0, help="live: bag seconds per second")
     checks = parser.add_argument_group("checks")
-    checks.add_argument(
+    one = checks.add_mutually_exclusive_group()
+    one.add_argument(
         "--against",
         type=Path,
         metavar="CHUNKS",
         help="compare with this recording; exit code 1 if different",
     )
-    checks.add_argument(
+    one.add_argument(
         "--verify",
         type=Path,
         metavar="CHUNKS",
@@ -123,27 +123,34 @@ def node_values(args: argparse.Namespace) -> dict[str, Any]:
             raise ParameterError(f"--param {entry!r} is not NAME=VALUE")
         if name not in SPECS:
             raise ParameterError(f"--param names {name!r}; accepted: {', '.join(SPECS)}")
-        values[name] = text if SPECS[name].kind is str else yaml.safe_load(text)
+        values[name] = text if SPECS[name].kind is str else _yaml(name, text)
     for name, value in values.items():
         values[name] = SPECS[name].convert(value)
+    try:
+        values.get("prompt", "").encode()
+    except UnicodeEncodeError as error:
+        raise ParameterError("prompt is not text in UTF-8") from error
     return values
+
+
+def _yaml(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{name} is {text!r}, which is not a value in YAML") from error
 
 
 def run(args: argparse.Namespace) -> int:
     """Replay, report, compare."""
     from pi05_ros.backends.errors import BackendError
-    from pi05_ros.model.errors import CheckpointError
     from pi05_ros.replay.live import RosMissingError
     from pi05_ros.replay.processes import ChildError
 
     try:
         return _run(args)
-    except (
-        BagError,
-        PolicyError,
-        CheckpointError,
+    except (  # ValueError: bag, checkpoint, robot and parameter errors
+        ValueError,
         BackendError,
-        ParameterError,
         RosMissingError,
         ChildError,
     ) as error:
@@ -159,6 +166,10 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.loop < 1 or not 0.01 <= args.speed <= 100.0 or not args.tolerance >= 0.0:
         raise BagError("accepted: --loop from 1, --speed from 0.01 to 100, --tolerance from 0")
+    if args.require_rate is not None and not 0.0 < args.require_rate <= 1.0:
+        raise BagError(f"--require-rate is {args.require_rate:g}; accepted: above 0, up to 1")
+    if args.partial and args.against is None:
+        raise BagError("--partial is for --against CHUNKS")
     values = node_values(args)
     parameters = PolicyParameters.from_values(values)
     mapping = parse_map(args.map)
@@ -175,8 +186,8 @@ def _run(args: argparse.Namespace) -> int:
         if args.verify is not None:
             return _verify(args, bag, chosen.sources, parameters)
     reference = read_chunks(args.against) if args.against is not None else None
-    if args.checkpoint.startswith("random:"):
-        print(f"weights are random ({args.checkpoint}): the actions mean nothing")
+    if parameters.checkpoint.startswith("random:"):
+        print(f"weights are random ({parameters.checkpoint}): the actions mean nothing")
     for name, source in chosen.sources.items():
         print(f"{name:15} {source.topic} ({source.msgtype})")
     if args.offline:
@@ -185,8 +196,8 @@ def _run(args: argparse.Namespace) -> int:
         outcome = run_online(
             args.bag, chosen, values, parameters, args.out, args.time, args.speed, args.loop, print
         )
-    title = f"{args.bag}, {args.checkpoint}, {outcome.summary.mode}"
-    written = write_files(outcome, args.out, chosen, args.bag, args.time, not args.no_plot, title)
+    title = f"{args.bag}, {parameters.checkpoint}, {outcome.summary.mode}"
+    written = write_files(outcome, args.out, chosen, args.bag, not args.no_plot, title)
     print("\n".join(outcome.summary.lines()))
     print("wrote           " + ", ".join(str(path) for path in written))
     code = EQUAL

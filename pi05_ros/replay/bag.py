@@ -5,9 +5,8 @@ A bag is a rosbag2 folder with metadata.yaml, or a single .mcap or .db3 file.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-import sqlite3
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +15,8 @@ from typing import Any, NamedTuple
 
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
-from rosbags.rosbag2.errors import ReaderError, WriterError
 
 from pi05_ros.replay.messages import decode, encode, typestore
-
-_READ_ERRORS = (
-    ReaderError,
-    OSError,
-    EOFError,
-    struct.error,
-    sqlite3.Error,
-    AssertionError,
-    KeyError,
-    IndexError,
-    TypeError,
-    ValueError,
-    MemoryError,
-    OverflowError,
-)
 
 
 class BagError(ValueError):
@@ -107,7 +90,7 @@ class Bag:
         try:
             reader = Reader(path)
             reader.open()
-        except _READ_ERRORS as error:
+        except Exception as error:  # the storage libraries raise many kinds
             raise BagError(_damage(path, error)) from error
         return reader
 
@@ -129,7 +112,7 @@ class Bag:
         try:
             for connection, log_ns, raw in self._reader.messages(connections):
                 yield BagMessage(connection.topic, connection.msgtype, log_ns, bytes(raw))
-        except _READ_ERRORS as error:
+        except Exception as error:
             raise BagError(_damage(self.path, error)) from error
 
     @property
@@ -169,29 +152,26 @@ class Bag:
 class BagWriter:
     """Writes a rosbag2 folder (mcap with zstd chunks, or sqlite3) that `ros2 bag` reads.
 
-    A bag at the same place is replaced (also a torn one); a folder with anything else in it is
-    left alone and refused. An exception inside the `with` block leaves no folder behind.
+    It is written beside its place and put there whole at the end of the `with` block, so a bag
+    that is there already (also a torn one) stays until then; a folder with anything else in it is
+    refused. An exception inside the block leaves everything as it was.
 
     Raises:
-        BagError: the path is taken by something that is not a bag.
+        BagError: the path is taken by something that is not a bag, or cannot be written.
 
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        storage: str = "mcap",
-        compress: bool = True,
-        custom: Mapping[str, str] | None = None,
+        self, path: str | Path, storage: str = "mcap", custom: Mapping[str, str] | None = None
     ) -> None:
         self.path = Path(path)
-        if self.path.exists():
-            if not _is_bag_folder(self.path):
-                raise BagError(f"{self.path} exists and is not a bag; give another place")
-            shutil.rmtree(self.path)
+        require_place(self.path)
+        self._part = self.path.with_name(f".{self.path.name}.part")
+        shutil.rmtree(self._part, ignore_errors=True)  # of a run that was killed
         plugin = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}[storage]
-        self._writer = Writer(self.path, version=9, storage_plugin=plugin)
-        if compress and storage == "mcap":
+        # The files inside are named after their folder.
+        self._writer = Writer(self._part / self.path.name, version=9, storage_plugin=plugin)
+        if storage == "mcap":
             self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         for key, value in (custom or {}).items():
             self._writer.set_custom_data(key, value)
@@ -199,9 +179,11 @@ class BagWriter:
 
     def __enter__(self) -> BagWriter:
         try:
-            self._writer.open()
-        except (OSError, WriterError) as error:
-            raise BagError(f"cannot write {self.path}: {error}") from error
+            with self._writing():
+                self._writer.open()
+        except BagError:
+            shutil.rmtree(self._part, ignore_errors=True)
+            raise
         return self
 
     def __exit__(
@@ -210,16 +192,33 @@ class BagWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._writer.close()
-        if kind is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
+        try:
+            if kind is not None:
+                with contextlib.suppress(Exception):
+                    self._writer.close()
+                return
+            with self._writing():
+                self._writer.close()
+                if self.path.exists():
+                    self.path.rename(self._part / "old")
+                (self._part / self.path.name).rename(self.path)
+        finally:
+            shutil.rmtree(self._part, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # OSError, and what the storage libraries make of it
+            raise BagError(f"cannot write {self.path}: {error}") from error
 
     def add_topic(self, topic: str, msgtype: str) -> None:
         """Declare a topic, so that it is listed even if no message follows."""
         if topic not in self._connections:
-            self._connections[topic] = self._writer.add_connection(
-                topic, msgtype, typestore=typestore()
-            )
+            with self._writing():
+                self._connections[topic] = self._writer.add_connection(
+                    topic, msgtype, typestore=typestore()
+                )
 
     def write(self, topic: str, log_ns: int, message: Any) -> None:
         """Append a message object."""
@@ -228,16 +227,21 @@ class BagWriter:
     def write_raw(self, topic: str, msgtype: str, log_ns: int, raw: bytes) -> None:
         """Append CDR bytes."""
         self.add_topic(topic, msgtype)
-        self._writer.write(self._connections[topic], log_ns, raw)
+        with self._writing():
+            self._writer.write(self._connections[topic], log_ns, raw)
 
 
-def _is_bag_folder(path: Path) -> bool:
-    """Whether a folder holds nothing but what a bag consists of."""
+def require_place(path: Path) -> None:
+    """Raise BagError unless a bag may be written there: nothing, or a bag and nothing else."""
     endings = (".mcap", ".db3", ".zstd", ".db3-journal", ".db3-wal", ".db3-shm")
-    return path.is_dir() and all(
-        item.is_file() and (item.name == "metadata.yaml" or item.name.endswith(endings))
-        for item in path.iterdir()
-    )
+    if path.exists() and not (
+        path.is_dir()
+        and all(
+            item.is_file() and (item.name == "metadata.yaml" or item.name.endswith(endings))
+            for item in path.iterdir()
+        )
+    ):
+        raise BagError(f"{path} exists and is not a bag; give another place")
 
 
 def _damage(path: Path, error: BaseException) -> str:

@@ -34,6 +34,7 @@ TIMING_FIELDS = (
     "total_ms",
 )
 CHUNK_TOPIC = "/pi05_policy/action_chunk"
+CHUNKS = "chunks"  # name of the bag in the output folder of a replay
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def read_chunks(path: str | Path, topic: str | None = None) -> list[ChunkRecord]
 
     """
     path = Path(path)
-    if (path / "chunks" / "metadata.yaml").is_file() and not (path / "metadata.yaml").exists():
-        path = path / "chunks"
+    if (path / CHUNKS / "metadata.yaml").is_file() and not (path / "metadata.yaml").exists():
+        path = path / CHUNKS
     with Bag(path) as bag:
         topics = [t.name for t in bag.topics.values() if t.msgtype == ACTION_CHUNK]
         if topic is not None and topic not in topics:

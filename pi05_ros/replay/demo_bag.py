@@ -97,6 +97,8 @@ def make_demo_bag(
         )
         if not fresh and _key_of(path) == wanted:
             return DemoBag(path, renderer.backend, renderer.note, cached=True)
+        if path.exists() and not _made_here(path):
+            raise BagError(f"{path} is there and not the demo's own bag; give another --out")
         with BagWriter(path, custom={KEY: wanted}) as bag:
             _record(bag, world, options, progress)
         return DemoBag(path, renderer.backend, renderer.note, cached=False)
@@ -111,6 +113,12 @@ def _key_of(path: Path) -> str | None:
             return bag.custom.get(KEY)
     except BagError:
         return None
+
+
+def _made_here(path: Path) -> bool:
+    """Whether a bag, perhaps a damaged one, was written by `make_demo_bag`."""
+    metadata = path / "metadata.yaml"
+    return metadata.is_file() and KEY in metadata.read_text(encoding="utf-8", errors="replace")
 
 
 def _record(

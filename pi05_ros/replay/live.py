@@ -13,7 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,18 @@ import yaml
 
 import pi05_ros
 from pi05_ros.policy.resources import config_dir
-from pi05_ros.replay.bag import Bag, BagError
-from pi05_ros.replay.chunks import ChunkRecord, read_chunks
+from pi05_ros.replay.bag import Bag
+from pi05_ros.replay.chunks import CHUNKS, ChunkRecord, read_chunks
 from pi05_ros.replay.messages import DIAGNOSTICS
 from pi05_ros.replay.plan import PlayPlan
-from pi05_ros.replay.processes import Children
+from pi05_ros.replay.processes import STOP_S, ChildError, Children
 from pi05_ros.replay.sources import CAMERAS, Source
 from pi05_ros.ros.domain import free_domain_id
 
 NODE = "/pi05_policy"
 FASTDDS_PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 START_S = 60.0
+WRITE_S = 120.0  # the recorder keeps everything in memory and writes it at the end
 SETTLE_S = 1.3  # after the last message: the last chunk, and one more report of diagnostics
 
 
@@ -76,7 +77,6 @@ class LiveResult:
         dropped: chunks made but not published, and failed inferences.
         inputs: counters of the node per input, as in its diagnostics.
         player: figures of the player.
-        domain_id: DDS domain that was used.
 
     """
 
@@ -87,8 +87,6 @@ class LiveResult:
     dropped: dict[str, int]
     inputs: dict[str, str]
     player: dict[str, Any]
-    domain_id: int
-    notes: tuple[str, ...] = field(default=())
 
 
 def ros_environment() -> tuple[dict[str, str], int]:
@@ -140,14 +138,14 @@ def run_live(options: LiveOptions, say: Callable[[str], None] = lambda text: Non
 
     Raises:
         RosMissingError: no ROS 2 here.
-        pi05_ros.replay.processes.ChildError: a process failed; the text holds its log.
-        BagError: the bag cannot be read.
+        ChildError: a process failed; the text holds its log.
+        BagError: the bag cannot be read, or what was recorded.
 
     """
     environment, domain = ros_environment()
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
-    clock_map, chunk_bag = out / "clock_map.json", out / "chunks"
+    clock_map, chunk_bag = out / "clock_map.json", out / CHUNKS
     clock_map.unlink(missing_ok=True)
     transports = {
         f"camera_transport.{name.removesuffix('_camera').replace('_camera_2', '_2')}": (
@@ -188,15 +186,13 @@ def run_live(options: LiveOptions, say: Callable[[str], None] = lambda text: Non
         done = children.wait_event(player, "done", length_s * 1.5 + START_S)
         time.sleep(SETTLE_S)
         children.check()
-        recorder.expected_to_end = True
-        children.stop(recorder)
-        children.stop(player)
-        code = children.stop(node)
-        if code != 0:
-            raise BagError(
-                f"policy_node ended with code {code} when asked to stop:\n{node.tail()}"
-            )
-    return _result(chunk_bag, done, domain)
+        for child, timeout_s in ((recorder, WRITE_S), (player, STOP_S), (node, STOP_S)):
+            code = children.stop(child, timeout_s)
+            if code != 0 and child is not player:
+                raise ChildError(
+                    f"{child.name} ended with code {code} when asked to stop:\n{child.tail()}"
+                )
+    return _result(chunk_bag, done)
 
 
 def bag_seconds(path: Path) -> float:
@@ -205,13 +201,10 @@ def bag_seconds(path: Path) -> float:
         return bag.seconds
 
 
-def _result(chunk_bag: Path, done: Mapping[str, Any], domain: int) -> LiveResult:
+def _result(chunk_bag: Path, done: Mapping[str, Any]) -> LiveResult:
     """Read what the recorder wrote."""
-    try:
-        inference, inputs = read_diagnostics(chunk_bag)
-        chunks = read_chunks(chunk_bag)
-    except BagError:
-        return LiveResult([], chunk_bag, done["clock_s"], {}, {}, {}, dict(done), domain)
+    inference, inputs = read_diagnostics(chunk_bag)
+    chunks = read_chunks(chunk_bag)
     prefix = "skipped_ticks."
     skipped = {
         k.removeprefix(prefix): int(v) for k, v in inference.items() if k.startswith(prefix)
@@ -230,7 +223,6 @@ def _result(chunk_bag: Path, done: Mapping[str, Any], domain: int) -> LiveResult
         dropped={reason: count for reason, count in dropped.items() if count},
         inputs=inputs,
         player=dict(done),
-        domain_id=domain,
     )
 
 

@@ -48,7 +48,8 @@ def plot_replay(
     names = chunks[0].names[:MAX_JOINTS]
     live = summary.mode == "live"
     figure = plt.figure(figsize=(13, 2.9 * live + 1.15 * len(names) + 1.0), layout="constrained")
-    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    printable = title.encode("utf-8", "backslashreplace").decode()  # it holds file names
+    figure.suptitle(printable, fontsize=12, x=0.01, ha="left", parse_math=False)
     top, bottom = (
         figure.subfigures(2, 1, height_ratios=(2.9, 1.15 * len(names))) if live else (None, figure)
     )
@@ -110,7 +111,10 @@ def _trajectories(  # type: ignore[no-untyped-def]
         if joint_states is not None:
             times = (joint_states[0] - start) / 1e9
             axis.plot(times, joint_states[1][:, column], color="black", lw=1.2, label="measured")
-        axis.set_ylabel(chunks[0].names[column], rotation=0, ha="right", va="center", fontsize=9)
+        axis.set_ylabel(
+            chunks[0].names[column],
+            rotation=0, ha="right", va="center", fontsize=9, parse_math=False,
+        )  # fmt: skip
         axis.tick_params(labelsize=8)
         axis.margins(x=0.01)
         axis.grid(alpha=0.25)

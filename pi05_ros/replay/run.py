@@ -11,17 +11,16 @@ import numpy as np
 
 from pi05_ros.policy.loading import read_recipe
 from pi05_ros.policy.profile import RobotProfile
-from pi05_ros.replay.bag import Bag, BagError, BagWriter
-from pi05_ros.replay.chunks import CHUNK_TOPIC, ChunkRecord
+from pi05_ros.replay.bag import Bag, BagError, BagWriter, require_place
+from pi05_ros.replay.chunks import CHUNK_TOPIC, CHUNKS, ChunkRecord
 from pi05_ros.replay.live import LiveOptions, LiveResult, run_live
 from pi05_ros.replay.messages import ACTION_CHUNK
 from pi05_ros.replay.offline import OfflineReplay
 from pi05_ros.replay.plots import plot_replay
 from pi05_ros.replay.sources import JOINT_STATES, PROMPT, Source, find_sources
 from pi05_ros.replay.summary import ReplaySummary, Spread, latencies_ms
-from pi05_ros.replay.timeline import read_timeline
 from pi05_ros.ros.freshness import camera_source
-from pi05_ros.ros.parameters import PolicyParameters
+from pi05_ros.ros.parameters import ParameterError, PolicyParameters
 from pi05_ros.ros.policy_loading import load_policy
 
 
@@ -52,9 +51,12 @@ def robot_of(parameters: PolicyParameters) -> RobotProfile:
     """Robot profile that the parameters lead to, without loading weights.
 
     Raises:
+        ParameterError: no checkpoint was named.
         PolicyError: no such profile or checkpoint.
 
     """
+    if not parameters.checkpoint:
+        raise ParameterError("checkpoint is empty; accepted: a path, random:tiny, random:pi05")
     recipe = read_recipe(parameters.checkpoint, robot=parameters.robot or None)
     return recipe.profile
 
@@ -73,8 +75,15 @@ def choose(
 
     Raises:
         BagError: a needed topic is missing, ambiguous or of the wrong type.
+        ParameterError: a role that the robot does not have.
 
     """
+    unknown = [role for role in roles if role not in robot.camera_roles]
+    if unknown:
+        raise ParameterError(
+            f"camera_roles names {', '.join(unknown)}; robot {robot.name} has "
+            f"{', '.join(robot.camera_roles)}"
+        )
     wanted = tuple(roles) or robot.camera_roles
     needed = tuple(roles) or robot.required_roles
     required = [*(camera_source(role) for role in needed), JOINT_STATES]
@@ -94,6 +103,14 @@ def choose(
     return Chosen(sources, tuple(role for role in wanted if camera_source(role) in sources))
 
 
+def _require_place(path: Path, out: Path) -> None:
+    """Raise BagError if the results in `out` would replace the bag that is replayed, or no bag."""
+    result = out / CHUNKS
+    require_place(result)
+    if result.resolve() in (path.resolve(), path.resolve().parent):
+        raise BagError(f"the results in {out} would replace the bag {path}; give another --out")
+
+
 def run_offline(
     path: Path,
     chosen: Chosen,
@@ -104,11 +121,12 @@ def run_offline(
     policy: Any = None,
 ) -> Outcome:
     """Offline replay into `out`/chunks; loads the policy unless one is given."""
+    _require_place(path, out)
     policy = policy if policy is not None else load_policy(parameters)
     out.mkdir(parents=True, exist_ok=True)
     chunks: list[ChunkRecord] = []
     times: list[float] = []
-    with Bag(path) as bag, BagWriter(out / "chunks") as writer:
+    with Bag(path) as bag, BagWriter(out / CHUNKS) as writer:
         writer.add_topic(CHUNK_TOPIC, ACTION_CHUNK)
         replay = OfflineReplay(bag, chosen.sources, policy, parameters, chosen.roles, base, loops)
         for chunk in replay:
@@ -132,7 +150,7 @@ def run_offline(
         policy=describe(policy),
         notes=tuple(notes),
     )
-    return Outcome(chunks, summary, out / "chunks")
+    return Outcome(chunks, summary, out / CHUNKS)
 
 
 def run_online(
@@ -147,6 +165,7 @@ def run_online(
     say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Live replay into `out`/chunks."""
+    _require_place(path, out)
     node_values = {**values, "camera_roles": list(chosen.roles)}
     options = LiveOptions(path, chosen.sources, node_values, out, base, speed, loops)
     result = run_live(options, say)
@@ -167,39 +186,45 @@ def run_online(
 
 
 def write_files(
-    outcome: Outcome, out: Path, chosen: Chosen, bag: Path, base: str, plot: bool, title: str
+    outcome: Outcome, out: Path, chosen: Chosen, bag: Path, plot: bool, title: str
 ) -> list[Path]:
-    """summary.json and replay.png; returns what was written."""
+    """summary.json and replay.png; returns what was written.
+
+    Raises:
+        BagError: they cannot be written.
+
+    """
     written = [outcome.bag, out / "summary.json"]
-    outcome.summary.write(written[-1])
-    if plot and outcome.chunks:
-        written.append(out / "replay.png")
-        measured = joint_history(bag, chosen.sources, base, outcome.chunks[0].names)
-        plot_replay(written[-1], outcome.chunks, outcome.summary, measured, title)
+    try:
+        outcome.summary.write(written[-1])
+        if plot and outcome.chunks:
+            written.append(out / "replay.png")
+            topic = chosen.sources[JOINT_STATES].topic
+            measured = joint_history(bag, topic, outcome.chunks[0].names)
+            plot_replay(written[-1], outcome.chunks, outcome.summary, measured, title)
+    except OSError as error:
+        raise BagError(f"cannot write {written[-1]}: {error.strerror or error}") from error
     return written
 
 
 def joint_history(
-    path: Path, sources: Mapping[str, Source], base: str, names: Sequence[str]
+    path: Path, topic: str, names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Stamps in ns ``[n]`` and positions ``[n, len(names)]`` of a bag; None if names differ."""
-    from pi05_ros.replay.messages import decode
     from pi05_ros.ros.conversion import ConversionError, JointMap, stamp_ns
 
     joints = JointMap(names)
     stamps: list[int] = []
     rows: list[np.ndarray] = []
-    only = {JOINT_STATES: sources[JOINT_STATES]}
     with Bag(path) as bag:
-        for message in read_timeline(bag, only, base):
+        for message in bag.messages([topic]):
             try:
-                decoded = decode(message.raw, message.msgtype)
-                rows.append(joints.state(decoded))
-                stamps.append(stamp_ns(decoded.header.stamp))
-            except ConversionError:
-                if not rows and len(stamps) > 10:
-                    return None
-                continue
+                decoded = message.decode()
+                position, stamp = joints.state(decoded), stamp_ns(decoded.header.stamp)
+            except (BagError, ConversionError):
+                continue  # counted by the replay
+            rows.append(position)
+            stamps.append(stamp)
     return (np.asarray(stamps), np.stack(rows)) if rows else None
 
 

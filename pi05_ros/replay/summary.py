@@ -78,7 +78,7 @@ class ReplaySummary:
         """Chunks per second of active bag time."""
         return self.chunks / self.active_s if self.active_s > 0 else 0.0
 
-    def rate_kept(self, share: float = 0.9) -> bool:
+    def rate_kept(self, share: float) -> bool:
         """True if at least that share of the asked chunks arrived."""
         return self.chunks > 0 and self.chunks >= share * self.expected
 

@@ -42,8 +42,13 @@ class TimedMessage(NamedTuple):
     raw: bytes
 
 
-def header_stamp_ns(raw: bytes) -> int:
-    """Stamp of a CDR message that starts with a std_msgs/Header, without decoding the rest."""
+def header_stamp_ns(raw: bytes) -> int | None:
+    """Stamp of a CDR message that starts with a std_msgs/Header, without decoding the rest.
+
+    None if the message is too short to have one.
+    """
+    if len(raw) < 12:
+        return None
     order = "<" if raw[1] == 1 else ">"
     seconds, nanoseconds = struct.unpack_from(order + "iI", raw, 4)
     return int(seconds) * NS + int(nanoseconds)
@@ -86,8 +91,9 @@ def read_timeline(
         elif base == "log":
             clock_ns = message.log_ns
         else:
-            stamp = newest if message.msgtype == STRING else header_stamp_ns(message.raw)
-            newest = stamp if stamp < newest - JUMP_BACK_NS else max(newest, stamp)
+            stamp = None if message.msgtype == STRING else header_stamp_ns(message.raw)
+            if stamp is not None:
+                newest = stamp if stamp < newest - JUMP_BACK_NS else max(newest, stamp)
             clock_ns = newest
         offset_ns = message.log_ns - start
         for name in names[message.topic]:

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.replay.bag import Bag, BagError
+from pi05_ros.replay.bag import Bag, BagError, BagMessage
 from pi05_ros.replay.chunks import ChunkRecord
 from pi05_ros.replay.compare import Comparison, Difference
-from pi05_ros.replay.messages import decode
 from pi05_ros.replay.offline import converters
 from pi05_ros.replay.sources import CAMERAS, JOINT_STATES, Source, by_topic
 from pi05_ros.replay.timeline import header_stamp_ns
@@ -37,12 +36,15 @@ def verify(
     Chunks with a KV age are left out (they also depend on an earlier observation).
 
     Raises:
-        BagError: a sample that a chunk names is not in the bag.
+        BagError: a chunk does not name its samples, or one of them is not in the bag or unusable.
 
     """
     todo = [chunk for chunk in chunks if chunk.kv_age == 0]
+    for chunk in todo:
+        if JOINT_STATES not in chunk.inputs:
+            raise BagError(f"chunk {chunk.chunk_id} does not say which {JOINT_STATES} it used")
     uses = Counter(key for chunk in todo for key in chunk.inputs.items())
-    kept: dict[tuple[str, int], bytes] = {}
+    kept: dict[tuple[str, int], BagMessage] = {}
     names = by_topic({n: s for n, s in sources.items() if n in (*CAMERAS, JOINT_STATES)})
     joints = conversion.JointMap(policy.robot.state_names)
     differences: list[Difference] = []
@@ -50,15 +52,22 @@ def verify(
     waiting = list(todo)
     for message in bag.messages(names):
         stamp_ns = header_stamp_ns(message.raw)
+        if stamp_ns is None:
+            continue
         keys = [(name, stamp_ns) for name in names[message.topic]]
         keys = [key for key in keys if uses[key] and key not in kept]
         if not keys:
             continue
-        kept.update(dict.fromkeys(keys, message.raw))
+        kept.update(dict.fromkeys(keys, message))
         ready = [chunk for chunk in waiting if chunk.inputs.items() <= kept.keys()]
         for chunk in ready:
             waiting.remove(chunk)
-            distance, text = _again(chunk, kept, sources, policy, joints, tolerance)
+            try:
+                distance, text = _again(chunk, kept, sources, policy, joints, tolerance)
+            except ValueError as error:  # a sample, or what the chunk says of itself
+                raise BagError(
+                    f"chunk {chunk.chunk_id} cannot be computed again: {error}"
+                ) from error
             largest = max(largest, distance)
             if text:
                 differences.append(Difference(chunk.observation_ns, text, chunk.chunk_id))
@@ -78,7 +87,7 @@ def verify(
 
 def _again(
     chunk: ChunkRecord,
-    kept: Mapping[tuple[str, int], bytes],
+    kept: Mapping[tuple[str, int], BagMessage],
     sources: Mapping[str, Source],
     policy: PolicyLike,
     joints: conversion.JointMap,
@@ -87,7 +96,7 @@ def _again(
     """Largest difference of the actions, and what to say about it."""
     samples = {}
     for name, stamp in chunk.inputs.items():
-        message: Any = decode(kept[name, stamp], sources[name].msgtype)
+        message: Any = kept[name, stamp].decode()
         payload = joints.state(message) if name == JOINT_STATES else message
         samples[name] = Sample(payload, stamp, 0)
     roles = tuple(r for r in policy.robot.camera_roles if camera_source(r) in samples)

@@ -17,8 +17,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "replay"))  # bags.py
 from bags import write_bag
 
 from pi05_ros.cli.main import main
+from pi05_ros.policy.profile_yaml import load_profile
+from pi05_ros.replay.bag import Bag
 from pi05_ros.replay.chunks import read_chunks
+from pi05_ros.replay.live import LiveOptions, run_live
 from pi05_ros.replay.processes import ChildError, Children
+from pi05_ros.replay.run import choose
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +91,19 @@ def test_refused_configure_shows_the_nodes_words(
     text = capsys.readouterr().err
     assert "refused to configure" in text
     assert "absent.model does not exist" in text
+
+
+def test_recorder_that_cannot_write_is_an_error(live: tuple[Path, Path], tmp_path: Path) -> None:
+    with Bag(live[0]) as bag:
+        sources = choose(bag, load_profile("sim_arm"), {}).sources
+
+    def say(text: str) -> None:
+        if "playing" in text:
+            (tmp_path / "chunks" / "mine").mkdir(parents=True)
+
+    options = LiveOptions(live[0], sources, {"checkpoint": "random:tiny", "threads": 1}, tmp_path)
+    with pytest.raises(ChildError, match=r"(?s)recorder ended with code 1.*is not a bag"):
+        run_live(options, say)
 
 
 def test_interrupt_ends_all_children(tmp_path: Path) -> None:

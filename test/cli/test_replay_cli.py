@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "replay"))  # bags.py
 
-from bags import delay, edit_bag, write_bag
+from bags import START_NS, delay, edit_bag, write_bag
 
 from pi05_ros.cli.main import main
-from pi05_ros.replay.bag import BagWriter
-from pi05_ros.replay.messages import string_message
+from pi05_ros.replay.bag import BagMessage, BagWriter
+from pi05_ros.replay.messages import encode, string_message
 
 QUICK = ["--offline", "--no-plot", "-p", "threads=1"]
 
@@ -89,6 +92,13 @@ def test_other_names(tmp_path: Path) -> None:
         (["--time", "clock"], "no /clock"),
         (["--against", "/no/chunks"], "/no/chunks does not exist"),
         (["--loop", "0"], "--loop"),
+        (["-p", "max_age_s=[1"], "max_age_s is '[1', which is not a value in YAML"),
+        (["-p", "camera_roles=[left]"], "robot sim_arm has base, wrist"),
+        (["-p", "checkpoint="], "checkpoint is empty; accepted"),
+        (["--require-rate", "90"], "--require-rate is 90; accepted: above 0, up to 1"),
+        (["--partial"], "--partial is for --against"),
+        (["--prompt", "\udcff"], "not text in UTF-8"),
+        (["--out", "/proc/nowhere"], "/proc/nowhere"),
     ],
 )
 def test_refusals(
@@ -100,6 +110,83 @@ def test_refusals(
 ) -> None:
     assert main(["replay", str(bag), *QUICK, "--out", str(tmp_path), *options]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_verify_stands_alone(bag: Path) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["replay", str(bag), "--verify", "a", "--against", "b"])
+    assert caught.value.code == 2
+
+
+def test_recording_is_never_replaced_by_its_results(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = tmp_path / "chunks"
+    shutil.copytree(bag, recording)
+    for path in (recording, recording / "bag.mcap"):
+        for options in (QUICK, []):
+            assert main(["replay", str(path), *options, "--out", str(tmp_path)]) == 2
+            assert "would replace the bag" in capsys.readouterr().err
+    assert (recording / "bag.mcap").read_bytes() == (bag / "bag.mcap").read_bytes()
+
+
+def test_messages_cut_short_are_counted_and_drawn_around(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut(message: BagMessage) -> Iterator[BagMessage]:
+        late = message.topic == "/joint_states" and message.log_ns > START_NS + 200_000_000
+        yield message._replace(raw=message.raw[:6]) if late else message
+
+    torn = edit_bag(bag, tmp_path / "torn", cut)
+    for base in ("log", "header"):
+        options = ["--offline", "-p", "threads=1", "--out", str(tmp_path), "--time", base]
+        assert main(["replay", str(torn), *options]) == 0
+        assert "39 x joint_states malformed" in capsys.readouterr().out
+
+
+def test_verify_names_what_is_wrong_with_the_samples(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gray(message: BagMessage) -> Iterator[BagMessage]:
+        if message.topic == "/base_camera/image_raw":
+            image = message.decode()
+            image.encoding = "bayer_rggb8"
+            message = message._replace(raw=encode(image))
+        yield message
+
+    def cut(message: BagMessage) -> Iterator[BagMessage]:
+        size = 20 if message.topic == "/joint_states" else None
+        yield message._replace(raw=message.raw[:size])
+
+    def no_joints(message: BagMessage) -> Iterator[BagMessage]:
+        chunk = message.decode()
+        pairs = list(zip(chunk.input_names, chunk.input_stamps, strict=True))
+        pairs = [pair for pair in pairs if pair[0] != "joint_states"]
+        chunk.input_names, chunk.input_stamps = map(list, zip(*pairs, strict=True))
+        yield message._replace(raw=encode(chunk))
+
+    assert main(["replay", str(bag), *QUICK, "--out", str(tmp_path)]) == 0
+    chunks = tmp_path / "chunks"
+    other = edit_bag(bag, tmp_path / "gray", gray)
+    torn = edit_bag(bag, tmp_path / "torn", cut)
+    silent = edit_bag(chunks, tmp_path / "silent", no_joints)
+    for source, recording, text in (
+        (other, chunks, "cannot be computed again: base_camera: image encoding 'bayer_rggb8'"),
+        (torn, chunks, "cannot be computed again: a sensor_msgs/msg/JointState"),
+        (bag, silent, "does not say which joint_states it used"),
+    ):
+        capsys.readouterr()
+        assert main(["replay", str(source), "--verify", str(recording)]) == 2
+        assert text in capsys.readouterr().err
+
+
+def test_odd_names(bag: Path, tmp_path: Path) -> None:
+    for name in ("a b ü", "$x$ \\foo$", os.fsdecode(b"n\xff")):
+        shutil.copytree(bag, tmp_path / name / "my bag")
+        out = tmp_path / name / "out"
+        path = str(tmp_path / name / "my bag")
+        assert main(["replay", path, "--offline", "--out", str(out)]) == 0
+        assert (out / "replay.png").is_file()
 
 
 def test_bags_that_are_none(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

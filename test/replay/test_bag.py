@@ -108,7 +108,59 @@ def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="stop"):
         write()
-    assert not (tmp_path / "bag").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_write_keeps_the_bag_that_was_there(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", 0.1)
+
+    def write() -> None:
+        with BagWriter(path) as bag:
+            bag.write("/prompt", 1, string_message("x"))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write()
+    with Bag(path) as kept:
+        assert "/joint_states" in kept.topics
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def write() -> None:
+        with BagWriter(tmp_path / "bag") as bag:
+            bag.write("/prompt", 1, string_message("x"))
+            monkeypatch.setattr(bag._writer.storage, "write", full)
+            bag.write("/prompt", 2, string_message("y"))
+
+    with pytest.raises(BagError, match=r"cannot write .*/bag: .*No space left"):
+        write()
+    with pytest.raises(BagError, match="cannot write"):
+        BagWriter(Path("/proc/nowhere/bag")).__enter__()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_any_damaged_byte_is_a_bag_error_or_harmless(tmp_path: Path, storage: str) -> None:
+    path = write_bag(tmp_path / "bag", 0.1, storage=storage)
+    file = next(item for item in path.iterdir() if item.name != "metadata.yaml")
+    whole = file.read_bytes()
+    generator = np.random.default_rng(4)
+    refused = 0
+    for _ in range(60):
+        data = bytearray(whole)
+        start = int(generator.integers(len(data)))
+        data[start : start + 64] = generator.bytes(len(data[start : start + 64]))
+        file.write_bytes(data)
+        try:
+            with Bag(path) as bag:
+                list(bag.messages())
+        except BagError:
+            refused += 1
+    assert refused
 
 
 def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:

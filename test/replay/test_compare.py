@@ -90,6 +90,6 @@ def test_spread_and_rate() -> None:
     assert (spread.p50, spread.maximum, spread.count) == (2.0, 3.0, 3)
     assert Spread.of([]).text() == "no samples"
     summary = ReplaySummary("b", "live", 10.0, 10.0, 89, 100.0, {}, spread, spread)
-    assert not summary.rate_kept()
+    assert not summary.rate_kept(0.9)
     assert summary.rate_kept(0.8)
     assert "8.90 Hz" in summary.lines()[0]

@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
+from bags import write_bag
 
-from pi05_ros.replay.bag import Bag
+from pi05_ros.replay.bag import Bag, BagError
 from pi05_ros.replay.demo_bag import PROMPT, START_NS, SceneOptions, make_demo_bag
 from pi05_ros.replay.messages import NS, to_ns
 
@@ -45,3 +47,11 @@ def test_made_once_per_options(tmp_path: Path) -> None:
     assert not make_demo_bag(path, replace(SMALL, seed=4), fresh=True).cached
     next(path.glob("*.mcap")).write_bytes(b"torn")
     assert not make_demo_bag(path, replace(SMALL, seed=4)).cached
+
+
+def test_a_recording_at_its_place_is_kept(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", 0.1)
+    with pytest.raises(BagError, match="not the demo's own bag"):
+        make_demo_bag(path, SMALL, fresh=True)
+    with Bag(path) as bag:
+        assert bag.topics["/joint_states"].count == 10
