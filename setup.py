@@ -77,7 +77,9 @@ def config_files():
 os.chdir(HERE)
 setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["**/*.json", "**/*.xml", "**/*.yaml", "**/*.safetensors", "**/*.model"]},
+    package_data={
+        NAME: [f"**/*.{end}" for end in ("json", "xml", "yaml", "safetensors", "model", "cu", "cuh")]
+    },
     data_files=config_files(),
     cmdclass={"build_py": BuildWithMessages},
     has_ext_modules=ros_is_here,

@@ -1,0 +1,131 @@
+"""Operand layout, cache and compiler of the Hopper kernels: what can be checked without a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+
+import pytest
+import torch
+
+from pi05_ros.backends.cuda.hopper import compile as compiler
+from pi05_ros.backends.cuda.hopper import launch, packing
+
+try:
+    compiler.nvrtc()
+    NVRTC = True
+except compiler.KernelError:
+    NVRTC = False
+
+needs_nvrtc = pytest.mark.skipif(not NVRTC, reason="NVRTC is not installed")
+
+
+def numbered(rows: int, columns: int) -> torch.Tensor:
+    g = torch.Generator().manual_seed(rows + columns)
+    return torch.randint(0, 256, (rows, columns), generator=g, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("rows", [1, 10, 50, 64])
+def test_activation_image_is_what_layout_cuh_says(rows):
+    matrix = numbered(rows, 384)
+    image = packing.to_image(matrix).flatten()
+    for row, column in [(0, 0), (rows - 1, 383), (rows // 2, 129), (rows // 3, 255)]:
+        inner = (column & 127) ^ ((row & 7) << 4)
+        assert image[(column >> 7) * 8192 + row * 128 + inner] == matrix[row, column]
+    assert torch.equal(packing.from_image(packing.to_image(matrix), rows), matrix)
+
+
+def test_weights_come_back_and_pairs_share_a_thread():
+    weight = numbered(192, 256)
+    packed = packing.pack_weight(weight)
+    assert packed.shape == (3, 2, 64, 128)
+    assert torch.equal(packing.unpack_weight(packed), weight)
+    # accumulator rows g and g + 8 of warp w belong to one thread
+    tile = packing.from_image(packed[1])
+    for warp, g in ((0, 0), (2, 5), (3, 7)):
+        pair = 64 + 2 * (8 * warp + g)
+        assert torch.equal(tile[16 * warp + g], weight[pair])
+        assert torch.equal(tile[16 * warp + 8 + g], weight[pair + 1])
+
+
+def test_fp8_keeps_its_type():
+    weight = torch.randn(64, 128).to(torch.float8_e4m3fn)
+    packed = packing.pack_weight(weight)
+    assert packed.dtype == torch.float8_e4m3fn
+    back = packing.unpack_weight(packed)
+    assert torch.equal(back.view(torch.uint8), weight.view(torch.uint8))
+
+
+def test_damaged_cache_files_are_not_used(tmp_path):
+    path = tmp_path / "deep" / "kernel.cubin"
+    assert compiler.read_cached(path) is None
+    compiler.write_cached(path, b"\x7fELF\n\n binary")
+    assert compiler.read_cached(path) == b"\x7fELF\n\n binary"
+    assert [p.name for p in path.parent.iterdir()] == ["kernel.cubin"]
+    stored = bytearray(path.read_bytes())
+    stored[-1] ^= 1
+    path.write_bytes(bytes(stored))
+    assert compiler.read_cached(path) is None
+    path.write_bytes(b"")
+    assert compiler.read_cached(path) is None
+
+
+def test_a_cache_that_cannot_be_written_is_none(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    compiler.write_cached(blocker / "kernel.cubin", b"x")  # no error
+
+
+def test_the_cache_is_used_and_depends_on_defines(tmp_path, monkeypatch):
+    calls = []
+
+    class Fake:
+        version = (13, 0)
+
+        def compile(self, name, source, headers, options):
+            calls.append(options)
+            return hashlib.sha256(repr(options).encode()).digest()
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiler, "nvrtc", Fake)
+    source = next(compiler.SOURCES.glob("*.cu*")).name
+    first = compiler.cubin(source, {"ROWS": 8})
+    assert compiler.cubin(source, {"ROWS": 8}) == first
+    assert len(calls) == 1
+    assert compiler.cubin(source, {"ROWS": 16}) != first
+    assert len(calls) == 2
+    Fake.version = (13, 1)
+    compiler.cubin(source, {"ROWS": 8})
+    assert len(calls) == 3
+
+
+def test_without_nvrtc_the_error_says_so(monkeypatch):
+    monkeypatch.setattr(compiler, "library_candidates", lambda: iter(["libnvrtc-missing.so.13"]))
+    with pytest.raises(compiler.KernelError, match="NVRTC"):
+        compiler.Nvrtc()
+
+
+def test_arguments_become_c_values():
+    tensor = torch.zeros(3)
+    values = launch.pack_arguments((tensor, None, 3, 0.5, True))
+    assert [ctypes.sizeof(v) for v in values] == [8, 8, 4, 4, 4]
+    assert values[0].value == tensor.data_ptr()
+    assert (values[2].value, values[3].value, values[4].value) == (3, 0.5, 1)
+    with pytest.raises(launch.KernelError, match="argument 1"):
+        launch.pack_arguments((1, 2**31))
+    with pytest.raises(launch.KernelError, match="argument 0"):
+        launch.pack_arguments(("text",))
+
+
+@needs_nvrtc
+def test_errors_of_the_compiler_are_passed_on():
+    with pytest.raises(compiler.KernelError, match="nonsense"):
+        compiler.nvrtc().compile("a.cu", "nonsense", {}, compiler.OPTIONS)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("header", sorted(p.name for p in compiler.SOURCES.glob("*.cuh")))
+def test_headers_compile_for_sm_90a(header):
+    text = f'#include "{header}"\nextern "C" __global__ void nothing() {{}}\n'
+    image = compiler.nvrtc().compile("a.cu", text, compiler._headers(), compiler.OPTIONS)
+    assert image[:4] == b"\x7fELF"
