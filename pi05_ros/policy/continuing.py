@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from pi05_ros.policy.chunk import ActionChunk
-from pi05_ros.policy.execution.chunk_maker import ChunkMaker
+from pi05_ros.policy.execution.chunk_maker import ChunkMaker, StartedChunk
 from pi05_ros.policy.execution.continuation import DelayEstimator, rows_from
 from pi05_ros.policy.kv_reuse import make_rule
 from pi05_ros.policy.observation import Observation
 from pi05_ros.policy.policy import Policy
+
+
+@dataclass(frozen=True)
+class Started:
+    """A chunk on its way: its first half, and when that began (`time.perf_counter`)."""
+
+    chunk: StartedChunk
+    began_s: float
 
 
 class ContinuingPolicy:
@@ -58,19 +67,34 @@ class ContinuingPolicy:
 
         A chunk from a reused KV cache has fewer rows: those before the observation are cut off.
         """
+        return self.denoise(self.prefill(obs, seed=seed, denoise_steps=denoise_steps))
+
+    def prefill(
+        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
+    ) -> Started:
+        """First half of an inference, see `Policy.prefill` and `ChunkMaker.start`."""
+        began = time.perf_counter()
         stamp = obs.stamp_ns
         pause_ns = self._maker.policy.info.horizon * self._step_ns
-        if self._first_ns is None or not 0 <= stamp - self._last_ns <= pause_ns:
+        first_ns = self._first_ns  # another thread may forget it meanwhile
+        if first_ns is None or not 0 <= stamp - self._last_ns <= pause_ns:
             self._maker.reset()
-            self._first_ns = stamp
+            first_ns = self._first_ns = stamp
         self._last_ns = stamp
-        step = (stamp - self._first_ns) / self._step_ns
-        began = time.perf_counter()
-        made = self._maker.make(obs, step, self._delay.steps, seed, denoise_steps)
-        self._delay.record(time.perf_counter() - began)
-        if made.anchor == step:
+        step = (stamp - first_ns) / self._step_ns
+        return Started(self._maker.start(obs, step, seed, denoise_steps), began)
+
+    def denoise(self, started: Started) -> ActionChunk:
+        """Second half, in the order of the first halves.
+
+        The previous chunk has been finished when this is called, also with overlap, so what has
+        to be continued is known.
+        """
+        made = self._maker.finish(started.chunk, self._delay.steps)
+        self._delay.record(time.perf_counter() - started.began_s)
+        ahead = started.chunk.step - made.anchor
+        if not ahead:
             return made.chunk
-        ahead = step - made.anchor
         return dataclasses.replace(
             made.chunk,
             actions=rows_from(made.chunk.actions, ahead).astype("float32"),

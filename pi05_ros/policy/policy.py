@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import threading
 import time
 from collections.abc import Mapping
@@ -14,64 +14,51 @@ import numpy as np
 import torch
 
 from pi05_ros.backends import Engine, Precision
+from pi05_ros.backends.overlap import overlapped
 from pi05_ros.policy.chunk import ActionChunk, StageTimings
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.images import lerobot_image, to_hwc, to_uint8_hwc
+from pi05_ros.policy.info import PolicyInfo
 from pi05_ros.policy.loading import Loaded, load
+from pi05_ros.policy.model_inputs import ModelInputs, ObservationReader
 from pi05_ros.policy.observation import Observation
 from pi05_ros.policy.profile import RobotProfile
 from pi05_ros.policy.prompt import PromptEncoder, clean_prompt
 from pi05_ros.policy.recipe import Recipe
-from pi05_ros.policy.transforms import actions_from_model, pad_to, state_to_model
+from pi05_ros.policy.transforms import actions_from_model
 
 MAX_DENOISE_STEPS = 1000
 _WARM_UP_PICTURE = (480, 640)
 
 
 @dataclass(frozen=True)
-class PolicyInfo:
-    """What is loaded, for status messages and logs.
+class Prefilled:
+    """An observation whose KV cache is there, see `Policy.prefill`.
 
     Attributes:
-        checkpoint: as given to `Policy.load`.
-        checkpoint_hash: "sha256:<hex>" of the weight file, or "random:<preset>:<seed>".
-        random_weights: True if the actions mean nothing; such a policy must not move a real arm.
-        robot: profile name.
-        backend, backend_reason: engine, and why this one.
-        device: e.g. "cpu", "cuda:0".
-        precision: of each stage, resolved.
-        denoise_steps: Euler steps of the flow unless an inference asks for others.
-        horizon: steps kept of each chunk.
-        step_s: seconds per step.
-        action_names, camera_roles, state_names: as in the profile.
-        tokenizer: file, or "bytes".
-        assumptions: facts that no file told, in words.
+        context: KV cache, as the engine gave it.
+        model_state: state ``[n]`` in the model's conventions, which deltas refer to.
+        prompt: the cleaned prompt.
+        seed: of the flow noise.
+        steps: Euler steps of the flow.
+        timings: of preprocessing, vision and prefill; ``model_ms`` is that of the context.
 
     """
 
-    checkpoint: str
-    checkpoint_hash: str
-    random_weights: bool
-    robot: str
-    backend: str
-    backend_reason: str
-    device: str
-    precision: Precision
-    denoise_steps: int
-    horizon: int
-    step_s: float
-    action_names: tuple[str, ...]
-    camera_roles: tuple[str, ...]
-    state_names: tuple[str, ...]
-    tokenizer: str
-    assumptions: tuple[str, ...] = ()
+    context: Any
+    model_state: np.ndarray
+    prompt: str
+    seed: int
+    steps: int
+    timings: StageTimings
 
 
 class Policy:
     """A loaded checkpoint with its robot's conventions; use `Policy.load`.
 
-    `infer` may be called from any one thread at a time (calls are serialised); `set_prompt`
-    from any thread.
+    An inference is one call of `infer`, or `prefill` and then `denoise`, which gives the same
+    actions. Each of the three may be called from any thread, calls are serialised. `prefill` of
+    an observation runs at the same time as `denoise` of the one before only after
+    `allow_overlap`. `set_prompt` may be called at any time.
     """
 
     def __init__(
@@ -91,14 +78,16 @@ class Policy:
         self.recipe = recipe
         self.robot: RobotProfile = recipe.profile
         self.info = info
-        self._encoder = encoder
+        self._reader = ObservationReader(recipe, encoder, image_size)
         self._model_horizon = model_horizon
-        self._image_size = image_size
         self._action_dim = action_dim
         self._seed = seed
         self._counter = 0
         self._prompt: str | None = None
-        self._lock = threading.Lock()
+        self._overlap = False
+        # Either half has a lock of its own; without overlap they are one and the same.
+        self._prefill_lock = threading.RLock()
+        self._denoise_lock = self._prefill_lock
         self._closed = False
         if prompt:
             self.set_prompt(prompt)
@@ -231,25 +220,88 @@ class Policy:
                 as accepted.
 
         """
-        steps = self.info.denoise_steps if denoise_steps is None else denoise_steps
-        _check_count("denoise_steps", steps, MAX_DENOISE_STEPS)
-        if seed is not None:
-            _check_seed(seed)
-        with self._lock:
-            if seed is None:
-                seed = self._seed + self._counter
-                self._counter += 1
+        with self._prefill_lock, self._denoise_lock:
+            steps, seed = self._steps_and_seed(denoise_steps, seed)
             return self._infer(obs, seed, steps)
+
+    def prefill(
+        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
+    ) -> Prefilled:
+        """First half of an inference: vision and prefill; see `infer` for arguments and errors.
+
+        On an engine with few KV caches (cuda: 1, with overlap 2) a result must be denoised before
+        as many further ones are asked for.
+        """
+        with self._prefill_lock:
+            steps, seed = self._steps_and_seed(denoise_steps, seed)
+            start = time.perf_counter()
+            prompt, inputs = self._open(obs)
+            prepared = time.perf_counter()
+            context = self.engine.context(inputs.images, inputs.tokens)
+            done = time.perf_counter()
+            timings = self.engine.timings
+            return Prefilled(
+                context,
+                inputs.state,
+                prompt,
+                seed,
+                steps,
+                StageTimings(
+                    preprocess_ms=1e3 * (prepared - start),
+                    vision_ms=timings.vision_ms,
+                    prefill_ms=timings.prefill_ms,
+                    model_ms=1e3 * (done - prepared),
+                ),
+            )
+
+    def denoise(self, prefilled: Prefilled) -> ActionChunk:
+        """Second half: the flow, and its result in robot units.
+
+        In the timings of the chunk, ``model_ms`` is both halves without the time between them.
+
+        Raises:
+            PolicyError: the policy is closed.
+            BackendError: the KV cache has been overwritten by a later observation.
+
+        """
+        with self._denoise_lock:
+            if self._closed:
+                raise PolicyError("the policy is closed; load it again")
+            start = time.perf_counter()
+            noise = seeded_noise(prefilled.seed, self._model_horizon, self._action_dim)
+            normalized = self.engine.denoise(prefilled.context, noise, prefilled.steps)
+            output = normalized.detach().to("cpu", torch.float32).numpy()
+            elapsed_ms = 1e3 * (time.perf_counter() - start)
+            # An overlapping engine has waited for its work; another one may not have.
+            denoise_ms = elapsed_ms if self._overlap else self.engine.timings.denoise_ms
+            before = prefilled.timings
+            timings = dataclasses.replace(
+                before, denoise_ms=denoise_ms, model_ms=before.model_ms + elapsed_ms
+            )
+            return self._chunk(output, prefilled, timings)
+
+    def allow_overlap(self) -> None:
+        """Let `prefill` of one observation run while the one before is denoised.
+
+        Raises:
+            BackendError: the backend cannot do that.
+
+        """
+        with self._prefill_lock, self._denoise_lock:
+            self.engine = overlapped(self.engine)
+            if not self._overlap:
+                self._overlap = True
+                self._denoise_lock = threading.RLock()
 
     def reset(self) -> None:
         """Start the seeds of the flow noise over."""
-        with self._lock:
+        with self._prefill_lock:
             self._counter = 0
 
     def warm_up(self) -> float:
         """Run one inference on a black picture per camera; returns its milliseconds.
 
-        Builds what engines build lazily. Seeds are not consumed.
+        Builds what engines build lazily, for overlap in all KV caches. Seeds are not consumed.
         """
         black = np.zeros((*_WARM_UP_PICTURE, 3), dtype=np.uint8)
         obs = Observation(
@@ -258,41 +310,82 @@ class Policy:
             prompt=self._prompt or self.robot.default_prompt or "warm up",
         )
         start = time.perf_counter()
-        with self._lock:
-            self._infer(obs, 0, self.info.denoise_steps)
+        with self._prefill_lock, self._denoise_lock:
+            repeated = getattr(self.engine, "warm_up", None) if self._overlap else None
+            if repeated is None:
+                self._infer(obs, 0, self.info.denoise_steps)
+            else:
+                repeated(lambda: self.denoise(self.prefill(obs, seed=0)))
         return 1e3 * (time.perf_counter() - start)
 
     def close(self) -> None:
         """Free the engine's memory; the policy cannot be used afterwards."""
-        with self._lock:
+        with self._prefill_lock, self._denoise_lock:
             if not self._closed:
                 self._closed = True
                 self.engine.close()
 
     # one inference --------------------------------------------------------------------------
 
-    def _infer(self, obs: Observation, seed: int, steps: int) -> ActionChunk:
-        start = time.perf_counter()
-        if self._closed:
-            raise PolicyError("the policy is closed; load it again")
+    def _steps_and_seed(self, denoise_steps: int | None, seed: int | None) -> tuple[int, int]:
+        """What was asked for, or the defaults; counts the inference."""
+        steps = self.info.denoise_steps if denoise_steps is None else denoise_steps
+        _check_count("denoise_steps", steps, MAX_DENOISE_STEPS)
+        if seed is not None:
+            _check_seed(seed)
+            return steps, seed
+        seed = self._seed + self._counter
+        self._counter += 1
+        return steps, seed
+
+    def prompt_of(self, obs: Observation) -> str:
+        """Prompt that an observation is answered with, as it was written.
+
+        Raises:
+            PolicyError: neither it nor the policy nor the robot has one.
+
+        """
         prompt = obs.prompt or self._prompt or self.robot.default_prompt
         if prompt is None:
             raise PolicyError(
                 f"no prompt: the observation has none and robot {self.robot.name!r} has no default"
             )
-        state = self._check_state(obs.state)
-        model_state = state_to_model(self.robot, state)
-        tokens = torch.from_numpy(self._encoder.encode(prompt, self._prompt_state(model_state)))
-        images = self._pictures(obs.images)
+        return prompt
+
+    def _open(self, obs: Observation) -> tuple[str, ModelInputs]:
+        """Check an observation: its prompt, and what the model gets."""
+        if self._closed:
+            raise PolicyError("the policy is closed; load it again")
+        prompt = self.prompt_of(obs)
+        return clean_prompt(prompt), self._reader.read(obs, prompt)
+
+    def _infer(self, obs: Observation, seed: int, steps: int) -> ActionChunk:
+        start = time.perf_counter()
+        prompt, inputs = self._open(obs)
         noise = seeded_noise(seed, self._model_horizon, self._action_dim)
         prepared = time.perf_counter()
-        normalized = self.engine.sample(images, tokens, noise, steps)
-        output = normalized.detach().to("cpu", torch.float32).numpy()[: self.info.horizon]
+        normalized = self.engine.sample(inputs.images, inputs.tokens, noise, steps)
+        output = normalized.detach().to("cpu", torch.float32).numpy()
         done = time.perf_counter()
-        actions = actions_from_model(
-            self.robot, self.recipe.normalization.actions.unnormalize(output), model_state
+        engine = self.engine.timings
+        timings = StageTimings(
+            preprocess_ms=1e3 * (prepared - start),
+            vision_ms=engine.vision_ms,
+            prefill_ms=engine.prefill_ms,
+            denoise_ms=engine.denoise_ms,
+            model_ms=1e3 * (done - prepared),
         )
-        timings = self.engine.timings
+        return self._chunk(output, Prefilled(None, inputs.state, prompt, seed, steps, timings))
+
+    def _chunk(
+        self, output: np.ndarray, of: Prefilled, timings: StageTimings | None = None
+    ) -> ActionChunk:
+        """Model output ``[H, 32]`` in robot units, with what it answers."""
+        start = time.perf_counter()
+        output = output[: self.info.horizon]
+        actions = actions_from_model(
+            self.robot, self.recipe.normalization.actions.unnormalize(output), of.model_state
+        )
         return ActionChunk(
             actions=np.ascontiguousarray(actions, dtype=np.float32),
             normalized=np.ascontiguousarray(output),
@@ -300,69 +393,13 @@ class Policy:
             meanings=self.robot.action_meanings,
             units=self.robot.action_units,
             dt=self.robot.step_s,
-            prompt=clean_prompt(prompt),
-            seed=seed,
-            denoise_steps=steps,
-            timings=StageTimings(
-                preprocess_ms=1e3 * (prepared - start),
-                vision_ms=timings.vision_ms,
-                prefill_ms=timings.prefill_ms,
-                denoise_ms=timings.denoise_ms,
-                model_ms=1e3 * (done - prepared),
-                postprocess_ms=1e3 * (time.perf_counter() - done),
+            prompt=of.prompt,
+            seed=of.seed,
+            denoise_steps=of.steps,
+            timings=dataclasses.replace(
+                timings or of.timings, postprocess_ms=1e3 * (time.perf_counter() - start)
             ),
         )
-
-    def _prompt_state(self, model_state: np.ndarray) -> np.ndarray:
-        normalized = self.recipe.normalization.state.normalize(model_state)
-        size = self.recipe.prompt_state_size
-        return normalized if size is None else pad_to(normalized, size)
-
-    def _check_state(self, state: np.ndarray) -> np.ndarray:
-        names = self.robot.state_names
-        values = np.asarray(state)
-        if values.shape != (len(names),) or values.dtype.kind not in "fiu":
-            raise PolicyError(
-                f"state is {values.dtype} {list(values.shape)}; accepted: {len(names)} numbers "
-                f"({', '.join(names)})"
-            )
-        bad = [names[i] for i in np.flatnonzero(~np.isfinite(values))]
-        if bad:
-            raise PolicyError(f"state has NaN or infinite values: {', '.join(bad)}")
-        return values if values.dtype.kind == "f" else values.astype(np.float64)
-
-    def _pictures(self, images: Mapping[str, np.ndarray]) -> list[torch.Tensor]:
-        """Pictures of the cameras that are there, in the model's order; the rest is masked."""
-        roles = self.robot.camera_roles
-        for role in images:
-            if role not in roles:
-                close = difflib.get_close_matches(str(role), roles, n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
-                raise PolicyError(
-                    f"camera {role!r} is not of robot {self.robot.name!r}{hint}; "
-                    f"accepted: {', '.join(roles)}"
-                )
-        pictures = []
-        for camera in self.robot.cameras:
-            image = images.get(camera.role)
-            if image is None:
-                if camera.required:
-                    raise PolicyError(
-                        f"camera {camera.role!r} is missing; robot {self.robot.name!r} needs "
-                        f"{', '.join(self.robot.required_roles)}"
-                    )
-                continue
-            pad = self.recipe.lerobot_pad
-            picture = (to_uint8_hwc if pad is None else to_hwc)(image, camera.role)
-            if camera.rotate_180:
-                picture = np.ascontiguousarray(picture[::-1, ::-1])
-            if not picture.flags.writeable:
-                picture = picture.copy()
-            if pad is None:
-                pictures.append(torch.from_numpy(picture))
-            else:
-                pictures.append(lerobot_image(picture, self._image_size, pad))
-        return pictures
 
 
 def seeded_noise(seed: int, horizon: int, action_dim: int) -> torch.Tensor:

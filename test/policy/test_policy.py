@@ -406,5 +406,5 @@ def test_lerobot_from_observation_to_commands(tmp_path, weights, era):
 
 
 def test_encoder_of_the_policy_glues(policy):
-    assert isinstance(policy._encoder, PromptEncoder)
-    assert policy._encoder.incremental
+    assert isinstance(policy._reader.encoder, PromptEncoder)
+    assert policy._reader.encoder.incremental

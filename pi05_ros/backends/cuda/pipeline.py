@@ -10,14 +10,16 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pi05_ros.backends.cuda.engine import Context, CudaEngine
 from pi05_ros.backends.engine import EngineTimings
 from pi05_ros.backends.errors import BackendError
+
+if TYPE_CHECKING:
+    from pi05_ros.backends.cuda.engine import Context, CudaEngine
 
 SLOTS = 2
 

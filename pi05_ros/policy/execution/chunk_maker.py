@@ -16,6 +16,7 @@ from pi05_ros.policy import ActionChunk, Observation, Policy
 from pi05_ros.policy.execution.continuation import Continuation, continuation
 from pi05_ros.policy.execution.rtc import guidance_weights
 from pi05_ros.policy.kv_reuse import MODES, EveryN, ReuseRule
+from pi05_ros.policy.policy import Prefilled
 from pi05_ros.policy.transforms import state_to_model
 from pi05_ros.policy.vision_cache import VisionCache
 
@@ -54,22 +55,29 @@ class SteeredEngine:
 
     @property
     def timings(self) -> EngineTimings:
-        """Of the last `sample`; a kept context took no time."""
+        """Of the last calls; a kept context took no time."""
         times = self.engine.timings
         if not self._kept:
             return times
         return EngineTimings(0.0, 0.0, times.denoise_ms, times.denoise_ms)
 
-    def sample(
-        self, images: Any, tokens: torch.Tensor, noise: torch.Tensor, steps: int = 10
-    ) -> Any:
-        """Actions ``[H, 32]``; the kept context and the continuation are used where set."""
+    def context(self, images: Any, tokens: torch.Tensor) -> Any:
+        """KV cache of an observation, or the last one again while `keep` is set."""
         self._kept = self.keep and self._context is not None
         if not self._kept:
-            source = self.vision or self.engine
-            self._context = source.context(images, tokens)
-        steering = self._steering(len(noise))
-        return self.engine.denoise(self._context, noise, steps, **steering)
+            self._context = None
+            self._context = (self.vision or self.engine).context(images, tokens)
+        return self._context
+
+    def denoise(self, context: Any, noise: torch.Tensor, steps: int = 10) -> torch.Tensor:
+        """Actions ``[H, 32]``, continuing the previous chunk if `steer` says how."""
+        return self.engine.denoise(context, noise, steps, **self._steering(len(noise)))
+
+    def sample(
+        self, images: Any, tokens: torch.Tensor, noise: torch.Tensor, steps: int = 10
+    ) -> torch.Tensor:
+        """Actions ``[H, 32]``; the kept context and the continuation are used where set."""
+        return self.denoise(self.context(images, tokens), noise, steps)
 
     def _steering(self, horizon: int) -> dict[str, Any]:
         """What `SteerableEngine.denoise` needs to continue the previous chunk."""
@@ -80,6 +88,42 @@ class SteeredEngine:
             return {"frozen": previous[: self.steer.delay]} if self.steer.delay else {}
         weights = guidance_weights(self.schedule, horizon, self.steer.delay, self.steer.left)
         return {"guidance": Guidance(previous, weights, self.mode)}
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The observation that a KV cache belongs to, and how often the cache has been used again.
+
+    Attributes:
+        step: its time in control steps.
+        state: its state ``[n]``, robot units.
+        prompt: as it was written.
+        age: inferences since.
+
+    """
+
+    step: float
+    state: np.ndarray
+    prompt: str
+    age: int = 0
+
+
+@dataclass(frozen=True)
+class StartedChunk:
+    """A chunk whose KV cache is there, see `ChunkMaker.start`.
+
+    Attributes:
+        prefilled: for `Policy.denoise`.
+        step: time of the observation in control steps.
+        anchor: what the cache belongs to.
+        episode: number of the reset before; chunks of another one are not continued.
+
+    """
+
+    prefilled: Prefilled
+    step: float
+    anchor: Anchor
+    episode: int
 
 
 @dataclass(frozen=True)
@@ -131,17 +175,20 @@ class ChunkMaker:
         policy.engine = self.engine
         self.reuse = reuse or EveryN(1)
         self.margin = margin
+        self._episode = 0
+        self._last: tuple[int, MadeChunk] | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Start a new episode: nothing to continue, nothing to reuse."""
+        """Start a new episode: nothing to continue, nothing to reuse.
+
+        In the thread that calls `start`; a chunk under way is still finished, and not continued.
+        """
         self.reuse.reset()
         if self.engine.vision is not None:
             self.engine.vision.reset()
-        self._last: MadeChunk | None = None
-        self._anchor_state: np.ndarray | None = None
-        self._anchor = 0.0
-        self._age = 0
+        self._episode += 1
+        self._anchor: Anchor | None = None
         self.fresh_contexts = 0
 
     def make(
@@ -162,36 +209,69 @@ class ChunkMaker:
             denoise_steps: as for `Policy.infer`.
 
         """
-        pictures = {role: np.asarray(image) for role, image in obs.images.items()}
-        # Rows count from the anchor; a cache older than half a chunk leaves too few of them.
-        old = step - self._anchor > self.policy.info.horizon // 2
-        fresh = self.reuse.fresh(pictures) or old or self._anchor_state is None
-        if fresh or self._anchor_state is None:
-            self._anchor, self._anchor_state, self._age = step, obs.state, 0
-            self.fresh_contexts += 1
-        else:
-            self._age += 1
-            obs = dataclasses.replace(obs, state=self._anchor_state)
-        self.engine.keep = not fresh
-        self.engine.steer = self._continuation(obs.state, step, delay)
-        chunk = dataclasses.replace(
-            self.policy.infer(obs, seed=seed, denoise_steps=denoise_steps), kv_age=self._age
-        )
-        self._last = MadeChunk(chunk, self._anchor)
-        return self._last
+        return self.finish(self.start(obs, step, seed, denoise_steps), delay)
 
-    def _continuation(self, state: np.ndarray, step: float, delay: int) -> Continuation | None:
-        last, policy = self._last, self.policy
-        if last is None or self.engine.mode == "plain":
+    def start(
+        self,
+        obs: Observation,
+        step: float,
+        seed: int | None = None,
+        denoise_steps: int | None = None,
+    ) -> StartedChunk:
+        """First half of `make`: decide on the KV cache, and compute it if need be.
+
+        With overlap (`Policy.allow_overlap`) it may run while the chunk before is finished in
+        another thread. A new prompt always gets a new cache.
+        """
+        prompt = self.policy.prompt_of(obs)
+        pictures = {role: np.asarray(image) for role, image in obs.images.items()}
+        kept, self._anchor = self._anchor, None  # stays so if prefill fails
+        if kept is not None and kept.prompt != prompt:
+            self.reuse.reset()
+        # Rows count from the anchor; a cache older than half a chunk leaves too few of them.
+        old = kept is not None and step - kept.step > self.policy.info.horizon // 2
+        fresh = self.reuse.fresh(pictures) or old
+        if kept is None or fresh:
+            anchor = Anchor(step, obs.state, prompt)
+        else:
+            anchor = dataclasses.replace(kept, age=kept.age + 1)
+        self.engine.keep = anchor.age > 0
+        prefilled = self.policy.prefill(
+            dataclasses.replace(obs, state=anchor.state, prompt=prompt),
+            seed=seed,
+            denoise_steps=denoise_steps,
+        )
+        self._anchor = anchor
+        self.fresh_contexts += anchor.age == 0
+        return StartedChunk(prefilled, step, anchor, self._episode)
+
+    def finish(self, started: StartedChunk, delay: int = 0) -> MadeChunk:
+        """Second half of `make`: denoise, continuing the chunk that was finished before.
+
+        Chunks are finished in the order in which they were started.
+        """
+        self.engine.steer = self._continuation(started, delay)
+        chunk = self.policy.denoise(started.prefilled)
+        made = MadeChunk(
+            dataclasses.replace(chunk, kv_age=started.anchor.age), started.anchor.step
+        )
+        if np.isfinite(chunk.actions).all():
+            self._last = (started.episode, made)
+        return made
+
+    def _continuation(self, started: StartedChunk, delay: int) -> Continuation | None:
+        """What of the chunk before ``started`` has to continue."""
+        episode, last = self._last or (0, None)
+        if last is None or episode != started.episode or self.engine.mode == "plain":
             return None
-        actions = np.asarray(last.chunk.actions, dtype=np.float64)
+        policy, anchor = self.policy, started.anchor
         return continuation(
-            actions,
-            self._anchor - last.anchor,
-            state_to_model(policy.robot, np.asarray(state, dtype=np.float64)),
+            np.asarray(last.chunk.actions, dtype=np.float64),
+            anchor.step - last.anchor,
+            state_to_model(policy.robot, np.asarray(anchor.state, dtype=np.float64)),
             delta_mask=policy.robot.delta_mask,
             normalizer=policy.recipe.normalization.actions,
             horizon=len(last.chunk.normalized),
             model_dim=last.chunk.normalized.shape[1],
-            delay=delay + self.margin + round(step - self._anchor),
+            delay=delay + self.margin + round(started.step - anchor.step),
         )

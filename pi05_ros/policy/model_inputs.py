@@ -1,0 +1,114 @@
+"""An observation checked and in the form that engines take."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pi05_ros.policy.errors import PolicyError
+from pi05_ros.policy.images import lerobot_image, to_hwc, to_uint8_hwc
+from pi05_ros.policy.observation import Observation
+from pi05_ros.policy.prompt import PromptEncoder
+from pi05_ros.policy.recipe import Recipe
+from pi05_ros.policy.transforms import pad_to, state_to_model
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What the model gets of one observation.
+
+    Attributes:
+        images: of the cameras that are there, in the model's order: uint8 ``[H, W, 3]``, or
+            float32 ``[3, S, S]`` in [-1, 1] for LeRobot checkpoints.
+        tokens: int64 ``[n]``, prompt and state.
+        state: ``[n]`` in the model's conventions, not normalised; deltas refer to it.
+
+    """
+
+    images: list[torch.Tensor]
+    tokens: torch.Tensor
+    state: np.ndarray
+
+
+class ObservationReader:
+    """Checks observations of one robot and prepares them for the model.
+
+    Args:
+        recipe: robot, normalisation and picture conventions.
+        encoder: of prompts.
+        image_size: side S of the model's pictures, pixels.
+
+    """
+
+    def __init__(self, recipe: Recipe, encoder: PromptEncoder, image_size: int) -> None:
+        self.encoder = encoder
+        self._recipe = recipe
+        self._robot = recipe.profile
+        self._image_size = image_size
+
+    def read(self, obs: Observation, prompt: str) -> ModelInputs:
+        """Inputs of the model.
+
+        Raises:
+            PolicyError: a required camera is missing, a picture, the state or the prompt is not
+                as accepted.
+
+        """
+        state = state_to_model(self._robot, self._check_state(obs.state))
+        tokens = torch.from_numpy(self.encoder.encode(prompt, self._prompt_state(state)))
+        return ModelInputs(self._pictures(obs.images), tokens, state)
+
+    def _prompt_state(self, model_state: np.ndarray) -> np.ndarray:
+        normalized = self._recipe.normalization.state.normalize(model_state)
+        size = self._recipe.prompt_state_size
+        return normalized if size is None else pad_to(normalized, size)
+
+    def _check_state(self, state: np.ndarray) -> np.ndarray:
+        names = self._robot.state_names
+        values = np.asarray(state)
+        if values.shape != (len(names),) or values.dtype.kind not in "fiu":
+            raise PolicyError(
+                f"state is {values.dtype} {list(values.shape)}; accepted: {len(names)} numbers "
+                f"({', '.join(names)})"
+            )
+        bad = [names[i] for i in np.flatnonzero(~np.isfinite(values))]
+        if bad:
+            raise PolicyError(f"state has NaN or infinite values: {', '.join(bad)}")
+        return values if values.dtype.kind == "f" else values.astype(np.float64)
+
+    def _pictures(self, images: Mapping[str, np.ndarray]) -> list[torch.Tensor]:
+        """Pictures of the cameras that are there, in the model's order; the rest is masked."""
+        roles = self._robot.camera_roles
+        for role in images:
+            if role not in roles:
+                close = difflib.get_close_matches(str(role), roles, n=1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                raise PolicyError(
+                    f"camera {role!r} is not of robot {self._robot.name!r}{hint}; "
+                    f"accepted: {', '.join(roles)}"
+                )
+        pictures = []
+        for camera in self._robot.cameras:
+            image = images.get(camera.role)
+            if image is None:
+                if camera.required:
+                    raise PolicyError(
+                        f"camera {camera.role!r} is missing; robot {self._robot.name!r} needs "
+                        f"{', '.join(self._robot.required_roles)}"
+                    )
+                continue
+            pad = self._recipe.lerobot_pad
+            picture = (to_uint8_hwc if pad is None else to_hwc)(image, camera.role)
+            if camera.rotate_180:
+                picture = np.ascontiguousarray(picture[::-1, ::-1])
+            if not picture.flags.writeable:
+                picture = picture.copy()
+            if pad is None:
+                pictures.append(torch.from_numpy(picture))
+            else:
+                pictures.append(lerobot_image(picture, self._image_size, pad))
+        return pictures
