@@ -78,7 +78,9 @@ os.chdir(HERE)
 setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={
-        NAME: [f"**/*.{end}" for end in ("json", "xml", "yaml", "safetensors", "model", "cu", "cuh")]
+        NAME: [
+            f"**/*.{end}" for end in ("json", "xml", "yaml", "safetensors", "model", "cu", "cuh")
+        ]
     },
     data_files=config_files(),
     cmdclass={"build_py": BuildWithMessages},
