@@ -1,26 +1,60 @@
-"""`pi05 eval`: success rates of a policy on the simulated arm over settings, tasks and seeds."""
+"""`pi05 eval`: success rates of a policy over settings, tasks and seeds.
+
+On the simulated arm, or with `pi05 eval libero` on the LIBERO benchmark.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from pi05_ros.sim.episodes import Setting
+    from pi05_ros.sim.evaluation import EpisodeRunner, Job, MakeRunner
 
 T = TypeVar("T")
+BENCHMARKS = ("arm", "libero")
+DEFAULT_SEEDS = "0:50"
+OWN_OPTIONS = {
+    "arm": ("seeds", "nudge", "wrong_prompts", "ros", "rate"),
+    "libero": ("suite", "trials", "scene_seed", "robot", "tokenizer"),
+}
+"""Options that only one benchmark has; None or False when they are not given."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options; lists are separated by commas and combined with each other."""
     parser.add_argument(
-        "--checkpoint", help="default: the trained policy that comes with pi05_ros"
+        "benchmark",
+        nargs="?",
+        choices=BENCHMARKS,
+        default="arm",
+        help="arm: the simulated arm (default); libero: LIBERO, which needs hf-libero",
     )
-    parser.add_argument("--out", type=Path, default=Path("out/eval"), help="directory of results")
-    parser.add_argument("--tasks", default="all", help="names, or all (default)")
-    parser.add_argument("--seeds", default="0:50", help="FIRST:END or a list (default 0:50)")
+    parser.add_argument(
+        "--checkpoint", help="default for the arm: the trained policy that comes with pi05_ros"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="directory of results (default out/eval or out/libero)"
+    )
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the episodes that are in --out already (default)",
+    )
+    parser.add_argument(
+        "--tasks", default="all", help="names, for LIBERO also numbers; or all (default)"
+    )
     parser.add_argument("--backend", default="eager")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16, fake-fp8, ...")
     parser.add_argument("--steps", default="10", help="denoise steps, e.g. 1,3,10")
@@ -29,70 +63,178 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="naive",
         help="naive, ensemble, rtc-vjp, rtc-identity, rtc-trained",
     )
-    parser.add_argument("--replan", default="8", help="control steps between observations")
+    parser.add_argument(
+        "--replan", help="control steps between observations (default 8, for LIBERO 5)"
+    )
     parser.add_argument("--delay-ms", default="0", help="injected inference delay, 0 to 2000")
     parser.add_argument("--kv-reuse", default="1", help="1, 2, 3, ..., dynamic")
     parser.add_argument("--drop-wrist", default="0", help="probability of a missing wrist picture")
-    parser.add_argument("--max-steps", default="160", help="control steps an episode may take")
-    parser.add_argument("--nudge", default="0", help="probability that the block is moved once")
     parser.add_argument(
-        "--wrong-prompts", action="store_true", help="also give each task the others' prompts"
+        "--max-steps", help="control steps an episode may take (default 160, for LIBERO its own)"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--renderer", choices=("egl", "osmesa", "ray"))
+    parser.add_argument("--renderer", choices=("egl", "osmesa", "ray"), help="LIBERO: not ray")
     parser.add_argument("--device", default="auto")
     parser.add_argument(
+        "--gif", default="", help="seeds or trials whose episodes become GIFs, e.g. 0,3"
+    )
+    arm = parser.add_argument_group("only for the arm")
+    arm.add_argument("--seeds", help="FIRST:END or a list (default 0:50)")
+    arm.add_argument("--nudge", help="probability that the block is moved once")
+    arm.add_argument(
+        "--wrong-prompts", action="store_true", help="also give each task the others' prompts"
+    )
+    arm.add_argument(
         "--ros",
         action="store_true",
         help="through real ROS 2 nodes in wall time: consecutive seeds, one setting",
     )
-    parser.add_argument(
-        "--rate", type=float, default=4.0, help="inferences per second, with --ros"
+    arm.add_argument("--rate", type=float, help="inferences per second, with --ros (default 4)")
+    libero = parser.add_argument_group("only for LIBERO")
+    libero.add_argument(
+        "--suite",
+        help="libero_spatial (default), libero_object, libero_goal, libero_10, libero_90, or "
+        "several separated by commas",
     )
-    parser.add_argument("--gif", default="", help="seeds whose episodes become GIFs, e.g. 0,3")
+    libero.add_argument(
+        "--trials", help="initial states of each task: how many, or FIRST:END (default 50)"
+    )
+    libero.add_argument("--scene-seed", type=int, help="of what is drawn (default 7)")
+    libero.add_argument("--robot", help="robot profile: a name or YAML file (default libero)")
+    libero.add_argument("--tokenizer", help="default: the one beside the checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and write results.{csv,json}, summary.md and plots; exit code 2 for bad options."""
     from pi05_ros.backends.errors import BackendError
     from pi05_ros.policy.errors import PolicyError
-    from pi05_ros.sim import evaluation, report
 
-    if args.ros:
-        return _run_ros(args)
     try:
-        settings, tasks, seeds = _settings(args), _tasks(args.tasks), _seeds(args.seeds)
-        todo = evaluation.jobs(settings, tasks, seeds, args.wrong_prompts)
-        checkpoint = _checkpoint(args.checkpoint)
-        rows = evaluation.evaluate(
-            todo,
-            args.out,
-            checkpoint,
-            max(1, args.workers),
-            args.renderer,
-            args.device,
-            _progress(),
-        )
+        _refuse_foreign(args)
+        if args.ros:
+            return _run_ros(args)
+        plan = _plan_libero(args) if args.benchmark == "libero" else _plan_arm(args)
+        return _run(args, plan)
     except (ValueError, PolicyError, BackendError) as error:
         print(f"pi05 eval: {error}", file=sys.stderr)
         return 2
-    summary = evaluation.summarise(rows)
-    evaluation.write_csv(rows, args.out / "results.csv")
-    (args.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
-    table = evaluation.markdown(summary)
-    (args.out / "summary.md").write_text(table, "utf-8")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one benchmark brings to the common run."""
+
+    out: Path
+    checkpoint: str
+    todo: Sequence[Job]
+    films: Sequence[Job]
+    make: MakeRunner
+    setting_type: type[Setting]
+    totals: Callable[[list[dict[str, object]]], list[dict[str, object]]]
+
+
+def _plan_arm(args: argparse.Namespace) -> _Plan:
+    from pi05_ros.sim.episodes import Setting
+    from pi05_ros.sim.evaluation import Runner, jobs
+
+    settings, tasks = _settings(args, Setting), _tasks(args.tasks)
+    return _Plan(
+        out=args.out or Path("out/eval"),
+        checkpoint=_checkpoint(args.checkpoint),
+        todo=jobs(settings, tasks, _seeds(args.seeds or DEFAULT_SEEDS), args.wrong_prompts),
+        films=jobs(settings[:1], tasks, _seeds(args.gif)) if args.gif else (),
+        make=Runner,
+        setting_type=Setting,
+        totals=lambda rows: [],
+    )
+
+
+def _plan_libero(args: argparse.Namespace) -> _Plan:
+    from pi05_ros.sim import libero
+
+    out = args.out or Path("out/libero")
+    libero.prepare(out, args.renderer)
+    if args.checkpoint is None:
+        raise ValueError(
+            "--checkpoint is needed: LIBERO takes weights trained for it, as pi05_libero "
+            "(random:tiny only shows that everything runs)"
+        )
+    from pi05_ros.sim.evaluation import jobs
+    from pi05_ros.sim.libero_episodes import LiberoRunner, LiberoSetting, suite_totals
+
+    settings = _settings(args, LiberoSetting)
+    trials = _trials(args.trials, libero.DEFAULT_TRIALS)
+    loaded = libero.Libero()
+    suites = _list(args.suite or "libero_spatial", str)
+    tasks = [task for name in suites for task in libero.choose(loaded.tasks(name), args.tasks)]
+    labels = [task.label for task in tasks]
+    if not labels:
+        raise ValueError(f"no task is asked for with --suite {args.suite} --tasks {args.tasks}")
+    return _Plan(
+        out=out,
+        checkpoint=args.checkpoint,
+        todo=jobs(settings, labels, trials),
+        films=jobs(settings[:1], labels, _seeds(args.gif)) if args.gif else (),
+        make=partial(
+            LiberoRunner,
+            tasks=tuple(tasks),
+            robot=args.robot or "libero",
+            tokenizer=args.tokenizer,
+            seed=libero.DEFAULT_SEED if args.scene_seed is None else args.scene_seed,
+        ),
+        setting_type=LiberoSetting,
+        totals=suite_totals,
+    )
+
+
+def _run(args: argparse.Namespace, plan: _Plan) -> int:
+    from pi05_ros.sim import evaluation, report
+
+    if not args.resume:
+        (plan.out / evaluation.RESULTS).unlink(missing_ok=True)
+    rows = evaluation.evaluate(
+        plan.todo,
+        plan.out,
+        plan.checkpoint,
+        max(1, args.workers),
+        args.renderer,
+        args.device,
+        _progress(),
+        plan.make,
+    )
+    summary, totals = evaluation.summarise(rows), plan.totals(rows)
+    evaluation.write_csv(rows, plan.out / "results.csv")
+    (plan.out / "summary.json").write_text(json.dumps(summary + totals, indent=1) + "\n", "utf-8")
+    table = evaluation.markdown(summary + totals, plan.setting_type)
+    (plan.out / "summary.md").write_text(table, "utf-8")
     print(table)
-    for path in report.plots(summary, args.out):
+    for path in report.plots(summary, plan.out):
         print(f"wrote {path}")
-    if args.gif:
-        runner = evaluation.Runner(checkpoint, args.renderer, args.device)
-        for task, seed in itertools.product(tasks, _seeds(args.gif)):
-            frames: list[Any] = []
-            result = runner.run(evaluation.Job(settings[0], task, task, seed), frames)
-            path = args.out / f"{task}-{seed}-{'done' if result.success else 'failed'}.gif"
-            report.write_gif(frames, path)
-            print(f"wrote {path}")
+    if plan.films:
+        with contextlib.closing(plan.make(plan.checkpoint, args.renderer, args.device)) as runner:
+            for job in plan.films:
+                print(f"wrote {_film(runner, job, plan.out)}")
     return 0
+
+
+def _film(runner: EpisodeRunner, job: Job, out: Path) -> Path:
+    from pi05_ros.sim import report
+
+    frames: list[Any] = []
+    result = runner.run(job, frames)
+    name = re.sub(r"\W+", "_", job.task)
+    path = out / f"{name}-{job.seed}-{'done' if result.success else 'failed'}.gif"
+    report.write_gif(frames, path)
+    return path
+
+
+def _refuse_foreign(args: argparse.Namespace) -> None:
+    """Raise ValueError for an option of the other benchmark."""
+    other = "arm" if args.benchmark == "libero" else "libero"
+    given = [name for name in OWN_OPTIONS[other] if getattr(args, name) not in (None, False)]
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise ValueError(f"{option} is only for pi05 eval {other}, not for {args.benchmark}")
 
 
 def _run_ros(args: argparse.Namespace) -> int:
@@ -100,9 +242,12 @@ def _run_ros(args: argparse.Namespace) -> int:
     from pi05_ros.replay.processes import ChildError
 
     try:
-        tasks, seeds = _tasks(args.tasks), _seeds(args.seeds)
+        from pi05_ros.sim.episodes import Setting
+
+        tasks, seeds = _tasks(args.tasks), _seeds(args.seeds or DEFAULT_SEEDS)
         checkpoint = _checkpoint(args.checkpoint)
-        settings = _settings(args)
+        out = args.out or Path("out/eval")
+        settings = _settings(args, Setting)
         if len(settings) != 1:
             raise ValueError("with --ros every option takes one value")
         from pi05_ros.replay.live import ros_environment
@@ -122,8 +267,8 @@ def _run_ros(args: argparse.Namespace) -> int:
                 checkpoint,
                 task,
                 seeds,
-                args.out / "logs" / task,
-                rate_hz=args.rate,
+                out / "logs" / task,
+                rate_hz=4.0 if args.rate is None else args.rate,
                 denoise_steps=setting.denoise_steps,
                 strategy="ensemble" if setting.chunking == "ensemble" else "rtc",
                 chunk_mode=setting.chunking.removeprefix("rtc-") if guided else "plain",
@@ -135,7 +280,7 @@ def _run_ros(args: argparse.Namespace) -> int:
             print(f"pi05 eval: {error}", file=sys.stderr)
             return 1
         print(f"{task}: {session.text}")
-        path = args.out / f"ros-{task}.json"
+        path = out / f"ros-{task}.json"
         path.write_text(json.dumps(session.row(), indent=1) + "\n", "utf-8")
         report.latency_plot(session.to_command_ms, session.stages_ms, path.with_suffix(".png"))
         report.write_gif(session.film, path.with_suffix(".gif"))
@@ -150,22 +295,27 @@ def _list(text: str, convert: Callable[[str], T]) -> list[T]:
         raise ValueError(f"{text!r} is not a list separated by commas: {error}") from error
 
 
-def _settings(args: argparse.Namespace) -> list[Any]:
-    from pi05_ros.sim.episodes import Setting
-
-    columns: Sequence[list[Any]] = (
-        _list(args.backend, str),
-        _list(args.precision, str),
-        _list(args.steps, int),
-        _list(args.chunking, str),
-        _list(args.replan, int),
-        _list(args.delay_ms, int),
-        _list(args.kv_reuse, str),
-        _list(args.drop_wrist, float),
-        _list(args.max_steps, int),
-        _list(args.nudge, float),
-    )
-    return [Setting(*values) for values in itertools.product(*columns)]
+def _settings(args: argparse.Namespace, kind: type[T]) -> list[T]:
+    """All combinations of the lists; an option that is left out has the setting's own default."""
+    given = {
+        "backend": (args.backend, str),
+        "precision": (args.precision, str),
+        "denoise_steps": (args.steps, int),
+        "chunking": (args.chunking, str),
+        "replan": (args.replan, int),
+        "delay_ms": (args.delay_ms, int),
+        "kv_reuse": (args.kv_reuse, str),
+        "drop_wrist": (args.drop_wrist, float),
+        "max_steps": (args.max_steps, int),
+        "nudge": (args.nudge, float),
+    }
+    columns: dict[str, list[Any]] = {
+        name: _list(text, convert) for name, (text, convert) in given.items() if text is not None
+    }
+    return [
+        kind(**dict(zip(columns, values, strict=True)))
+        for values in itertools.product(*columns.values())
+    ]
 
 
 def _tasks(text: str) -> list[str]:
@@ -180,6 +330,14 @@ def _seeds(text: str) -> list[int]:
     if not seeds or min(seeds) < 0:
         raise ValueError(f"seeds {text!r}; accepted: FIRST:END or a list of numbers from 0")
     return seeds
+
+
+def _trials(text: str | None, default: int) -> list[int]:
+    if text is not None and ":" in text:
+        return _seeds(text)
+    if text is not None and not (text.isascii() and text.isdecimal() and int(text)):
+        raise ValueError(f"trials {text!r}; accepted: a number from 1, or FIRST:END")
+    return list(range(default if text is None else int(text)))
 
 
 def _checkpoint(given: str | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from typing import ClassVar
 
 import numpy as np
 
@@ -34,7 +35,6 @@ CHUNKING = ("naive", "ensemble", "rtc-vjp", "rtc-identity", "rtc-trained")
 NUDGE_M = 0.04
 NUDGE_STEPS = (4, 16)
 """Range of the control step of a nudge."""
-_STEP_NS = round(CONTROL_DT * 1e9)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ class Setting:
 
     """
 
+    STEP_S: ClassVar[float] = CONTROL_DT
+    MOST_STEPS: ClassVar[int] = MAX_STEPS
+    LEAST_STEPS: ClassVar[int] = 1
+    UNIT: ClassVar[str] = "rad"
+    """Of seams and kicks."""
+
     backend: str = "eager"
     precision: str = "fp32"
     denoise_steps: int = 10
@@ -72,8 +78,8 @@ class Setting:
             raise ValueError(f"chunking {self.chunking!r}; accepted: {', '.join(CHUNKING)}")
         if not 0 <= self.delay_ms <= 2000 or not 1 <= self.replan <= 1000:
             raise ValueError("delay_ms: 0 to 2000; replan: 1 to 1000 steps")
-        if not 1 <= self.max_steps <= MAX_STEPS:
-            raise ValueError(f"max_steps: 1 to {MAX_STEPS}")
+        if not self.LEAST_STEPS <= self.max_steps <= self.MOST_STEPS:
+            raise ValueError(f"max_steps: {self.LEAST_STEPS} to {self.MOST_STEPS}")
         if not (0 <= self.drop_wrist <= 1 and 0 <= self.nudge <= 1):
             raise ValueError("drop_wrist and nudge: probabilities from 0 to 1")
         make_rule(self.kv_reuse)
@@ -81,7 +87,7 @@ class Setting:
     @property
     def delay_steps(self) -> int:
         """Control steps from observation to usable chunk."""
-        return math.ceil(self.delay_ms / 1e3 / CONTROL_DT - 1e-9)
+        return math.ceil(self.delay_ms / 1e3 / self.STEP_S - 1e-9)
 
     @property
     def label(self) -> str:
@@ -104,10 +110,11 @@ class Result:
         success: whether ``task`` was done.
         steps: control steps until then, or until the end.
         inferences: chunks made, ``fresh``: those with a KV cache of their own.
-        seam_max: largest difference over all joints, in rad, between what the old and the new
-            chunk say for the step at which the new one takes over; ``seam_mean`` over seams.
+        seam_max: largest difference over the first six actions (joints in rad) between what the
+            old and the new chunk say for the step at which the new one takes over;
+            ``seam_mean`` over seams.
         kick_mean: mean over seams of the largest second difference of the targets, before any
-            limits, in the step before, at and after the seam, rad: a bend in the path.
+            limits, in the step before, at and after the seam: a bend in the path.
 
     """
 
@@ -126,6 +133,84 @@ class Result:
     def row(self) -> dict[str, object]:
         """Flat, for CSV and JSON."""
         return asdict(self)
+
+
+class Chunking:
+    """The chunks of one episode: when they are made, when they are used, how they fit together.
+
+    Args:
+        maker: policy, chunk mode and KV rule of the setting; reset here.
+        setting: what is varied.
+        seed: of the episode; the flow noise follows from it.
+
+    """
+
+    def __init__(self, maker: ChunkMaker, setting: Setting, seed: int) -> None:
+        maker.reset()
+        self.maker = maker
+        self.setting = setting
+        self.seed = seed
+        self.inferences = 0
+        self.seams: list[float] = []
+        self._step_ns = round(setting.STEP_S * 1e9)
+        self._strategy: Strategy = (
+            Ensemble() if setting.chunking == "ensemble" else ReplaceAfter(0)
+        )
+        self._coming: tuple[int, TimedChunk] | None = None
+        self._current: TimedChunk | None = None
+        self._next = 0
+        self._bends: list[int] = []
+        self._targets: list[np.ndarray] = []
+
+    @property
+    def started(self) -> bool:
+        """Whether a chunk has been used."""
+        return self._current is not None
+
+    def due(self, step: int) -> bool:
+        """Whether a new observation is answered at this control step."""
+        return step >= self._next and self._coming is None
+
+    def observe(self, step: int, obs: Observation) -> None:
+        """Make a chunk; it can be used ``delay_steps`` from now."""
+        delay = self.setting.delay_steps
+        made = self.maker.make(obs, step, delay, self.seed * 1000 + self.inferences)
+        self.inferences += 1
+        self._next = step + max(self.setting.replan, delay)
+        start_ns = round(made.anchor * self._step_ns)
+        chunk = TimedChunk(start_ns, self._step_ns, made.chunk.actions.astype(float))
+        self._coming = (step + delay, chunk)
+
+    def target(self, step: int) -> np.ndarray | None:
+        """Action ``[n]`` of a control step; None where no chunk reaches. Call once per step."""
+        now = step * self._step_ns
+        if self._coming is not None and step >= self._coming[0]:
+            chunk = self._coming[1]
+            if self._current is not None and now < self._current.end_ns:
+                self.seams.append(float(np.abs(chunk.at(now) - self._current.at(now))[:6].max()))
+                self._bends.append(len(self._targets))
+            self._strategy.add(chunk)
+            self._current, self._coming = chunk, None
+        target = self._strategy.target(now)
+        if target is not None or self._targets:
+            self._targets.append(self._targets[-1] if target is None else target)
+        return target
+
+    def result(self, *, task: str, prompted: str, done: str, success: bool, steps: int) -> Result:
+        """Result of the episode."""
+        return Result(
+            seed=self.seed,
+            task=task,
+            prompted=prompted,
+            done=done,
+            success=success,
+            steps=steps,
+            inferences=self.inferences,
+            fresh=self.maker.fresh_contexts,
+            seam_max=max(self.seams, default=0.0),
+            seam_mean=float(np.mean(self.seams)) if self.seams else 0.0,
+            kick_mean=_kick(self._targets, self._bends),
+        )
 
 
 def run_episode(
@@ -152,68 +237,37 @@ def run_episode(
 
     """
     world.reset(seed)
-    maker.reset()
+    chunks = Chunking(maker, setting, seed)
     rng = np.random.default_rng([seed, 2])
     prompt = TASKS[prompted or task].prompt
-    strategy: Strategy = Ensemble() if setting.chunking == "ensemble" else ReplaceAfter(0)
-    motion = MotionFilter(limits, CONTROL_DT)
+    motion = MotionFilter(limits, setting.STEP_S)
     motion.reset(world.joint_positions)
     referee = Referee()
-    coming: tuple[int, TimedChunk] | None = None
-    current: TimedChunk | None = None
-    seams: list[float] = []
-    bends: list[int] = []
-    targets: list[np.ndarray] = []
-    inferences = 0
-    next_inference = 0
     nudge_at = int(rng.integers(*NUDGE_STEPS)) if rng.random() < setting.nudge else -1
     for step in range(setting.max_steps):
         if step == nudge_at:
             _nudge(world, TASKS[task].block, rng)
-        now = step * _STEP_NS
-        if step >= next_inference and coming is None:
+        if chunks.due(step):
             images = {c: world.render(c, RENDER_SIZE, RENDER_SIZE) for c in CAMERAS}
             if rng.random() < setting.drop_wrist:
                 del images["wrist"]
-            obs = Observation(images=images, state=world.joint_positions, prompt=prompt)
-            noise_seed = seed * 1000 + inferences
-            made = maker.make(obs, step, setting.delay_steps, noise_seed)
-            inferences += 1
-            next_inference = step + max(setting.replan, setting.delay_steps)
-            chunk = TimedChunk(
-                round(made.anchor * _STEP_NS), _STEP_NS, made.chunk.actions.astype(float)
-            )
-            coming = (step + setting.delay_steps, chunk)
-        if coming is not None and step >= coming[0]:
-            chunk = coming[1]
-            if current is not None and now < current.end_ns:
-                seams.append(float(np.abs(chunk.at(now) - current.at(now))[:6].max()))
-                bends.append(len(targets))
-            strategy.add(chunk)
-            current, coming = chunk, None
-        target = strategy.target(now)
-        if target is None and current is None:
+            chunks.observe(step, Observation(images, world.joint_positions, prompt))
+        target = chunks.target(step)
+        if target is None and not chunks.started:
             world.step(world.targets)  # the first chunk is still being computed
         else:
-            targets.append(targets[-1] if target is None else target)
             world.step(motion.step(target))
         if frames is not None:
             frames.append(world.render("base", RENDER_SIZE, RENDER_SIZE))
         referee.watch(world)
         if referee.done(task):
             break
-    return Result(
-        seed=seed,
+    return chunks.result(
         task=task,
         prompted=prompted or task,
         done="+".join(referee.done_at),
         success=referee.done(task),
         steps=referee.steps,
-        inferences=inferences,
-        fresh=maker.fresh_contexts,
-        seam_max=max(seams, default=0.0),
-        seam_mean=float(np.mean(seams)) if seams else 0.0,
-        kick_mean=_kick(targets, bends),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -9,7 +10,9 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from pi05_ros.model import Pi05
@@ -87,59 +90,115 @@ def jobs(
     ]
 
 
-class Runner:
-    """Runs episodes in this process; policies of different engines are loaded as needed."""
+class EpisodeRunner(Protocol):
+    """Runs episodes of one benchmark in this process."""
 
-    def __init__(self, checkpoint: str, renderer: str | None = None, device: str = "auto") -> None:
+    def run(self, job: Job, frames: list[np.ndarray] | None = None) -> Result:
+        """One episode; ``frames`` gets a picture per control step if given."""
+
+    def close(self) -> None:
+        """Free the GL context."""
+
+
+MakeRunner = Callable[[str, str | None, str], EpisodeRunner]
+"""checkpoint, renderer, device -> runner; can be pickled, so that processes make their own."""
+
+
+class PolicyOfSetting:
+    """Loads a checkpoint for the engine that a setting asks for, and keeps the last one."""
+
+    def __init__(
+        self, checkpoint: str, robot: str, device: str, tokenizer: str | None = None
+    ) -> None:
         self.checkpoint = checkpoint
+        self.robot = robot
         self.device = device
-        self.world = World(renderer)
-        self.limits = arm_limits()
+        self.tokenizer = tokenizer
         self._policy: Policy | None = None
         self._loaded: tuple[str, str, int] | None = None
 
-    def run(self, job: Job, frames: list[object] | None = None) -> Result:
+    def get(self, setting: Setting) -> Policy:
+        """The policy for a setting.
+
+        Raises:
+            PolicyError, CheckpointError, BackendError, ValueError: see `Policy.load`; or a
+                precision cannot be imitated on the setting's backend.
+
+        """
+        wanted = (setting.backend, setting.precision, setting.denoise_steps)
+        if self._policy is not None and self._loaded == wanted:
+            return self._policy
+        if self._policy is not None:
+            self._policy.close()
+            self._policy = None
+        imitated = setting.precision.removeprefix(IMITATED)
+        fake = imitated != setting.precision
+        policy = Policy.load(
+            self.checkpoint,
+            robot=self.robot,
+            tokenizer=self.tokenizer,
+            backend=setting.backend,
+            precision="fp32" if fake else setting.precision,
+            denoise_steps=setting.denoise_steps,
+            device=self.device,
+        )
+        if fake:
+            model = getattr(policy.engine, "model", None)
+            if not isinstance(model, Pi05):
+                raise ValueError(f"precision {setting.precision} needs the eager backend")
+            fake_quantise(model, imitated)
+        self._policy, self._loaded = policy, wanted
+        return policy
+
+
+class Runner:
+    """Runs episodes of the simulated arm in this process."""
+
+    def __init__(self, checkpoint: str, renderer: str | None = None, device: str = "auto") -> None:
+        self.limits = arm_limits()
+        self.policies = PolicyOfSetting(checkpoint, "sim_arm", device)
+        self._renderer = renderer
+        self._world: World | None = None
+
+    @property
+    def world(self) -> World:
+        """The simulator, opened when it is first needed.
+
+        After the policy: Mesa's LLVM crashes the process if torch imports Triton after it.
+        """
+        if self._world is None:
+            self._world = World(self._renderer)
+        return self._world
+
+    def run(self, job: Job, frames: list[np.ndarray] | None = None) -> Result:
         """One episode."""
         setting = job.setting
-        wanted = (setting.backend, setting.precision, setting.denoise_steps)
-        if self._policy is None or self._loaded != wanted:
-            if self._policy is not None:
-                self._policy.close()
-            imitated = setting.precision.removeprefix(IMITATED)
-            fake = imitated != setting.precision
-            self._policy = Policy.load(
-                self.checkpoint,
-                robot="sim_arm",
-                backend=setting.backend,
-                precision="fp32" if fake else setting.precision,
-                denoise_steps=setting.denoise_steps,
-                device=self.device,
-            )
-            if fake:
-                model = getattr(self._policy.engine, "model", None)
-                if not isinstance(model, Pi05):
-                    raise ValueError(f"precision {setting.precision} needs the eager backend")
-                fake_quantise(model, imitated)
-            self._loaded = wanted
+        maker = chunk_maker(self.policies.get(setting), setting)
         return run_episode(
             self.world,
-            chunk_maker(self._policy, setting),
+            maker,
             self.limits,
             setting,
             job.task,
             job.seed,
             job.prompted,
-            frames,  # type: ignore[arg-type]
+            frames,
         )
 
+    def close(self) -> None:
+        """Free the GL context."""
+        if self._world is not None:
+            self._world.close()
+            self._world = None
 
-_runner: Runner | None = None
+
+_runner: EpisodeRunner | None = None
 
 
-def _start(checkpoint: str, renderer: str | None, device: str) -> None:
+def _start(make: MakeRunner, checkpoint: str, renderer: str | None, device: str) -> None:
     global _runner
     torch.set_num_threads(1)
-    _runner = Runner(checkpoint, renderer, device)
+    _runner = make(checkpoint, renderer, device)
 
 
 def _work(job: Job) -> tuple[Job, Result]:
@@ -155,10 +214,12 @@ def evaluate(
     renderer: str | None = None,
     device: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    make: MakeRunner = Runner,
 ) -> list[dict[str, object]]:
     """Run what is not in ``out``/results.jsonl yet; returns all asked rows.
 
     Every finished episode is appended at once, so a run that was cut off goes on from there.
+    ``make`` chooses the benchmark.
     """
     out.mkdir(parents=True, exist_ok=True)
     wanted = {job.key: job for job in todo}
@@ -166,7 +227,7 @@ def evaluate(
     missing = [job for key, job in wanted.items() if key not in rows]
     progress(len(rows), len(wanted))
     with (out / RESULTS).open("a", encoding="utf-8") as file:
-        for job, result in _results(missing, checkpoint, workers, renderer, device):
+        for job, result in _results(missing, checkpoint, workers, renderer, device, make):
             row = {**asdict(job.setting), **result.row()}
             rows[job.key] = row
             file.write(json.dumps({"key": job.key, "row": row}) + "\n")
@@ -176,17 +237,22 @@ def evaluate(
 
 
 def _results(
-    missing: Sequence[Job], checkpoint: str, workers: int, renderer: str | None, device: str
+    missing: Sequence[Job],
+    checkpoint: str,
+    workers: int,
+    renderer: str | None,
+    device: str,
+    make: MakeRunner,
 ) -> Iterator[tuple[Job, Result]]:
     if not missing:
         return
     if workers == 1:
-        runner = Runner(checkpoint, renderer, device)
-        for job in missing:
-            yield job, runner.run(job)
+        with contextlib.closing(make(checkpoint, renderer, device)) as runner:
+            for job in missing:
+                yield job, runner.run(job)
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, _start, (checkpoint, renderer, device)) as pool:
+    with context.Pool(workers, _start, (make, checkpoint, renderer, device)) as pool:
         yield from pool.imap_unordered(_work, missing)
 
 
@@ -247,7 +313,7 @@ def _group(members: Sequence[dict[str, object]]) -> dict[str, object]:
     }
 
 
-def markdown(summary: Sequence[dict[str, object]]) -> str:
+def markdown(summary: Sequence[dict[str, object]], setting_type: type[Setting] = Setting) -> str:
     """Table for people, one line per entry of `summarise`."""
     head = (
         "setting",
@@ -259,11 +325,12 @@ def markdown(summary: Sequence[dict[str, object]]) -> str:
         "unasked",
         "steps",
         "fresh KV",
-        "seam mean / max, kick [rad]",
+        f"seam mean / max, kick [{setting_type.UNIT}]",
     )
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for entry in summary:
-        setting = Setting(**{f.name: entry[f.name] for f in fields(Setting)})  # type: ignore[arg-type]
+        values: dict[str, Any] = {f.name: entry[f.name] for f in fields(setting_type)}
+        setting = setting_type(**values)
         cells = [
             setting.label,
             entry["task"],
