@@ -34,7 +34,7 @@ class EagerEngine:
 
     backend = "eager"
     reason = "asked for"
-    steering = ("vjp", "identity", "trained")
+    steering = ("vjp", "vjp-scaled", "identity", "trained")
 
     def __init__(
         self,

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from pi05_ros.model.sampler import Velocity, flow_times
 
-CORRECTIONS = ("vjp", "identity")
+CORRECTIONS = ("vjp", "vjp-scaled", "identity")
 MAX_GUIDANCE = 10.0
 """Default clip of the guidance gain: LeRobot's; Kinetix uses 5."""
+MIN_RESPONSE = 0.2
+"""Smallest response of the clean estimate that "vjp-scaled" divides by."""
 
 
 class TokenVelocity(Protocol):
@@ -49,8 +51,16 @@ def guided(
             observation; zeros where the previous chunk has ended.
         weights: ``[H]``, how strongly each action is tied.
         correction: "vjp" sends the error back through the network (paper); "identity" leaves the
-            Jacobian out (what LeRobot does), which needs no autograd.
+            Jacobian out (what LeRobot does), which needs no autograd; "vjp-scaled" divides the
+            paper's pull by how much the clean estimate answers to it, see below.
         most: clip of the gain.
+
+    The paper's gain takes the spread of the clean chunk given x_t as that of data of variance 1:
+    ``r^2 = t^2 / (t^2 + (1-t)^2)``. Its real covariance is ``t^2 / (1-t) J``, J = d clean / d x_t
+    (Tweedie). For a policy that is sure of itself J is near 0, so the pull J'e is too, and no
+    gain that the clip lets through makes up for it. "vjp-scaled" divides the pull by the measured
+    response along the error, ``e'Je / e'e``, at least MIN_RESPONSE: above that bound the pull
+    along the error is that of "identity", and the other actions follow J, at no further pass.
 
     """
     if correction not in CORRECTIONS:
@@ -70,9 +80,18 @@ def guided(
                 error = (w * (target - clean)).detach()
                 (pull,) = torch.autograd.grad(clean, x, error)
             v = v.detach()
+            if correction == "vjp-scaled":
+                pull = pull / _response(error, pull).clamp_min(MIN_RESPONSE)
         return v - guidance_gain(float(t), most) * pull
 
     return step
+
+
+def _response(error: Tensor, pulled: Tensor) -> Tensor:
+    """``e'Je / e'e`` of each chunk, ``[B, 1, 1]``; 1 where there is no error."""
+    square = (error * error).sum(dim=(1, 2), keepdim=True)
+    along = (error * pulled).sum(dim=(1, 2), keepdim=True)
+    return torch.where(square > 0, along / square.clamp_min(1e-20), torch.ones_like(square))
 
 
 def sample_decided(

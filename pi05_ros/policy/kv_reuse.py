@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-MODES = ("plain", "vjp", "identity", "trained")
+MODES = ("plain", "vjp", "vjp-scaled", "identity", "trained")
 """Ways in which a chunk can continue the one before; `ChunkMaker` describes them."""
 THUMBNAIL = 32
 """Side of the grey picture that changes are looked for in."""

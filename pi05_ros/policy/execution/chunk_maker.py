@@ -14,7 +14,7 @@ from pi05_ros.backends.engine import EngineTimings, Guidance
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.policy import ActionChunk, Observation, Policy
 from pi05_ros.policy.execution.continuation import Continuation, continuation
-from pi05_ros.policy.execution.rtc import guidance_weights
+from pi05_ros.policy.execution.rtc import MAX_GUIDANCE, guidance_weights
 from pi05_ros.policy.kv_reuse import MODES, EveryN, ReuseRule
 from pi05_ros.policy.policy import Prefilled
 from pi05_ros.policy.transforms import state_to_model
@@ -46,6 +46,7 @@ class SteeredEngine:
         self.steer: Continuation | None = None
         self.mode = mode
         self.schedule = "exp"
+        self.max_guidance = MAX_GUIDANCE
         self.vision: VisionCache | None = None
         self._context: Any = None
         self._kept = False
@@ -87,7 +88,7 @@ class SteeredEngine:
         if self.mode == "trained":
             return {"frozen": previous[: self.steer.delay]} if self.steer.delay else {}
         weights = guidance_weights(self.schedule, horizon, self.steer.delay, self.steer.left)
-        return {"guidance": Guidance(previous, weights, self.mode)}
+        return {"guidance": Guidance(previous, weights, self.mode, self.max_guidance)}
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,14 @@ class ChunkMaker:
 
     Args:
         policy: is taken over; its engine is wrapped.
-        mode: "plain", or how the previous chunk is continued: "vjp", "identity", "trained". What
-            the engine does not have is refused.
+        mode: "plain", or how the previous chunk is continued: "vjp", "vjp-scaled", "identity",
+            "trained". What the engine does not have is refused.
         schedule: of the guidance weights.
         reuse: when to keep the KV cache.
         margin: steps beyond the expected delay that are tied to the previous chunk as well, so
             that the hand-over itself is smooth and may come a little late.
         vision_change: threshold of a `VisionCache`; None runs the tower for every camera.
+        max_guidance: clip of the guidance gain.
 
     """
 
@@ -163,6 +165,7 @@ class ChunkMaker:
         reuse: ReuseRule | None = None,
         margin: int = 1,
         vision_change: float | None = None,
+        max_guidance: float = MAX_GUIDANCE,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"chunk mode {mode!r}; accepted: {', '.join(MODES)}")
@@ -170,6 +173,7 @@ class ChunkMaker:
         inner = policy.engine.engine if isinstance(policy.engine, SteeredEngine) else policy.engine
         self.engine = SteeredEngine(inner, mode)
         self.engine.schedule = schedule
+        self.engine.max_guidance = max_guidance
         if vision_change is not None:
             self.engine.vision = VisionCache(inner, vision_change)
         policy.engine = self.engine

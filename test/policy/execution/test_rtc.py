@@ -98,7 +98,7 @@ def test_decided_actions_come_out_unchanged_and_get_time_zero(reference):
 def test_wrong_words_are_refused():
     with pytest.raises(ValueError, match="zeros, ones, linear, exp"):
         guidance_weights("cubic", 10, 2, 7)
-    with pytest.raises(ValueError, match="vjp, identity"):
+    with pytest.raises(ValueError, match="vjp, vjp-scaled, identity"):
         guided(lambda x, t: x, torch.zeros(1), torch.zeros(1), "full")
 
 
@@ -128,3 +128,32 @@ def test_delay_is_the_longest_recent_one_in_steps():
     delay.record(0.05)
     delay.record(0.05)
     assert delay.steps == 1
+
+
+@pytest.mark.parametrize(("response", "share"), [(0.9, 1.0), (0.2, 1.0), (0.05, 0.25)])
+def test_the_scaled_pull_makes_up_for_a_policy_that_is_sure_of_itself(response, share):
+    """The clean estimate of this policy moves by ``response`` of what x_t moves."""
+    sure = torch.randn(1, 8, 4, generator=torch.Generator().manual_seed(1))
+    x, previous = torch.randn_like(sure), torch.randn_like(sure)
+    weights = guidance_weights("exp", 8, 2, 6)
+
+    def velocity(x_t, t):
+        clean = sure + response * (x_t - sure)
+        return (x_t - clean) / t
+
+    def pull(correction):
+        return guided(velocity, previous, weights, correction, 5.0)(x, 0.5) - velocity(x, 0.5)
+
+    whole, paper = pull("identity"), pull("vjp")
+    assert torch.allclose(paper, response * whole, atol=1e-5)
+    assert torch.allclose(pull("vjp-scaled"), share * whole, atol=1e-5)
+
+
+def test_the_scaled_pull_is_set_for_each_chunk_of_a_batch_and_nothing_without_error(reference):
+    _, arrays, model, kv, previous = reference
+    weights = guidance_weights("linear", 10, 2, 7)
+    x = torch.from_numpy(arrays["noise"])
+    velocity = guided(lambda x_t, t: model.velocity(x_t, t, kv), previous, weights, "vjp-scaled")
+    zero = guided(lambda x_t, t: x_t, x * 0.5, torch.ones(10), "vjp-scaled")
+    assert torch.isfinite(velocity(x, 0.5)).all()
+    assert torch.equal(zero(x, 0.5), x)
