@@ -22,6 +22,7 @@ class Statistics:
         dropped: chunks that were made and not published, by reason.
         skipped: ticks without an inference, by reason.
         errors: inferences that raised.
+        overlapped: inferences that began while the one before was denoised.
         failing: sentence about the newest inference if it failed, else empty.
 
     """
@@ -30,6 +31,7 @@ class Statistics:
     dropped: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     errors: int = 0
+    overlapped: int = 0
     failing: str = ""
     _latencies: deque[tuple[float, float]] = field(
         default_factory=lambda: deque(maxlen=WINDOW), repr=False
@@ -55,6 +57,11 @@ class Statistics:
         with self._lock:
             self.errors += 1
             self.failing = text
+
+    def count_overlap(self) -> None:
+        """Count an inference that began while the one before was denoised."""
+        with self._lock:
+            self.overlapped += 1
 
     def skip(self, reason: str) -> None:
         """Count a tick that led to no inference."""

@@ -26,6 +26,14 @@ class PolicyLike(Protocol):
     ) -> ActionChunk:
         """Actions for one observation."""
 
+    def prefill(
+        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
+    ) -> Any:
+        """First half of `infer`, see `pi05_ros.policy.Policy`; asked for with overlap only."""
+
+    def denoise(self, prefilled: Any) -> ActionChunk:
+        """Second half; the next first half may run meanwhile."""
+
     def warm_up(self) -> Any:
         """Run once so that the first real inference is not slow."""
 
@@ -66,6 +74,15 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """An inference after its first half, and the monotonic times (ns) so far."""
+
+    prefilled: Any
+    started_ns: int
+    converted_ns: int
+
+
+@dataclass(frozen=True)
 class Answer:
     """A checked chunk and the monotonic times (ns) around its making."""
 
@@ -85,23 +102,56 @@ def run(policy: PolicyLike, job: Job) -> Answer:
 
     """
     started = time.monotonic_ns()
+    observation = convert(job)
+    converted = time.monotonic_ns()
+    chunk = policy.infer(observation, seed=job.seed, denoise_steps=job.denoise_steps)
+    check(chunk)
+    return Answer(chunk, started, converted, time.monotonic_ns())
+
+
+def begin(policy: PolicyLike, job: Job) -> Begun:
+    """First half of `run`: convert, then vision and prefill.
+
+    Raises:
+        BadSampleError: a picture could not be decoded.
+        Exception: whatever the policy raises.
+
+    """
+    started = time.monotonic_ns()
+    observation = convert(job)
+    converted = time.monotonic_ns()
+    prefilled = policy.prefill(observation, seed=job.seed, denoise_steps=job.denoise_steps)
+    return Begun(prefilled, started, converted)
+
+
+def finish(policy: PolicyLike, begun: Begun) -> Answer:
+    """Second half of `run`: denoise and check.
+
+    Raises:
+        BadChunkError: the answer holds NaN or infinity, or has the wrong size.
+        Exception: whatever the policy raises.
+
+    """
+    chunk = policy.denoise(begun.prefilled)
+    check(chunk)
+    return Answer(chunk, begun.started_ns, begun.converted_ns, time.monotonic_ns())
+
+
+def convert(job: Job) -> Observation:
+    """Messages of a job as an observation; raises BadSampleError."""
     samples = job.snapshot.samples
     images = {}
-    for role, (source, convert) in job.images.items():
+    for role, (source, to_rgb) in job.images.items():
         try:
-            images[role] = convert(samples[source].payload)
+            images[role] = to_rgb(samples[source].payload)
         except ConversionError as error:
             raise BadSampleError(source, error) from error
-    observation = Observation(
+    return Observation(
         images=images,
         state=samples[job.joints].payload,
         prompt=job.prompt or None,
         stamp_ns=job.snapshot.stamp_ns,
     )
-    converted = time.monotonic_ns()
-    chunk = policy.infer(observation, seed=job.seed, denoise_steps=job.denoise_steps)
-    check(chunk)
-    return Answer(chunk, started, converted, time.monotonic_ns())
 
 
 def check(chunk: ActionChunk) -> None:

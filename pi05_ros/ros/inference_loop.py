@@ -3,16 +3,21 @@
 Executor thread: ticks and samples decide when the newest snapshot is handed to the worker.
 Worker thread: inference, output checks, publication. A lock and a generation number make sure
 that nothing is published after `stop`.
+
+With overlap the worker makes KV caches, and a second one takes them over for denoising, checks
+and publication. The first is busy until its cache has been taken over, so one observation at most
+waits between the two.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rclpy.node import Node
@@ -34,6 +39,7 @@ class InferenceLoop:
     Args:
         node: clock, timers and logger.
         policy, worker, sources: made by configure; the loop does not own them.
+        denoiser: second worker, for overlap; None runs inferences one after the other.
         publish: hands a message to the middleware (a muted lifecycle publisher while inactive).
         parameters: returns the current ones.
         statistics, log: shared with diagnostics.
@@ -50,10 +56,12 @@ class InferenceLoop:
         parameters: Callable[[], PolicyParameters],
         statistics: Statistics,
         log: EdgeLog,
+        denoiser: Worker | None = None,
     ) -> None:
         self._node = node
         self._policy = policy
         self._worker = worker
+        self._denoiser = denoiser
         self._sources = sources
         self._publish = publish
         self._parameters = parameters
@@ -193,10 +201,31 @@ class InferenceLoop:
         self._worker.submit(lambda: self._work(job))
 
     def _work(self, job: Job) -> None:
-        """Worker thread: one inference and its publication; never raises."""
+        """Worker thread: one inference and its publication, or the first half; never raises."""
+        with self._accounted():
+            if self._denoiser is None:
+                self._deliver(job, inference.run(self._policy, job))
+                return
+            overlapped = self._denoiser.busy
+            begun = inference.begin(self._policy, job)
+            self._denoiser.wait_idle()
+            if job.generation != self._generation:
+                self._statistics.drop("inactive", "")
+                return
+            self._denoiser.submit(lambda: self._finish(job, begun, overlapped))
+
+    def _finish(self, job: Job, begun: inference.Begun, overlapped: bool) -> None:
+        """Second worker's thread: the other half and its publication; never raises."""
+        with self._accounted():
+            self._deliver(job, inference.finish(self._policy, begun))
+            if overlapped:
+                self._statistics.count_overlap()
+
+    @contextlib.contextmanager
+    def _accounted(self) -> Iterator[None]:
+        """Count and log what goes wrong, raise nothing."""
         try:
-            answer = inference.run(self._policy, job)
-            self._deliver(job, answer)
+            yield
         except BadSampleError as bad:
             self._bad_samples.append(bad)
         except BadChunkError as bad:

@@ -192,8 +192,8 @@ class PolicyParameters:
     chunk_mode: str = _param(
         "plain",
         "How a chunk continues the one before: `plain` does not; `identity` (backends eager, "
-        "cuda) and `vjp` (eager) guide the flow (real-time chunking), `trained` (eager, cuda) needs "
-        "weights trained for it.",
+        "cuda) and `vjp` (eager) guide the flow (real-time chunking), `trained` (eager, cuda) "
+        "needs weights trained for it.",
         choices=MODES,
     )
     kv_reuse: str = _param(
@@ -208,6 +208,12 @@ class PolicyParameters:
         "difference (0 to 255 levels; backends eager, cuda). -1: never.",
         low=-1,
         high=255,
+    )
+    overlap: bool = _param(
+        False,
+        "Start vision and prefill of the newest observation while the actions of the one before "
+        "are still denoised (backends cuda, eager, onnx). More chunks per second where `rate_hz` "
+        "asks for more than one inference after the other can give; each chunk comes later.",
     )
     prompt: str = _param(
         "",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pi05_ros.backends.engine import Precision
 from pi05_ros.ros.inference import PolicyLike
 from pi05_ros.ros.parameters import ParameterError, PolicyParameters
+
+if TYPE_CHECKING:
+    from pi05_ros.policy import Policy
 
 
 def load_policy(parameters: PolicyParameters) -> PolicyLike:
@@ -45,6 +50,17 @@ def load_policy(parameters: PolicyParameters) -> PolicyLike:
         threads=parameters.threads or None,
         backend_options=options,
     )
+    try:
+        return _continuing(policy, parameters)
+    except Exception:
+        policy.close()
+        raise
+
+
+def _continuing(policy: Policy, parameters: PolicyParameters) -> PolicyLike:
+    """The policy with overlap, and wrapped if chunks shall continue or reuse anything."""
+    if parameters.overlap:
+        policy.allow_overlap()
     levels = parameters.vision_cache_levels
     change = float(levels) if levels >= 0 else None
     if parameters.chunk_mode == "plain" and parameters.kv_reuse == "1" and change is None:

@@ -76,6 +76,7 @@ class PolicyNode(LifecycleNode):
         self._message = ""
         self._policy: PolicyLike | None = None
         self._worker: Worker | None = None
+        self._denoiser: Worker | None = None  # with overlap
         self._sources: Sources | None = None
         self._loop: InferenceLoop | None = None
         self._chunk_publisher: Any = None
@@ -203,6 +204,8 @@ class PolicyNode(LifecycleNode):
             policy.warm_up()
             return policy
 
+        if parameters.overlap:
+            self._denoiser = Worker(name="pi05_denoise")
         task = self._worker.submit(load)
         assert task is not None
         while not task.done.wait(0.05):
@@ -233,6 +236,7 @@ class PolicyNode(LifecycleNode):
             lambda: self._params.current,
             self._statistics,
             self._log,
+            self._denoiser,
         )
         # A latched reader alone would not match ordinary publishers, an ordinary one alone would
         # miss what was latched before it came.
@@ -250,17 +254,24 @@ class PolicyNode(LifecycleNode):
             return
         self._loop.stop()
         timeout_s = self._params.current.stop_timeout_s
-        if not self._worker.wait_idle(timeout_s):
+        if not self._wait_idle(timeout_s):
             self.get_logger().warning(
                 f"the inference in flight did not end within {timeout_s:g} s; its result will "
                 "be dropped"
             )
 
+    def _wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no worker computes; False if that took longer than both together may."""
+        end = time.monotonic() + timeout_s
+        # In this order: the first hands its work to the second.
+        workers = [worker for worker in (self._worker, self._denoiser) if worker is not None]
+        return all(worker.wait_idle(max(0.0, end - time.monotonic())) for worker in workers)
+
     def _tear_down(self) -> bool:
-        """Release everything that exists; False if the worker still computes (policy is kept)."""
+        """Release everything that exists; False if a worker still computes (policy is kept)."""
         self._stop_loop()
         # A running inference had its time in _stop_loop; this is for the end of a job.
-        if self._worker is not None and not self._worker.wait_idle(0.2):
+        if not self._wait_idle(0.2):
             return False
         self._loop = None
         if self._sources is not None:
@@ -275,6 +286,9 @@ class PolicyNode(LifecycleNode):
             self.destroy_lifecycle_publisher(self._chunk_publisher)
             self._chunk_publisher = None
         policy, self._policy = self._policy, None
+        if self._denoiser is not None:
+            self._denoiser.stop(1.0)
+            self._denoiser = None
         if self._worker is not None:
             worker, self._worker = self._worker, None
             if policy is not None:

@@ -1,7 +1,7 @@
-"""One thread that loads the policy and runs its inferences, one at a time.
+"""A thread that loads the policy and runs its inferences, one at a time.
 
-The executor stays single-threaded and never waits for the model; CUDA graphs and thread-local
-state of torch stay with one thread for the life of the policy.
+The executor stays single-threaded and never waits for the model. With overlap a second worker
+runs the second halves of inferences.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Worker:
             self._condition.notify_all()
             return self._task
 
-    def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until no job is in flight; False if that took longer."""
+    def wait_idle(self, timeout_s: float | None = None) -> bool:
+        """Wait until no job is in flight; False if that took longer. None waits for ever."""
         with self._condition:
             return self._condition.wait_for(lambda: self._task is None, timeout_s)
 

@@ -49,12 +49,16 @@ JOINT_NAMES = ("joint1", "joint2", "gripper")
 
 
 class ScriptedPolicy:
-    """Answers with the state repeated; `behave` is called inside each inference."""
+    """Answers with the state repeated; `behave` is called inside each inference.
 
-    def __init__(self, parameters, behave=None, roles=("base", "wrist"), load=None):
+    `behave_early` is called in its first half.
+    """
+
+    def __init__(self, parameters, behave=None, roles=("base", "wrist"), load=None, early=None):
         if load is not None:
             load(parameters)
         self.behave = behave
+        self.behave_early = early
         self.observations = []
         self.warm_ups = 0
         self.closed = False
@@ -73,10 +77,20 @@ class ScriptedPolicy:
         self.warm_ups += 1
 
     def infer(self, obs, *, seed=None, denoise_steps=None):
+        return self.denoise(self.prefill(obs, seed=seed, denoise_steps=denoise_steps))
+
+    def prefill(self, obs, *, seed=None, denoise_steps=None):
         self.observations.append(obs)
+        number = len(self.observations)
+        if self.behave_early is not None:
+            self.behave_early(number)
+        return number, obs, seed, denoise_steps
+
+    def denoise(self, prefilled):
+        number, obs, seed, denoise_steps = prefilled
         actions = np.tile(obs.state.astype(np.float32), (4, 1))
         if self.behave is not None:
-            changed = self.behave(len(self.observations), actions)
+            changed = self.behave(number, actions)
             actions = actions if changed is None else changed
         return ActionChunk(
             actions=actions, normalized=np.zeros((4, 32), np.float32), names=JOINT_NAMES,
@@ -258,11 +272,11 @@ def bench(ros):
     made = []
 
     def make(parameters=None, *, factory=None, behave=None, roles=("base", "wrist"), load=None,
-             namespace="", **kwargs):  # fmt: skip
+             early=None, namespace="", **kwargs):  # fmt: skip
         policies = []
 
         def scripted(values):
-            policies.append(ScriptedPolicy(values, behave, roles, load))
+            policies.append(ScriptedPolicy(values, behave, roles, load, early))
             return policies[-1]
 
         values = {"checkpoint": "random:scripted", "rate_hz": 20.0, **(parameters or {})}

@@ -279,11 +279,12 @@ sys.exit(spin.run(make))
 """
 
 
-def start_slow(namespace, behave="None", load="None"):
+def start_slow(namespace, behave="None", load="None", overlap=False):
     code = SLOW.format(tests=str(ROOT / "test" / "ros"), behave=behave, load=load)
     return subprocess.Popen(
         [sys.executable, "-c", code, "--ros-args", "-p", "checkpoint:=random:scripted",
-         "-p", "rate_hz:=20", "-r", f"__ns:={namespace}"],
+         "-p", "rate_hz:=20", "-p", f"overlap:={str(overlap).lower()}",
+         "-r", f"__ns:={namespace}"],
         cwd=ROOT, env={**os.environ, "KEEP_DOMAIN": "1"},
     )  # fmt: skip
 
@@ -312,10 +313,12 @@ def test_signal_ends_the_process_cleanly_with_a_last_status(lone_client, number)
         process.wait()
 
 
-def test_sigterm_during_inference(lone_client, messages):
-    process = start_slow("/hang", behave="hang")
+@pytest.mark.parametrize("overlap", [False, True])
+def test_sigterm_during_inference(lone_client, messages, overlap):
+    namespace = f"/hang_{int(overlap)}"
+    process = start_slow(namespace, behave="hang", overlap=overlap)
     try:
-        client = lone_client("/hang/pi05_policy")
+        client = lone_client(f"{namespace}/pi05_policy")
         assert client.change_state(CONFIGURE)
         assert client.change_state(ACTIVATE)
 
