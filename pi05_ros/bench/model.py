@@ -86,7 +86,36 @@ def inputs(
     return images, tokens, noise
 
 
-def measure(engine: Any, work: Workload, size: tuple[int, int], runs: int) -> dict[str, Any]:
+def overlap_times(
+    engine: Any, work: Workload, size: tuple[int, int], runs: int
+) -> dict[str, list[float]]:
+    """Frame after frame with two under way: wall time from answer to answer, and of one frame."""
+    from pi05_ros.backends.cuda.pipeline import Pipeline
+
+    pipeline = Pipeline(engine)
+    images, tokens, noise = inputs(engine.weights.config, work, size, 1)
+    for _ in range(4):
+        pipeline.submit(images, tokens, noise, work.steps).result()
+    periods, latencies = [], []
+    began = [time.perf_counter()]
+    under_way = pipeline.submit(images, tokens, noise, work.steps)
+    last = 0.0
+    for _ in range(runs):
+        began.append(time.perf_counter())
+        following = pipeline.submit(images, tokens, noise, work.steps)
+        under_way.result()
+        now = time.perf_counter()
+        latencies.append(1e3 * (now - began[-2]))
+        if last:
+            periods.append(1e3 * (now - last))
+        last, under_way = now, following
+    under_way.result()
+    return {"overlap period": periods, "overlap latency": latencies}
+
+
+def measure(
+    engine: Any, work: Workload, size: tuple[int, int], runs: int, overlap: bool = False
+) -> dict[str, Any]:
     """Every stage and the total of one workload."""
     images, tokens, noise = inputs(engine.weights.config, work, size, 1)
     engine.sample(images, tokens, noise, work.steps)
@@ -130,6 +159,8 @@ def measure(engine: Any, work: Workload, size: tuple[int, int], runs: int) -> di
         torch.cuda.synchronize()
         wall.append(1e3 * (time.perf_counter() - begin))
     times["wall"] = wall
+    if overlap:
+        times.update(overlap_times(engine, work, size, runs))
     rows_out = {name: dataclasses.asdict(Timing.of(values)) for name, values in times.items()}
     rows_out["denoise per step"] = {
         name: value / work.steps for name, value in rows_out["denoise"].items()
@@ -177,6 +208,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--runs", type=int, default=200)
     p.add_argument("--depth", type=int, help="student: layers of both stacks")
     p.add_argument("--width", type=float, default=1.0, help="student: factor on the MLP widths")
+    p.add_argument(
+        "--overlap", action="store_true", help="also frame after frame with two under way"
+    )
     p.add_argument("--no-eager", action="store_true", help="skip the plain model")
     p.add_argument("--json", type=Path)
     p.add_argument("--markdown", type=Path)
@@ -239,7 +273,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.cuda.synchronize()
     ready = time.perf_counter() - begin
     memory = torch.cuda.max_memory_allocated()
-    rows = [measure(engine, work, (height, width), args.runs) for work in works]
+    rows = [measure(engine, work, (height, width), args.runs, args.overlap) for work in works]
     report = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,

@@ -17,6 +17,8 @@ ORDER = (
     "graph",
     "total",
     "wall",
+    "overlap period",
+    "overlap latency",
 )
 COLUMNS = ("stage", "p50 ms", "mean", "std", "p99", "floor ms", "of floor")
 
