@@ -350,7 +350,9 @@ def _checkpoint(given: str | None) -> str:
 
 def _progress() -> Callable[[int, int], None]:
     def show(done: int, total: int) -> None:
-        if sys.stderr.isatty() or done == total or done % 50 == 0:
+        if sys.stderr.isatty():
             print(f"\r{done}/{total} episodes", end="\n" if done == total else "", file=sys.stderr)
+        elif done == total or done % 50 == 0:
+            print(f"{done}/{total} episodes", file=sys.stderr)
 
     return show

@@ -155,20 +155,9 @@ class Runner:
     """Runs episodes of the simulated arm in this process."""
 
     def __init__(self, checkpoint: str, renderer: str | None = None, device: str = "auto") -> None:
+        self.world = World(renderer)
         self.limits = arm_limits()
         self.policies = PolicyOfSetting(checkpoint, "sim_arm", device)
-        self._renderer = renderer
-        self._world: World | None = None
-
-    @property
-    def world(self) -> World:
-        """The simulator, opened when it is first needed.
-
-        After the policy: Mesa's LLVM crashes the process if torch imports Triton after it.
-        """
-        if self._world is None:
-            self._world = World(self._renderer)
-        return self._world
 
     def run(self, job: Job, frames: list[np.ndarray] | None = None) -> Result:
         """One episode."""
@@ -187,9 +176,7 @@ class Runner:
 
     def close(self) -> None:
         """Free the GL context."""
-        if self._world is not None:
-            self._world.close()
-            self._world = None
+        self.world.close()
 
 
 _runner: EpisodeRunner | None = None

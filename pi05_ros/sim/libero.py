@@ -97,7 +97,7 @@ def prepare(out: Path, renderer: str | None = None) -> None:
     ``out`` unless the user has one.
 
     Raises:
-        LiberoError: it is not installed.
+        LiberoError: it is not installed, or MuJoCo does not start with this renderer.
         ValueError: unknown renderer.
 
     """
@@ -106,6 +106,13 @@ def prepare(out: Path, renderer: str | None = None) -> None:
         if renderer not in RENDERERS:
             raise ValueError(f"renderer {renderer!r}; accepted: {', '.join(RENDERERS)}")
         os.environ["MUJOCO_GL"] = renderer
+    try:
+        importlib.import_module("mujoco")  # looks for the OpenGL library that MUJOCO_GL names
+    except Exception as error:  # PyOpenGL raises whatever the missing library leads to
+        raise LiberoError(
+            f"MuJoCo does not start with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} ({error}); "
+            "egl needs libegl1, osmesa needs libosmesa6"
+        ) from error
     folder = Path(os.environ.get("LIBERO_CONFIG_PATH", Path.home() / ".libero"))
     if (folder / "config.yaml").is_file():
         return
