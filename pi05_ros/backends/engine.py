@@ -7,8 +7,8 @@ denoise  KV cache and noise ``[H, 32]`` -> normalised actions ``[H, 32]``
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -48,6 +48,20 @@ class EngineTimings:
     model_ms: float = float("nan")
 
 
+@dataclass(frozen=True)
+class EngineHealth:
+    """What an engine's supervision of itself has found, for diagnostics.
+
+    Attributes:
+        values: keys and values to show.
+        warning: one sentence if something is wrong, else empty.
+
+    """
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    warning: str = ""
+
+
 class StageClock:
     """Times of the last context, and of the denoise that followed it, in milliseconds.
 
@@ -85,7 +99,7 @@ class Guidance:
         target: float32 ``[H, A]``, normalised; row 0 is the action at the new observation, zeros
             where the previous chunk has ended.
         weights: float32 ``[H]``, 0 (free) to 1 (tied).
-        correction: "identity" or "vjp", see `pi05_ros.model.guidance.guided`.
+        correction: "identity", "vjp" or "vjp-scaled", see `pi05_ros.model.guidance.guided`.
         most: clip of the gain.
 
     """
@@ -139,7 +153,7 @@ class Engine(Protocol):
 class SteerableEngine(Engine, Protocol):
     """An engine whose chunks can continue each other and whose image tokens can be kept.
 
-    `steering` names the ways that `denoise` has of continuing a chunk: "identity" and "vjp" by
+    `steering` names the ways that `denoise` has of continuing a chunk: "identity" and "vjp..." by
     guidance, "trained" by frozen actions.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -108,12 +109,19 @@ def test_calibration_round_trip_and_refusals(tmp_path, model):
     )
     made.save(tmp_path / "scales")
     read = scales.Calibration.load(tmp_path / "scales.json")
-    assert torch.equal(read.amax_for(weights.sites, weights.fingerprint), made.amax)
+    wanted = weights.sites, weights.fingerprint, weights.quantised
+    amax = read.amax_for(*wanted)
+    used = torch.tensor(weights.quantised)
+    assert torch.equal(amax[used], made.amax[used])
+    assert not amax[~used].any()  # vision is BF16 here: its scales stay 1
     other = pack(Pi05.random(model.config, 4), FP8)
     with pytest.raises(BackendError, match="other weights"):
-        read.amax_for(other.sites, other.fingerprint)
+        read.amax_for(other.sites, other.fingerprint, other.quantised)
     with pytest.raises(BackendError, match="lacks 1 sites"):
-        read.amax_for([*weights.sites, "new"], weights.fingerprint)
+        read.amax_for([*weights.sites, "new"], weights.fingerprint, [*weights.quantised, True])
+    blind = dataclasses.replace(made, amax=torch.where(used, made.amax, 0.0))
+    with pytest.raises(BackendError, match=r"no magnitudes for \d+ sites .*'vision.0.qkv'"):
+        blind.amax_for(weights.sites, weights.fingerprint, [True] * len(weights.sites))
     (tmp_path / "scales.json").write_text(json.dumps({"format": "x"}))
     with pytest.raises(BackendError, match="no calibration"):
         scales.Calibration.load(tmp_path / "scales")
@@ -124,8 +132,21 @@ def test_saturation_names_the_worst_site_first():
     assert [row.site for row in rows] == ["c", "a"]
 
 
-def test_fingerprint_depends_on_weights_not_precision(model):
-    assert pack(model, FP8).fingerprint == pack(model, BF16).fingerprint
+def test_fingerprint_depends_on_weights_not_on_precision_or_layout(model):
+    prints = {pack(model, p, fused_gate_up=f).fingerprint for p in (FP8, BF16) for f in (0, 1)}
+    assert len(prints) == 1
+
+
+def test_w8a16_quantises_the_expert_s_weights_alone(model):
+    weights = pack(model, Precision("bf16", "bf16", "fp8-w8a16"))
+    assert not any(weights.quantised)
+    assert weights.expert[0].down.weight.dtype == torch.float8_e4m3fn
+    pixels, tokens, noise = example(model)
+    expected = reference(model, pixels, tokens, noise, 3)
+    mod = modulation.build(weights, 3)
+    ours = Simulation(weights, torch.ones(len(weights.sites)))
+    error = (ours.sample(pixels, tokens, noise, mod) - expected).norm() / expected.norm()
+    assert 1e-3 < error < 0.1
 
 
 def test_precision_without_fp8_units_is_bf16(caplog):
@@ -133,8 +154,18 @@ def test_precision_without_fp8_units_is_bf16(caplog):
     with caplog.at_level("WARNING"):
         assert resolve(Precision(prefill="fp8"), (8, 6)) == BF16
     assert "no FP8" in caplog.text
+    assert resolve(Precision(denoise="fp8-w8a16"), (8, 6)) == BF16
+    assert resolve(Precision(denoise="fp8-w8a16"), (9, 0)).denoise == "fp8-w8a16"
     with pytest.raises(BackendError, match="accepts auto, bf16 and fp8"):
         resolve(Precision(vision="fp16"), (9, 0))
+    with pytest.raises(BackendError, match=r"denoise is 'fp16'.* bf16, fp8 and fp8-w8a16"):
+        resolve(Precision(denoise="fp16"), (9, 0))
+
+
+@pytest.mark.parametrize("backend", ["eager", "onnx"])
+def test_other_backends_refuse_w8a16_by_name(model, backend):
+    with pytest.raises(BackendError, match=r"'fp8-w8a16'.*accepted"):
+        create_engine(model, backend, {"denoise": "fp8-w8a16"})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

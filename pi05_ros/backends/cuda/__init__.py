@@ -45,13 +45,15 @@ def resolve(precision: Precision, capability: tuple[int, int]) -> Precision:
     chosen = {}
     for stage in ("vision", "prefill", "denoise"):
         value = getattr(precision, stage)
-        if value not in ("auto", "bf16", "fp8"):
+        accepted = ["auto", "bf16", "fp8"] + (["fp8-w8a16"] if stage == "denoise" else [])
+        if value not in accepted:
             raise BackendError(
-                f"precision.{stage} is {value!r}; the cuda backend accepts auto, bf16 and fp8"
+                f"precision.{stage} is {value!r}; the cuda backend accepts "
+                f"{', '.join(accepted[:-1])} and {accepted[-1]}"
             )
         default = "bf16" if stage == "vision" else "fp8"
         chosen[stage] = default if value == "auto" else value
-    if "fp8" in chosen.values() and capability < FP8_CAPABILITY:
+    if any("fp8" in word for word in chosen.values()) and capability < FP8_CAPABILITY:
         log.warning(
             "compute capability %d.%d has no FP8 matrix units: running in BF16", *capability
         )
@@ -72,6 +74,7 @@ def create(
     Args:
         model: weights; copied in packed form, so the model may be freed afterwards.
         precision: "bf16" or "fp8" per stage; "auto" is vision BF16, prefill and denoise FP8.
+            "fp8-w8a16" (denoise alone): e4m3 weights, BF16 activations.
         views: cameras to expect, up to 3.
         horizon: chunk length where noise is drawn by the engine, up to 64.
         max_prompt_tokens: longest prompt.

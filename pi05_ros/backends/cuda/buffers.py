@@ -17,6 +17,7 @@ MAX_SPLITS = 64  # key splits of attention in denoise
 MAX_PREFILL_SPLITS = 4
 MAX_FC2_SPLITS = 8
 MAX_RESIDUAL_SPLIT = 8  # slices of K in the denoise projections
+MAX_STEPS = 20
 SUM_PARTS = 128  # most column tiles whose sums of squares are kept
 
 
@@ -106,6 +107,9 @@ class Buffers:
         self.residual_parts = make(MAX_RESIDUAL_SPLIT * M * D, dtype=f32)
         self.arrived = make(SUM_PARTS, dtype=torch.int32)
         self.frozen = make(1, dtype=torch.int32)
+        self.target = make(M, A, dtype=f32)  # guidance: the previous chunk,
+        self.guide_weight = make(M, dtype=f32)  # how strongly each row is tied to it,
+        self.guide_clock = make(MAX_STEPS, 2, dtype=f32)  # flow time and gain of each step
         self.seed = make(1, dtype=torch.int64)
         # FP8 sites
         count = len(weights.sites)

@@ -43,7 +43,7 @@ class DenoiseStage:
         self.pdl = context.pdl
         self.launch = context.launch
         config = weights.config.expert
-        kind = "fp8" if weights.precision.denoise == "fp8" else "bf16"
+        kind = weights.precision.denoise
         D, F = config.width, config.mlp_dim
         q = config.num_heads * config.head_dim
         both = q + 2 * config.num_kv_heads * config.head_dim
@@ -67,13 +67,24 @@ class DenoiseStage:
         """Whether kernels record the largest input of each FP8 GEMM."""
         return self.context.monitor
 
-    def run(self, horizon: int, mod: Modulation, slot: Slot, rows_cap: int) -> None:
-        """Noise -> actions. `rows_cap`: most prefix rows that `slot` may hold in this graph."""
+    def run(
+        self, horizon: int, mod: Modulation, slot: Slot, rows_cap: int, guided: bool = False
+    ) -> None:
+        """Noise -> actions.
+
+        Args:
+            horizon: rows.
+            mod: tables of the number of steps.
+            slot: keys and values.
+            rows_cap: most prefix rows that `slot` may hold in this graph.
+            guided: pull towards the previous chunk (`Buffers.target` and what belongs to it).
+
+        """
         self._euler(horizon, mod, -1)
         for step in range(mod.steps):
             for index, layer in enumerate(self.weights.expert):
                 self._layer(horizon, mod, slot, rows_cap, step, index, layer)
-            self._euler(horizon, mod, step)
+            self._euler(horizon, mod, step, guided)
 
     def _common(self, options: dict[str, int]) -> dict[str, object]:
         return {
@@ -264,7 +275,7 @@ class DenoiseStage:
             **self._common(options),
         )
 
-    def _euler(self, horizon: int, mod: Modulation, step: int) -> None:
+    def _euler(self, horizon: int, mod: Modulation, step: int, guided: bool = False) -> None:
         """Between steps; -1 is the entry from noise. Only the entry waits for everything before
         it (no dependent launch), so that kernels behind it may read the prefix above their wait.
         """
@@ -290,6 +301,9 @@ class DenoiseStage:
             amax,
             b.noise,
             b.actions,
+            b.target,
+            b.guide_weight,
+            b.guide_clock,
             step,
             mod.steps,
             1.0 / mod.steps,
@@ -300,6 +314,7 @@ class DenoiseStage:
             PARTS=D // self.options["down"]["BN"],
             FIRST=first,
             LAST=last,
+            GUIDED=guided,
             PDL=pdl,
             MONITOR=self.monitor and target.fp8 and not last,
             num_warps=options["warps"],

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,20 @@ import torch
 from torch import Tensor
 
 from pi05_ros.backends.cuda import modulation, scales
-from pi05_ros.backends.cuda.buffers import ACTION_ROWS, Buffers
+from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_STEPS, Buffers
 from pi05_ros.backends.cuda.context import ContextStages
 from pi05_ros.backends.cuda.denoise import DenoiseStage
 from pi05_ros.backends.cuda.graphs import Graphs
-from pi05_ros.backends.cuda.inputs import Inputs, View, check_noise, check_tokens
+from pi05_ros.backends.cuda.inputs import Inputs, check_noise, check_steps, check_tokens
+from pi05_ros.backends.cuda.kept_inputs import KeptInputs
 from pi05_ros.backends.cuda.launches import Launches
+from pi05_ros.backends.cuda.monitor import Monitor
 from pi05_ros.backends.cuda.scales import Calibration, Saturation
+from pi05_ros.backends.cuda.steering import MODES, Steering
+from pi05_ros.backends.cuda.stopwatch import Stopwatch
 from pi05_ros.backends.cuda.tuning import load as load_tuning
 from pi05_ros.backends.cuda.weights import Weights, pack
-from pi05_ros.backends.engine import EngineTimings, Precision
+from pi05_ros.backends.engine import EngineHealth, EngineTimings, Guidance, Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.model import Pi05
 
@@ -36,8 +41,9 @@ log = logging.getLogger("pi05_ros.cuda")
 
 PROMPT_BUCKETS = (32, 64, 128, 200)
 MAX_VIEWS = 3
-MAX_STEPS = 20
 FIRST_RUNS = 3  # observations that set the FP8 scales where no calibration was given
+MONITOR_EVERY = 200  # a recording call takes longer, so it must stay rarer than one in a hundred
+BOTH = ("context", "denoise")
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class CudaEngine:
 
     backend = "cuda"
     reason = "asked for"
+    steering = MODES
 
     def __init__(
         self,
@@ -67,7 +74,7 @@ class CudaEngine:
         calibration: str | Path | Calibration | None = None,
         release_model: bool = False,
         deterministic: bool = True,
-        monitor_every: int = 0,
+        monitor_every: int = MONITOR_EVERY,
         slots: int = 2,
         dependent_launch: bool | None = None,
         tuning: dict[str, Any] | None = None,
@@ -84,7 +91,6 @@ class CudaEngine:
         self.max_prompt_tokens = max_prompt_tokens
         self.prompt_buckets = PROMPT_BUCKETS
         self.deterministic = deterministic  # every kernel is; kept to state it
-        self.monitor_every = monitor_every
         self.tuning = load_tuning(self.device, tuning)
         if dependent_launch is None:
             dependent_launch = self.tuning.flag("dependent_launch")
@@ -108,14 +114,16 @@ class CudaEngine:
         self._modulation: dict[int, modulation.Modulation] = {}
         self._serial = [0] * slots
         self._length = [-1] * slots
-        self._frozen = 0
-        self._calls = 0
         self._lock = threading.RLock()
-        self._camera_keys: list[Hashable] = [None] * MAX_VIEWS
-        self._prompt_key: tuple[int, tuple[int, ...]] | None = None
-        self._events = None
-        if self.device.type == "cuda":
-            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        self._kept = KeptInputs(self._inputs, self.launches, self.graphs, MAX_VIEWS)
+        self._steering = Steering(self.buffers, model.config.clock)
+        self._watch = Stopwatch(self.device)
+        self._observing = False
+        if not any(self.weights.quantised):
+            monitor_every = 0
+        self.monitor = Monitor(
+            monitor_every, self.weights.sites, self.buffers.amax, self.buffers.scales
+        )
         self.first_runs = 0  # observations that are still to set the FP8 scales
         if "fp8" in (precision.vision, precision.prefill, precision.denoise):
             self.first_runs = FIRST_RUNS
@@ -146,13 +154,13 @@ class CudaEngine:
 
         """
         with self._lock, self._on_device():
-            self._check_steps(steps)
+            check_steps(steps, MAX_STEPS)
             views = self._inputs.views(images, MAX_VIEWS)
             _, bucket = self._load_prompt(tokens, len(views), 0)
             horizon = self._load_noise(noise, seed, frozen)
             for camera, view in enumerate(views):
                 self._inputs.load(camera, view)
-            self._camera_keys = [None] * MAX_VIEWS
+            self._kept.forget()
             self._serial[0] += 1
             kinds = tuple(view.kind for view in views)
             drawn = noise is None
@@ -162,20 +170,17 @@ class CudaEngine:
                 if drawn:
                     self.launches.noise(horizon)
                 self._calibrate_here(kinds, bucket, horizon, mod, 0)
-            monitored = bool(self.monitor_every) and self._calls % self.monitor_every == 0
-            self._calls += 1
 
             def launch() -> None:
-                self.context_stages.monitor = monitored
                 self.launches.context(kinds, bucket, 0)
                 if drawn:
                     self.launches.noise(horizon)
                 self.denoise_stage.run(horizon, mod, self.buffers.slots[0], rows)
-                self.context_stages.monitor = False
 
-            self._mark(0)
-            self.graphs.run(("sample", kinds, bucket, horizon, steps, drawn, monitored), launch)
-            self._mark(1)
+            self._watch.forget("context", "prefill", "denoised")
+            self._watch.mark("sample")
+            self._run(("sample", kinds, bucket, horizon, steps, drawn), launch, BOTH)
+            self._watch.mark("sampled")
             return self.buffers.actions[:horizon].clone()
 
     def context(
@@ -210,18 +215,27 @@ class CudaEngine:
                 self._load_noise(None, 0, None)
                 self.launches.noise(self.horizon)
                 self._calibrate_here(kinds, bucket, self.horizon, self._tables(10), slot)
-                self._camera_keys, self._prompt_key = [None] * MAX_VIEWS, None
+                self._kept.forget()
+            self._watch.forget("sampled", "prefill", "denoised")
+            self._watch.mark("context")
             if camera_keys is None:
                 for camera, view in enumerate(views):
                     self._inputs.load(camera, view)
-                self._camera_keys = [None] * MAX_VIEWS
-                self._prompt_key = None
-                self.graphs.run(
+                self._kept.forget()
+                self._run(
                     ("context", kinds, bucket, slot),
                     lambda: self.launches.context(kinds, bucket, slot),
+                    BOTH[:1],
                 )
             else:
-                self._cached_context(views, kinds, tokens, bucket, slot, camera_keys)
+                self._kept.renew(views, tokens, camera_keys, bucket, slot)
+                self._watch.mark("prefill")
+                self._run(
+                    ("prefill", len(views), bucket, slot),
+                    lambda: self.launches.prefill(len(views), bucket, slot),
+                    BOTH[:1],
+                )
+            self._watch.mark("context end")
             return context
 
     def denoise(
@@ -231,15 +245,17 @@ class CudaEngine:
         steps: int = 10,
         *,
         seed: int | None = None,
+        guidance: Guidance | None = None,
         frozen: Tensor | None = None,
     ) -> Tensor:
-        """Noise to actions over a context; see `Engine.denoise` and `sample`."""
+        """Noise to actions over a context; see `SteerableEngine.denoise` and `sample`."""
         with self._lock, self._on_device():
-            self._check_steps(steps)
+            check_steps(steps, MAX_STEPS)
             if context.serial != self._serial[context.slot]:
                 raise BackendError("this context was overwritten by a later one in its slot")
             horizon = self._load_noise(noise, seed, frozen)
             drawn = noise is None
+            guided = self._steering.guide(guidance, horizon, steps)
             mod = self._tables(steps)
             rows = context.views * self.buffers.tokens + context.bucket
             slot = self.buffers.slots[context.slot]
@@ -247,23 +263,44 @@ class CudaEngine:
             def launch() -> None:
                 if drawn:
                     self.launches.noise(horizon)
-                self.denoise_stage.run(horizon, mod, slot, rows)
+                self.denoise_stage.run(horizon, mod, slot, rows, guided)
 
-            self.graphs.run(("denoise", rows, horizon, steps, context.slot, drawn), launch)
+            self._watch.forget("sampled")
+            self._watch.mark("denoise")
+            key = ("denoise", rows, horizon, steps, context.slot, drawn, guided)
+            self._run(key, launch, BOTH[1:])
+            self._watch.mark("denoised")
             return self.buffers.actions[:horizon].clone()
 
     @property
     def timings(self) -> EngineTimings:
-        """Device time of the last `sample`: one graph, so only the total is known."""
-        if self._events is None or not all(e.query() for e in self._events) or self._calls == 0:
-            return EngineTimings()
-        return EngineTimings(model_ms=self._events[0].elapsed_time(self._events[1]))
+        """Device times of the last call.
+
+        `sample` is one graph, so only its total is known; `context` is one too unless it has
+        camera keys. Kept image tokens take no time, and vision is then what was encoded again.
+        """
+        ms = self._watch.ms
+        whole = ms("sample", "sampled")
+        if not math.isnan(whole):
+            return EngineTimings(model_ms=whole)
+        denoise_ms = ms("denoise", "denoised")
+        return EngineTimings(
+            vision_ms=ms("context", "prefill"),
+            prefill_ms=ms("prefill", "context end"),
+            denoise_ms=denoise_ms,
+            model_ms=ms("context", "context end") + denoise_ms,
+        )
+
+    def health(self) -> EngineHealth:
+        """What the saturation monitor has found; callable from any thread, waits for nothing."""
+        return self.monitor.health()
 
     def use_calibration(self, calibration: str | Path | Calibration) -> None:
         """Take activation scales from a file; refused where they belong to other weights."""
         if not isinstance(calibration, Calibration):
             calibration = Calibration.load(Path(calibration))
-        amax = calibration.amax_for(self.weights.sites, self.weights.fingerprint)
+        w = self.weights
+        amax = calibration.amax_for(w.sites, w.fingerprint, w.quantised)
         self.buffers.scales.copy_(scales.scale_of(amax).to(self.device))
         self.first_runs = 0
 
@@ -275,31 +312,26 @@ class CudaEngine:
         self, images: Sequence[Tensor] | Tensor, tokens: Tensor, noise: Tensor, steps: int = 10
     ) -> None:
         """Run one observation with the recorder of magnitudes on (for `calibration`)."""
-        before = self.monitor_every
-        try:
-            self.monitor_every, self._calls = 1, 0
-            self.sample(images, tokens, noise, steps)
-        finally:
-            self.monitor_every = before
+        with self._lock:
+            self._observing = True
+            try:
+                self.sample(images, tokens, noise, steps)
+            finally:
+                self._observing = False
 
     def calibration(self, observations: int) -> Calibration:
         """What was recorded since `start_calibration`."""
         return Calibration(
             tuple(self.weights.sites),
-            self.buffers.amax.cpu(),
+            self.buffers.amax.to("cpu", copy=True),
             self.weights.fingerprint,
             observations,
         )
 
     def saturation(self) -> list[Saturation]:
         """Sites that left their FP8 range in monitored calls since the last report."""
-        rows = scales.saturated(
-            self.weights.sites, self.buffers.amax.cpu(), self.buffers.scales.cpu()
-        )
-        self.buffers.amax.zero_()
-        for row in rows[:3]:
-            log.warning("FP8 saturation at %s: %.3g > %.3g", row.site, row.largest, row.limit)
-        return rows
+        with self._lock:
+            return self.monitor.report()
 
     def close(self) -> None:
         """Free device memory."""
@@ -312,6 +344,8 @@ class CudaEngine:
                 "denoise_stage",
                 "launches",
                 "_inputs",
+                "_kept",
+                "_steering",
             ):
                 if hasattr(self, name):
                     delattr(self, name)
@@ -326,10 +360,6 @@ class CudaEngine:
         if self.device.type == "cuda":
             return torch.cuda.device(self.device)
         return torch.no_grad()
-
-    def _check_steps(self, steps: int) -> None:
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-            raise BackendError(f"steps is {steps!r}; accepted: 1 to {MAX_STEPS}")
 
     def _load_prompt(self, tokens: Tensor, views: int, slot: int) -> tuple[int, int]:
         n = check_tokens(tokens, self.max_prompt_tokens, self.weights.config.vocab)
@@ -353,15 +383,9 @@ class CudaEngine:
         else:
             horizon = check_noise(noise, A, ACTION_ROWS)
             b.noise[:horizon].copy_(noise, non_blocking=True)
-        d = 0
-        if frozen is not None:
-            d = check_noise(frozen, A, horizon)
-            if noise is None:
-                raise BackendError("frozen actions need noise given, not a seed")
-            b.noise[:d].copy_(frozen, non_blocking=True)
-        if d != self._frozen:
-            b.frozen.fill_(d)
-            self._frozen = d
+        if frozen is not None and noise is None:
+            raise BackendError("frozen actions need noise given, not a seed")
+        self._steering.freeze(frozen, horizon)
         return horizon
 
     def _tables(self, steps: int) -> modulation.Modulation:
@@ -370,47 +394,25 @@ class CudaEngine:
                 self._modulation[steps] = modulation.build(self.weights, steps)
         return self._modulation[steps]
 
-    def _mark(self, which: int) -> None:
-        if self._events is not None:
-            self._events[which].record()
-
     # parts ------------------------------------------------------------------------------------
 
-    def _cached_context(
-        self,
-        views: list[View],
-        kinds: tuple[tuple[str, int, int], ...],
-        tokens: Tensor,
-        bucket: int,
-        slot: int,
-        camera_keys: Sequence[Hashable],
-    ) -> None:
-        """Encode only what changed since the last call, then prefill."""
-        if len(camera_keys) != len(views):
-            raise BackendError(f"{len(camera_keys)} camera keys for {len(views)} images")
-        for camera, (view, key) in enumerate(zip(views, camera_keys, strict=True)):
-            if key is not None and key == self._camera_keys[camera]:
-                continue
-            self._inputs.load(camera, view)
-            kind = view.kind
+    def _run(self, key: Hashable, launch: Callable[[], None], parts: Sequence[str]) -> None:
+        """Replay or capture; with the monitor on, now and then the recording form."""
 
-            def encode(camera: int = camera, kind: tuple[str, int, int] = kind) -> None:
-                self.launches.camera(camera, kind)
-                self.context_stages.vision(camera, 1)
+        def recording() -> None:
+            self.context_stages.monitor = True
+            try:
+                launch()
+            finally:
+                self.context_stages.monitor = False
 
-            self.graphs.run(("camera", camera, kind), encode)
-            self._camera_keys[camera] = key
-        prompt_key = (len(views), tuple(tokens.tolist()))
-        if prompt_key != self._prompt_key:
-            self.graphs.run(
-                ("prompt", len(views), bucket, slot),
-                lambda: self.launches.prompt(len(views), bucket, slot),
-            )
-            self._prompt_key = prompt_key
-        self.graphs.run(
-            ("prefill", len(views), bucket, slot),
-            lambda: self.launches.prefill(len(views), bucket, slot),
-        )
+        if self._observing:
+            self.graphs.run((key, "observing"), recording)
+            return
+        due = self.monitor.due(parts)
+        self.graphs.run(key, launch, recording if self.monitor.every else None, due)
+        if due:
+            self.monitor.drain(parts)
 
     def _calibrate_here(
         self,

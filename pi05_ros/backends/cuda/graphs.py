@@ -20,7 +20,7 @@ class Graphs:
     def __init__(self, device: torch.device, limit: int = 64) -> None:
         self.device = device
         self.limit = limit
-        self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, list[torch.cuda.CUDAGraph]] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def __len__(self) -> int:
@@ -35,25 +35,38 @@ class Graphs:
 
     def replay(self, key: Hashable) -> None:
         """Replay a captured graph."""
-        self._graphs[key].replay()
+        self._graphs[key][0].replay()
 
     def clear(self) -> None:
         """Forget all graphs."""
         self._graphs.clear()
 
-    def run(self, key: Hashable, launch: Callable[[], None]) -> None:
-        """Replay the graph of `key` on the current stream; capture it from `launch` at first."""
-        if self.device.type != "cuda":
-            launch()
-            return
-        graph = self._graphs.get(key)
-        if graph is None:
-            graph = self.capture(key, launch)
-        else:
-            self._graphs.move_to_end(key)
-        graph.replay()
+    def run(
+        self,
+        key: Hashable,
+        launch: Callable[[], None],
+        twin: Callable[[], None] | None = None,
+        use_twin: bool = False,
+    ) -> None:
+        """Replay the graph of `key` on the current stream; capture it from `launch` at first.
 
-    def capture(self, key: Hashable, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        A `twin` is another form of the same work. It is captured along, so that its first use is
+        not slower than others, and replayed in place of the graph where `use_twin` is set.
+        """
+        forms = [launch] if twin is None else [launch, twin]
+        if self.device.type != "cuda":
+            forms[-1 if use_twin else 0]()
+            return
+        graphs = list(self._graphs.get(key, ()))
+        while len(graphs) < len(forms):
+            graphs.append(self.capture(forms[len(graphs)]))
+        self._graphs[key] = graphs
+        self._graphs.move_to_end(key)
+        while len(self._graphs) > self.limit:
+            self._graphs.popitem(last=False)
+        graphs[1 if use_twin else 0].replay()
+
+    def capture(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Run once (compiles kernels, makes library workspaces), then record.
 
         The capture mode is thread-local: another thread may use CUDA meanwhile.
@@ -69,7 +82,4 @@ class Graphs:
                 graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
             ):
                 launch()
-        self._graphs[key] = graph
-        while len(self._graphs) > self.limit:
-            self._graphs.popitem(last=False)
         return graph

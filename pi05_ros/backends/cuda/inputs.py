@@ -134,3 +134,9 @@ def check_noise(noise: Tensor, action_dim: int, most: int) -> int:
     if not 1 <= noise.shape[0] <= most:
         raise BackendError(f"noise has horizon {noise.shape[0]}; accepted: 1 to {most}")
     return noise.shape[0]
+
+
+def check_steps(steps: int, most: int) -> None:
+    """Raise BackendError unless `steps` is a whole number from 1 to `most`."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+        raise BackendError(f"steps is {steps!r}; accepted: 1 to {most}")

@@ -79,11 +79,11 @@ class Calibration:
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise BackendError(f"{path}: no calibration that can be read: {error}") from error
 
-    def amax_for(self, sites: list[str], fingerprint: str) -> Tensor:
-        """Magnitudes in the order of an engine's sites.
+    def amax_for(self, sites: list[str], fingerprint: str, quantised: list[bool]) -> Tensor:
+        """Magnitudes in the order of an engine's sites; 0 where the input is not `quantised`.
 
         Raises:
-            BackendError: made for other weights, or a site is missing.
+            BackendError: made for other weights, or a site is missing or was not in FP8 then.
 
         """
         if fingerprint != self.fingerprint:
@@ -95,7 +95,14 @@ class Calibration:
         missing = [site for site in sites if site not in known]
         if missing:
             raise BackendError(f"the calibration lacks {len(missing)} sites, first {missing[0]!r}")
-        return torch.tensor([known[site] for site in sites])
+        unseen = [s for s, used in zip(sites, quantised, strict=True) if used and not known[s] > 0]
+        if unseen:
+            raise BackendError(
+                f"the calibration has no magnitudes for {len(unseen)} sites that are FP8 here, "
+                f"first {unseen[0]!r}; run pi05 calibrate with this precision"
+            )
+        pairs = zip(sites, quantised, strict=True)
+        return torch.tensor([known[site] if used else 0.0 for site, used in pairs])
 
 
 @dataclass(frozen=True)

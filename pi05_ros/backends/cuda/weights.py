@@ -8,7 +8,8 @@ Changes, all exact up to rounding:
   expert gate and up rows alternate. A tile of neighbouring columns then holds complete pairs.
 - Patch embedding: ``[D, 3 * 14 * 14]`` padded to a multiple of 16 columns, FP16 (pixels are k/255:
   three more bits than BF16, free).
-- FP8: e4m3 with one scale per output channel, amax / 448.
+- FP8: e4m3 with one scale per output channel, amax / 448. Under "fp8-w8a16" only the weights are
+  e4m3, their inputs stay 16-bit.
 - The last prefix layer keeps only k and v; its attention and MLP feed nothing.
 """
 
@@ -42,11 +43,12 @@ class Linear:
     scale: Tensor | None
     bias: Tensor | None
     site: int
+    wide_input: bool = False  # W8A16
 
     @property
     def fp8(self) -> bool:
-        """Whether the weight, and so the input, is e4m3."""
-        return self.weight.dtype == FP8
+        """Whether the input is e4m3, as the weight is then too."""
+        return self.weight.dtype == FP8 and not self.wide_input
 
 
 @dataclass
@@ -88,6 +90,7 @@ class Weights:
     config: Pi05Config
     precision: Precision
     sites: list[str]
+    quantised: list[bool]  # per site: whether its input is e4m3, so that its scale matters
     patch: Linear
     positions: Tensor  # float32 [P, D]
     vision: list[VisionLayer]
@@ -144,17 +147,28 @@ def alternate(first: Tensor, second: Tensor) -> Tensor:
 class _Packer:
     def __init__(self, release: bool) -> None:
         self.sites: list[str] = []
+        self.quantised: list[bool] = []
         self.release = release
         self.fingerprint = Fingerprint()
 
-    def linear(self, site: str, kind: str, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    def linear(
+        self,
+        site: str,
+        kind: str,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        source: tuple[Tensor, ...] = (),
+    ) -> Linear:
+        """Pack one matrix; `source`: what the fingerprint takes where the layout may differ."""
         self.sites.append(site)
-        self.fingerprint.add(site, weight)
+        self.quantised.append(kind == "fp8")
+        for part in source or (weight,):
+            self.fingerprint.add(site, part)
         index = len(self.sites) - 1
         bias = None if bias is None else bias.float()
-        if kind == "fp8":
+        if kind in ("fp8", "fp8-w8a16"):
             q, scale = quantise(weight)
-            return Linear(q.contiguous(), scale, bias, index)
+            return Linear(q.contiguous(), scale, bias, index, wide_input=kind != "fp8")
         if bias is not None:
             bias = bias.to(half(weight.device))
         return Linear(weight.to(half(weight.device), copy=True).contiguous(), None, bias, index)
@@ -187,6 +201,7 @@ def pack(
             config=model.config,
             precision=precision,
             sites=packer.sites,
+            quantised=packer.quantised,
             patch=patch,
             positions=positions,
             vision=vision,
@@ -280,7 +295,8 @@ def _prefix(model: Pi05, kind: str, packer: _Packer, fused: bool) -> list[Prefix
             packed.out = packer.linear(f"prefill.{i}.out", kind, attention.o_proj.weight)
             pair = (mlp.gate_proj.weight, mlp.up_proj.weight)
             both = (alternate(*pair) if fused else torch.cat(pair)).float() * norm2
-            packed.gate_up = packer.linear(f"prefill.{i}.gate_up", kind, both)
+            name, source = f"prefill.{i}.gate_up", (*pair, norm2)
+            packed.gate_up = packer.linear(name, kind, both, source=source)
             del both
             packed.down = packer.linear(f"prefill.{i}.down", kind, mlp.down_proj.weight)
         layers.append(packed)

@@ -35,9 +35,16 @@ from pi05_ros.backends.cuda.kernels.common import gelu_tanh, pdl_trigger, pdl_wa
 def _prefetch_rows(
     w_ptr, ROWS: tl.constexpr, K: tl.constexpr, SLICE: tl.constexpr, LINE: tl.constexpr
 ):
-    """Ask L2 for ``[ROWS, SLICE]`` at w_ptr, rows K apart: one request per 128-byte line."""
-    lines = tl.arange(0, ROWS * SLICE // LINE)
-    pointers = w_ptr + (lines // (SLICE // LINE)) * K + (lines % (SLICE // LINE)) * LINE
+    """Ask L2 for ``[ROWS, SLICE]`` at w_ptr, rows K apart: one request per 128-byte line.
+
+    Widths that are no power of two (small models) ask for the last line several times.
+    """
+    PER_ROW: tl.constexpr = triton.cdiv(SLICE, LINE)
+    COUNT: tl.constexpr = ROWS * PER_ROW
+    lines = tl.arange(0, triton.next_power_of_2(COUNT))
+    if triton.next_power_of_2(COUNT) != COUNT:
+        lines = tl.minimum(lines, COUNT - 1)
+    pointers = w_ptr + (lines // PER_ROW) * K + (lines % PER_ROW) * LINE
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
         "=r,l",
@@ -85,7 +92,10 @@ def _tile_gemm(
     SLICE: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """``a[:rows] @ w[n0:n0+BN].T`` over SLICE of the K columns, in FP32, ``[BM, BN]``."""
+    """``a[:rows] @ w[n0:n0+BN].T`` over SLICE of the K columns, in FP32, ``[BM, BN]``.
+
+    e4m3 weights against a 16-bit `a` (W8A16) become 16-bit here, which is exact.
+    """
     m = tl.arange(0, BM)
     n = n0 + tl.arange(0, BN)
     k = tl.arange(0, BK)
@@ -95,7 +105,7 @@ def _tile_gemm(
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     for i in tl.range(0, SLICE, BK, num_stages=STAGES):
         a = tl.load(a_ptrs + i, mask=live, other=0.0)
-        w = tl.load(w_ptrs + i)
+        w = tl.load(w_ptrs + i).to(a_ptr.dtype.element_ty)
         acc = tl.dot(a, w, acc)
     return acc
 
@@ -106,6 +116,13 @@ def _row_sums(ss_ptr, BM: tl.constexpr, PARTS: tl.constexpr):
     p = tl.arange(0, triton.next_power_of_2(PARTS))
     m = tl.arange(0, BM)
     return tl.load(ss_ptr + p[:, None] * BM + m[None, :], mask=(p < PARTS)[:, None], other=0.0)
+
+
+@triton.jit
+def _normed(acc, sums, scale, bias, D: tl.constexpr):
+    """Norm behind the product: ``acc * r * scale + bias``, r from the sums of squares."""
+    r = tl.rsqrt(tl.sum(sums, axis=0) / D + 1e-6)
+    return acc * r[:, None] * scale[None, :] + bias
 
 
 @triton.jit
@@ -173,8 +190,7 @@ def qkv_rope(
 
     sums = _row_sums(ss_ptr, BM, PARTS)
     acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, D, D, STAGES)
-    r = tl.rsqrt(tl.sum(sums, axis=0) / D + 1e-6)
-    acc = acc * r[:, None] * scale[None, :] + bias
+    acc = _normed(acc, sums, scale, bias, D)
     first, second = tl.split(tl.reshape(acc, (BM, PAIRS, 2)))
     rotated = first * cos - second * sin
     second = second * cos + first * sin
@@ -230,8 +246,7 @@ def gate_up(
 
     sums = _row_sums(ss_ptr, BM, PARTS)
     acc = _tile_gemm(a_ptr, w_ptr, n0, horizon, BM, BN, BK, D, D, STAGES)
-    r = tl.rsqrt(tl.sum(sums, axis=0) / D + 1e-6)
-    acc = acc * r[:, None] * scale[None, :] + bias
+    acc = _normed(acc, sums, scale, bias, D)
     gate, up = tl.split(tl.reshape(acc, (BM, BN // 2, 2)))
     hidden = gelu_tanh(gate) * up
     column = n0 // 2 + tl.arange(0, BN // 2)
@@ -335,6 +350,9 @@ def euler_step(
     amax_ptr,
     source_ptr,
     result_ptr,
+    target_ptr,
+    weight_ptr,
+    clock_ptr,
     step,
     steps,
     dt,
@@ -345,6 +363,7 @@ def euler_step(
     PARTS: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
+    GUIDED: tl.constexpr,
     PDL: tl.constexpr,
     MONITOR: tl.constexpr,
 ):
@@ -353,6 +372,9 @@ def euler_step(
     final adaRMS -> action_out -> Euler step on the FP32 state ``[BM, A]`` -> action_in -> x,
     mirror and row sum for layer 0. FIRST has only the second half (state = source: the noise),
     LAST only the first (result = state). Frozen rows keep their state.
+    GUIDED (real-time chunking, LeRobot's form without the Jacobian): the estimate of the clean
+    chunk is pulled towards target ``[BM, A]`` by weight ``[BM]``; clock ``[steps, 2]`` holds the
+    flow time and the gain of each step.
     """
     m = tl.program_id(0)
     action = tl.arange(0, A)
@@ -377,6 +399,12 @@ def euler_step(
             w = tl.load(out_w_ptr + action[:, None] * D + col[None, :])
             velocity += tl.sum(w * y[None, :], axis=1)
         state = tl.load(state_ptr + m * A + action)
+        if GUIDED:
+            time = tl.load(clock_ptr + 2 * step)
+            gain = tl.load(clock_ptr + 2 * step + 1)
+            clean = state - time * velocity
+            pull = tl.load(weight_ptr + m) * (tl.load(target_ptr + m * A + action) - clean)
+            velocity -= gain * pull
         state = tl.where(frozen, state, state - dt * velocity)
     if LAST:
         tl.store(result_ptr + m * A + action, state)

@@ -1,0 +1,147 @@
+"""Supervision of FP8 inputs at run time: now and then a call records magnitudes.
+
+Recording costs atomics in every kernel, so it has graphs of its own and happens in every N-th
+call. What was found comes back through a copy that nobody waits for; it is looked at in a later
+call or when somebody asks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pi05_ros.backends.cuda import scales
+from pi05_ros.backends.cuda.scales import Saturation
+from pi05_ros.backends.engine import EngineHealth
+
+log = logging.getLogger("pi05_ros.cuda")
+
+RECENT = 10  # monitored calls that a warning is kept for
+
+
+class _Transfer:
+    """Host copy of the magnitudes and scales of one part's sites, on its way or arrived."""
+
+    def __init__(self, sites: slice, count: int, device: torch.device) -> None:
+        self.sites = sites
+        self.event = torch.cuda.Event() if device.type == "cuda" else None
+        self.host = torch.empty(2, count, pin_memory=self.event is not None)
+        self.under_way = False
+
+    def start(self, amax: Tensor, scale: Tensor) -> None:
+        """Enqueue the copy behind the call, and clear the cells for the next one."""
+        self.host[0].copy_(amax[self.sites], non_blocking=True)
+        self.host[1].copy_(scale[self.sites], non_blocking=True)
+        amax[self.sites].zero_()
+        if self.event is not None:
+            self.event.record()
+        self.under_way = True
+
+    def arrived(self) -> bool:
+        """Whether there is something to look at, which may be asked from any thread."""
+        return self.under_way and (self.event is None or self.event.query())
+
+
+class Monitor:
+    """Counts calls, says which of them record, and keeps what they found.
+
+    Args:
+        every: every how many calls of a part one is recorded; 0 switches it off.
+        sites: names of the FP8 sites in the order of `amax`.
+        amax: largest magnitude of each site, float32 on the device.
+        scale: scale of each site.
+
+    """
+
+    def __init__(self, every: int, sites: Sequence[str], amax: Tensor, scale: Tensor) -> None:
+        self.every = every
+        self._sites = list(sites)
+        self._amax, self._scale = amax, scale
+        first = next((i for i, s in enumerate(sites) if s.startswith("denoise.")), len(sites))
+        ranges = {"context": slice(0, first), "denoise": slice(first, len(sites))}
+        self._transfers = {
+            part: _Transfer(span, span.stop - span.start, amax.device)
+            for part, span in ranges.items()
+        }
+        self._calls = dict.fromkeys(ranges, 0)
+        self.recorded = 0
+        self.saturated = 0
+        self._recent: deque[list[Saturation]] = deque(maxlen=RECENT)
+        self._unreported: dict[str, Saturation] = {}
+        self._lock = threading.Lock()  # diagnostics ask from a thread of their own
+
+    def due(self, parts: Sequence[str]) -> bool:
+        """Count a call of "context", "denoise" or both; whether it is to record."""
+        self.poll()
+        if not self.every:
+            return False
+        for part in parts:
+            self._calls[part] += 1
+        return self._calls[parts[-1]] % self.every == 0
+
+    def drain(self, parts: Sequence[str]) -> None:
+        """Enqueue the way back of what the call just enqueued records."""
+        for part in parts:
+            transfer = self._transfers[part]
+            if not transfer.under_way:
+                transfer.start(self._amax, self._scale)
+
+    def poll(self) -> None:
+        """Look at copies that have arrived; waits for nothing."""
+        with self._lock:
+            for transfer in self._transfers.values():
+                if transfer.arrived():
+                    amax, scale = transfer.host
+                    found = scales.saturated(self._sites[transfer.sites], amax, scale)
+                    transfer.under_way = False
+                    self._take(found)
+
+    def report(self) -> list[Saturation]:
+        """Sites found out of range since the last report, worst first; waits for copies."""
+        for transfer in self._transfers.values():
+            if transfer.under_way and transfer.event is not None:
+                transfer.event.synchronize()
+        self.poll()
+        rows = sorted(self._unreported.values(), key=lambda row: row.limit / row.largest)
+        self._unreported.clear()
+        return rows
+
+    def health(self) -> EngineHealth:
+        """Counters, and a warning while one of the last monitored calls left the range."""
+        self.poll()
+        if not self.every:
+            return EngineHealth({"fp8_monitor": "off"})
+        values = {
+            "fp8_monitored_calls": str(self.recorded),
+            "fp8_saturated_calls": str(self.saturated),
+        }
+        with self._lock:
+            recent = list(self._recent)
+        found = [row for rows in recent for row in rows]
+        if not found:
+            return EngineHealth(values)
+        worst = min(found, key=lambda row: row.limit / row.largest)
+        calls = sum(bool(rows) for rows in recent)
+        values["fp8_worst_site"] = worst.site
+        return EngineHealth(
+            values,
+            f"FP8 saturation in {calls} of the last {len(recent)} monitored calls, worst at "
+            f"{worst.site} ({worst.largest:.3g} > {worst.limit:.3g}); renew the scales with "
+            "pi05 calibrate",
+        )
+
+    def _take(self, found: list[Saturation]) -> None:
+        self.recorded += 1
+        self.saturated += bool(found)
+        self._recent.append(found)
+        for row in found:
+            known = self._unreported.get(row.site)
+            if known is None or row.largest > known.largest:
+                self._unreported[row.site] = row
+        for row in found[:3]:
+            log.warning("FP8 saturation at %s: %.3g > %.3g", row.site, row.largest, row.limit)

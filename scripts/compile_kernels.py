@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Compile the cuda backend's kernels for devices that are not there.
+
+    python scripts/compile_kernels.py [--capability 80 89 90 100 120] [--precision bf16 fp8 ...]
+
+Runs the launch sequences of all stages at full width (few layers) with a driver that only
+compiles, and checks the shared memory of each kernel against the device's. Tile sizes are those
+of tuning/default.json, or of the file given. Needs Triton 3.6 and torch, no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pi05_ros.backends.cuda import buffers, modulation, stage, tuning, weights
+from pi05_ros.backends.cuda.context import ContextStages
+from pi05_ros.backends.cuda.denoise import DenoiseStage
+from pi05_ros.backends.cuda.inputs import Inputs
+from pi05_ros.backends.cuda.launches import Launches
+from pi05_ros.backends.engine import Precision
+from pi05_ros.model import Pi05, Pi05Config
+
+# Largest shared memory of one program, KiB (CUDA C++ programming guide, compute capabilities).
+SHARED_KIB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99}
+PRECISIONS = {
+    "bf16": Precision("bf16", "bf16", "bf16"),
+    "fp8": Precision("bf16", "fp8", "fp8"),
+    "fp8-vision": Precision("fp8", "fp8", "fp8"),
+    "fp8-w8a16": Precision("bf16", "fp8", "fp8-w8a16"),
+}
+
+
+class CompileOnly:
+    """What Triton asks of a driver before it compiles."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        """The device that is not there."""
+        return self.target
+
+    def get_current_device(self) -> int:
+        """Key of Triton's cache of kernels in this process."""
+        return self.target.arch
+
+    def get_current_stream(self, device: int) -> int:
+        """Never used."""
+        return 0
+
+
+@contextmanager
+def compiling(capability: int) -> Iterator[dict[str, int]]:
+    """Launches only compile; yields kernel name -> most shared memory in bytes."""
+    shared: dict[str, int] = {}
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        used = kernel.metadata.shared
+        shared[self.__name__] = max(used, shared.get(self.__name__, 0))
+        if used > 1024 * SHARED_KIB[capability]:
+            raise RuntimeError(
+                f"{self.__name__}: {used / 1024:.0f} KiB of shared memory, "
+                f"capability {capability} has {SHARED_KIB[capability]}"
+            )
+        return kernel
+
+    matmul = stage.Stage.matmul
+    driver.set_active(CompileOnly(capability))
+    JITFunction.run = compile_only
+    stage.Stage.matmul = lambda *_, **__: None
+    try:
+        yield shared
+    finally:
+        JITFunction.run, stage.Stage.matmul = run, matmul
+
+
+def small(config: Pi05Config) -> Pi05Config:
+    """Full widths, two layers, a short vocabulary."""
+    return dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, num_hidden_layers=2),
+        vlm=dataclasses.replace(config.vlm, depth=2),
+        expert=dataclasses.replace(config.expert, depth=2),
+        vocab=512,
+    )
+
+
+def run_stages(model: Pi05, precision: Precision, values: tuning.Tuning, monitor: bool) -> None:
+    """Every launch of one inference, twice: plain and guided."""
+    packed = weights.pack(model, precision, fused_gate_up=values.flag("fused_gate_up"))
+    memory = buffers.Buffers(packed, 3, 200, 1, torch.device("cpu"))
+    context = ContextStages(packed, memory, values, values.flag("dependent_launch"))
+    context.monitor = monitor
+    context.processors = 128
+    flow = DenoiseStage(packed, memory, values, context)
+    launches = Launches(context, Inputs(torch.device("cpu"), model.config.vision.image_size))
+    table = modulation.build(packed, 2)
+    for views, bucket in ((2, 32), (3, 200)):
+        launches.context((("frame", 480, 640),) * views, bucket, 0)
+        for horizon in (10, 50):
+            rows = views * memory.tokens + bucket
+            flow.run(horizon, table, memory.slots[0], rows)
+            flow.run(horizon, table, memory.slots[0], rows, guided=True)
+    launches.context((("pixels", 224, 224),), 32, 0)
+    launches.noise(50)
+
+
+def main() -> int:
+    """Exit 1 if a kernel does not compile or does not fit."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--capability", type=int, nargs="+", default=[80, 89, 90, 100, 120])
+    parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
+    parser.add_argument("--tuning", type=Path, help="tuning file merged over default.json")
+    parser.add_argument("--monitor", action="store_true", help="with recording of magnitudes")
+    args = parser.parse_args()
+    bf16 = lambda device: torch.bfloat16  # noqa: E731 - the type a GPU would get
+    weights.half = buffers.half = bf16
+    model = Pi05(small(Pi05Config.preset("pi05")), torch.bfloat16, device="meta")
+    model = model.to_empty(device="cpu").requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.data.fill_(0.01)
+    default = json.loads((tuning.FOLDER / "default.json").read_text())
+    over = json.loads(args.tuning.read_text()) if args.tuning else {}
+    values = tuning.Tuning(tuning.merge(default, over), "compile_kernels")
+    failed = False
+    for capability in args.capability:
+        for name in args.precision:
+            if capability < 89 and name != "bf16":
+                continue
+            begin = time.perf_counter()
+            try:
+                with compiling(capability) as shared:
+                    run_stages(model, PRECISIONS[name], values, args.monitor)
+            except Exception as error:
+                failed = True
+                print(f"capability {capability}, {name}: {str(error).strip().splitlines()[-1]}")
+                continue
+            largest = max(shared, key=lambda kernel: shared[kernel])
+            print(
+                f"capability {capability}, {name}: {len(shared)} kernels, at most "
+                f"{shared[largest] / 1024:.0f} KiB of shared memory ({largest}), "
+                f"{time.perf_counter() - begin:.0f} s"
+            )
+    print(f"Triton {triton.__version__}: {'FAILED' if failed else 'all compile'}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The saturation monitor of the cuda backend: counting, reports, warnings. No GPU."""
+
+from __future__ import annotations
+
+import torch
+
+from pi05_ros.backends.cuda.monitor import RECENT, Monitor
+
+SITES = ["prefill.0.qkv", "prefill.0.down", "denoise.0.qkv"]
+
+
+def make(every):
+    amax, scale = torch.zeros(3), torch.ones(3)
+    return amax, Monitor(every, SITES, amax, scale)
+
+
+def test_every_nth_call_of_a_part_is_due():
+    _, monitor = make(3)
+    both = ("context", "denoise")
+    assert [monitor.due(both) for _ in range(6)] == [False, False, True] * 2
+    assert [monitor.due(("denoise",)) for _ in range(3)] == [False, False, True]
+    _, off = make(0)
+    assert not any(off.due(both) for _ in range(5))
+    assert off.health().values == {"fp8_monitor": "off"}
+
+
+def test_findings_are_reported_once_and_warned_of_until_calls_are_clean_again():
+    amax, monitor = make(1)
+    amax[1], amax[2] = 900.0, 500.0
+    monitor.drain(("context",))
+    assert amax.tolist() == [0, 0, 500]  # the denoising of another frame may be under way
+    assert [row.site for row in monitor.report()] == ["prefill.0.down"]
+    assert monitor.report() == []
+    health = monitor.health()
+    assert health.values["fp8_saturated_calls"] == "1"
+    assert "worst at prefill.0.down (900 > 448)" in health.warning
+    for _ in range(RECENT):
+        monitor.drain(("context",))
+        monitor.poll()
+    assert monitor.health().warning == ""
+    assert monitor.health().values["fp8_monitored_calls"] == str(RECENT + 1)
+    monitor.drain(("denoise",))
+    assert [row.site for row in monitor.report()] == ["denoise.0.qkv"]
