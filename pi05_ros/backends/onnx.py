@@ -20,7 +20,7 @@ import torch
 
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.artifacts import find_calibration, graphs_for
+from pi05_ros.backends.tensorrt.artifacts import find_calibration, given_graphs, graphs_for
 from pi05_ros.backends.tensorrt.export import DTYPES, QUANTISED, stage_precision
 from pi05_ros.backends.tensorrt.identity import weights_id
 from pi05_ros.backends.tensorrt.mlp_only import join_runners
@@ -42,6 +42,12 @@ def usable() -> tuple[bool, str]:
     return True, f"onnxruntime {onnxruntime.__version__}"
 
 
+def _has_cuda() -> bool:
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
 class OrtRunner:
     """One exported stage in an ONNX Runtime session."""
 
@@ -54,7 +60,7 @@ class OrtRunner:
         options.intra_op_num_threads = threads or torch.get_num_threads()
         providers = ["CPUExecutionProvider"]
         if device.type == "cuda":
-            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            if not _has_cuda():
                 raise BackendError(
                     "this onnxruntime has no CUDA provider; install onnxruntime-gpu or use "
                     "device cpu"
@@ -113,7 +119,7 @@ def create(
     horizon: int,
     max_prompt_tokens: int,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     graphs: str | Path | None = None,
     calibration: str | Path | None = None,
     cache: str | Path | None = None,
@@ -127,8 +133,10 @@ def create(
         views: camera slots.
         horizon: action steps.
         max_prompt_tokens: prompt slots.
-        device: "cpu" or a CUDA device.
-        graphs: folder with exported graphs (`pi05 export`); None exports into the cache.
+        device: "cpu" or a CUDA device; None takes the model's, or the CPU if this onnxruntime has
+            no CUDA.
+        graphs: folder with exported graphs (`pi05 export`), which then decide what precision
+            "auto" means; None exports into the cache.
         calibration: folder of a calibration (`pi05 quantize`) for fp8; None takes the newest of
             this checkpoint.
         cache: root of the cache folder.
@@ -141,21 +149,22 @@ def create(
     works, why = usable()
     if not works:
         raise BackendError(f"backend onnx cannot be used: {why}")
-    resolved, activation = choose_precision(precision)
     shapes = StageShapes.of(model.config, views, max_prompt_tokens, horizon)
     root = Path(cache) if cache is not None else None
     identity = weights_id(model)
+    if graphs is not None:
+        folder = Path(graphs)
+        document = given_graphs(folder, identity, shapes, precision)
+        return engine_of(model, shapes, folder, document, device, threads)
+    resolved, activation = choose_precision(precision)
     quantised = [
         stage
         for stage, word in (("prefill", resolved.prefill), ("denoise_step", resolved.denoise))
         if word == "fp8"
     ]
-    ranges = None
-    if quantised and graphs is None:
-        ranges = find_calibration(identity, calibration, root)
-    given = Path(graphs) if graphs else None
+    ranges = find_calibration(identity, calibration, root) if quantised else None
     folder, document = graphs_for(
-        model, identity, shapes, activation, ranges, given, root, quantised or QUANTISED
+        model, identity, shapes, activation, ranges, root, quantised or QUANTISED
     )
     return engine_of(model, shapes, folder, document, device, threads)
 
@@ -165,11 +174,16 @@ def engine_of(
     shapes: StageShapes,
     folder: Path,
     document: dict[str, Any],
-    device: torch.device | str,
+    device: torch.device | str | None = None,
     threads: int | None = None,
 ) -> StagedEngine:
-    """Make the engine of exported graphs; ``document`` is their ``export.json``."""
-    where = torch.device(device)
+    """Make the engine of exported graphs; ``document`` is their ``export.json``.
+
+    ``device`` and ``threads`` are as in `create`.
+    """
+    where = model.device if device is None else torch.device(device)
+    if device is None and not _has_cuda():
+        where = torch.device("cpu")
     activation = document["activation"]
     graphs = {
         name: OrtRunner(folder / f"{name}.onnx", where, threads)
@@ -184,5 +198,8 @@ def engine_of(
         precision=Precision(**stage_precision(document)),
         dtype=DTYPES[activation],
         device=where,
-        reason=f"{usable()[1]}, {activation} graphs, {document['preset'] or 'not quantised'}",
+        reason=(
+            f"{usable()[1]} on {where.type}, {activation} graphs, "
+            f"{document['preset'] or 'not quantised'}"
+        ),
     )

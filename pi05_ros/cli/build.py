@@ -10,14 +10,16 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
+from pi05_ros.backends.tensorrt.calibration import Calibration
 from pi05_ros.cli.check import PASSED, REFUSED, check_engines
 from pi05_ros.cli.engine_options import (
     add_model_arguments,
     add_sample_arguments,
+    add_steps_argument,
     guarded,
     load_subject,
 )
-from pi05_ros.cli.export import add_precision_arguments, export_subject
+from pi05_ros.cli.export import add_precision_arguments, export_subject, quantised_by
 
 LADDER = (3, 2)  # some releases build broken norm kernels at 3 and above
 
@@ -34,12 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "given, the prefill in fp16)",
     )
     parser.add_argument("--workspace-mib", type=int, default=0, help="scratch memory limit")
-    parser.add_argument("--steps", type=int, default=10, help="flow steps of the check")
+    add_steps_argument(parser)
     parser.add_argument("--no-check", action="store_true", help="engines stay unusable until then")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build; exit code 0 proven, 1 built and refused, 2 not built."""
+    """Build; exit code 0 proven (or built with --no-check), 1 built and refused, 2 not built."""
     return guarded(lambda: _run(args))
 
 
@@ -68,9 +70,16 @@ def ladder(args: argparse.Namespace) -> list[Attempt]:
         rungs.append(Attempt(level, args.prefill, note))
     if args.precision == "fp8" and args.prefill is None:
         tried = " and ".join(map(str, levels))
-        note = f"prefill in FP16: FP8 was refused by its check at optimisation level {tried}"
+        note = f"prefill in FP16: quantised it was refused by its check at level {tried}"
         rungs.append(Attempt(levels[-1], "fp16", note))
     return rungs
+
+
+def needs_fp8(args: argparse.Namespace) -> bool:
+    """Whether the engines need a GPU with FP8; those of an INT8 calibration do not."""
+    if not quantised_by(args):
+        return False
+    return args.calibration is None or Calibration.load(args.calibration).choice.weights == "fp8"
 
 
 class _Bar:
@@ -92,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
     from pi05_ros.backends.tensorrt.binding import require_tensorrt
 
     version = require_tensorrt()
-    device = require_gpu(fp8="fp8" in (args.precision, args.prefill, args.denoise))
+    device = require_gpu(fp8=needs_fp8(args))
     from pi05_ros.backends.tensorrt.compile import BuildFlags
     from pi05_ros.backends.tensorrt.engines import build_engines
 

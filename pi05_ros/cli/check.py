@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from pi05_ros.cli.engine_options import (
     Subject,
     add_model_arguments,
     add_sample_arguments,
+    add_steps_argument,
     collect_samples,
     guarded,
     load_subject,
     show_progress,
 )
-from pi05_ros.cli.export import add_precision_arguments, export_subject
+from pi05_ros.cli.export import add_precision_arguments, export_subject, quantised_by
 
 PASSED, REFUSED = 0, 1
 BACKENDS = ("tensorrt", "onnx", "simulated", "scaled_mm", "torch_tensorrt")
@@ -39,8 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "denoise step compiled by torch-tensorrt (experimental)",
     )
     parser.add_argument("--engine", type=Path, help="engine folder instead of the newest")
-    parser.add_argument("--steps", type=int, default=10, help="flow steps")
-    parser.add_argument("--out", type=Path, help="folder of the report")
+    add_steps_argument(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/check"),
+        help="folder of the report (%(default)s); that of engines always lies with them",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 def golden_samples(args: argparse.Namespace, subject: Subject) -> tuple[list[Any], str]:
     """Samples given on the command line, else those of the calibration; edge cases added."""
-    from pi05_ros.backends.tensorrt.samples import edge_cases, load_samples
+    from pi05_ros.backends.tensorrt.samples import edge_cases, load_samples, require_fit
     from pi05_ros.backends.tensorrt.store import model_folder
 
     if args.observations or args.bag or args.allow_synthetic:
@@ -65,6 +72,7 @@ def golden_samples(args: argparse.Namespace, subject: Subject) -> tuple[list[Any
                 "pi05 quantize first"
             )
         samples, digest = load_samples(found[-1])
+        require_fit(samples, subject.shapes, subject.model.config.vocab)
     return [*samples, *edge_cases(samples, subject.shapes.prompt_tokens)], digest
 
 
@@ -85,7 +93,8 @@ def check_subject(
     reference = reference_engine(subject.model, subject.shapes)
     fake = None
     if document["quantised_stages"]:
-        calibration = find_calibration(subject.weights, args.calibration, args.cache)
+        digest = document.get("calibration")
+        calibration = find_calibration(subject.weights, args.calibration, args.cache, digest)
         fake = reference_engine(
             subject.model,
             subject.shapes,
@@ -107,7 +116,8 @@ def check_subject(
 
 def tell(report: Any, path: Path) -> int:
     """Print the verdict and where the report is."""
-    worst = min((row["cosine"] for row in report.actions if row["cosine"] is not None), default=0)
+    cosines = [row["cosine"] for row in report.actions]
+    worst = math.nan if None in cosines else min(cosines)
     print(f"{'passed' if report.ok else 'REFUSED'}: worst cosine of actions {worst:.6f}")
     for finding in report.failures[:10]:
         print(f"  {finding.item}: {finding.value:.6g}, limit {finding.limit:g}")
@@ -123,17 +133,28 @@ def check_engines(
     ``retry`` says why they are not what was asked for, if so; it stays with the report.
     """
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
-    from pi05_ros.backends.tensorrt.engines import retry_of, write_report
+    from pi05_ros.backends.tensorrt.engines import (
+        HOW_TO,
+        UnprovenEngineError,
+        retry_of,
+        write_report,
+    )
     from pi05_ros.backends.tensorrt.export import read_export
     from pi05_ros.backends.tensorrt.inspector import quantised_products, read_layers
+    from pi05_ros.backends.tensorrt.presets import preset
     from pi05_ros.backends.tensorrt.report import write_files
 
     document = read_export(export)
+    if document["graph_hash"] != engines.document["graph_hash"]:
+        raise UnprovenEngineError(
+            f"the graphs in {export} are not those of the engines any more; {HOW_TO}"
+        )
     facts = {}
+    kind = preset(document["preset"]).weights if document["preset"] else "fp8"
     for stage in engines.graphs:
         expected = quantised_products(str(export / f"{stage}.onnx"))
         text = (engines.folder / f"layers_{stage}.json").read_text(encoding="utf-8")
-        facts[stage] = (read_layers(text, expected), len(expected))
+        facts[stage] = (read_layers(text, expected, kind), len(expected))
     engine = TensorrtEngine(subject.model, engines, _device(subject))
     try:
         report, golden = check_subject(args, subject, engine, document, facts)
@@ -166,11 +187,9 @@ def _device(subject: Subject) -> torch.device:
 def simulated_engine(args: argparse.Namespace, subject: Subject) -> tuple[Any, dict[str, Any]]:
     """A calibration's quantisation simulated in torch, and what it stands for."""
     from pi05_ros.backends.tensorrt.artifacts import find_calibration
-    from pi05_ros.backends.tensorrt.export import QUANTISED
     from pi05_ros.backends.tensorrt.quantize import reference_engine
 
-    words = {"prefill": args.prefill, "denoise_step": args.denoise}
-    stages = [stage for stage in QUANTISED if (words[stage] or args.precision) == "fp8"]
+    stages = quantised_by(args)
     if not stages:
         raise BackendError("nothing to simulate: neither prefill nor denoise is quantised")
     calibration = find_calibration(subject.weights, args.calibration, args.cache)
@@ -191,13 +210,17 @@ def _run(args: argparse.Namespace) -> int:
         return _run_tensorrt(args)
     from pi05_ros.backends.tensorrt.identity import machine_facts
     from pi05_ros.backends.tensorrt.report import write_files, write_json
+    from pi05_ros.backends.tensorrt.store import require_writable
 
+    if args.engine is not None:
+        raise BackendError(f"--engine is for --backend tensorrt, not {args.backend}")
+    require_writable(args.out)
     subject = load_subject(args)
     if args.backend == "onnx":
         from pi05_ros.backends import onnx as backend
 
         folder, document = export_subject(args, subject, None)
-        engine = backend.engine_of(subject.model, subject.shapes, folder, document, "cpu")
+        engine = backend.engine_of(subject.model, subject.shapes, folder, document)
     elif args.backend == "simulated":
         engine, document = simulated_engine(args, subject)
     else:
@@ -214,10 +237,9 @@ def _run(args: argparse.Namespace) -> int:
             "layout": "stages" if whole else "mlp_only",
         }
     report, golden = check_subject(args, subject, engine, document)
-    out = args.out or Path("out/check")
     facts = {"weights": subject.weights, "golden": golden, **machine_facts(subject.model.device)}
-    path = write_files(report, out, facts)
-    write_json(report, out / "check.json", facts)
+    path = write_files(report, args.out, facts)
+    write_json(report, args.out / "check.json", facts)
     return tell(report, path)
 
 
@@ -230,7 +252,7 @@ def _run_tensorrt(args: argparse.Namespace) -> int:
 
     require_tensorrt()
     subject = load_subject(args)
-    folder = args.engine
+    folder = args.engine and args.engine.resolve()
     if folder is None:
         base = model_folder(subject.weights, args.cache) / "engines"
         found = sorted(base.glob("*/key.json"), key=lambda path: path.stat().st_mtime)

@@ -17,13 +17,26 @@ from safetensors.numpy import save_file
 from pi05_ros.backends import BackendError, EngineTimings, Precision
 from pi05_ros.backends.tensorrt.calibration import CalibrationError
 from pi05_ros.backends.tensorrt.pipeline import model_images
-from pi05_ros.backends.tensorrt.samples import Sample, load_samples, synthetic_samples
+from pi05_ros.backends.tensorrt.samples import (
+    Sample,
+    load_samples,
+    require_fit,
+    synthetic_samples,
+)
 from pi05_ros.backends.tensorrt.shapes import StageShapes
-from pi05_ros.model import CheckpointError, Pi05
+from pi05_ros.model import Pi05
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.errors import PolicyError
+from pi05_ros.replay.sources import parse_map
 
 DEFAULT_SAMPLES = 32
+
+
+def positive(text: str) -> int:
+    """Argument type: a whole number from 1."""
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: a whole number from 1")
+    return int(text)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +45,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--robot", help="robot profile: decides cameras, horizon and prompt")
     parser.add_argument("--tokenizer", help="tokenizer file")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--views", type=int, help="camera slots (default: the robot's)")
-    parser.add_argument("--max-prompt-tokens", type=int, help="prompt slots")
+    parser.add_argument("--views", type=positive, help="camera slots (default: the robot's)")
+    parser.add_argument("--max-prompt-tokens", type=positive, help="prompt slots")
     parser.add_argument("--cache", type=Path, help="cache root instead of ~/.cache/pi05_ros/trt")
+
+
+def add_steps_argument(parser: argparse.ArgumentParser) -> None:
+    """How often calibration and checks step through the flow."""
+    parser.add_argument(
+        "--steps", type=positive, default=10, help="flow steps per observation (%(default)s)"
+    )
 
 
 def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +72,10 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", help="prompt of observations that bring none")
     parser.add_argument(
-        "--samples", type=int, default=DEFAULT_SAMPLES, help="observations to take (default 32)"
+        "--samples",
+        type=positive,
+        default=DEFAULT_SAMPLES,
+        help="observations to take (default %(default)s)",
     )
     parser.add_argument(
         "--allow-synthetic",
@@ -152,11 +175,11 @@ def load_observation(path: Path) -> Observation:
     except (SafetensorError, OSError, KeyError) as error:
         raise CalibrationError(f"{path} is not a saved observation: {error}") from None
     images = {name.removeprefix("image."): value for name, value in tensors.items()}
+    stamp = metadata.get("stamp_ns", "0")
+    if not stamp.isdecimal():
+        raise CalibrationError(f"{path} is not a saved observation: stamp_ns is {stamp!r}")
     return Observation(
-        images=images,
-        state=state,
-        prompt=metadata.get("prompt"),
-        stamp_ns=int(metadata.get("stamp_ns", 0)),
+        images=images, state=state, prompt=metadata.get("prompt"), stamp_ns=int(stamp)
     )
 
 
@@ -164,9 +187,10 @@ def collect_samples(args: argparse.Namespace, subject: Subject) -> list[Sample]:
     """Observations from files or bags, as the model sees them.
 
     Raises:
-        CalibrationError: nothing given, or unreadable.
+        CalibrationError: nothing given, unreadable, or not of this robot and checkpoint.
 
     """
+    mapping = parse_map(args.map)
     shapes = subject.shapes
     files = list(_observation_files(args.observations))
     samples: list[Sample] = []
@@ -179,9 +203,9 @@ def collect_samples(args: argparse.Namespace, subject: Subject) -> list[Sample]:
         for path in files:
             if not _is_sample_set(path):
                 recorder.name = str(path)
-                subject.policy.infer(load_observation(path))
+                _infer(subject.policy, path)
         for bag in args.bag:
-            _read_bag(bag, args, subject, recorder)
+            _read_bag(bag, args, mapping, subject, recorder)
     finally:
         subject.policy.engine = engine
     samples += recorder.samples
@@ -197,7 +221,16 @@ def collect_samples(args: argparse.Namespace, subject: Subject) -> list[Sample]:
         raise CalibrationError(
             "no observations: give --observations or --bag (or, for a dry run, --allow-synthetic)"
         )
-    return spread(samples, args.samples)
+    chosen = spread(samples, args.samples)
+    require_fit(chosen, shapes, subject.model.config.vocab)
+    return chosen
+
+
+def _infer(policy: Policy, path: Path) -> None:
+    try:
+        policy.infer(load_observation(path))
+    except PolicyError as error:
+        raise CalibrationError(f"{path} is not an observation of this robot: {error}") from error
 
 
 def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -211,7 +244,10 @@ def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
 def _observation_files(paths: Iterable[Path]) -> Iterable[Path]:
     for path in paths:
         if path.is_dir():
-            yield from sorted(path.glob("*.safetensors"))
+            inside = sorted(path.glob("*.safetensors"))
+            if not inside:
+                raise CalibrationError(f"{path} holds no .safetensors files")
+            yield from inside
         else:
             yield path
 
@@ -225,36 +261,39 @@ def _is_sample_set(path: Path) -> bool:
 
 
 def _read_bag(
-    path: Path, args: argparse.Namespace, subject: Subject, recorder: SampleRecorder
+    path: Path,
+    args: argparse.Namespace,
+    mapping: dict[str, str],
+    subject: Subject,
+    recorder: SampleRecorder,
 ) -> None:
     """Replay a bag offline at a rate that gives the wanted number of observations."""
-    from pi05_ros.replay.bag import Bag, BagError
+    from pi05_ros.replay.bag import Bag
     from pi05_ros.replay.offline import OfflineReplay
     from pi05_ros.replay.run import choose
     from pi05_ros.ros.parameters import PolicyParameters
 
-    mapping = dict(entry.split("=", 1) for entry in args.map if "=" in entry)
     recorder.name = str(path)
-    try:
-        with Bag(path) as bag:
-            chosen = choose(bag, subject.policy.robot, mapping)
-            # A little faster than needed: some ticks find no complete observation.
-            rate = min(10.0, max(0.2, 1.5 * args.samples / max(bag.seconds, 0.1)))
-            parameters = replace(
-                PolicyParameters(), rate_hz=rate, prompt=getattr(args, "prompt", None) or ""
-            )
-            replay = OfflineReplay(bag, chosen.sources, subject.policy, parameters, chosen.roles)
-            for chunk in replay:
-                recorder.name = f"{path} after {chunk.record.received_ns} ns"
-    except BagError as error:
-        raise CalibrationError(str(error)) from None
+    with Bag(path) as bag:
+        chosen = choose(bag, subject.policy.robot, mapping)
+        # A little faster than needed: some ticks find no complete observation.
+        rate = min(10.0, max(0.2, 1.5 * args.samples / max(bag.seconds, 0.1)))
+        parameters = replace(
+            PolicyParameters(), rate_hz=rate, prompt=getattr(args, "prompt", None) or ""
+        )
+        replay = OfflineReplay(bag, chosen.sources, subject.policy, parameters, chosen.roles)
+        for chunk in replay:
+            recorder.name = f"{path} after {chunk.record.received_ns} ns"
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """Run a command; errors a user can cause become one line and exit code 2."""
+    """Run a command; errors a user can cause become one line and exit code 2.
+
+    ValueError: checkpoint, robot, observation, calibration and bag errors.
+    """
     try:
         return action()
-    except (BackendError, CalibrationError, CheckpointError, PolicyError, ValueError) as error:
+    except (BackendError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

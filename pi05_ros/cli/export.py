@@ -10,7 +10,13 @@ from typing import Any
 
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.tensorrt.shapes import LAYOUTS
-from pi05_ros.cli.engine_options import Subject, add_model_arguments, guarded, load_subject
+from pi05_ros.cli.engine_options import (
+    Subject,
+    add_model_arguments,
+    guarded,
+    load_subject,
+    positive,
+)
 
 PRECISIONS = ("fp8", "fp16", "fp32")
 
@@ -39,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_precision_arguments(parser)
     parser.add_argument(
-        "--full-steps", type=int, help="also one graph of all stages with this many steps unrolled"
+        "--full-steps",
+        type=positive,
+        help="also one graph of all stages with this many steps unrolled; needs --out",
     )
     parser.add_argument("--out", type=Path, help="folder instead of the cache")
 
@@ -47,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export, check, print what was found."""
     return guarded(lambda: _run(args))
+
+
+def quantised_by(args: argparse.Namespace) -> list[str]:
+    """Stages that `add_precision_arguments` asks to quantise."""
+    words = {"prefill": args.prefill, "denoise_step": args.denoise}
+    return [stage for stage, word in words.items() if (word or args.precision) == "fp8"]
 
 
 def export_subject(
@@ -57,46 +71,46 @@ def export_subject(
     from pi05_ros.backends.tensorrt.export import export_all
 
     activation = "fp32" if args.precision == "fp32" else "fp16"
-    quantised = []
-    for stage, word in (("prefill", args.prefill), ("denoise_step", args.denoise)):
-        if (word or args.precision) == "fp8":
-            if activation == "fp32":
-                raise BackendError("fp8 stages go with fp16, not with --precision fp32")
-            quantised.append(stage)
+    if activation == "fp32" and (args.prefill or args.denoise):
+        raise BackendError("--prefill and --denoise go with --precision fp8 or fp16, not fp32")
+    quantised = quantised_by(args)
     calibration = None
     if quantised:
         calibration = find_calibration(subject.weights, args.calibration, args.cache)
-    if out is None and full_steps is None:
+    if out is None:
         return graphs_for(
             subject.model,
             subject.weights,
             subject.shapes,
             activation,
             calibration,
-            None,
             args.cache,
             quantised,
             args.layout,
         )
-    folder = out or Path("out/onnx")
     document = export_all(
         subject.model,
         subject.weights,
         subject.shapes,
-        folder,
+        out,
         activation=activation,
         calibration=calibration,
         full_steps=full_steps,
         quantised_stages=quantised,
         layout=args.layout,
     )
-    return folder, document
+    return out, document
 
 
 def _run(args: argparse.Namespace) -> int:
     from pi05_ros.backends.tensorrt.export import require_onnx
+    from pi05_ros.backends.tensorrt.store import require_writable
 
     require_onnx()
+    if args.full_steps and args.out is None:
+        raise BackendError("--full-steps needs --out: the cache is for what backends load")
+    if args.out is not None:
+        require_writable(args.out)
     subject = load_subject(args)
     started = time.perf_counter()
     folder, document = export_subject(args, subject, args.out, args.full_steps)

@@ -9,6 +9,7 @@ from pi05_ros.backends.tensorrt.presets import PRESETS
 from pi05_ros.cli.engine_options import (
     add_model_arguments,
     add_sample_arguments,
+    add_steps_argument,
     collect_samples,
     guarded,
     load_subject,
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--experimental", action="store_true", help="take a preset marked experimental"
     )
-    parser.add_argument("--steps", type=int, default=10, help="flow steps per observation")
+    add_steps_argument(parser)
     parser.add_argument("--out", type=Path, help="folder instead of the cache")
 
 
@@ -44,12 +45,14 @@ def _run(args: argparse.Namespace) -> int:
     from pi05_ros.backends.tensorrt.presets import preset
     from pi05_ros.backends.tensorrt.quantize import calibrate, modelopt_version, require_intent
     from pi05_ros.backends.tensorrt.samples import save_samples
-    from pi05_ros.backends.tensorrt.store import model_folder
+    from pi05_ros.backends.tensorrt.store import model_folder, require_writable
 
     modelopt_version()
     choice = preset(args.preset)
     require_intent(choice, experimental=args.experimental)
     subject = load_subject(args)
+    folder = args.out or model_folder(subject.weights, args.cache) / "quant"
+    require_writable(folder)
     samples = collect_samples(args, subject)
     print(f"{len(samples)} observations, preset {args.preset}")
     calibration = calibrate(
@@ -63,9 +66,8 @@ def _run(args: argparse.Namespace) -> int:
         experimental=args.experimental,
         progress=show_progress,
     )
-    folder = args.out or (
-        model_folder(subject.weights, args.cache) / "quant" / calibration.digest[:16]
-    )
+    if args.out is None:
+        folder /= calibration.digest[:16]
     calibration.save(folder)
     save_samples(folder / "golden.safetensors", samples)
     layers = calibration.info["layers"]

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
+import math
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
-from pi05_ros.backends import Precision
+from pi05_ros.backends import Precision, tensorrt
+from pi05_ros.backends.tensorrt import graph_checks
 from pi05_ros.backends.tensorrt.calibration import CalibrationError
-from pi05_ros.backends.tensorrt.samples import load_samples
+from pi05_ros.backends.tensorrt.samples import load_samples, save_samples
 from pi05_ros.cli import build as build_command
 from pi05_ros.cli.engine_options import load_observation, save_observation, spread
 from pi05_ros.cli.main import main
@@ -119,6 +126,10 @@ def test_refusals_are_one_line_and_exit_code_2(
         (["--observations", *few], "7 observations are too few; at least 8"),
         (["--observations", str(broken)], "cannot be read"),
         (["--bag", str(tmp_path / "nothing")], "nothing"),
+        (["--observations", str(tmp_path)], "broken.safetensors cannot be read"),
+        (["--observations", str(observations.parent)], "holds no .safetensors files"),
+        (["--observations", *few, "--map", "junk"], "'junk' is not NAME=TOPIC"),
+        (["--observations", *few, "--cache", str(broken)], "is not a folder we may write into"),
     ):
         assert main([*words, *extra]) == 2
         error = capsys.readouterr().err
@@ -129,6 +140,132 @@ def test_refusals_are_one_line_and_exit_code_2(
     assert main(["check", CHECKPOINT, "--cache", str(tmp_path)]) == 2
     assert "tensorrt is not installed" in capsys.readouterr().err
     assert main(["build", "no/such/checkpoint", "--cache", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quantize", "--steps", "0"],
+        ["quantize", "--samples", "-2"],
+        ["quantize", "--views", "0"],
+        ["check", "--max-prompt-tokens", "0"],
+        ["export", "--full-steps", "0"],
+    ],
+)
+def test_numbers_must_be_positive(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([words[0], CHECKPOINT, *words[1:]])
+    assert caught.value.code == 2
+    assert "a whole number from 1" in capsys.readouterr().err
+
+
+def _stamp(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    metadata["stamp_ns"] = "noon"
+
+
+def _short_state(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    tensors["state"] = np.zeros(3)
+
+
+def _other_role(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    tensors["image.left"] = tensors.pop("image.base")
+
+
+def _no_list(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    metadata["samples"] = "[3]"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_stamp, "stamp_ns is 'noon'"),
+        (_short_state, "is not an observation of this robot: state is float64 [3]"),
+        (_other_role, "is not an observation of this robot: camera 'left'"),
+        (_no_list, "is not a set of samples"),
+    ],
+)
+def test_bad_observations_are_named(
+    change: Callable[[dict[str, Any], dict[str, str]], None],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture = np.zeros((8, 8, 3), np.uint8)
+    tensors: dict[str, Any] = {"image.base": picture, "state": np.zeros(7)}
+    metadata = {"stamp_ns": "1"}
+    change(tensors, metadata)
+    path = tmp_path / "bad.safetensors"
+    save_file(tensors, path, metadata=metadata)
+    assert main(["quantize", CHECKPOINT, "--observations", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {path}" in error
+    assert message in error
+
+
+def test_samples_of_another_robot_or_checkpoint_are_refused(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, _ = load_samples(next(cache.rglob("golden.safetensors")))
+    path = tmp_path / "golden.safetensors"
+    for change, message in (
+        ({"noise": torch.zeros(50, 32)}, "noise [50, 32], needed is [10, 32]"),
+        ({"images": samples[0].images[:, :, :40]}, "images [2, 3, 40, 56]; accepted: 1 to 2"),
+        ({"images": samples[0].images * math.nan}, "not finite"),
+        ({"tokens": samples[0].tokens + 5000}, "tokens outside the vocabulary of 512"),
+        ({"tokens": samples[0].tokens[:0]}, "0 prompt tokens; accepted: 1 to 200"),
+    ):
+        save_samples(path, [replace(samples[0], **change), *samples[1:]])
+        for command in (["quantize"], ["check", "--backend", "simulated"]):
+            words = [*command, CHECKPOINT, "--cache", str(cache), "--observations", str(path)]
+            assert main(words) == 2
+            error = capsys.readouterr().err
+            assert message in error
+            assert "000.safetensors has" in error
+
+
+def test_failed_export_leaves_nothing(
+    cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "graphs"
+    words = ["export", CHECKPOINT, "--cache", str(cache)]
+    for extra, message in (
+        (["--out", str(out), "--precision", "fp32", "--prefill", "fp16"], "fp8 or fp16, not fp32"),
+        (["--full-steps", "2"], "--full-steps needs --out"),
+    ):
+        assert main([*words, *extra]) == 2
+        assert message in capsys.readouterr().err
+    real = graph_checks.check_graph
+
+    def check_graph(path: Path, expected: Any) -> Any:
+        if path.name == "prefill.onnx":
+            raise graph_checks.GraphError("prefill.onnx breaks 1 rule(s)")
+        return real(path, expected)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graph_checks, "check_graph", check_graph)
+        for index in range(2):  # one of a session's exports is made, later ones are copied
+            graphs = [*words, "--out", str(out), "--max-prompt-tokens", str(90 + index)]
+            assert main(graphs) == 2
+            assert "breaks 1 rule" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_altered_graphs_in_the_cache_are_exported_again(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [CHECKPOINT, "--cache", str(cache), "--precision", "fp16"]
+    assert main(["export", *words]) == 0
+    folder = Path(capsys.readouterr().out.split("written to ")[1].strip())
+    data = folder / "prefill.onnx.data"
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-1] + bytes([whole[-1] ^ 0x40]))
+    main(["check", *words, "--backend", "onnx", "--steps", "1", "--out", str(tmp_path)])
+    assert data.read_bytes() == whole
+    (folder / "export.json").write_text("[]")
+    assert main(["export", *words]) == 0
 
 
 def test_export_then_check_on_onnxruntime(
@@ -213,7 +350,7 @@ def test_prefill_goes_to_fp16_when_no_level_helps(
     retries = [line for line in out.splitlines() if line.startswith("RETRY, ")]
     assert retries == [
         "RETRY, optimisation level 2: 3 was refused by its check",
-        "RETRY, prefill in FP16: FP8 was refused by its check at optimisation level 3 and 2",
+        "RETRY, prefill in FP16: quantised it was refused by its check at level 3 and 2",
     ]
     assert "NOTE: these engines are a second choice, prefill in FP16" in out
     policy = Policy.load(CHECKPOINT, backend="tensorrt", backend_options={"cache": cache})
@@ -223,8 +360,88 @@ def test_prefill_goes_to_fp16_when_no_level_helps(
     # The report says so, also after a check by hand.
     assert main(["check", CHECKPOINT, "--cache", str(cache), "--steps", "2"]) == 0
     newest = max(cache.rglob("check.md"), key=lambda path: path.stat().st_mtime)
-    assert "- second choice: prefill in FP16: FP8 was refused" in newest.read_text()
+    assert "- second choice: prefill in FP16: quantised it was refused" in newest.read_text()
     assert "passed" in newest.read_text().splitlines()[0]
+
+
+def test_int8_for_gpus_without_fp8(
+    install: Callable[..., Any],
+    cache: Path,
+    observations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Built, proven by INT8 kernels, compared with the simulation it was exported from."""
+    from pi05_ros.backends.tensorrt import binding, prove
+
+    easy = prove.Thresholds(actions_mean_abs=1.0)
+    monkeypatch.setattr(prove, "Thresholds", lambda: easy)
+    folder = tmp_path / "int8"
+    quantize = ["quantize", CHECKPOINT, "--cache", str(cache), "--steps", "2"]
+    quantize += ["--observations", str(observations), "--preset", "int8_smoothquant"]
+    assert main([*quantize, "--out", str(folder)]) == 0
+    install()
+    asked: list[bool] = []
+    cpu = binding.require_gpu
+
+    def no_fp8(*, fp8: bool, near: torch.device | None = None) -> torch.device:
+        asked.append(fp8)
+        return cpu(fp8=fp8, near=near)
+
+    monkeypatch.setattr(tensorrt, "require_gpu", no_fp8)
+    runtime = importlib.import_module("pi05_ros.backends.tensorrt.runtime")
+    fake = runtime.PlanFile.layers_json
+    monkeypatch.setattr(
+        runtime.PlanFile, "layers_json", lambda plan: fake(plan).replace("FP8", "Int8")
+    )
+    root = tmp_path / "engines"
+    words = ["build", CHECKPOINT, "--cache", str(root), "--calibration", str(folder)]
+    assert main([*words, "--steps", "2"]) == 0
+    assert not any(asked)
+    (report,) = root.rglob("check.json")
+    facts = json.loads(report.read_text())["inspector"]
+    assert facts["prefill"]["quantised"] == facts["prefill"]["expected"] == 16
+    # The same graphs with kernels of another type are not proven.
+    monkeypatch.setattr(runtime.PlanFile, "layers_json", fake)
+    assert main([*words, "--steps", "2", "--optimization-level", "2", "--prefill", "fp8"]) == 1
+
+
+def test_check_takes_the_calibration_of_the_engines_not_the_newest(
+    install: Callable[..., Any],
+    cache: Path,
+    observations: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = tmp_path / "cache"
+    shutil.copytree(cache, root)
+    shutil.rmtree(next(root.iterdir()) / "engines", ignore_errors=True)
+    install()
+    words = [CHECKPOINT, "--cache", str(root), "--steps", "2"]
+    first = next(root.rglob("calibration.json")).parent
+    assert main(["build", *words, "--calibration", str(first), "--no-check"]) == 0
+    quantize = ["quantize", *words, "--observations", str(observations), "--samples", "8"]
+    assert main([*quantize, "--preset", "fp8_tensor"]) == 0
+    main(["check", *words])
+    (report,) = root.rglob("check.json")
+    ratios = [row["ratio"] for row in json.loads(report.read_text())["layers"]]
+    assert all(0.9 < ratio < 1.1 for ratio in ratios), ratios
+    shutil.rmtree(first)
+    capsys.readouterr()
+    assert main(["check", *words]) == 2
+    assert "is needed and there is none" in capsys.readouterr().err
+
+
+def test_engines_that_are_not_there(
+    install: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install()
+    folder = tmp_path / "engines"
+    assert main(["check", CHECKPOINT, "--engine", str(folder)]) == 2
+    assert "is not a folder with engines" in capsys.readouterr().err
+    assert not folder.exists()
+    assert main(["check", CHECKPOINT, "--engine", str(folder), "--backend", "onnx"]) == 2
+    assert "--engine is for --backend tensorrt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

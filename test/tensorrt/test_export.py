@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from pi05_ros.backends import onnx as onnx_backend
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.onnx import OrtRunner
@@ -147,10 +149,53 @@ def test_damaged_or_foreign_exports_are_refused(tmp_path: Path, graphs_fp16: Pat
     (tmp_path / "export.json").write_text("{")
     with pytest.raises(BackendError, match="damaged"):
         read_export(tmp_path)
+    (tmp_path / "export.json").write_text("[]")
+    with pytest.raises(BackendError, match="not a mapping"):
+        read_export(tmp_path)
     document = read_export(graphs_fp16)
     (tmp_path / "export.json").write_text(json.dumps({**document, "schema": 99}))
     with pytest.raises(BackendError, match="schema 99"):
         read_export(tmp_path)
+
+
+def test_given_graphs_must_be_what_was_asked_for(
+    graphs_fp16: Path, model: Pi05, shapes: StageShapes, tmp_path: Path
+) -> None:
+    sizes = {"views": shapes.views, "horizon": shapes.horizon, "max_prompt_tokens": 12}
+    engine = onnx_backend.create(model, Precision(), graphs=graphs_fp16, **sizes)
+    assert engine.precision == Precision("fp16", "fp8", "fp8")
+    engine.close()
+    for precision, sized, message in (
+        (Precision(prefill="fp16"), sizes, "precision.prefill fp8, needed: fp16"),
+        (Precision(vision="fp32"), sizes, "precision.vision fp16, needed: fp32"),
+        (Precision(), {**sizes, "views": 1}, "have shapes"),
+    ):
+        with pytest.raises(BackendError, match=message):
+            onnx_backend.create(model, precision, graphs=graphs_fp16, **sized)
+    copy = shutil.copytree(graphs_fp16, tmp_path / "graphs")
+    shutil.copy(copy / "vision.onnx", copy / "prefill.onnx")
+    with pytest.raises(BackendError, match=r"prefill\.onnx is not what was exported"):
+        onnx_backend.create(model, Precision(), graphs=copy, **sizes)
+
+
+def test_onnx_runs_where_the_model_is_if_it_can(
+    graphs_fp16: Path, model: Pi05, shapes: StageShapes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.device] = []
+
+    class Runner:
+        def __init__(self, path: Path, device: torch.device, threads: int | None) -> None:
+            seen.append(device)
+
+    cuda = torch.device("cuda", 0)
+    document = read_export(graphs_fp16)
+    monkeypatch.setattr(onnx_backend, "OrtRunner", Runner)
+    monkeypatch.setattr(Pi05, "device", property(lambda model: cuda))
+    for able, expected in ((True, cuda), (False, CPU)):
+        monkeypatch.setattr(onnx_backend, "_has_cuda", lambda able=able: able)
+        engine = onnx_backend.engine_of(model, shapes, graphs_fp16, document)
+        assert engine.device == expected == seen[-1]
+        assert f"on {expected.type}, fp16 graphs" in engine.reason
 
 
 def test_ort_refuses_what_is_no_graph(tmp_path: Path) -> None:

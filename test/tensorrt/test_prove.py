@@ -166,7 +166,7 @@ def test_engine_without_fp8_kernels_is_refused(
     reference: StagedEngine, fake_quant: StagedEngine, samples: list[Sample]
 ) -> None:
     for facts, item in (
-        (EngineFacts(10, 3), "prefill: FP8 products"),
+        (EngineFacts(10, 3), "prefill: quantised products"),
         (EngineFacts(10, 16, half_islands=["softmax_1"]), "softmax or norm in half"),
         (EngineFacts(10, 0, detailed=False), "without layer details"),
     ):
@@ -196,12 +196,19 @@ def test_inspector_reads_both_forms_and_fused_kernels() -> None:
         names = ["/layers/0/q_proj/MatMul", "/layers/0/k_proj/MatMul"]
         assert read_layers(text, names) == EngineFacts(1, 2)
         more = read_layers(text, [*names, "/layers/0/v_proj/MatMul"])
-        assert (more.fp8_matmuls, more.missing_fp8) == (2, ["/layers/0/v_proj/MatMul"])
+        assert (more.quantised, more.missing) == (2, ["/layers/0/v_proj/MatMul"])
     half = {"Format/Datatype": "Row major linear FP16 format"}
     text = json.dumps({"Layers": [_layer("gemm", half, "a"), _layer("SoftMax", half, "b")]})
     facts = read_layers(text, ["a"])
-    assert (facts.fp8_matmuls, facts.half_islands) == (0, ["kernel"])
+    assert (facts.quantised, facts.half_islands) == (0, ["kernel"])
     assert not read_layers(json.dumps({"Layers": ["only a name"]}), ["a"]).detailed
+
+
+def test_inspector_looks_for_the_number_type_that_was_asked_for() -> None:
+    int8 = {"Format/Datatype": "Row major Int8 format"}
+    text = json.dumps({"Layers": [_layer("gemm", int8, "[ONNX Layer: /q_proj/MatMul]")]})
+    assert read_layers(text, ["/q_proj/MatMul"], "int8") == EngineFacts(1, 1)
+    assert read_layers(text, ["/q_proj/MatMul"], "fp8").missing == ["/q_proj/MatMul"]
 
 
 def test_a_name_inside_another_does_not_count() -> None:
@@ -210,7 +217,7 @@ def test_a_name_inside_another_does_not_count() -> None:
         {"Layers": [_layer("kgen", fp8, "[ONNX Layer: /layers/10/q_proj/MatMul_1]")]}
     )
     assert (
-        read_layers(text, ["/layers/1/q_proj/MatMul", "/layers/10/q_proj/MatMul"]).fp8_matmuls == 0
+        read_layers(text, ["/layers/1/q_proj/MatMul", "/layers/10/q_proj/MatMul"]).quantised == 0
     )
 
 

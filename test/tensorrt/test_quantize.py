@@ -226,6 +226,12 @@ def test_damaged_calibrations_are_refused(calibration: Calibration, tmp_path: Pa
     (tmp_path / "amax.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(CalibrationError, match="damaged"):
         Calibration.load(tmp_path)
+    for text in ("[]", '{"format": 1}', '{"preset": "fp8"}', "{"):
+        (tmp_path / "calibration.json").write_text(text)
+        with pytest.raises(CalibrationError, match="damaged"):
+            Calibration.load(tmp_path)
+    with pytest.raises(CalibrationError, match="no calibration in"):
+        Calibration.load(tmp_path / "amax.safetensors")
 
 
 def test_unusable_ranges_are_refused() -> None:

@@ -54,7 +54,9 @@ def create(
     shapes = StageShapes.of(model.config, views, max_prompt_tokens, horizon)
     root = Path(cache) if cache is not None else None
     engines = find_proven(weights_id(model), shapes, precision, device, root)
-    reason = f"TensorRT {version}, engine {engines.folder.name[:12]} with a passing report"
+    preset = engines.document["flags"]["preset"] or "not quantised"
+    name = engines.folder.name[:12]
+    reason = f"TensorRT {version}, engine {name} ({preset}) with a passing report"
     retry = retry_of(engines)
     if retry:
         reason += f"; second choice, {retry}"

@@ -9,9 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.tensorrt.calibration import Calibration, CalibrationError
-from pi05_ros.backends.tensorrt.export import QUANTISED, export_all, read_export
+from pi05_ros.backends.tensorrt.export import (
+    QUANTISED,
+    export_all,
+    read_export,
+    stage_precision,
+    verify_export,
+)
 from pi05_ros.backends.tensorrt.identity import canonical
 from pi05_ros.backends.tensorrt.shapes import StageShapes
 from pi05_ros.backends.tensorrt.store import model_folder
@@ -21,9 +28,18 @@ log = logging.getLogger(__name__)
 
 
 def find_calibration(
-    weights: str, directory: str | Path | None, root: Path | None = None
+    weights: str,
+    directory: str | Path | None,
+    root: Path | None = None,
+    digest: str | None = None,
 ) -> Calibration:
     """The named calibration, or the newest FP8 one of this checkpoint.
+
+    Args:
+        weights: of the checkpoint.
+        directory: folder of a calibration; None searches the cache.
+        root: cache root.
+        digest: of the one that is needed, whatever its preset; None takes any.
 
     Raises:
         BackendError: none there, damaged, or made for other weights.
@@ -32,11 +48,12 @@ def find_calibration(
     if directory is None:
         folder = model_folder(weights, root) / "quant"
         newest = sorted(folder.glob("*/calibration.json"), key=lambda p: p.stat().st_mtime)
-        found = [path for path in newest if _is_fp8(path)]
+        found = [path for path in newest if _fits(path, digest)]
         if not found:
+            what = "an FP8 calibration" if digest is None else f"calibration {digest[:16]}"
             raise BackendError(
-                f"fp8 needs a calibration and there is none in {folder}; make one from recorded "
-                "observations with: pi05 quantize"
+                f"{what} is needed and there is none in {folder}; make one from recorded "
+                "observations with: pi05 quantize, or name its folder with --calibration"
             )
         directory = found[-1].parent
     try:
@@ -49,14 +66,48 @@ def find_calibration(
             f"the calibration in {directory} was made for weights {str(made_for)[:23]}..., not "
             f"for {weights[:23]}...; make one for this checkpoint with: pi05 quantize"
         )
+    if digest not in (None, calibration.digest):
+        raise BackendError(
+            f"the calibration in {directory} is not the one that was exported ({digest[:16]})"
+        )
     return calibration
 
 
-def _is_fp8(path: Path) -> bool:
+def _fits(path: Path, digest: str | None) -> bool:
+    """Whether a calibration.json is the one that is needed: by digest, else any FP8 preset."""
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["preset"]).startswith("fp8")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if digest is not None:
+            return bool(content["digest"] == digest)
+        return str(content["preset"]).startswith("fp8")
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def given_graphs(
+    directory: Path, weights: str, shapes: StageShapes, precision: Precision
+) -> dict[str, Any]:
+    """``export.json`` of a folder of graphs that must fit.
+
+    Raises:
+        BackendError: graphs of other weights, shapes or precision, or altered files.
+
+    """
+    document = read_export(directory)
+    verify_export(directory, document)
+    found = {"weights": document["weights"], "shapes": document["shapes"]}
+    wanted: dict[str, Any] = {"weights": weights, "shapes": shapes.as_dict()}
+    for stage, word in stage_precision(document).items():
+        asked = getattr(precision, stage)
+        found[f"precision.{stage}"] = word
+        wanted[f"precision.{stage}"] = word if asked == "auto" else asked
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise BackendError(
+                f"the graphs in {directory} have {name} {found[name]}, needed: {value}; "
+                "export again with: pi05 export"
+            )
+    return document
 
 
 def graphs_for(
@@ -65,27 +116,14 @@ def graphs_for(
     shapes: StageShapes,
     activation: str,
     calibration: Calibration | None,
-    directory: Path | None,
     root: Path | None = None,
     quantised_stages: Sequence[str] = QUANTISED,
     layout: str = "stages",
 ) -> tuple[Path, dict[str, Any]]:
-    """Folder of exported graphs and their ``export.json``; exported now if not there yet.
+    """Cache folder of exported graphs and their ``export.json``.
 
-    Raises:
-        BackendError: a given folder holds graphs of other weights, shapes or types.
-
+    They are exported now if they are not there yet, or not as they were written.
     """
-    if directory is not None:
-        document = read_export(directory)
-        wanted = {"weights": weights, "shapes": shapes.as_dict(), "activation": activation}
-        for name, value in wanted.items():
-            if document[name] != value:
-                raise BackendError(
-                    f"the graphs in {directory} have {name} {document[name]}, needed: {value}; "
-                    "export again with: pi05 export"
-                )
-        return directory, document
     identity = {
         "shapes": shapes.as_dict(),
         "activation": activation,
@@ -98,9 +136,10 @@ def graphs_for(
     try:
         document = read_export(folder)
         if all(document.get(key) == value for key, value in identity.items()):
+            verify_export(folder, document)
             return folder, document
-    except BackendError:
-        pass
+    except BackendError as error:
+        log.info("%s", error)
     log.info("exporting graphs into %s", folder)
     document = export_all(
         model,

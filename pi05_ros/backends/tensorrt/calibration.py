@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pi05_ros.backends.tensorrt.presets import Preset, preset
+from pi05_ros.backends.tensorrt.store import write_atomically
 
 FORMAT = 1
 
@@ -61,11 +62,15 @@ class Calibration:
         return state.hexdigest()
 
     def save(self, directory: Path) -> None:
-        """Write ``amax.safetensors`` and ``calibration.json``."""
-        directory.mkdir(parents=True, exist_ok=True)
+        """Write ``amax.safetensors`` and ``calibration.json``.
+
+        Raises:
+            BackendError: the disk is full or the folder cannot be written.
+
+        """
         tensors = {f"amax/{name}": value.float().contiguous() for name, value in self.amax.items()}
         tensors |= {f"smooth/{name}": v.float().contiguous() for name, v in self.smooth.items()}
-        save_file(tensors, directory / "amax.safetensors")
+        write_atomically(directory / "amax.safetensors", save(tensors))
         document = {
             "format": FORMAT,
             "preset": self.preset,
@@ -73,7 +78,7 @@ class Calibration:
             **self.info,
         }
         text = json.dumps(document, indent=1, sort_keys=True)
-        (directory / "calibration.json").write_text(text + "\n", encoding="utf-8")
+        write_atomically(directory / "calibration.json", (text + "\n").encode())
 
     @staticmethod
     def load(directory: Path) -> Calibration:
@@ -85,18 +90,23 @@ class Calibration:
         """
         try:
             document = json.loads((directory / "calibration.json").read_text(encoding="utf-8"))
+            name, digest = str(document["preset"]), document["digest"]
             groups: dict[str, dict[str, Tensor]] = {"amax": {}, "smooth": {}}
             with safe_open(directory / "amax.safetensors", framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 - not a dict
-                    group, _, name = key.partition("/")
-                    groups[group][name] = file.get_tensor(key)
+                    group, _, quantizer = key.partition("/")
+                    groups[group][quantizer] = file.get_tensor(key)
         except FileNotFoundError as error:
             raise CalibrationError(
                 f"no calibration in {directory} ({error.filename} is missing); "
                 "make one with: pi05 quantize"
             ) from None
-        except (json.JSONDecodeError, SafetensorError, KeyError, UnicodeDecodeError) as error:
-            raise CalibrationError(f"the calibration in {directory} is damaged: {error}") from None
+        except OSError as error:
+            raise CalibrationError(f"no calibration in {directory}: {error}") from None
+        except (ValueError, SafetensorError, KeyError, TypeError) as error:
+            raise CalibrationError(
+                f"the calibration in {directory} is damaged ({type(error).__name__}: {error})"
+            ) from None
         if document.get("format") != FORMAT:
             raise CalibrationError(
                 f"the calibration in {directory} has format {document.get('format')!r}; "
@@ -104,8 +114,8 @@ class Calibration:
             )
         own = ("format", "digest", "preset")
         known = {key: value for key, value in document.items() if key not in own}
-        result = Calibration(str(document["preset"]), groups["amax"], groups["smooth"], known)
-        if result.digest != document["digest"]:
+        result = Calibration(name, groups["amax"], groups["smooth"], known)
+        if result.digest != digest:
             raise CalibrationError(
                 f"amax.safetensors and calibration.json in {directory} do not belong together"
             )

@@ -15,7 +15,12 @@ import torch
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.tensorrt.binding import require_tensorrt
-from pi05_ros.backends.tensorrt.export import DTYPES, read_export, stage_precision
+from pi05_ros.backends.tensorrt.export import (
+    DTYPES,
+    read_export,
+    stage_precision,
+    verify_export,
+)
 from pi05_ros.backends.tensorrt.identity import engine_key, key_document, machine_facts
 from pi05_ros.backends.tensorrt.prove import REPORT_SCHEMA, Report
 from pi05_ros.backends.tensorrt.room import require_room
@@ -23,6 +28,7 @@ from pi05_ros.backends.tensorrt.shapes import StageShapes, graphs_of, stage_spec
 from pi05_ros.backends.tensorrt.store import (
     model_folder,
     private_folder,
+    require_private,
     sha256_file,
     write_atomically,
 )
@@ -69,14 +75,6 @@ class EngineSet:
         return Precision(**self.document["flags"]["precision"])
 
 
-def _verify_export(export: Path, document: dict[str, Any]) -> None:
-    for stage, entry in document["stages"].items():
-        for name, digest in ((f"{stage}.onnx", "sha256"), (f"{stage}.onnx.data", "data_sha256")):
-            path = export / name
-            if not path.is_file() or sha256_file(path) != entry[digest]:
-                raise BackendError(f"{path} is not what was exported; export again: pi05 export")
-
-
 def build_engines(
     export: Path,
     flags: BuildFlags,
@@ -106,7 +104,7 @@ def build_engines(
     from pi05_ros.backends.tensorrt.runtime import PlanFile
 
     source = read_export(export)
-    _verify_export(export, source)
+    verify_export(export, source)
     document = key_document(
         graph_hash=source["graph_hash"],
         weights=source["weights"],
@@ -147,7 +145,7 @@ def build_engines(
         plans[stage] = sha256_file(target)
     lines.append(time.strftime("finished %Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     write_atomically(folder / "build.log", ("\n".join(lines) + "\n").encode())
-    content = {"key": key, "document": document, "plans": plans, "export": str(export)}
+    content = {"key": key, "document": document, "plans": plans, "export": str(export.resolve())}
     write_atomically(folder / "key.json", json.dumps(content, indent=1, sort_keys=True).encode())
     return EngineSet(folder, document)
 
@@ -177,13 +175,16 @@ def open_set(folder: Path) -> EngineSet:
     """Read an engine folder and check that its plans are the ones that were built.
 
     Raises:
-        UnprovenEngineError: files missing, altered or cut short; key and content disagree.
+        UnprovenEngineError: files missing, altered or cut short; key and content disagree; others
+            may write into the folder.
 
     """
+    if not folder.is_dir():
+        raise UnprovenEngineError(f"{folder} is not a folder with engines; {HOW_TO}")
     try:
-        private_folder(folder)
-    except OSError as error:
-        raise UnprovenEngineError(f"{folder}: {error}") from None
+        require_private(folder)
+    except BackendError as error:
+        raise UnprovenEngineError(str(error)) from None
     content = _read(folder / "key.json", "finished build")
     document, plans = content.get("document"), content.get("plans")
     if not isinstance(document, dict) or not isinstance(plans, dict):
@@ -243,9 +244,7 @@ def write_report(engines: EngineSet, report: Report, golden: str, retry: str = "
     content = {
         **report.as_dict(),
         "key": engine_key(engines.document),
-        "plans": {
-            stage: sha256_file(engines.folder / f"{stage}.plan") for stage in engines.graphs
-        },
+        "plans": _plan_digests(engines),
         "golden": golden,
         "retry": retry,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

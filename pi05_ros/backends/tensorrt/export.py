@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,7 @@ from pi05_ros.backends.tensorrt.shapes import (
     stage_spec,
 )
 from pi05_ros.backends.tensorrt.stages import FullStage, make_stage, modulation_table
-from pi05_ros.backends.tensorrt.store import sha256_file, write_atomically
+from pi05_ros.backends.tensorrt.store import private_folder, sha256_file, write_atomically
 from pi05_ros.model import Pi05
 
 SCHEMA = 1
@@ -168,19 +169,22 @@ def export_module(module: nn.Module, spec: StageSpec, path: Path) -> None:
     tensors = [*module.parameters(), *module.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
     with _quiet_exporter():
-        program = torch.onnx.export(
-            module,
-            example_inputs(spec, device),
-            dynamo=True,
-            opset_version=20,
-            optimize=True,
-            verbose=False,
-            input_names=[t.name for t in spec.inputs],
-            output_names=[t.name for t in spec.outputs],
-            custom_translation_table=_translations(),
-        )
-    if program is None:
-        raise BackendError(f"torch.onnx.export gave nothing for {path.name}")
+        try:
+            program = torch.onnx.export(
+                module,
+                example_inputs(spec, device),
+                dynamo=True,
+                opset_version=20,
+                optimize=True,
+                verbose=False,
+                input_names=[t.name for t in spec.inputs],
+                output_names=[t.name for t in spec.outputs],
+                custom_translation_table=_translations(),
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BackendError(f"torch.onnx.export failed for {path.name}: {reason}") from error
+    assert program is not None  # with dynamo=True it raises instead
     _name_nodes(program.model)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.name + ".data"
@@ -288,7 +292,8 @@ def export_all(
         model: source of weights.
         weights_id: hash of the checkpoint, part of the graph's identity.
         shapes: static shapes.
-        directory: emptied of older exports of the same names.
+        directory: where the files go, all of them or none; older ones of the same names are
+            replaced.
         activation: "fp16" or "fp32".
         calibration: scales for prefill and denoise.
         full_steps: also export the full graph with this many steps.
@@ -323,27 +328,36 @@ def export_all(
         "torch": torch.__version__,
         "stages": {},
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "export.json").unlink(missing_ok=True)  # not valid until all stages are
-    for stage in stages:
-        exported = export_stage(
-            model,
-            stage,
-            shapes,
-            directory,
-            activation=activation,
-            calibration=calibration if stage in taking else None,
-            steps=full_steps or 0,
-        )
-        document["stages"][stage] = {
-            "sha256": sha256_file(exported.path),
-            "data_sha256": sha256_file(exported.path.with_name(exported.path.name + ".data")),
-            "seconds": round(exported.seconds, 2),
-            **exported.report,
-        }
-    document["graph_hash"] = graph_hash(document)
-    text = json.dumps(document, indent=1, sort_keys=True) + "\n"
-    write_atomically(directory / "export.json", text.encode())
+    place = directory.resolve()
+    part = private_folder(place.with_name(f".{place.name}.part"))
+    try:
+        for stage in stages:
+            exported = export_stage(
+                model,
+                stage,
+                shapes,
+                part,
+                activation=activation,
+                calibration=calibration if stage in taking else None,
+                steps=full_steps or 0,
+            )
+            document["stages"][stage] = {
+                "sha256": sha256_file(exported.path),
+                "data_sha256": sha256_file(exported.path.with_name(exported.path.name + ".data")),
+                "seconds": round(exported.seconds, 2),
+                **exported.report,
+            }
+        document["graph_hash"] = graph_hash(document)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "export.json").unlink(missing_ok=True)  # not valid until all files are
+        for path in part.iterdir():
+            path.replace(directory / path.name)
+        text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+        write_atomically(directory / "export.json", text.encode())
+    except OSError as error:
+        raise BackendError(f"cannot write the graphs into {directory}: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return document
 
 
@@ -371,14 +385,25 @@ def read_export(directory: Path) -> dict[str, Any]:
         raise BackendError(
             f"no exported graphs in {directory}; make them with: pi05 export"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise BackendError(f"{path} is damaged ({error}); export again: pi05 export") from None
+    if not isinstance(document, dict):
+        raise BackendError(f"{path} is damaged (not a mapping); export again: pi05 export")
     if document.get("schema") != SCHEMA:
         raise BackendError(
             f"{path} has schema {document.get('schema')!r}, this version reads {SCHEMA}; "
             "export again: pi05 export"
         )
     return document
+
+
+def verify_export(directory: Path, document: dict[str, Any]) -> None:
+    """Raise BackendError unless the files are those that ``export.json`` was written for."""
+    for stage, entry in document["stages"].items():
+        for name, digest in ((f"{stage}.onnx", "sha256"), (f"{stage}.onnx.data", "data_sha256")):
+            path = directory / name
+            if not path.is_file() or sha256_file(path) != entry[digest]:
+                raise BackendError(f"{path} is not what was exported; export again: pi05 export")
 
 
 def stage_precision(document: dict[str, Any]) -> dict[str, str]:

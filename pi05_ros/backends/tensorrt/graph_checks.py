@@ -17,6 +17,8 @@ import onnx
 import torch
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from pi05_ros.backends.errors import BackendError
+
 OPSET = 20
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 CODES = {"fp8": TensorProto.FLOAT8E4M3FN, "int8": TensorProto.INT8}
@@ -65,7 +67,7 @@ LAYOUT_OPS = frozenset(
 )
 
 
-class GraphError(RuntimeError):
+class GraphError(BackendError):
     """A graph broke a rule; the message lists every broken one."""
 
 

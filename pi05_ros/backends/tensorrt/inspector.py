@@ -1,8 +1,8 @@
 """Read TensorRT's engine inspector: are the FP8 kernels really there, is no softmax in half?
 
 Asking for FP8 without Q/DQ nodes, or a builder that drops them, gives an engine that works and
-is not FP8. The JSON differs between releases: 10.x has "Format/Datatype" in one string, 11.x
-splits it. Fused kernels name the ONNX nodes they came from in "Metadata".
+is not FP8; the same goes for INT8. The JSON differs between releases: 10.x has "Format/Datatype"
+in one string, 11.x splits it. Fused kernels name the ONNX nodes they came from in "Metadata".
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-FP8_WORDS = ("fp8", "e4m3")
+CODE_WORDS = {"fp8": ("fp8", "e4m3"), "int8": ("int8",)}
 HALF_WORDS = ("fp16", "half")
 ISLAND_TYPES = ("softmax", "reduce")
 
@@ -23,16 +23,16 @@ class EngineFacts:
 
     Attributes:
         layers: number of layers (kernels).
-        fp8_matmuls: ONNX products that run in a layer with FP8 inputs.
-        missing_fp8: expected ones that do not.
+        quantised: ONNX products that run in a layer with quantised inputs.
+        missing: expected ones that do not.
         half_islands: softmax or reduce layers that read half precision.
         detailed: False if the engine was built without detailed profiling, so nothing is known.
 
     """
 
     layers: int
-    fp8_matmuls: int
-    missing_fp8: list[str] = field(default_factory=list)
+    quantised: int
+    missing: list[str] = field(default_factory=list)
     half_islands: list[str] = field(default_factory=list)
     detailed: bool = True
 
@@ -49,54 +49,54 @@ def _mentions(words: tuple[str, ...], types: list[str]) -> bool:
     return any(word in text for word in words for text in types)
 
 
-def _text(layer: dict[str, Any]) -> str:
-    return f"{layer.get('Name', '')} {layer.get('Metadata', '')}"
-
-
 def _names(layer: dict[str, Any]) -> set[str]:
     """ONNX node names in a layer's description, split at every mark TensorRT puts around them."""
-    text = _text(layer)
+    text = f"{layer.get('Name', '')} {layer.get('Metadata', '')}"
     for mark in ("\x1e", "\x1f", "[ONNX Layer:", "]", "+", ",", "(", ")", "{", "}", " "):
         text = text.replace(mark, "\n")
     return {word.strip() for word in text.splitlines() if word.strip()}
 
 
-def read_layers(text: str, expected_fp8: list[str]) -> EngineFacts:
+def read_layers(text: str, expected: list[str], kind: str = "fp8") -> EngineFacts:
     """Judge one engine.
 
     Args:
         text: JSON of the inspector.
-        expected_fp8: names of the ONNX products that must run in FP8.
+        expected: names of the ONNX products that must run on quantised inputs.
+        kind: their number type, "fp8" or "int8".
 
     """
     document = json.loads(text)
     layers = document.get("Layers", [])
     detailed = [layer for layer in layers if isinstance(layer, dict)]
     if layers and not detailed:
-        return EngineFacts(len(layers), 0, list(expected_fp8), [], detailed=False)
-    fp8_names: set[str] = set()
+        return EngineFacts(len(layers), 0, list(expected), [], detailed=False)
+    named: set[str] = set()
     anonymous = 0
     half_islands = []
     for layer in detailed:
         inputs = list(_types(layer, "Inputs"))
-        kind = str(layer.get("LayerType", "")).lower()
-        if _mentions(FP8_WORDS, inputs):
-            names = {name for name in _names(layer) if name in set(expected_fp8)}
-            fp8_names |= names
-            if not names and ("gemm" in kind or "matmul" in kind or "matrix" in kind):
+        layer_type = str(layer.get("LayerType", "")).lower()
+        if _mentions(CODE_WORDS[kind], inputs):
+            names = _names(layer).intersection(expected)
+            named |= names
+            if not names and any(word in layer_type for word in ("gemm", "matmul", "matrix")):
                 anonymous += 1
-        if any(word in kind for word in ISLAND_TYPES) and _mentions(HALF_WORDS, inputs):
-            half_islands.append(str(layer.get("Name", kind)))
-    missing = [name for name in expected_fp8 if name not in fp8_names]
+        if any(word in layer_type for word in ISLAND_TYPES) and _mentions(HALF_WORDS, inputs):
+            half_islands.append(str(layer.get("Name", layer_type)))
+    missing = [name for name in expected if name not in named]
     # Kernels whose origin is not told count for that many unnamed products.
-    found = min(len(expected_fp8), len(fp8_names) + anonymous)
+    found = min(len(expected), len(named) + anonymous)
     return EngineFacts(
-        len(detailed), found, missing if found < len(expected_fp8) else [], half_islands
+        len(detailed), found, missing if found < len(expected) else [], half_islands
     )
 
 
 def quantised_products(onnx_path: str) -> list[str]:
-    """Names of the products in a graph that read dequantised values."""
+    """Names of the products in a graph whose two sides are quantised.
+
+    Products of which only the weights are (preset w8a16) run in half precision.
+    """
     import onnx
 
     graph = onnx.load(onnx_path, load_external_data=False).graph
@@ -106,5 +106,5 @@ def quantised_products(onnx_path: str) -> list[str]:
     return [
         node.name
         for node in graph.node
-        if node.op_type == "MatMul" and dequantized.intersection(node.input)
+        if node.op_type == "MatMul" and dequantized.issuperset(node.input)
     ]

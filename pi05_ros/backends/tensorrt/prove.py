@@ -194,8 +194,8 @@ def check_engine(
         samples: golden observations and edge cases.
         steps: flow steps.
         thresholds: what refuses; None takes the defaults.
-        inspector: stage -> (facts, number of FP8 products it must have); None where there is no
-            engine to inspect.
+        inspector: stage -> (facts, number of quantised products it must have); None where there
+            is no engine to inspect.
         progress: called with (samples done, samples).
 
     """
@@ -385,9 +385,9 @@ def _judge_inspector(
 ) -> dict[str, dict[str, Any]]:
     facts = {}
     for stage, (found, expected) in inspector.items():
-        facts[stage] = {**asdict(found), "expected_fp8": expected}
+        facts[stage] = {**asdict(found), "expected": expected}
         judge.never(f"{stage}: engine built without layer details", not found.detailed)
         if expected:
-            judge.at_least(f"{stage}: FP8 products", float(found.fp8_matmuls), float(expected))
+            judge.at_least(f"{stage}: quantised products", found.quantised, expected)
         judge.never(f"{stage}: softmax or norm in half precision", bool(found.half_islands))
     return facts

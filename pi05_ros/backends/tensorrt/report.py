@@ -69,7 +69,7 @@ def markdown(report: Report, facts: dict[str, Any]) -> str:
     if report.inspector:
         lines += ["", "## Layers of the engines", ""]
         rows = [{"stage": stage, **found} for stage, found in report.inspector.items()]
-        lines += _table(rows, ["stage", "layers", "fp8_matmuls", "expected_fp8"])
+        lines += _table(rows, ["stage", "layers", "quantised", "expected"])
     lines += ["", "## Limits", ""]
     lines += [f"- {name}: {value}" for name, value in report.as_dict()["thresholds"].items()]
     return "\n".join(lines) + "\n"
@@ -83,7 +83,6 @@ def _plot(report: Report, folder: Path) -> list[str]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    files = []
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6))
     for name in ("keys", "values"):
         rows = [row for row in report.layers if row["tensor"] == name]
@@ -104,8 +103,7 @@ def _plot(report: Report, folder: Path) -> list[str]:
     figure.tight_layout()
     figure.savefig(folder / "check.png", dpi=110)
     pyplot.close(figure)
-    files.append("check.png")
-    return files
+    return ["check.png"]
 
 
 def write_files(report: Report, folder: Path, facts: dict[str, Any]) -> Path:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pi05_ros.backends.tensorrt.calibration import CalibrationError
+from pi05_ros.backends.tensorrt.shapes import StageShapes
+from pi05_ros.backends.tensorrt.store import write_atomically
 from pi05_ros.model import Pi05Config
 
 MINIMUM = 8
@@ -120,8 +122,41 @@ def require_real(
         )
 
 
+def require_fit(samples: Sequence[Sample], shapes: StageShapes, vocabulary: int) -> None:
+    """Samples must fit the stages; sets may come from another robot or checkpoint.
+
+    Raises:
+        CalibrationError: naming the first sample that does not.
+
+    """
+    size, actions = shapes.image_size, (shapes.horizon, shapes.action_dim)
+    for sample in samples:
+        views, tokens = len(sample.images), sample.tokens
+        problem = ""
+        if not 1 <= views <= shapes.views or tuple(sample.images.shape[1:]) != (3, size, size):
+            problem = (
+                f"images {list(sample.images.shape)}; accepted: 1 to {shapes.views} cameras of "
+                f"[3, {size}, {size}]"
+            )
+        elif not torch.isfinite(sample.images).all():
+            problem = "pictures that are not finite"
+        elif tokens.ndim != 1 or not 1 <= len(tokens) <= shapes.prompt_tokens:
+            problem = f"{tokens.numel()} prompt tokens; accepted: 1 to {shapes.prompt_tokens}"
+        elif int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
+            problem = f"tokens outside the vocabulary of {vocabulary}"
+        elif tuple(sample.noise.shape) != actions:
+            problem = f"noise {list(sample.noise.shape)}, needed is {list(actions)}"
+        if problem:
+            raise CalibrationError(f"observation {sample.name} has {problem}")
+
+
 def save_samples(path: Path, samples: Iterable[Sample]) -> str:
-    """Write a set; returns the file's sha256 over the samples' digests."""
+    """Write a set; returns the sha256 over the samples' digests.
+
+    Raises:
+        BackendError: the disk is full or the folder cannot be written.
+
+    """
     tensors: dict[str, Tensor] = {}
     names = []
     state = hashlib.sha256()
@@ -131,8 +166,7 @@ def save_samples(path: Path, samples: Iterable[Sample]) -> str:
         tensors[f"{index:04d}/noise"] = sample.noise.float().contiguous()
         names.append({"name": sample.name, "synthetic": sample.synthetic})
         state.update(sample.digest.encode())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"samples": json.dumps(names)})
+    write_atomically(path, save(tensors, metadata={"samples": json.dumps(names)}))
     return state.hexdigest()
 
 
@@ -158,7 +192,7 @@ def load_samples(path: Path) -> tuple[list[Sample], str]:
             ]
     except FileNotFoundError:
         raise CalibrationError(f"no samples at {path}; make them with: pi05 quantize") from None
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path} is not a set of samples: {error}") from None
     state = hashlib.sha256()
     for sample in samples:

@@ -5,8 +5,8 @@
       onnx/<name>/            vision.onnx prefill.onnx denoise_step.onnx (+ .data) export.json
       engines/<engine key>/   *.plan key.json layers_*.json build.log check.json check.md
 
-Engine plans are code for the GPU, so the folder belongs to the user alone (mode 0700) and is
-never in /tmp. Everything is written to a temporary name and renamed.
+Engine plans are code for the GPU, so their folders belong to the user alone (mode 0700).
+Everything is written to a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -36,10 +36,19 @@ def private_folder(path: Path) -> Path:
     """Make a folder for our user only, or check that it is one.
 
     Raises:
-        BackendError: it belongs to someone else or others may write into it.
+        BackendError: it cannot be made, belongs to someone else, or others may write into it.
 
     """
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise BackendError(f"cannot make {path}: {error.strerror or error}") from None
+    require_private(path)
+    return path
+
+
+def require_private(path: Path) -> None:
+    """Raise BackendError if a folder belongs to someone else or others may write into it."""
     status = path.stat()
     if status.st_uid != os.getuid():
         raise BackendError(f"{path} belongs to another user; engines are not loaded from there")
@@ -48,7 +57,20 @@ def private_folder(path: Path) -> Path:
             f"others may write into {path}; engines are not loaded from there. "
             f"Fix it with: chmod go-w {path}"
         )
-    return path
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a folder that could not be made or written, before hours of work end there.
+
+    Raises:
+        BackendError: it, or the nearest one above that exists, is no folder or not writable.
+
+    """
+    place = path.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise BackendError(f"cannot write {path}: {place} is not a folder we may write into")
 
 
 def sha256_file(path: Path) -> str:
@@ -67,14 +89,16 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         BackendError: the disk is full or the folder cannot be written.
 
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
     except OSError as error:
-        Path(name).unlink(missing_ok=True)
         raise BackendError(f"cannot write {path}: {error.strerror or error}") from None
