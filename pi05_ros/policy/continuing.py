@@ -11,9 +11,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.policy.chunk import ActionChunk
 from pi05_ros.policy.execution.chunk_maker import ChunkMaker, StartedChunk
-from pi05_ros.policy.execution.continuation import DelayEstimator, rows_from
+from pi05_ros.policy.execution.continuation import Continuation, DelayEstimator, rows_from
 from pi05_ros.policy.kv_reuse import make_rule
 from pi05_ros.policy.observation import Observation
 from pi05_ros.policy.policy import Policy
@@ -102,9 +105,20 @@ class ContinuingPolicy:
         )
 
     def warm_up(self) -> Any:
-        """See `Policy.warm_up`."""
+        """See `Policy.warm_up`; a second time with something to continue, if chunks do that."""
         self._maker.reset()
-        return self.policy.warm_up()
+        took_ms = self.policy.warm_up()
+        engine = self._maker.engine
+        if engine.mode != "plain":
+            horizon = self.policy.info.horizon
+            nothing = np.zeros((horizon, self.policy.action_dim), np.float32)
+            engine.steer = Continuation(nothing, left=horizon, delay=1)
+            try:
+                took_ms += self.policy.warm_up()
+            finally:
+                engine.steer = None
+                self._maker.reset()
+        return took_ms
 
     def set_prompt(self, text: str) -> None:
         """See `Policy.set_prompt`."""
@@ -118,6 +132,10 @@ class ContinuingPolicy:
         """Forget, and start the seeds over."""
         self.forget()
         self.policy.reset()
+
+    def health(self) -> EngineHealth:
+        """See `Policy.health`."""
+        return self.policy.health()
 
     def close(self) -> None:
         """See `Policy.close`."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pi05_ros.backends import Engine, Precision
+from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.backends.overlap import overlapped
 from pi05_ros.policy.chunk import ActionChunk, StageTimings
 from pi05_ros.policy.errors import PolicyError
@@ -203,6 +204,11 @@ class Policy:
             prompt=prompt,
         )
 
+    @property
+    def action_dim(self) -> int:
+        """Columns of the model's actions, 32 for pi0.5."""
+        return self._action_dim
+
     def set_prompt(self, text: str) -> None:
         """Prompt of observations that bring none; empty text means the profile's default."""
         self._prompt = text if clean_prompt(text) else None
@@ -275,6 +281,11 @@ class Policy:
             # An overlapping engine has waited for its work; another one may not have.
             denoise_ms = elapsed_ms if self._overlap else self.engine.timings.denoise_ms
             before = prefilled.timings
+            if not self._overlap:  # a device may not have reached the end of prefill then
+                known = self.engine.timings
+                before = dataclasses.replace(
+                    before, vision_ms=known.vision_ms, prefill_ms=known.prefill_ms
+                )
             timings = dataclasses.replace(
                 before, denoise_ms=denoise_ms, model_ms=before.model_ms + elapsed_ms
             )
@@ -317,6 +328,11 @@ class Policy:
             else:
                 repeated(lambda: self.denoise(self.prefill(obs, seed=0)))
         return 1e3 * (time.perf_counter() - start)
+
+    def health(self) -> EngineHealth:
+        """What the engine's supervision of itself has found; from any thread, without waiting."""
+        ask = None if self._closed else getattr(self.engine, "health", None)
+        return EngineHealth() if ask is None else ask()
 
     def close(self) -> None:
         """Free the engine's memory; the policy cannot be used afterwards."""

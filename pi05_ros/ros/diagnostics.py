@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.ros.counters import Statistics
 from pi05_ros.ros.inputs import NS, Inputs, Problem
 from pi05_ros.ros.parameters import PolicyParameters
@@ -26,6 +27,7 @@ class Context:
     backend_reason: str
     precision: str
     device: str
+    health: EngineHealth = field(default_factory=EngineHealth)
 
 
 def _status(
@@ -123,6 +125,7 @@ class Diagnostics:
             "late_chunks": dropped_by.get("late", 0),
             "dropped_chunks": sum(dropped_by.values()),
             "errors": statistics.errors,
+            **context.health.values,
         }
         overlap = context.parameters.overlap
         if overlap:
@@ -144,6 +147,10 @@ class Diagnostics:
         if "fallback from" in context.backend_reason:
             return _status(
                 "inference", context, DiagnosticStatus.WARN, context.backend_reason, values
+            )
+        if context.health.warning:
+            return _status(
+                "inference", context, DiagnosticStatus.WARN, context.health.warning, values
             )
         if newly_skipped:
             text = f"{newly_skipped} ticks without an inference since the last report"

@@ -24,6 +24,7 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.msg import ActionChunk, PolicyStatus
 from pi05_ros.ros import diagnostics, memory, qos, spin
 from pi05_ros.ros.chunk_message import time_msg
@@ -368,6 +369,7 @@ class PolicyNode(LifecycleNode):
             backend_reason=info.backend_reason if info else "",
             precision=precision,
             device=str(info.device) if info else "",
+            health=getattr(self._policy, "health", EngineHealth)(),
         )
         array = self._diagnostics.build(
             context,

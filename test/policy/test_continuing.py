@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.continuing import ContinuingPolicy
 from pi05_ros.policy.execution.continuation import rows_from
@@ -61,6 +62,39 @@ def test_it_stands_in_for_a_policy(policy):
     with pytest.raises(ValueError, match="dynamic"):
         ContinuingPolicy(policy, reuse="x")
     continuing.close()
+
+
+def test_a_policy_that_keeps_few_rows_is_continued_too():
+    short = Policy.load("random:tiny", backend="eager", device="cpu", denoise_steps=2, horizon=6)
+    for mode in ("identity", "trained"):
+        continuing = ContinuingPolicy(short, mode)
+        first = continuing.infer(observation(0), seed=1)
+        assert continuing.infer(observation(2, 1), seed=2).actions.shape == first.actions.shape
+
+
+def test_warm_up_runs_the_steered_flow_too(policy):
+    continuing = ContinuingPolicy(policy, "identity")
+    seen = []
+    denoise = policy.engine.engine.denoise
+
+    def watched(*args, **options):
+        seen.append(options.get("guidance"))
+        return denoise(*args, **options)
+
+    policy.engine.engine.denoise = watched
+    continuing.warm_up()
+    assert [guidance is None for guidance in seen] == [True, False]
+    continuing.infer(observation(0), seed=1)
+    assert seen[-1] is None
+
+
+def test_health_is_the_engine_s(policy):
+    continuing = ContinuingPolicy(policy, reuse="2")
+    assert continuing.health() == EngineHealth()
+    policy.engine.engine.health = lambda: EngineHealth({"a": "1"}, "look")
+    assert continuing.health().warning == "look"
+    continuing.close()
+    assert continuing.health() == EngineHealth()
 
 
 def test_rows_from_a_place_between_rows():

@@ -5,12 +5,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
 
+from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.ros import pacing
 from pi05_ros.ros.chunk_message import float_array, steps_past
+from pi05_ros.ros.counters import Statistics
+from pi05_ros.ros.diagnostics import Context, Diagnostics
 from pi05_ros.ros.domain import free_domain_id
 from pi05_ros.ros.edge_log import EdgeLog
 from pi05_ros.ros.inference import BadChunkError, check
+from pi05_ros.ros.parameters import PolicyParameters
 from pi05_ros.ros.worker import Worker
 
 
@@ -43,6 +48,22 @@ def test_wait_never_exceeds_half_a_period():
 )
 def test_steps_past(age_ms, expected):
     assert steps_past(age_ms * 1_000_000, 0.05, 4) == expected
+
+
+def test_diagnostics_show_what_the_engine_found():
+    def inference(health, backend_reason=""):
+        context = Context(
+            node="/policy", hardware_id="", active=True, state="", parameters=PolicyParameters(),
+            backend="cuda", backend_reason=backend_reason, precision="", device="", health=health,
+        )  # fmt: skip
+        return Diagnostics().build(context, None, Statistics(), 0, 1).status[1]
+
+    found = EngineHealth({"fp8_saturated_calls": "3"}, "FP8 saturation in 1 of the last 10")
+    status = inference(found)
+    assert status.level == DiagnosticStatus.WARN
+    assert status.message.startswith("FP8 saturation")
+    assert ("fp8_saturated_calls", "3") in [(pair.key, pair.value) for pair in status.values]
+    assert inference(EngineHealth({"fp8_saturated_calls": "0"})).level == DiagnosticStatus.OK
 
 
 def test_float_array_is_row_major():

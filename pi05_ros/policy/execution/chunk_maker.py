@@ -84,7 +84,10 @@ class SteeredEngine:
         """What `SteerableEngine.denoise` needs to continue the previous chunk."""
         if self.mode == "plain" or self.steer is None or self.steer.left == 0:
             return {}
-        previous = torch.from_numpy(self.steer.previous)
+        rows, columns = self.steer.previous.shape
+        previous = torch.zeros(max(horizon, rows), columns)  # the policy may keep fewer rows
+        previous[:rows] = torch.from_numpy(self.steer.previous)
+        previous = previous[:horizon]
         if self.mode == "trained":
             return {"frozen": previous[: self.steer.delay]} if self.steer.delay else {}
         weights = guidance_weights(self.schedule, horizon, self.steer.delay, self.steer.left)
