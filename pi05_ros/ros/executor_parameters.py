@@ -1,11 +1,13 @@
-"""Parameters of the executor node: one dataclass names, describes, bounds and defaults them."""
+"""Parameters of the executor node: one dataclass names, describes, bounds and defaults them.
+
+python -m pi05_ros.ros.executor_parameters --markdown     # the table of docs/executor.md
+"""
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, field, fields
-from typing import Any
-
-from rclpy.node import Node
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pi05_ros.policy.execution.executor import ExecutorSettings
 from pi05_ros.policy.execution.strategies import (
@@ -13,91 +15,84 @@ from pi05_ros.policy.execution.strategies import (
     DEFAULT_REPLACE_AFTER,
     STRATEGIES,
 )
-from pi05_ros.ros.parameter_server import descriptor
-from pi05_ros.ros.parameters import ParameterError, Spec
+from pi05_ros.ros import read_only_parameters
+from pi05_ros.ros.parameters import ParameterError, main
+from pi05_ros.ros.read_only_parameters import param, specs_of
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
 
 OUTPUTS = ("trajectory", "forward")
-
-
-def _param(default: Any, text: str, **rules: Any) -> Any:
-    return field(default=default, metadata={"text": text, "rules": rules})
 
 
 @dataclass(frozen=True)
 class ExecutorParameters:
     """Every parameter of the executor node, all read-only."""
 
-    limits_file: str = _param(
+    limits_file: str = param(
         "",
         "YAML with joint_limits as MoveIt writes it: min/max_position, max_velocity, "
         "max_acceleration per joint. Needed unless robot_description is given.",
     )
-    robot_description: str = _param(
+    robot_description: str = param(
         "", "URDF text whose joint limits are used when limits_file is empty."
     )
-    acceleration_time_s: float = _param(
+    acceleration_time_s: float = param(
         0.1,
         "With a URDF, which has no acceleration limits: seconds to reach full velocity.",
         low=0.001,
         high=10.0,
     )
-    joints: tuple[str, ...] = _param(
+    joints: tuple[str, ...] = param(
         (), "Joints in command order; empty: those of the limits, in that order."
     )
-    gripper_joint: str = _param(
+    gripper_joint: str = param(
         "gripper",
         "Joint that is commanded on gripper_controller/commands; empty: none is set apart.",
     )
-    control_rate_hz: float = _param(20.0, "Commands per second.", low=1.0, high=1000.0)
-    output: str = _param(
+    control_rate_hz: float = param(20.0, "Commands per second.", low=1.0, high=1000.0)
+    output: str = param(
         "trajectory",
         "Command type: `trajectory` (joint_trajectory_controller) or `forward` "
         "(forward_command_controller).",
         choices=OUTPUTS,
     )
-    strategy: str = _param(
+    strategy: str = param(
         "replace",
         "Use of overlapping chunks: `replace` after replace_after steps, `ensemble` averages, "
         "`rtc` takes each new chunk at once.",
         choices=STRATEGIES,
     )
-    replace_after: int = _param(
+    replace_after: int = param(
         DEFAULT_REPLACE_AFTER, "Steps executed of a chunk before it is replaced.", low=0, high=1000
     )
-    ensemble_decay: float = _param(
+    ensemble_decay: float = param(
         DEFAULT_ENSEMBLE_DECAY, "m of the weights exp(-m i), i = 0 oldest.", low=0.0, high=100.0
     )
-    max_chunk_age_s: float = _param(
+    max_chunk_age_s: float = param(
         ExecutorSettings.max_chunk_age_s,
         "Chunks whose observation is older are refused.",
         low=0.01,
         high=60.0,
     )
-    max_future_s: float = _param(
+    max_future_s: float = param(
         ExecutorSettings.max_future_s,
         "Chunks that start farther in the future are refused.",
         low=0.0,
         high=60.0,
     )
-    max_state_age_s: float = _param(
+    max_state_age_s: float = param(
         ExecutorSettings.max_state_age_s,
         "Joint states older than this stop the motion.",
         low=0.01,
         high=60.0,
     )
-    allow_random_weights: bool = _param(
+    allow_random_weights: bool = param(
         False, "Execute chunks of random weights. Only for a simulation."
     )
 
 
-def _spec(item: Field[Any]) -> Spec:
-    kind = tuple if isinstance(item.default, tuple) else type(item.default)
-    return Spec(
-        item.name, kind, item.default, item.metadata["text"], True, **item.metadata["rules"]
-    )
-
-
-SPECS = {item.name: _spec(item) for item in fields(ExecutorParameters)}
+SPECS = specs_of(ExecutorParameters)
 
 
 def declare(node: Node) -> ExecutorParameters:
@@ -107,19 +102,14 @@ def declare(node: Node) -> ExecutorParameters:
         ParameterError: a value that is not accepted; the message names the accepted ones.
 
     """
-    values: dict[str, Any] = {}
-    for spec in SPECS.values():
-        override = node._parameter_overrides.get(spec.name)
-        value = spec.default if override is None or override.value is None else override.value
-        if spec.kind is tuple:
-            value = tuple(item for item in value if item)
-        values[spec.name] = spec.convert(value)
-        shown = list(values[spec.name]) or [""] if spec.kind is tuple else values[spec.name]
-        node.declare_parameter(spec.name, shown, descriptor(spec), ignore_override=True)
-    parameters = ExecutorParameters(**values)
+    parameters = read_only_parameters.declare(node, ExecutorParameters)
     if not parameters.limits_file and not parameters.robot_description:
         raise ParameterError(
             "limits_file is empty; accepted: a YAML file with joint_limits, or the parameter "
             "robot_description"
         )
     return parameters
+
+
+if __name__ == "__main__":
+    sys.exit(main(specs=SPECS, node="executor node"))

@@ -366,11 +366,11 @@ def _spec(item: Field[Any]) -> Spec:
 SPECS: dict[str, Spec] = {spec.name: spec for spec in PolicyParameters.specs()}
 
 
-def markdown_table() -> str:
-    """Table of all parameters for the README."""
+def markdown_table(specs: Mapping[str, Spec] = SPECS) -> str:
+    """Table of all parameters of a node for the documentation; the policy node's by default."""
     lines = ["| parameter | type | default | accepted | set while running | what it is |"]
     lines.append("|---|---|---|---|---|---|")
-    for spec in SPECS.values():
+    for spec in specs.values():
         if spec.kind is tuple:
             default = "`['']`"
         elif spec.kind is str:
@@ -385,15 +385,19 @@ def markdown_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description="parameters of the policy node")
-    parser.add_argument("--markdown", action="store_true", help="print the README table")
+def main(
+    argv: list[str] | None = None,
+    specs: Mapping[str, Spec] = SPECS,
+    node: str = "policy node",
+) -> int:
+    """Print the parameters of a node."""
+    parser = argparse.ArgumentParser(description=f"parameters of the {node}")
+    parser.add_argument("--markdown", action="store_true", help="print the documented table")
     args = parser.parse_args(argv)
     if args.markdown:
-        sys.stdout.write(markdown_table())
+        sys.stdout.write(markdown_table(specs))
         return 0
-    for spec in SPECS.values():
+    for spec in specs.values():
         print(f"{spec.name} ({spec.type_name}, default {spec.default!r}) {spec.accepted}")
     return 0
 

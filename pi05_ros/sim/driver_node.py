@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import rclpy
 from PIL import Image as Picture
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -31,7 +30,11 @@ from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.ros import qos
 from pi05_ros.ros.conversion import split_ns, stamp_ns
-from pi05_ros.sim.tasks import TASKS, Referee, task_by_name
+from pi05_ros.ros.parameters import ParameterError
+from pi05_ros.ros.read_only_parameters import declare
+from pi05_ros.sim.driver_parameters import DriverParameters
+from pi05_ros.sim.render import RenderError
+from pi05_ros.sim.tasks import Referee, task_by_name
 from pi05_ros.sim.trajectory import JointPlan
 from pi05_ros.sim.world import CAMERAS, CONTROL_DT, JOINT_NAMES, World
 
@@ -48,35 +51,20 @@ class DriverNode(Node):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("sim_arm", **kwargs)
-        text = {
-            "task": ("pick_red", f"One of {', '.join(TASKS)}, or its prompt."),
-            "seed": (0, "Scene of the first episode; each reset takes the next."),
-            "width": (224, "Width of the pictures."),
-            "height": (224, "Height of the pictures."),
-            "image_rate_hz": (20.0, "Pictures per second and camera."),
-            "joint_rate_hz": (100.0, "Joint states per second, and simulation steps."),
-            "compressed": (False, "Publish JPEG on .../compressed instead of raw pictures."),
-            "publish_clock": (False, "Publish /clock and stamp with simulated time."),
-            "publish_prompt": (True, "Publish the task's words on prompt."),
-            "renderer": ("", "egl, osmesa or ray; empty: the first that works."),
-        }
-        self._p: dict[str, Any] = {}
-        for name, (default, words) in text.items():
-            about = ParameterDescriptor(description=words, read_only=True)
-            self._p[name] = self.declare_parameter(name, default, about).value
-        self.task = task_by_name(self._p["task"])
-        self.world = World(self._p["renderer"] or None)
+        self._p = declare(self, DriverParameters)
+        self.task = task_by_name(self._p.task)
+        self.world = World(self._p.renderer or None)
         self.referee = Referee()
-        self.seed = int(self._p["seed"])
+        self.seed = self._p.seed
         self._elapsed_ns = 0
-        self._step_ns = round(1e9 / self._p["joint_rate_hz"])
-        self._images_every = max(1, round(self._p["joint_rate_hz"] / self._p["image_rate_hz"]))
-        self._watch_every = max(1, round(CONTROL_DT * self._p["joint_rate_hz"]))
+        self._step_ns = round(1e9 / self._p.joint_rate_hz)
+        self._images_every = max(1, round(self._p.joint_rate_hz / self._p.image_rate_hz))
+        self._watch_every = max(1, round(CONTROL_DT * self._p.joint_rate_hz))
         self._ticks = 0
         self.refused = 0
         kind, suffix = (
             (CompressedImage, "image_raw/compressed")
-            if self._p["compressed"]
+            if self._p.compressed
             else (Image, "image_raw")
         )
         self._cameras = {
@@ -87,7 +75,7 @@ class DriverNode(Node):
         self._prompt = self.create_publisher(String, "prompt", qos.LATCHED)
         self._done = self.create_publisher(Bool, "~/task_done", qos.LATCHED)
         self._clock_out = (
-            self.create_publisher(Clock, "/clock", 10) if self._p["publish_clock"] else None
+            self.create_publisher(Clock, "/clock", 10) if self._p.publish_clock else None
         )
         self.create_subscription(
             JointTrajectory,
@@ -114,7 +102,7 @@ class DriverNode(Node):
         self.referee = Referee()
         self._plan = JointPlan(JOINT_NAMES, self.world.targets)
         self._reported: bool | None = None
-        if self._p["publish_prompt"]:
+        if self._p.publish_prompt:
             self._prompt.publish(String(data=self.task.prompt))
         self._report()
 
@@ -157,9 +145,9 @@ class DriverNode(Node):
             self._done.publish(Bool(data=done))
 
     def _publish_image(self, camera: str, stamp: Any) -> None:
-        width, height = self._p["width"], self._p["height"]
+        width, height = self._p.width, self._p.height
         pixels = self.world.render(camera, width, height)
-        if self._p["compressed"]:
+        if self._p.compressed:
             buffer = io.BytesIO()
             Picture.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
             message = CompressedImage(format="jpeg", data=buffer.getvalue())
@@ -201,7 +189,12 @@ def main(args: list[str] | None = None) -> int:
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    node = DriverNode()
+    try:
+        node = DriverNode()
+    except (ParameterError, RenderError) as error:
+        print(f"sim_arm: {error}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 1
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     period = node._step_ns / 1e9
