@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; 0 only if the chunks came at the asked rate."""
+    """Run the demo; 0 if the chunks came at the asked rate, 1 if not, 2 if it cannot run."""
     from pi05_ros.backends.errors import BackendError
     from pi05_ros.replay.live import RosMissingError
     from pi05_ros.replay.processes import ChildError
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         RenderError,
     ) as error:
         print(f"pi05 demo: {error}", file=sys.stderr)
-        return 1
+        return 2
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -52,6 +52,7 @@ def _run(args: argparse.Namespace) -> int:
     from pi05_ros.replay.live import ros_environment
     from pi05_ros.replay.run import choose, robot_of, run_online, write_files
     from pi05_ros.ros.parameters import PolicyParameters
+    from pi05_ros.sim.world import JOINT_NAMES
 
     if not 1.0 <= args.seconds <= 600.0:
         raise BagError(f"--seconds is {args.seconds}; accepted: 1 to 600")
@@ -64,7 +65,15 @@ def _run(args: argparse.Namespace) -> int:
         "threads": args.threads,
     }
     parameters = PolicyParameters.from_values(values)
-    if args.checkpoint.startswith("random:"):
+    robot = robot_of(parameters)
+    lacking = [name for name in robot.state_names if name not in JOINT_NAMES]
+    if lacking:
+        raise BagError(
+            f"robot {robot.name} has {', '.join(lacking)}; the scene has the joints "
+            f"{', '.join(JOINT_NAMES)}"
+        )
+    random = args.checkpoint.startswith("random:")
+    if random:
         print(
             f"The policy has seeded random weights ({args.checkpoint}): what the chunks say means "
             "nothing, how they travel is real."
@@ -85,12 +94,11 @@ def _run(args: argparse.Namespace) -> int:
     if bag.note:
         print(f"         {bag.note}")
     with Bag(path) as opened:
-        chosen = choose(opened, robot_of(parameters), {})
+        chosen = choose(opened, robot, {})
     outcome = run_online(
         path, chosen, values, parameters, args.out, say=lambda text: print(f"replay   {text}")
     )
     summary = outcome.summary
-    random = args.checkpoint.startswith("random:")
     title = f"pi05 demo: {args.checkpoint} on {args.robot}, {args.rate:g} Hz asked, live over DDS"
     title += " (random weights: the values mean nothing)" if random else ""
     written = write_files(outcome, args.out, chosen, path, True, title)

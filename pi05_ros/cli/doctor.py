@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -27,12 +28,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--robot", help="robot profile (name or YAML) to hold joint names against")
     parser.add_argument("--namespace", default="", help="look at topics below this namespace only")
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="time to listen to topics; 0 leaves them out"
+        "--seconds", type=_seconds, default=3.0, help="time to listen to topics; 0 leaves them out"
     )
     parser.add_argument(
-        "--max-age", type=float, default=0.5, help="accepted age of header stamps in seconds"
+        "--max-age", type=_seconds, default=0.5, help="accepted age of header stamps in seconds"
     )
     parser.add_argument("--json", action="store_true", help="machine-readable report")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 3600.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: 0 to 3600")
+    return value
 
 
 def examine(args: argparse.Namespace) -> list[Check]:

@@ -1,7 +1,7 @@
 """`pi05 inspect CHECKPOINT`: what a checkpoint holds, what it means and what is assumed.
 
 Reads headers and JSON files only, so it is as fast on 14 GB as on 2 MB. Exits 1 when the
-checkpoint would not load.
+checkpoint would not load, 2 when the named robot profile cannot be used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from pi05_ros.model import CheckpointError, checkpoint_hash
 from pi05_ros.model.report import WeightReport, describe
-from pi05_ros.policy.errors import PolicyError
+from pi05_ros.policy.errors import PolicyError, RobotProfileError
 from pi05_ros.policy.lerobot import is_lerobot, lerobot_recipe
 from pi05_ros.policy.normalize import Normalizer
 from pi05_ros.policy.profile_yaml import available_robots, load_profile
@@ -33,7 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 1 if the checkpoint would not load."""
+    """Print the report; 1 if the checkpoint would not load, 2 for a robot that is not known."""
+    try:
+        if args.robot is not None:
+            load_profile(args.robot)
+    except RobotProfileError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     try:
         report = inspect(args.checkpoint, args.robot, args.hash)
     except CheckpointError as error:

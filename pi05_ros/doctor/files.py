@@ -7,8 +7,6 @@ from pathlib import Path
 from pi05_ros.doctor.check import Check, Level
 from pi05_ros.policy.errors import PolicyError
 
-RANDOM = "random:"
-
 
 def robot(name: str | None) -> tuple[list[Check], tuple[str, ...]]:
     """The robot profile, and the joint names it asks for."""
@@ -29,7 +27,11 @@ def robot(name: str | None) -> tuple[list[Check], tuple[str, ...]]:
 
 
 def checkpoint(path: str | None) -> list[Check]:
-    """Whether a checkpoint's files are there and whole, from headers alone."""
+    """Whether a checkpoint's files are those of a pi0.5 model and whole, from headers alone."""
+    from pi05_ros.model.errors import CheckpointError
+    from pi05_ros.model.report import describe
+    from pi05_ros.policy.recipe import RANDOM_PREFIX
+
     if path is None:
         return [
             Check(
@@ -39,42 +41,37 @@ def checkpoint(path: str | None) -> list[Check]:
                 "pi05 doctor --checkpoint <directory>",
             )
         ]
-    if path.startswith(RANDOM):
-        known = path in ("random:tiny", "random:pi05")
-        return [
-            Check(
-                "checkpoint",
-                Level.OK if known else Level.FAIL,
-                f"{path}: seeded random weights, must not move a real arm",
-                "" if known else "accepted: random:tiny, random:pi05, or a path",
-            )
-        ]
+    if path.startswith(RANDOM_PREFIX):
+        return [_random(path)]
     place = Path(path).expanduser()
-    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
-    files = [file for file in files if file.is_file() and file.suffix == ".safetensors"]
-    if not files:
-        reason = "does not exist" if not place.exists() else "holds no .safetensors file"
-        return [Check("checkpoint", Level.FAIL, f"{place} {reason}", f"pi05 inspect {place}")]
     try:
-        tensors, values = _count(files)
-    except Exception as error:  # safetensors raises its own kinds
-        return [
-            Check(
-                "checkpoint",
-                Level.FAIL,
-                f"{place} is damaged or incomplete: {error}",
-                "download it again and compare its sha256",
-            )
-        ]
-    text = f"{place}: {tensors} tensors, {values / 1e9:.2f} billion values"
+        found = describe(place)
+    except CheckpointError as error:
+        return [Check("checkpoint", Level.FAIL, str(error), "docs/checkpoints.md: what is read")]
+    count = sum(parameters for _, parameters in found.dtypes.values())
+    text = f"{place}: {found.family} pi0.5, {count / 1e9:.2f} billion parameters"
     return [Check("checkpoint", Level.OK, text, f"pi05 inspect {place} (for every detail)")]
+
+
+def _random(name: str) -> Check:
+    from pi05_ros.policy.loading import PRESETS
+    from pi05_ros.policy.recipe import RANDOM_PREFIX
+
+    preset, _, seed = name.removeprefix(RANDOM_PREFIX).partition(":")
+    if preset in PRESETS and (not seed or seed.isdecimal()):
+        text = f"{name}: seeded random weights, must not move a real arm"
+        return Check("checkpoint", Level.OK, text)
+    accepted = ", ".join(RANDOM_PREFIX + preset for preset in PRESETS)
+    fix = f"accepted: {accepted} (with :<seed> for other weights), or a path"
+    return Check("checkpoint", Level.FAIL, f"{name} is unknown", fix)
 
 
 def tokenizer(path: str | None, checkpoint_path: str | None) -> list[Check]:
     """Whether a tokenizer is found and opens."""
+    from pi05_ros.policy.recipe import RANDOM_PREFIX
     from pi05_ros.policy.tokenizer import load_tokenizer
 
-    real = checkpoint_path is not None and not checkpoint_path.startswith(RANDOM)
+    real = checkpoint_path is not None and not checkpoint_path.startswith(RANDOM_PREFIX)
     place = Path(checkpoint_path).expanduser() if real and checkpoint_path else None
     try:
         found = load_tokenizer(path, place, 2**31)
@@ -90,19 +87,3 @@ def tokenizer(path: str | None, checkpoint_path: str | None) -> list[Check]:
             )
         ]
     return [Check("tokenizer", Level.OK, f"{found.name}, {found.vocab_size} tokens")]
-
-
-def _count(files: list[Path]) -> tuple[int, int]:
-    """Tensors and values of safetensors files."""
-    from safetensors import safe_open
-
-    tensors = values = 0
-    for file in files:
-        with safe_open(file, framework="numpy") as handle:
-            for key in handle.keys():  # noqa: SIM118 - not a dict
-                size = 1
-                for length in handle.get_slice(key).get_shape():
-                    size *= length
-                tensors += 1
-                values += size
-    return tensors, values

@@ -20,9 +20,16 @@ print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "gpu
                   "threads": torch.get_num_threads()}))
 """
 _TENSORRT = """
-import json, tensorrt
+import json
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.tensorrt.binding import require_tensorrt
+try:
+    version = require_tensorrt()
+except BackendError as error:
+    raise SystemExit(str(error))
+import tensorrt
 tensorrt.Builder(tensorrt.Logger())
-print(json.dumps(tensorrt.__version__))
+print(json.dumps(version))
 """
 _RENDER = """
 import json, mujoco
@@ -74,37 +81,23 @@ def torch_and_gpu() -> list[Check]:
 
 
 def tensorrt() -> list[Check]:
-    """TensorRT: optional engines."""
-    if util.find_spec("tensorrt") is None:
-        return [
-            Check("TensorRT", Level.MISSING, "not installed (optional)", "pip install tensorrt")
-        ]
+    """TensorRT: optional engines, of the releases that `pi05 build` takes."""
     try:
         return [Check("TensorRT", Level.OK, str(ask(_TENSORRT)))]
-    except RuntimeError as error:
-        return [
-            Check(
-                "TensorRT",
-                Level.MISSING,
-                f"installed but cannot build: {error}",
-                "pip install --force-reinstall tensorrt (on a machine with an NVIDIA driver)",
-            )
-        ]
+    except RuntimeError as error:  # the text ends with what to install
+        return [Check("TensorRT", Level.MISSING, f"no engines (optional): {error}")]
 
 
 def modelopt() -> list[Check]:
     """NVIDIA ModelOpt: optional quantisation."""
+    from pi05_ros.backends.errors import BackendError
+    from pi05_ros.backends.tensorrt.quantize import modelopt_version
+
     try:
-        return [Check("modelopt", Level.OK, metadata.version("nvidia-modelopt"))]
-    except metadata.PackageNotFoundError:
-        return [
-            Check(
-                "modelopt",
-                Level.MISSING,
-                "not installed (optional)",
-                "pip install nvidia-modelopt",
-            )
-        ]
+        modelopt_version()
+    except BackendError as error:
+        return [Check("modelopt", Level.MISSING, f"optional: {error}")]
+    return [Check("modelopt", Level.OK, metadata.version("nvidia-modelopt"))]
 
 
 def rendering() -> list[Check]:

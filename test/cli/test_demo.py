@@ -27,7 +27,13 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_wrong_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--seconds", "0", "--out", str(tmp_path)]) == 1
-    assert "accepted: 1 to 600" in capsys.readouterr().err
-    assert main(["demo", "--robot", "robby", "--out", str(tmp_path)]) == 1
-    assert "robby" in capsys.readouterr().err
+    for options, text in (
+        (["--seconds", "0"], "accepted: 1 to 600"),
+        (["--rate", "nan"], "rate_hz is nan"),
+        (["--robot", "robby"], "robby"),
+        (["--robot", "droid"], "the scene has the joints joint1"),
+        (["--checkpoint", ""], "checkpoint is empty"),
+    ):
+        assert main(["demo", *options, "--out", str(tmp_path)]) == 2
+        assert text in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pi05_ros.cli.main import main
-from pi05_ros.doctor import files, software, topics
+from pi05_ros.doctor import files, hardware, software, topics
 from pi05_ros.doctor.check import Check, Level, ask, guarded
 
 CAMERA: dict[str, Any] = {
@@ -70,9 +72,14 @@ def test_no_topics_at_all() -> None:
 
 def test_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "torn.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    other = tmp_path / "other.safetensors"
+    save_file({"state": np.zeros(7)}, other)
     levels = {
         None: Level.INFO,
         "random:tiny": Level.OK,
+        "random:tiny:3": Level.OK,
+        "random:tiny:x": Level.FAIL,
+        str(other): Level.FAIL,
         "random:gigantic": Level.FAIL,
         str(tmp_path / "absent"): Level.FAIL,
         str(tmp_path / "torn.safetensors"): Level.FAIL,
@@ -81,6 +88,36 @@ def test_checkpoints(tmp_path: Path) -> None:
     for path, level in levels.items():
         (check,) = files.checkpoint(path)
         assert check.level is level, path
+
+
+def test_optional_packages_are_held_to_the_releases_we_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (check,) = hardware.tensorrt()
+    assert check.level is Level.MISSING
+    assert "pip install tensorrt-cu13" in check.detail
+    (tmp_path / "tensorrt.py").write_text('__version__ = "8.6.1"')
+    root = str(Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), root]))
+    (check,) = hardware.tensorrt()
+    assert check.level is Level.MISSING
+    assert "8.6.1 is not supported" in check.detail
+    assert hardware.modelopt()[0].level is Level.OK
+    import modelopt
+
+    monkeypatch.setattr(modelopt, "__version__", "0.42.0")
+    (check,) = hardware.modelopt()
+    assert check.level is Level.MISSING
+    assert "0.43 is the oldest" in check.detail
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "inf", "soon"])
+def test_times_must_be_times(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--seconds", "--max-age"):
+        with pytest.raises(SystemExit) as caught:
+            main(["doctor", option, value])
+        assert caught.value.code == 2
+        assert "0 to 3600" in capsys.readouterr().err
 
 
 def test_absent_ros_is_named_with_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,11 @@ def test_bare_weights(capsys):
     assert "hash" not in report
 
 
+def test_unknown_robot(capsys):
+    assert main(["inspect", str(DATA), "--robot", "robby"]) == 2
+    assert "robot 'robby' is not known" in capsys.readouterr().err
+
+
 def test_openpi_with_a_robot(capsys, tmp_path):
     directory = write_layout(tmp_path, "openpi mixed", {"action_horizon": 10})
     stats = {"q01": [0.0] * 8, "q99": [1.0] * 8}
