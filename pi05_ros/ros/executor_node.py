@@ -7,7 +7,6 @@ Topics (relative unless noted): in `pi05_policy/action_chunk`, `joint_states`; o
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from pathlib import Path
@@ -17,9 +16,8 @@ import numpy as np
 import rclpy
 from builtin_interfaces.msg import Duration
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
@@ -35,8 +33,8 @@ from pi05_ros.policy.execution.limits import (
     limits_from_yaml,
 )
 from pi05_ros.policy.execution.strategies import make_strategy
-from pi05_ros.ros import qos
-from pi05_ros.ros.conversion import split_ns, stamp_ns
+from pi05_ros.ros import qos, spin
+from pi05_ros.ros.conversion import ConversionError, JointMap, split_ns, stamp_ns
 from pi05_ros.ros.executor_parameters import ExecutorParameters, declare
 from pi05_ros.ros.parameters import ParameterError
 
@@ -64,7 +62,9 @@ class ExecutorNode(Node):
         self._arm = [i for i, name in enumerate(limits.names) if name != p.gripper_joint]
         self._gripper = [i for i, name in enumerate(limits.names) if name == p.gripper_joint]
         self._command = Command(None, "waiting", "not started")
+        self._joint_map = JointMap(limits.names)
         self._bad_states = 0
+        self._last_bad_state = ""
         self._last_ns = 0
         self._latency_ms = float("nan")
         if p.output == "trajectory":
@@ -86,14 +86,17 @@ class ExecutorNode(Node):
         self.create_service(Trigger, "~/stop", self._on_stop)
         self.create_service(Trigger, "~/resume", self._on_resume)
         self.create_timer(settings.period_s, self.tick)
-        self.create_timer(1.0, self.publish_diagnostics)
+        # Monotonic: diagnostics have to say so when simulated time stands still.
+        self.create_timer(
+            1.0, self.publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
 
     def tick(self) -> None:
         """One control period: command, and a diagnostic when the mode changes."""
         now = self.get_clock().now().nanoseconds
         if now < self._last_ns:
-            self.get_logger().warning("the clock jumped back; chunks and commands are forgotten")
-            self.core.reset()
+            self.get_logger().warning("the clock jumped back; chunks and states are forgotten")
+            self.core.rewind()
         self._last_ns = now
         before, self._command = self._command, self.core.tick(now)
         self._send(self._command)
@@ -135,12 +138,16 @@ class ExecutorNode(Node):
         self._latency_ms = (now - chunk.start_ns) / 1e6
 
     def _on_state(self, message: JointState) -> None:
-        positions = dict(zip(message.name, message.position, strict=False))
-        if any(name not in positions for name in self.core.joints):
+        try:
+            positions = self._joint_map.state(message)
+        except ConversionError as error:
             self._bad_states += 1
+            self._last_bad_state = str(error)
             return
         now = self.get_clock().now().nanoseconds
-        self.core.measure(np.array([positions[name] for name in self.core.joints]), now)
+        stamp = stamp_ns(message.header.stamp)
+        # Without a stamp, or with one ahead of this clock, it is as old as its arrival.
+        self.core.measure(positions, min(stamp, now) if stamp > 0 else now)
 
     def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self.core.stop("stop requested")
@@ -184,6 +191,7 @@ class ExecutorNode(Node):
             **{f"refused.{reason.replace(' ', '_')}": n for reason, n in core.refused.items()},
             "last_refused": core.last_refusal,
             "bad_joint_states": self._bad_states,
+            "last_bad_joint_state": self._last_bad_state,
             "observation_to_executor_ms": f"{self._latency_ms:.1f}",
         }
         status = DiagnosticStatus(
@@ -208,20 +216,18 @@ def _limits(parameters: ExecutorParameters) -> JointLimits:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; it brakes before it ends."""
-    stop: list[int] = []
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: stop.append(received))
+    stop = spin.start(args)
+    if stop is None:
+        return 2
     try:
         node = ExecutorNode()
     except (ParameterError, LimitsError) as error:
         print(f"pi05_executor: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 1
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    while not stop:
-        executor.spin_once(timeout_sec=0.1)
+    executor = spin.EnduringExecutor(node)
+    while not stop.is_set():
+        executor.spin_once(0.1)
     node.soft_stop()
     executor.shutdown()
     node.destroy_node()

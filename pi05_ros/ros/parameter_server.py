@@ -7,7 +7,7 @@ default is declared in its place, and configure fails with the remembered line u
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from rcl_interfaces.msg import (
@@ -38,6 +38,18 @@ def descriptor(spec: Spec) -> ParameterDescriptor:
     return result
 
 
+def warn_about_typos(node: Node, names: Collection[str]) -> None:
+    """Log each parameter given at start that is unknown and close to one of the node's names."""
+    for name in node._parameter_overrides:
+        if name in names or node.has_parameter(name):
+            continue
+        close = difflib.get_close_matches(name, names, n=1)
+        if close:
+            node.get_logger().warning(
+                f"parameter '{name}' is unknown and ignored; did you mean '{close[0]}'?"
+            )
+
+
 def _ros_value(value: Any) -> Any:
     # An empty list has no type in ROS; [''] is the usual form of "none".
     return list(value or ("",)) if isinstance(value, tuple) else value
@@ -66,7 +78,7 @@ class ParameterServer:
                 descriptor(spec),
                 ignore_override=True,
             )
-        self._warn_about_typos(overrides)
+        warn_about_typos(node, SPECS)
         self.current = self._read()
         node.add_on_set_parameters_callback(self._validate)
         # Both are absent on Humble: integers for doubles are refused there, and changes are
@@ -93,16 +105,6 @@ class ParameterServer:
         except ParameterError as error:
             self._start_errors[spec.name] = f"parameter {error}"
             return spec.default
-
-    def _warn_about_typos(self, overrides: dict[str, Parameter]) -> None:
-        for name in overrides:
-            if name in SPECS or self._node.has_parameter(name):
-                continue
-            close = difflib.get_close_matches(name, SPECS, n=1)
-            if close:
-                self._node.get_logger().warning(
-                    f"parameter '{name}' is unknown and ignored; did you mean '{close[0]}'?"
-                )
 
     def _read(self, changed: dict[str, Any] | None = None) -> PolicyParameters:
         values = {name: self._node.get_parameter(name).value for name in SPECS}

@@ -1,4 +1,4 @@
-"""Runs one lifecycle node as a process that ends properly on SIGINT and SIGTERM.
+"""Runs a node as a process that outlives bad messages and ends properly on SIGINT and SIGTERM.
 
 With rclpy's own signal handlers the context is gone before on_shutdown could run; so the
 handlers here only set an event, and the node is shut down from the main thread while
@@ -18,6 +18,7 @@ from typing import Protocol
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
+from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 
@@ -28,17 +29,41 @@ class Stoppable(Protocol):
         """Shut down from any state, bounded in time; False if a thread had to be left behind."""
 
 
-def run(
-    make_node: Callable[[threading.Event], LifecycleNode], args: Sequence[str] | None = None
-) -> int:
-    """Spin the node until a signal comes, then shut it down.
+class EnduringExecutor:
+    """Single-threaded executor of one node that outlives the exceptions of callbacks.
+
+    A message that does not deserialise, for example text that is not UTF-8, raises while spinning.
+    Each new reason is logged once.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._executor = SingleThreadedExecutor(context=node.context)
+        self._executor.add_node(node)
+        self._last_error = ""
+
+    def spin_once(self, timeout_s: float) -> None:
+        """Run the next callback that is due within the time, if one is."""
+        try:
+            self._executor.spin_once(timeout_sec=timeout_s)
+        except Exception as error:
+            if str(error) != self._last_error:
+                self._last_error = str(error)
+                self._node.get_logger().error(f"in a callback: {traceback.format_exc()}")
+
+    def shutdown(self) -> None:
+        """Let go of the node."""
+        self._executor.shutdown()
+
+
+def start(args: Sequence[str] | None = None) -> threading.Event | None:
+    """Initialise rclpy and have SIGINT and SIGTERM set the event that is returned.
 
     Args:
-        make_node: gets the event that a signal sets, for long callbacks to look at.
         args: command line with ROS arguments; None takes the process's own.
 
     Returns:
-        Exit code.
+        The event; None if the arguments are wrong, which has been said on stderr.
 
     """
     stop = threading.Event()
@@ -49,21 +74,32 @@ def run(
         )
     except (RuntimeError, ValueError) as error:  # RCLError is a RuntimeError
         print(f"cannot start: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+        return None
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def run(
+    make_node: Callable[[threading.Event], LifecycleNode], args: Sequence[str] | None = None
+) -> int:
+    """Spin a lifecycle node until a signal comes, then shut it down.
+
+    Args:
+        make_node: gets the event that a signal sets, for long callbacks to look at.
+        args: command line with ROS arguments; None takes the process's own.
+
+    Returns:
+        Exit code.
+
+    """
+    stop = start(args)
+    if stop is None:
+        return 2
     node = make_node(stop)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    last_error = ""
+    executor = EnduringExecutor(node)
     while not stop.is_set():
-        try:
-            executor.spin_once(timeout_sec=0.1)
-        except Exception as error:
-            # A message that does not deserialise ends up here; the node has to outlive it.
-            if str(error) != last_error:
-                last_error = str(error)
-                node.get_logger().error(f"in a callback: {traceback.format_exc()}")
+        executor.spin_once(0.1)
     clean = node.end()
     executor.shutdown()
     node.destroy_node()

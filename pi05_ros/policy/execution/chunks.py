@@ -10,6 +10,8 @@ import numpy as np
 from pi05_ros.policy.chunk import ActionMeaning
 
 MAX_HORIZON = 10_000
+MAX_STEP_NS = 10_000_000_000
+"""Longer steps are an error of units: such a chunk would be followed for minutes."""
 
 
 class ChunkRefusedError(ValueError):
@@ -81,7 +83,7 @@ def timed_chunk(
         names: columns of the chunk.
         data: row-major ``[horizon * len(names)]``.
         horizon: steps.
-        step_ns: duration of a step, above 0.
+        step_ns: duration of a step, above 0, at most MAX_STEP_NS.
         start_ns: time of step 0.
         meaning: per column an `ActionMeaning`; absolute positions, deltas to the step before
             and velocities are understood, deltas and velocities only with a reference.
@@ -111,8 +113,10 @@ def timed_chunk(
             f"chunk has {values.size} values and {len(meaning)} meanings for {horizon} steps of "
             f"{n} joints",
         )
-    if step_ns <= 0:
-        raise ChunkRefusedError("step", f"step duration is {step_ns} ns; accepted: above 0")
+    if not 0 < step_ns <= MAX_STEP_NS:
+        raise ChunkRefusedError(
+            "step", f"step duration is {step_ns} ns; accepted: 1 to {MAX_STEP_NS}"
+        )
     if not np.isfinite(values).all():
         raise ChunkRefusedError("not finite", "chunk holds NaN or infinite values")
     order = [columns.index(name) for name in joints]

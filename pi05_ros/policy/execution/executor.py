@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,10 @@ WAITING = "waiting"
 STOPPED = "stopped"
 START_SLACK = 0.02
 """Share of a joint's range by which it may lie outside its limits when commanding starts."""
+FOLLOWING_LAG_S = 0.1
+"""How far an arm may be behind its commands, as a time at full velocity."""
+MAX_REFUSAL_CHARACTERS = 300
+_REPLACED_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,11 @@ class Executor:
         self.last_refusal = ""
         self._policy_id: str | None = None
         self._chunk_id = -1
+        self._end_ns = 0  # of the chunk accepted last
+        self._replaced: deque[str] = deque(maxlen=_REPLACED_KEPT)  # policies followed before
         self._measured: np.ndarray | None = None
         self._measured_ns = 0
+        self._rewound = False
         self._stopped = ""
 
     @property
@@ -91,17 +98,26 @@ class Executor:
         """Last measured joint positions ``[n]``."""
         return self._measured
 
-    def measure(self, positions: np.ndarray, now_ns: int) -> None:
-        """Newest joint positions ``[n]``; not finite ones are ignored."""
+    def measure(self, positions: np.ndarray, taken_ns: int) -> None:
+        """Joint positions ``[n]`` and their time; not finite and older ones are ignored."""
         values = np.asarray(positions, dtype=np.float64)
-        if values.shape == (len(self.joints),) and np.isfinite(values).all():
-            self._measured, self._measured_ns = values, now_ns
+        if values.shape != (len(self.joints),) or not np.isfinite(values).all():
+            return
+        if self._measured is not None and taken_ns < self._measured_ns:
+            return
+        self._measured, self._measured_ns = values, taken_ns
+        if self._rewound and self.filter.position is not None:
+            lag = np.abs(values - self.filter.position)
+            if (lag > self.limits.velocity * FOLLOWING_LAG_S).any():
+                self.filter.position = None  # a simulation that started over: the arm is elsewhere
+        self._rewound = False
 
     def offer(self, chunk: TimedChunk, now_ns: int, random_weights: bool = False) -> None:
         """Take a chunk over, or raise why not.
 
         Raises:
-            ChunkRefusedError: "random weights", "order", "stale", "future"; counted in `refused`.
+            ChunkRefusedError: "random weights", "not finite", "order", "two policies", "stale",
+                "future"; counted in `refused`.
 
         """
         try:
@@ -111,7 +127,10 @@ class Executor:
             raise
         if chunk.policy_id != self._policy_id:
             self.strategy.clear()
+            if self._policy_id is not None:
+                self._replaced.append(self._policy_id)
         self._policy_id, self._chunk_id = chunk.policy_id, chunk.chunk_id
+        self._end_ns = chunk.end_ns
         outside = (chunk.positions < self.limits.lower) | (chunk.positions > self.limits.upper)
         self.clipped += bool(outside.any())
         self.accepted += 1
@@ -120,7 +139,7 @@ class Executor:
     def refuse(self, error: ChunkRefusedError) -> None:
         """Count a chunk that was refused before it got here."""
         self.refused[error.reason] += 1
-        self.last_refusal = str(error)
+        self.last_refusal = str(error)[:MAX_REFUSAL_CHARACTERS]
 
     def stop(self, reason: str) -> None:
         """Brake softly and stay there until `resume`."""
@@ -137,16 +156,23 @@ class Executor:
         self._stopped = ""
         self.strategy.clear()
 
-    def reset(self) -> None:
-        """Forget chunks and commands, for instance after the clock jumped back."""
+    def rewind(self) -> None:
+        """Take note that the clock has jumped back: what was received before counts no more.
+
+        The arm brakes until new joint states and chunks come. It starts from the measured joints
+        again if they are elsewhere then, as in a simulation that started over.
+        """
         self.strategy.clear()
         self._policy_id, self._chunk_id = None, -1
+        self._replaced.clear()
         self._measured = None
-        self.filter.position = None
+        self._rewound = True
 
     def tick(self, now_ns: int) -> Command:
         """Command of this control period; call it once per period."""
         if self.filter.position is None:
+            if self._stopped:
+                return Command(None, STOPPED, self._stopped)
             if self._measured is None:
                 return Command(None, WAITING, "no joint states yet")
             outside = self._outside(self._measured)
@@ -155,12 +181,15 @@ class Executor:
             self.filter.reset(self._measured)
         if self._stopped:
             return Command(self.filter.step(None), STOPPED, self._stopped)
-        if now_ns - self._measured_ns > self.settings.max_state_age_s * 1e9:
+        if (
+            self._measured is None
+            or now_ns - self._measured_ns > self.settings.max_state_age_s * 1e9
+        ):
             self.strategy.clear()
             return Command(self.filter.step(None), HOLDING, "joint states are stale")
         target = self.strategy.target(now_ns)
         if target is None:
-            if self.filter.resting and self.accepted == 0 and self._measured is not None:
+            if self.filter.resting and self.accepted == 0:
                 self.filter.position = None
                 return Command(None, WAITING, self._why("no chunk yet"))
             return Command(self.filter.step(None), HOLDING, self._why("no fresh chunk"))
@@ -193,6 +222,12 @@ class Executor:
         if chunk.policy_id == self._policy_id and chunk.chunk_id <= self._chunk_id:
             raise ChunkRefusedError(
                 "order", f"chunk {chunk.chunk_id} came after {self._chunk_id} of the same policy"
+            )
+        if chunk.policy_id in self._replaced and now_ns < self._end_ns:
+            raise ChunkRefusedError(
+                "two policies",
+                f"policy {chunk.policy_id} was replaced by {self._policy_id}, which is still "
+                "followed; end one of the two",
             )
         age_s = (now_ns - chunk.start_ns) / 1e9
         if age_s > settings.max_chunk_age_s or now_ns >= chunk.end_ns:

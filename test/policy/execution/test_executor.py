@@ -161,13 +161,64 @@ def test_commanding_does_not_start_from_far_outside_the_limits():
     assert started.positions[0] == pytest.approx(2, abs=0.1)
 
 
-def test_a_clock_that_jumped_back_starts_over():
+def test_a_clock_that_jumped_back_brakes_softly_and_takes_new_chunks():
     executor = make()
-    executor.offer(chunk(SECOND, np.zeros((9, 2)), 7), SECOND)
-    run(executor, SECOND, 2)
-    executor.reset()
-    assert executor.tick(0).mode == WAITING
-    executor.offer(chunk(0, np.zeros((9, 2)), 1), 0)
+    executor.offer(chunk(SECOND, np.full((19, 2), 1.0), 7), SECOND)
+    moving = run(executor, SECOND, 4)
+    executor.rewind()
+    blind = executor.tick(0)
+    assert (blind.mode, blind.reason) == (HOLDING, "joint states are stale")
+    braking = run(executor, STEP, 8, state=blind.positions)
+    steps = np.diff([c.positions[0] for c in [*moving, blind, *braking]])
+    assert (np.abs(np.diff(steps)) <= 6 * DT * DT + 1e-9).all()
+    assert steps[-1] == 0
+    executor.offer(chunk(9 * STEP, np.zeros((9, 2)), 1), 9 * STEP)
+    assert run(executor, 9 * STEP, 1)[0].mode == FOLLOWING
+
+
+def test_after_a_jump_back_an_arm_that_is_elsewhere_is_where_commands_start():
+    executor = make()
+    executor.offer(chunk(SECOND, np.full((19, 2), 1.0), 7), SECOND)
+    run(executor, SECOND, 6)
+    executor.rewind()
+    executor.measure(np.array([-0.9, 0.5]), 0)
+    assert executor.tick(0).positions[0] == pytest.approx(-0.9)
+
+
+def test_a_replaced_policy_is_refused_until_the_newer_one_has_fallen_silent():
+    executor = make()
+    for now, number in ((0, 1), (STEP, 2)):
+        executor.offer(chunk(now, np.zeros((4, 2)), number, "old"), now)
+    executor.offer(chunk(2 * STEP, np.ones((4, 2)), 0, "new"), 2 * STEP)
+    for k in (3, 4, 5):
+        with pytest.raises(ChunkRefusedError, match="old was replaced by new"):
+            executor.offer(chunk(k * STEP, np.zeros((4, 2)), k, "old"), k * STEP)
+    assert executor.strategy.target(5 * STEP)[0] == 1
+    assert executor.refused == {"two policies": 3}
+    executor.offer(chunk(6 * STEP, np.zeros((4, 2)), 6, "old"), 6 * STEP)
+
+
+def test_a_stop_before_the_first_command_commands_nothing():
+    executor = make()
+    executor.measure(np.array([0.0, 0.5]), 0)
+    executor.stop("operator")
+    assert executor.tick(0).positions is None
+    assert executor.tick(0).mode == STOPPED
+
+
+def test_older_joint_states_do_not_replace_newer_ones():
+    executor = make()
+    executor.measure(np.array([0.1, 0.5]), 2 * SECOND)
+    executor.measure(np.array([0.2, 0.5]), SECOND)
+    assert executor.measured[0] == 0.1
+    executor.offer(chunk(3 * SECOND, np.zeros((9, 2))), 3 * SECOND)
+    assert executor.tick(3 * SECOND).reason == "joint states are stale"
+
+
+def test_long_refusals_are_cut():
+    executor = make()
+    executor.refuse(ChunkRefusedError("names", "x" * 10_000))
+    assert len(executor.last_refusal) == 300
 
 
 def test_wire_chunks_are_put_in_order_and_made_absolute():
@@ -185,6 +236,8 @@ def test_wire_chunks_are_put_in_order_and_made_absolute():
         data=[1, 2, 3, 4], meaning=[ActionMeaning.DELTA, ActionMeaning.VELOCITY], **options
     )
     assert got.positions == pytest.approx(np.array([[1.1, 3], [1.3, 6]]))
+    with pytest.raises(ChunkRefusedError, match="accepted: 1 to 10000000000"):
+        timed_chunk(data=[1, 2, 3, 4], meaning=[0, 0], **{**options, "step_ns": 11 * SECOND})
 
 
 WILD = st.one_of(
