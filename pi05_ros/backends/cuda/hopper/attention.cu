@@ -1,4 +1,4 @@
-// Attention of the action rows in one launch: a cluster of CLUSTER blocks shares ROWS query rows.
+// Attention of the action rows in one launch: a cluster of blocks shares ROWS query rows.
 //
 // Each block takes a slice of the keys (of the prefix and of the tail), computes S' = K Q' and
 // O' = V' P' of its slice with wgmma, and sends its part of O, already weighted against the other
@@ -6,61 +6,439 @@
 // memory instead of a second kernel. Prefix keys and values are in shared memory before the kernel
 // in front has finished. Sums run in a fixed order, so replays are equal bit for bit.
 //
-// Compile-time: ROWS 16, 32 or 64 query rows per cluster; CLUSTER 4, 8 or 16; OUT_FP8 0 or 1;
-// TRIGGER 0, 1 or 2: release the kernel behind at entry, after the wait, or after the products.
+// Everything on the way from the wait to the last store runs once per launch, so short code counts:
+// sizes are compile-time constants and loops over shared memory have constant strides.
+//
+// Constants from the compiler's command line:
+//   ROWS     query rows of a cluster: 16, 32 or 64
+//   CLUSTER  blocks of a cluster: 4, 8 or 16
+//   KEYS     room for keys in a block, a multiple of 16, at least ROWS, at most 192
+//   GROUPS   warpgroups of a block: 2 or 4
+//   OUT      0: bf16 rows; 1: e4m3 rows; 2: e4m3 image (layout.cuh)
+//   MONITOR  1: keep the largest magnitude of the output
+//   TRIGGER  release the kernel behind 0: at entry, 1: after the wait, 2: after the products
+#include "layout.cuh"
+#include "ptx.cuh"
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef unsigned char u8;
+namespace {
 
-constexpr int D = 256;             // head dimension
-constexpr int THREADS = 512;       // four warpgroups: 64 keys each in S, 64 columns each in O
+constexpr int HEAD_DIM = 256;
+constexpr int HEADS = 8;
+constexpr int ROW_BYTES = 2 * HEAD_DIM;
+constexpr int MAX_HORIZON = 64;
+constexpr int THREADS = GROUPS * 128;
 constexpr int WARPS = THREADS / 32;
-constexpr int TILES = ROWS / 8;    // n8 column tiles of an accumulator
-constexpr int ACC = ROWS / 2;      // accumulator registers of m64 x ROWS
-constexpr int PER_ROW = THREADS / ROWS;   // threads of the softmax per query row
-constexpr int STRIDE = 2 * PER_ROW;       // keys they take at a time
-constexpr int MAX_KEYS = 192;             // most keys of a slice
-constexpr int SLOTS = WARPS / CLUSTER;    // warps (16 columns each) that a block owns in the sum
-constexpr int VECTORS = ROWS / 16;        // 16-byte vectors per thread and part
-constexpr int LINE = 128;                 // bytes of a swizzled line
-constexpr float NONE = -1e30f;            // largest logit of an empty slice
+constexpr int LINE = 128;                        // bytes of a swizzled line: 64 elements
+constexpr int BLOCKS = (KEYS + 63) / 64;         // 64 keys each, one warpgroup's product
+constexpr int TAIL = MAX_HORIZON / CLUSTER;      // most keys of the tail in a block
+constexpr int TURNS = 4 / GROUPS;                // 64 columns of O each
+constexpr int ACC = ROWS / 2;                    // accumulator registers of a 64 x ROWS product
+constexpr int STRIDE = BLOCKS * 64 + 4;          // floats from row to row of S: no bank conflicts
+constexpr int PER_ROW = THREADS / ROWS;          // threads of the softmax per query row
+constexpr int PASSES = (KEYS + 2 * PER_ROW - 1) / (2 * PER_ROW);  // two keys each
+constexpr int SLOTS = 16 / CLUSTER;              // units of 16 columns whose sum a block owns
+constexpr int VECTORS = ROWS / 16;               // 16-byte vectors of a thread's part
+constexpr int TASKS = SLOTS * VECTORS * 4;       // of the sum, one warp each
+constexpr float NONE = -1e30f;                   // largest logit of an empty slice
 
+static_assert(KEYS % 16 == 0 && KEYS >= ROWS && KEYS <= 192, "keys of a block");
+static_assert(PER_ROW <= 32, "rows do not fit the softmax");
+
+#define A8(a, i)                                                                              \
+  "+f"(a[i]), "+f"(a[i + 1]), "+f"(a[i + 2]), "+f"(a[i + 3]), "+f"(a[i + 4]), "+f"(a[i + 5]), \
+      "+f"(a[i + 6]), "+f"(a[i + 7])
 #if ROWS == 16
-#define REGISTERS "{%0,%1,%2,%3,%4,%5,%6,%7}"
-#define OPERANDS(a) "+f"(a[0]), "+f"(a[1]), "+f"(a[2]), "+f"(a[3]), "+f"(a[4]), "+f"(a[5]), \
-    "+f"(a[6]), "+f"(a[7])
-#define NEXT "%8, %9"
-#define FLAG "%10"
 #define SHAPE "m64n16k16"
+#define REGISTERS "{%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9"
+#define OPERANDS(a) A8(a, 0)
+#define FLAGS "%10", "%11"
 #elif ROWS == 32
-#define REGISTERS "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}"
-#define OPERANDS(a) "+f"(a[0]), "+f"(a[1]), "+f"(a[2]), "+f"(a[3]), "+f"(a[4]), "+f"(a[5]), \
-    "+f"(a[6]), "+f"(a[7]), "+f"(a[8]), "+f"(a[9]), "+f"(a[10]), "+f"(a[11]), "+f"(a[12]), \
-    "+f"(a[13]), "+f"(a[14]), "+f"(a[15])
-#define NEXT "%16, %17"
-#define FLAG "%18"
 #define SHAPE "m64n32k16"
-#elif ROWS == 64
-#define REGISTERS "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
-    "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}"
-#define OPERANDS(a) "+f"(a[0]), "+f"(a[1]), "+f"(a[2]), "+f"(a[3]), "+f"(a[4]), "+f"(a[5]), \
-    "+f"(a[6]), "+f"(a[7]), "+f"(a[8]), "+f"(a[9]), "+f"(a[10]), "+f"(a[11]), "+f"(a[12]), \
-    "+f"(a[13]), "+f"(a[14]), "+f"(a[15]), "+f"(a[16]), "+f"(a[17]), "+f"(a[18]), "+f"(a[19]), \
-    "+f"(a[20]), "+f"(a[21]), "+f"(a[22]), "+f"(a[23]), "+f"(a[24]), "+f"(a[25]), "+f"(a[26]), \
-    "+f"(a[27]), "+f"(a[28]), "+f"(a[29]), "+f"(a[30]), "+f"(a[31])
-#define NEXT "%32, %33"
-#define FLAG "%34"
+#define REGISTERS "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17"
+#define OPERANDS(a) A8(a, 0), A8(a, 8)
+#define FLAGS "%18", "%19"
+#else
 #define SHAPE "m64n64k16"
+#define REGISTERS                                               \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"     \
+  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33"
+#define OPERANDS(a) A8(a, 0), A8(a, 8), A8(a, 16), A8(a, 24)
+#define FLAGS "%34", "%35"
+#endif
+#define FIRST_OF(a, b) a
+#define SECOND_OF(a, b) b
+#define ADD_FLAG(...) FIRST_OF(__VA_ARGS__)
+#define TURN_FLAG(...) SECOND_OF(__VA_ARGS__)
+
+// acc (+)= A B. A: 64 x 16, K-major, or Turned: its columns contiguous. B: ROWS x 16, K-major.
+template <int Turned>
+__device__ __forceinline__ void product(float (&acc)[ACC], u64 a, u64 b, int add) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ADD_FLAG(FLAGS) ", 0;\n"
+               "wgmma.mma_async.sync.aligned." SHAPE ".f32.bf16.bf16 " REGISTERS
+               ", p, 1, 1, " TURN_FLAG(FLAGS) ", 0;\n}\n"
+               : OPERANDS(acc)
+               : "l"(a), "l"(b), "r"(add), "n"(Turned));
+}
+
+// V' as operand A: 64 columns are one swizzled line; groups of 8 keys are 1024 bytes apart.
+__device__ __forceinline__ u64 turned_descriptor(u32 address) {
+  return (u64)((address & 0x3ffff) >> 4) | (64ull << 16) | (64ull << 32) | (1ull << 62);
+}
+
+// 16 bytes to shared memory, or zeros.
+__device__ __forceinline__ void copy16(u32 to, const u8* from, bool live) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(live ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int Pending>
+__device__ __forceinline__ void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// A cluster barrier that orders no memory. `release` would make every thread wait for its stores to
+// reach the L2, about 1000 cycles.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void store4(u32 to, u32 value) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
+}
+
+// 16 bytes into another block's shared memory; they count on its barrier.
+__device__ __forceinline__ void remote_store16(u32 to, u32 a, u32 b, u32 c, u32 d, u32 barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::
+          "r"(to), "r"(a), "r"(b), "r"(c), "r"(d), "r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Exact for powers of two, which scales are.
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ u32 permute_bytes(u32 a, u32 b, u32 selector) {
+  u32 out;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
+  return out;
+}
+
+}  // namespace
+
+// For measurements: cycles at points of the way, thread 0 of each block, 16 per block.
+#ifdef STAMPS
+#define STAMP(i) stamp[i] = clock64()
+#define STAMP_NS(i) asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(stamp[i]))
+#else
+#define STAMP(i)
+#define STAMP_NS(i)
 #endif
 
-// acc += A B (or = for the first): A from shared memory, rows or (TRANSPOSED) columns contiguous.
-template <int TRANSPOSED>
-__device__ __forceinline__ void wgmma(float (&acc)[ACC], u64 a, u64 b, int add) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, " FLAG ", 0;\n"
-        "wgmma.mma_async.sync.aligned." SHAPE ".f32.bf16.bf16 " REGISTERS ", " NEXT
-        ", p, 1, 1, %c3, 0;\n}\n"
-        : OPERANDS(acc)
-        : "l"(a), "l"(b), "r"(add), "n"(TRANSPOSED));
+// q [rows, 256] bf16, scaled by log2(e) / 16, row = action row * 8 + head; k, v [*, 256] bf16:
+// rows [0, length) are final before this launch, [length, length + extra) come from the kernel in
+// front; out: row and column as q, in the layout OUT; amax: see MONITOR.
+// Grid: (CLUSTER, row blocks), clusters along x.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    attend(const u8* q, const u8* k, const u8* v, const int* length_ptr, u8* out,
+           const float* scale_ptr, int* amax, int rows, int extra
+#ifdef STAMPS
+           ,
+           long long* stamps
+#endif
+    ) {
+#ifdef STAMPS
+  long long stamp[16];
+#endif
+  STAMP(0);
+#if TRIGGER == 0
+  grid_trigger();
+#endif
+  extern __shared__ __align__(1024) u8 memory[];
+  const int length = *length_ptr;
+  const float inverse = reciprocal(*scale_ptr);
+  const int thread = threadIdx.x, lane = thread & 31;
+  const int warp = __shfl_sync(~0u, thread >> 5, 0), group = warp >> 2;  // uniform
+  const u32 rank = cluster_rank();
+  const int first_row = blockIdx.y * ROWS;
+
+  // Shared memory. P takes the place of Q once S is done, the parts of O that of K.
+  const u32 s_q = shared_address(memory);
+  const u32 s_k = s_q + ROWS * ROW_BYTES;
+  const u32 s_v = s_k + KEYS * ROW_BYTES;
+  const u32 s_p = s_q;
+  const u32* const s_parts = (const u32*)(memory + ROWS * ROW_BYTES);
+  float* const s_logits = (float*)(memory + (ROWS + 2 * KEYS) * ROW_BYTES);
+  float* const s_stats = s_logits + ROWS * STRIDE;        // [CLUSTER, ROWS] largest logit and sum
+  float* const s_weight = s_stats + CLUSTER * ROWS * 2;   // [CLUSTER, ROWS]
+  const u32 stats_barrier = shared_address(s_weight + CLUSTER * ROWS);
+  const u32 parts_barrier = stats_barrier + 8;
+  if (thread == 0) {
+    barrier_init(stats_barrier, 1);
+    barrier_init(parts_barrier, 1);
+    barrier_init_fence();
+    barrier_expect(stats_barrier, CLUSTER * ROWS * 8);
+    barrier_expect(parts_barrier, ROWS * ROW_BYTES);
+  }
+  __syncwarp();
+  cluster_arrive_relaxed();
+
+  // This block's keys: slots [0, prefix) of the prefix, [prefix, keys) of the tail, then zeros in V.
+  // A tile is four chunks of 64 columns; a warp takes row warp, warp + WARPS, ..., a lane 16 bytes,
+  // whose place in the line is permuted by the row (128-byte swizzle).
+  const int share = (length + CLUSTER - 1) / CLUSTER, first_key = min((int)rank * share, length);
+  const int prefix = min(share, length - first_key);
+  const int tail_share = (extra + CLUSTER - 1) / CLUSTER;
+  const int first_tail = min((int)rank * tail_share, extra);
+  const int tail = min(tail_share, extra - first_tail), keys = prefix + tail;
+  const u32 unit = ((lane ^ warp) & 7) << 4;
+  {
+    const size_t from = (size_t)(first_key + warp) * ROW_BYTES + lane * 16;
+    const u32 to = ((lane >> 3) * KEYS + warp) * LINE + unit;
+#pragma unroll
+    for (int i = 0; i < KEYS / WARPS; ++i)
+      if (warp + i * WARPS < prefix)
+        copy16(s_k + to + i * WARPS * LINE, k + from + i * WARPS * ROW_BYTES, true);
+    copy_commit();
+#pragma unroll
+    for (int i = 0; i < KEYS / WARPS; ++i) {
+      const int slot = warp + i * WARPS;
+      if (slot < prefix || slot >= keys)  // zeros read nothing
+        copy16(s_v + to + i * WARPS * LINE, v + from + i * WARPS * ROW_BYTES, slot < prefix);
+    }
+    copy_commit();
+  }
+  cluster_wait();
+  STAMP(1);
+  grid_wait();
+#if TRIGGER == 1
+  grid_trigger();
+#endif
+  STAMP(2);
+  STAMP_NS(11);
+
+  {
+    const u8* from = q + (size_t)(first_row + warp) * ROW_BYTES + lane * 16;
+    const u32 to = s_q + ((lane >> 3) * ROWS + warp) * LINE + unit;
+#pragma unroll
+    for (int i = 0; i < ROWS / WARPS; ++i) {
+      const bool live = first_row + warp + i * WARPS < rows;
+      copy16(to + i * WARPS * LINE, from + i * WARPS * ROW_BYTES, live);
+    }
+    const size_t tail_from = (size_t)(length + first_tail + warp) * ROW_BYTES + lane * 16;
+    const int slot = prefix + warp;  // WARPS is a multiple of 8: the swizzle is that of every slot
+    const u32 tail_to = ((lane >> 3) * KEYS + slot) * LINE + (((lane ^ slot) & 7) << 4);
+#pragma unroll
+    for (int i = 0; i < (TAIL + WARPS - 1) / WARPS; ++i)
+      if (warp + i * WARPS < tail)
+        copy16(s_k + tail_to + i * WARPS * LINE, k + tail_from + i * WARPS * ROW_BYTES, true);
+    copy_commit();
+#pragma unroll
+    for (int i = 0; i < (TAIL + WARPS - 1) / WARPS; ++i)
+      if (warp + i * WARPS < tail)
+        copy16(s_v + tail_to + i * WARPS * LINE, v + tail_from + i * WARPS * ROW_BYTES, true);
+    copy_commit();
+  }
+  copy_wait<1>();
+  shared_fence();
+  __syncthreads();
+  STAMP(3);
+
+  // S' = K Q', 64 keys per warpgroup. Slots behind the keys hold anything and are not used.
+  const int g = lane >> 2, pair = lane & 3;  // fragment: row g (and g + 8), columns 2 pair, + 1
+#pragma unroll
+  for (int n = 0; n * GROUPS < BLOCKS; ++n) {
+    const int block = n * GROUPS + group;
+    if (block < BLOCKS) {
+      float acc[ACC];
+      const u64 a = matrix_descriptor(s_k + block * 64 * LINE), b = matrix_descriptor(s_q);
+      wgmma_fence();
+#pragma unroll
+      for (int i = 0; i < HEAD_DIM / 16; ++i)
+        product<0>(acc, a + (i >> 2) * (KEYS * LINE / 16) + (i & 3) * 2,
+                   b + (i >> 2) * (ROWS * LINE / 16) + (i & 3) * 2, i > 0);
+      wgmma_commit();
+      wgmma_wait<0>();
+      float* to = s_logits + 2 * pair * STRIDE + block * 64 + (warp & 3) * 16 + g;
+#pragma unroll
+      for (int i = 0; i < ACC; ++i) to[((i >> 2) * 8 + (i & 1)) * STRIDE + ((i >> 1) & 1) * 8] = acc[i];
+    }
+  }
+  STAMP(4);
+  __syncthreads();
+  STAMP(5);
+
+  // Softmax within the slice: PER_ROW threads for each query row.
+  const int row = thread / PER_ROW, t = thread % PER_ROW;
+  float top = NONE, sum = 0.0f;
+  {
+    const float2* from = (const float2*)(s_logits + row * STRIDE) + t;
+    float2 x[PASSES];
+#pragma unroll
+    for (int i = 0; i < PASSES; ++i) x[i] = from[i * PER_ROW];
+#pragma unroll
+    for (int i = 0; i < PASSES; ++i) {
+      const int key = (i * PER_ROW + t) * 2;
+      x[i].x = key < keys ? x[i].x : -__int_as_float(0x7f800000);
+      x[i].y = key + 1 < keys ? x[i].y : -__int_as_float(0x7f800000);
+      top = fmaxf(top, fmaxf(x[i].x, x[i].y));
+    }
+#pragma unroll
+    for (int n = PER_ROW / 2; n; n >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, n));
+#pragma unroll
+    for (int i = 0; i < PASSES; ++i) {
+      const int key = (i * PER_ROW + t) * 2;
+      const float a = exp2_fast(x[i].x - top), b = exp2_fast(x[i].y - top);
+      sum += a + b;
+      if (KEYS % (2 * PER_ROW) == 0 || key < KEYS)
+        store4(s_p + row * LINE + (key >> 6) * (ROWS * LINE) +
+                   (((key & 63) * 2) ^ ((row & 7) << 4)), to_bf16x2(a, b));
+    }
+    copy_wait<0>();
+    shared_fence();
+  }
+  __syncthreads();
+  cluster_arrive_relaxed();
+  STAMP(6);
+
+  // O' = V' P', 64 columns at a time.
+  float acc[TURNS][ACC];
+#pragma unroll
+  for (int c = 0; c < TURNS; ++c) {
+    const u64 a = turned_descriptor(s_v + (group * TURNS + c) * KEYS * LINE);
+    const u64 b = matrix_descriptor(s_p);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < KEYS / 16; ++i)
+      product<1>(acc[c], a + i * (16 * LINE / 16), b + (i >> 2) * (ROWS * LINE / 16) + (i & 3) * 2,
+                 i > 0);
+    wgmma_commit();
+  }
+  // Meanwhile: tell the others the largest logit and the sum of each row.
+#pragma unroll
+  for (int n = PER_ROW / 2; n; n >>= 1) sum += __shfl_xor_sync(~0u, sum, n);
+#pragma unroll
+  for (int to = 0; to < CLUSTER; to += PER_ROW)
+    if (PER_ROW <= CLUSTER || t < CLUSTER)
+      remote_store(remote_address(shared_address(s_stats + (rank * ROWS + row) * 2), to + t), top, sum,
+                   remote_address(stats_barrier, to + t));
+  __syncwarp();
+  cluster_wait();  // everybody is past S: the place of K is free
+
+  // Send each part to the block that owns these 16 columns. Lanes whose bit 3 is set swap the halves
+  // of their vectors, which keeps the reader free of bank conflicts.
+#pragma unroll
+  for (int c = 0; c < TURNS; ++c) {
+    if (c == TURNS - 1)
+      wgmma_wait<0>();
+    else
+      wgmma_wait<TURNS - 1>();
+    const int column16 = (group * TURNS + c) * 4 + (warp & 3);
+    const u32 owner = column16 / SLOTS, slot = column16 % SLOTS;
+    const u32 barrier = remote_address(parts_barrier, owner);
+    const u32 to = remote_address(s_k, owner) + (rank * SLOTS + slot) * (VECTORS * 512) + lane * 16;
+    const bool swap = lane & 8;
+#pragma unroll
+    for (int i = 0; i < VECTORS; ++i) {
+      const float* a = acc[c] + 8 * i;
+      const u32 w0 = to_bf16x2(a[0], a[1]), w1 = to_bf16x2(a[2], a[3]);
+      const u32 w2 = to_bf16x2(a[4], a[5]), w3 = to_bf16x2(a[6], a[7]);
+      remote_store16(to + i * 512, swap ? w2 : w0, swap ? w3 : w1, swap ? w0 : w2, swap ? w1 : w3,
+                     barrier);
+    }
+    if (c == 0) STAMP(7);
+  }
+#if TRIGGER == 2
+  grid_trigger();
+#endif
+  STAMP(8);
+
+  // While they travel: the weight of each slice in each row.
+  barrier_wait(stats_barrier, 0);
+#pragma unroll
+  for (int i = 0; i < (ROWS * CLUSTER + THREADS - 1) / THREADS; ++i) {
+    const int item = i * THREADS + thread, of = item / CLUSTER, source = item % CLUSTER;
+    if (ROWS * CLUSTER % THREADS == 0 || warp < ROWS * CLUSTER / 32) {
+      const float2 stats = *(const float2*)(s_stats + (source * ROWS + of) * 2);
+      float highest = stats.x;
+#pragma unroll
+      for (int n = CLUSTER / 2; n; n >>= 1)
+        highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, n));
+      const float fade = exp2_fast(stats.x - highest);
+      float total = fade * stats.y;
+#pragma unroll
+      for (int n = CLUSTER / 2; n; n >>= 1) total += __shfl_xor_sync(~0u, total, n);
+      s_weight[source * ROWS + of] = __fdividef(fade, total);
+    }
+  }
+  __syncthreads();
+  barrier_wait(parts_barrier, 0);
+  STAMP(9);
+
+  // Add the parts. A warp takes 4 columns (lane bits 0, 1) of 8 rows (bits 2, 3 and the pair in a
+  // word), twice (bit 4: 8 columns on).
+#pragma unroll
+  for (int i = 0; i < (TASKS + WARPS - 1) / WARPS; ++i) {
+    const int task = i * WARPS + warp;
+    if (TASKS % WARPS != 0 && task >= TASKS) break;
+    const int tile = task & 1, quad = (task >> 1) & 1, part = task >> 2;  // n8 tile, 4 of 8 columns
+    const int vector = part % VECTORS, slot = part / VECTORS;
+    const int two = (lane >> 2) & 3, half = lane >> 4, from = quad * 4 + (lane & 3);
+    const int word = (from * 4 + two) * 4 + (tile ^ ((from >> 1) & 1)) * 2 + half;
+    const int local = vector * 16 + tile * 8 + 2 * two;  // first of two rows
+    float x0 = 0.0f, x1 = 0.0f;
+#pragma unroll
+    for (int source = 0; source < CLUSTER; ++source) {
+      const u32 both = s_parts[((source * SLOTS + slot) * VECTORS + vector) * 128 + word];
+      const float2 weight = *(const float2*)(s_weight + source * ROWS + local);
+      x0 += bf16_low(both) * weight.x;
+      x1 += bf16_high(both) * weight.y;
+    }
+    const bool odd = lane & 1, upper = lane & 2;
+    const int to_row = first_row + local + odd;
+    const int column = ((int)rank * SLOTS + slot) * 16 + half * 8 + quad * 4;
+#if MONITOR
+    float largest = fmaxf(first_row + local < rows ? fabsf(x0) : 0.0f,
+                          first_row + local + 1 < rows ? fabsf(x1) : 0.0f);
+#pragma unroll
+    for (int n = 16; n; n >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, n));
+    if (lane == 0) atomicMax(amax, __float_as_int(largest));
+#endif
+    // Of four lanes the first gathers the upper row, the second the lower.
+#if OUT == 0
+    const u32 mine = to_bf16x2(x0, x1), beside = __shfl_xor_sync(~0u, mine, 1);
+    const u32 two_columns =
+        odd ? permute_bytes(beside, mine, 0x7632) : permute_bytes(mine, beside, 0x5410);
+    const u32 next = __shfl_xor_sync(~0u, two_columns, 2);
+    if (!upper && to_row < rows)
+      *(uint2*)(out + (size_t)to_row * ROW_BYTES + column * 2) = make_uint2(two_columns, next);
+#else
+    const u32 mine = to_e4m3x2(x0 * inverse, x1 * inverse), beside = __shfl_xor_sync(~0u, mine, 1);
+    const u32 two_columns =
+        odd ? permute_bytes(beside, mine, 0x0051) : permute_bytes(mine, beside, 0x0040);
+    const u32 next = __shfl_xor_sync(~0u, two_columns, 2);
+#if OUT == 1
+    const int at = to_row * HEAD_DIM + column;
+#else
+    const int at = activation_offset(to_row / HEADS, (to_row % HEADS) * HEAD_DIM + column);
+#endif
+    if (!upper && to_row < rows) *(u32*)(out + at) = permute_bytes(two_columns, next, 0x5410);
+#endif
+  }
+  STAMP(10);
+  STAMP_NS(12);
+#ifdef STAMPS
+  if (thread == 0)
+    for (int i = 0; i < 13; ++i) stamps[(blockIdx.y * CLUSTER + blockIdx.x) * 16 + i] = stamp[i];
+#endif
 }
