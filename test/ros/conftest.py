@@ -3,9 +3,11 @@
 import array
 import io
 import os
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +15,8 @@ import pytest
 from PIL import Image as PilImage
 
 from pi05_ros.ros.domain import free_domain_id
+
+sys.path.insert(0, str(Path(__file__).parent))  # for modules that tests share
 
 # Before rclpy.init in any test of this session, so that no other node is heard. A process that a
 # test starts from this file stays in the test's domain.
