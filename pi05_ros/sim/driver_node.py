@@ -9,27 +9,24 @@ In: `joint_trajectory_controller/joint_trajectory`, `forward_position_controller
 from __future__ import annotations
 
 import io
-import signal
 import sys
-import threading
 import time
 from typing import Any
 
 import numpy as np
 import rclpy
 from PIL import Image as Picture
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, Float64MultiArray, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from pi05_ros.ros import qos
-from pi05_ros.ros.conversion import split_ns, stamp_ns
+from pi05_ros.ros import qos, spin
+from pi05_ros.ros.chunk_message import time_msg
+from pi05_ros.ros.conversion import stamp_ns
 from pi05_ros.ros.parameters import ParameterError
 from pi05_ros.ros.read_only_parameters import declare
 from pi05_ros.sim.driver_parameters import DriverParameters
@@ -39,6 +36,8 @@ from pi05_ros.sim.trajectory import JointPlan
 from pi05_ros.sim.world import CAMERAS, CONTROL_DT, JOINT_NAMES, World
 
 JPEG_QUALITY = 95
+MAX_FUTURE_S = 10.0
+"""Trajectories stamped farther ahead are refused."""
 SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
@@ -112,7 +111,7 @@ class DriverNode(Node):
         self.world.step(self._plan.at(self.world.time + period), period)
         self._elapsed_ns += self._step_ns
         self._ticks += 1
-        stamp = self._stamp()
+        stamp = time_msg(self._now_ns())
         if self._clock_out is not None:
             self._clock_out.publish(Clock(clock=stamp))
         state = JointState(
@@ -129,14 +128,11 @@ class DriverNode(Node):
             self.referee.watch(self.world)
             self._report()
 
-    def _stamp(self) -> Any:
-        now = (
-            self._elapsed_ns if self._clock_out is not None else self.get_clock().now().nanoseconds
-        )
-        sec, nanosec = split_ns(now)
-        message = Clock()
-        message.clock.sec, message.clock.nanosec = sec, nanosec
-        return message.clock
+    def _now_ns(self) -> int:
+        """Time that stamps are in: simulated where this node publishes it, else the node's."""
+        if self._clock_out is not None:
+            return self._elapsed_ns
+        return int(self.get_clock().now().nanoseconds)
 
     def _report(self) -> None:
         done = self.referee.done(self.task.name)
@@ -159,8 +155,24 @@ class DriverNode(Node):
         self._cameras[camera].publish(message)
 
     def _on_trajectory(self, message: JointTrajectory) -> None:
+        """As joint_trajectory_controller: a stamp shifts all points, and those past are left out."""
         times = np.array([stamp_ns(p.time_from_start) / 1e9 for p in message.points])
-        self._command(message.joint_names, times, [list(p.positions) for p in message.points])
+        rows = [list(p.positions) for p in message.points]
+        stamp = stamp_ns(message.header.stamp)
+        if stamp:
+            shift_s = (stamp - self._now_ns()) / 1e9
+            if shift_s > MAX_FUTURE_S:
+                self._refuse(
+                    f"trajectory is to start in {shift_s:.1f} s; are the clocks the same?"
+                )
+                return
+            times = times + shift_s
+            past = int(np.searchsorted(times, 0.0))
+            if past == len(times):
+                self._refuse(f"trajectory was over {-times.max(initial=shift_s):.2f} s ago")
+                return
+            times, rows = times[past:], rows[past:]
+        self._command(message.joint_names, times, rows)
 
     def _on_forward(self, message: Float64MultiArray) -> None:
         names = JOINT_NAMES[: 7 if len(message.data) == 7 else 6]
@@ -174,8 +186,11 @@ class DriverNode(Node):
             table = np.array(rows, dtype=np.float64)
             self._plan.command(tuple(names), self.world.time, times, table)
         except ValueError as error:
-            self.refused += 1
-            self.get_logger().warning(f"command refused: {error}", throttle_duration_sec=1.0)
+            self._refuse(str(error))
+
+    def _refuse(self, text: str) -> None:
+        self.refused += 1
+        self.get_logger().warning(f"command refused: {text[:300]}", throttle_duration_sec=1.0)
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self.start(self.seed + 1)
@@ -185,22 +200,20 @@ class DriverNode(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Simulate in wall time until SIGINT or SIGTERM."""
-    stop = threading.Event()
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = spin.start(args)
+    if stop is None:
+        return 2
     try:
         node = DriverNode()
     except (ParameterError, RenderError) as error:
         print(f"sim_arm: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 1
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
+    executor = spin.EnduringExecutor(node)
     period = node._step_ns / 1e9
     due = time.monotonic()
     while not stop.is_set():
-        executor.spin_once(timeout_sec=max(0.0, due - time.monotonic()))
+        executor.spin_once(max(0.0, due - time.monotonic()))
         if time.monotonic() >= due:
             node.tick()
             # A late simulation slows down rather than jumping.

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+MAX_POSITION = 1e6
+"""Larger values (rad or share of the gripper) are nonsense, and differences of them overflow."""
+
 
 class JointPlan:
     """Positions over time per joint, linear from where the joint's target is now.
@@ -24,25 +27,29 @@ class JointPlan:
         """Replace the plan of some joints.
 
         Args:
-            names: joints, all known.
+            names: joints, all known, each once.
             start_s: time from which ``times_s`` count.
             times_s: increasing, at least one, ``[P]``.
-            positions: finite, ``[P, len(names)]``.
+            positions: ``[P, len(names)]``, within +-MAX_POSITION.
 
         Raises:
-            ValueError: unknown joints, wrong shapes, values that are not finite, times that do
-                not increase.
+            ValueError: no, unknown or repeated joints, wrong shapes, values that are not finite
+                or too large, times that do not increase.
 
         """
         unknown = sorted(set(names) - set(self.names))
         if unknown:
             raise ValueError(f"unknown joints {unknown}; accepted: {', '.join(self.names)}")
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"joints {list(names)}; accepted: one or more, each once")
         times = np.asarray(times_s, dtype=np.float64)
         table = np.asarray(positions, dtype=np.float64)
         if times.ndim != 1 or not times.size or table.shape != (times.size, len(names)):
             raise ValueError(f"{table.shape} positions for {times.size} times, {len(names)} names")
         if not (np.isfinite(table).all() and np.isfinite(times).all()):
             raise ValueError("command holds NaN or infinite values")
+        if (np.abs(table) > MAX_POSITION).any():
+            raise ValueError(f"command holds positions beyond {MAX_POSITION:g}")
         if (np.diff(times) <= 0).any() or times[0] < 0:
             raise ValueError("times from start must be positive and increase")
         now = self.at(start_s)

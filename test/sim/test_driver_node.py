@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from builtin_interfaces.msg import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.serialization import serialize_message
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, Float64MultiArray, String
@@ -145,6 +150,95 @@ def test_all_three_kinds_of_commands_move_the_arm(rig):
     assert rig.until(lambda: rig.node.refused >= 1)
 
 
+def trajectory(node, stamp_s, *points):
+    """Joint 1 alone; points are (seconds from start, position)."""
+    message = JointTrajectory(joint_names=["joint1"])
+    now = node.get_clock().now().nanoseconds + round(stamp_s * 1e9)
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(now, 10**9)
+    for seconds, position in points:
+        point = JointTrajectoryPoint(positions=[position])
+        point.time_from_start = Duration(sec=0, nanosec=round(seconds * 1e9))
+        message.points.append(point)
+    return message
+
+
+def test_stamps_of_trajectories_shift_their_points(rig):
+    rig = rig(image_rate_hz=1.0)
+    node = rig.node
+    start = node.world.time
+    node._on_trajectory(trajectory(node, -0.5, (0.2, -1.0), (0.9, 0.4)))
+    assert node._plan.at(start + 0.4)[0] == pytest.approx(0.4, abs=0.01)
+    assert node._plan.at(start + 0.2)[0] > -0.3  # the first point was past
+    node._on_trajectory(trajectory(node, 0.3, (0.1, -0.2)))
+    assert node._plan.at(start + 0.4)[0] == pytest.approx(-0.2, abs=0.01)
+    assert node.refused == 0
+    node._on_trajectory(trajectory(node, -2.0, (0.1, 0.9)))
+    node._on_trajectory(trajectory(node, 3600.0, (0.1, 0.9)))
+    node._on_trajectory(trajectory(node, -2.0))
+    assert node.refused == 3
+    assert node._plan.at(start + 0.4)[0] == pytest.approx(-0.2, abs=0.01)
+
+
+def test_the_process_outlives_nonsense_and_ends_on_sigterm_while_moving():
+    domain = free_domain_id()
+    environment = {
+        **os.environ, "ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pi05_ros.sim.driver_node", "--ros-args", "-p", "image_rate_hz:=1.0"],
+        cwd=Path(__file__).parents[2], env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    client = Node("client", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(client)
+    states = []
+    client.create_subscription(JointState, "joint_states", states.append, 10)
+    out = client.create_publisher(
+        JointTrajectory, "joint_trajectory_controller/joint_trajectory", 10
+    )
+
+    def until(condition, seconds=30.0):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not condition():
+            executor.spin_once(timeout_sec=0.01)
+        return condition()
+
+    try:
+        assert until(lambda: states and out.get_subscription_count())
+        good = JointTrajectory(joint_names=["joint1"])
+        good.points.append(JointTrajectoryPoint(positions=[1.0], time_from_start=Duration(sec=1)))
+        raw = bytes(serialize_message(good))
+        uneven = JointTrajectory(joint_names=["joint1"])
+        for n in (1, 2):
+            point = JointTrajectoryPoint(positions=[0.1] * n, time_from_start=Duration(sec=n))
+            uneven.points.append(point)
+        for bad in (raw.replace(b"joint1", b"\xff\xfe\xfd\xfc\xfb\xfa"), raw[:20], b"\x00" * 64):
+            out.publish(bad)
+        out.publish(uneven)
+        for value in (float("nan"), 1e308, -1e308):
+            out.publish(
+                JointTrajectory(
+                    joint_names=["joint1"], points=[JointTrajectoryPoint(positions=[value])]
+                )
+            )
+        before = len(states)
+        assert until(lambda: len(states) > before + 20)
+        before = states[-1].position[0]
+        out.publish(good)
+        assert until(lambda: states[-1].position[0] > before + 0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0, process.stdout.read().decode()
+    finally:
+        process.kill()
+        process.communicate()
+        executor.shutdown()
+        client.destroy_node()
+        rclpy.shutdown(context=context)
+
+
 def test_reset_service_starts_the_next_seed(rig):
     rig = rig(seed=4)
     service = rig.client.create_client(Trigger, "sim_arm/reset")
@@ -168,6 +262,9 @@ def test_plan_interpolates_from_the_present_target_and_refuses_nonsense():
         ([1.0], [[np.inf]], ("a",)),
         ([1.0], [[1.0]], ("c",)),
         ([1.0], [[1.0, 2.0]], ("a",)),
+        ([1.0], [[1e308]], ("a",)),
+        ([1.0], [[1.0, 2.0]], ("a", "a")),
+        ([1.0], np.zeros((1, 0)), ()),
     ):
         with pytest.raises(ValueError, match=r"."):
             plan.command(names, 0.0, np.array(times), np.array(rows))
