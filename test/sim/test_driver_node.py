@@ -185,7 +185,7 @@ def test_the_process_outlives_nonsense_and_ends_on_sigterm_while_moving():
         **os.environ, "ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
     }  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "pi05_ros.sim.driver_node", "--ros-args", "-p", "image_rate_hz:=1.0"],
+        [sys.executable, "-m", "pi05_ros.sim.driver_node", "--ros-args", "-p", "image_rate_hz:=1"],
         cwd=Path(__file__).parents[2], env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )  # fmt: skip
