@@ -155,7 +155,7 @@ class DriverNode(Node):
         self._cameras[camera].publish(message)
 
     def _on_trajectory(self, message: JointTrajectory) -> None:
-        """As joint_trajectory_controller does: a stamp shifts the points, past ones are left out."""
+        """As joint_trajectory_controller: a stamp shifts the points, past ones are left out."""
         times = np.array([stamp_ns(p.time_from_start) / 1e9 for p in message.points])
         rows = [list(p.positions) for p in message.points]
         stamp = stamp_ns(message.header.stamp)
