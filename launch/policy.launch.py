@@ -27,23 +27,44 @@ from lifecycle_msgs.msg import Transition
 
 from launch import LaunchContext, LaunchDescription
 
-# Launch argument -> (parameters it sets, how to read it).
+# Launch argument -> (parameters it sets, how to read it, what it is). Empty keeps params_file's.
 PARAMETERS = {
-    "checkpoint": (["checkpoint"], str),
-    "robot": (["robot"], str),
-    "tokenizer": (["tokenizer"], str),
-    "backend": (["backend"], str),
-    "device": (["device"], str),
-    "precision": (["precision.vision", "precision.prefill", "precision.denoise"], str),
-    "denoise_steps": (["denoise_steps"], int),
-    "rate_hz": (["rate_hz"], float),
-    "prompt": (["prompt"], str),
+    "checkpoint": (["checkpoint"], str, "weights: a path, or random:tiny / random:pi05"),
+    "robot": (["robot"], str, "robot profile: name or YAML path"),
+    "tokenizer": (["tokenizer"], str, "SentencePiece model"),
+    "backend": (["backend"], str, "auto, eager, cuda, onnx or tensorrt"),
+    "device": (["device"], str, "auto, cpu, cuda or cuda:N"),
+    "precision": (
+        ["precision.vision", "precision.prefill", "precision.denoise"],
+        str,
+        "auto, fp32, bf16, fp16 or fp8 for all three stages",
+    ),
+    "denoise_steps": (["denoise_steps"], int, "1 to 20 flow steps"),
+    "rate_hz": (["rate_hz"], float, "inferences per second"),
+    "chunk_mode": (["chunk_mode"], str, "how a chunk continues the one before, e.g. plain"),
+    "kv_reuse": (["kv_reuse"], str, "1, 2, ... observations per KV cache, or dynamic"),
+    "prompt": (["prompt"], str, "what to do"),
 }
 
-IMAGE_TOPICS = {
+# Launch argument -> topic that it replaces.
+TOPICS = {
     "base_camera": "base_camera/image_raw",
     "wrist_camera": "wrist_camera/image_raw",
     "wrist_camera_2": "wrist_camera_2/image_raw",
+    "joint_states": "joint_states",
+}
+
+# Launch argument -> (default, what it is).
+PROCESS = {
+    "namespace": ("", "namespace of the node and its relative topics"),
+    "params_file": (
+        PathJoinSubstitution([FindPackageShare("pi05_ros"), "config", "policy.yaml"]),
+        "YAML file of parameters, keyed by /**",
+    ),
+    "use_sim_time": ("false", "follow /clock (simulation, bag replay)"),
+    "autostart": ("true", "configure and activate when the process starts"),
+    "log_level": ("info", "debug, info, warn, error or fatal"),
+    "respawn": ("false", "start the process again when it ends"),
 }
 
 
@@ -58,7 +79,7 @@ def is_true(text: str) -> bool:
 def overrides(values: dict[str, str]) -> dict[str, object]:
     """Parameters for the arguments that are not empty."""
     result: dict[str, object] = {}
-    for argument, (names, kind) in PARAMETERS.items():
+    for argument, (names, kind, _) in PARAMETERS.items():
         text = values[argument]
         if not text:
             continue
@@ -74,12 +95,12 @@ def overrides(values: dict[str, str]) -> dict[str, object]:
 def remappings(values: dict[str, str]) -> list[tuple[str, str]]:
     """Remap rules of the topics that were named; compressed pictures follow their raw topic."""
     rules = []
-    for argument, topic in IMAGE_TOPICS.items():
-        if values[argument]:
-            rules.append((topic, values[argument]))
-            rules.append((f"{topic}/compressed", f"{values[argument]}/compressed"))
-    if values["joint_states"]:
-        rules.append(("joint_states", values["joint_states"]))
+    for argument, topic in TOPICS.items():
+        given = values[argument]
+        if given:
+            rules.append((topic, given))
+            if topic.endswith("image_raw"):
+                rules.append((f"{topic}/compressed", f"{given}/compressed"))
     return rules
 
 
@@ -164,9 +185,8 @@ def bring_up(context: LaunchContext) -> list[Action]:
     """Node and event handlers for the given arguments."""
     values = {
         name: LaunchConfiguration(name).perform(context)
-        for name in (*PARAMETERS, *IMAGE_TOPICS, "joint_states", "namespace", "params_file",
-                     "use_sim_time", "autostart", "log_level", "respawn")
-    }  # fmt: skip
+        for name in (*PROCESS, *PARAMETERS, *TOPICS)
+    }
     if not Path(values["params_file"]).is_file():
         # launch itself only warns, and the node would run with defaults
         raise ValueError(f"params_file:={values['params_file']} is not a file")
@@ -192,42 +212,16 @@ def bring_up(context: LaunchContext) -> list[Action]:
 
 def generate_launch_description() -> LaunchDescription:
     """Arguments, then everything else once their values are known."""
-
-    def argument(name: str, default: object, description: str) -> DeclareLaunchArgument:
-        return DeclareLaunchArgument(name, default_value=default, description=description)
-
-    share = FindPackageShare("pi05_ros")
-    return LaunchDescription(
-        [
-            argument("namespace", "", "namespace of the node and its relative topics"),
-            argument(
-                "params_file",
-                PathJoinSubstitution([share, "config", "policy.yaml"]),
-                "YAML file of parameters, keyed by /**",
-            ),
-            argument("use_sim_time", "false", "follow /clock (simulation, bag replay)"),
-            argument("autostart", "true", "configure and activate when the process starts"),
-            argument("log_level", "info", "debug, info, warn, error or fatal"),
-            argument("respawn", "false", "start the process again when it ends"),
-            argument(
-                "checkpoint", "",
-                "weights: a path, or random:tiny / random:pi05; empty keeps params_file's value",
-            ),
-            argument("robot", "", "robot profile: name or YAML path; empty keeps the file's"),
-            argument("tokenizer", "", "SentencePiece model; empty keeps the file's"),
-            argument("backend", "", "auto, eager, cuda, onnx or tensorrt; empty keeps the file's"),
-            argument("device", "", "auto, cpu, cuda or cuda:N; empty keeps the file's"),
-            argument(
-                "precision", "",
-                "auto, fp32, bf16, fp16 or fp8 for all three stages; empty keeps the file's",
-            ),
-            argument("denoise_steps", "", "1 to 20 flow steps; empty keeps the file's"),
-            argument("rate_hz", "", "inferences per second; empty keeps the file's"),
-            argument("prompt", "", "what to do; empty keeps the file's"),
-            argument("base_camera", "", "image topic, if not base_camera/image_raw"),
-            argument("wrist_camera", "", "the same for the wrist camera"),
-            argument("wrist_camera_2", "", "the same for the second wrist camera"),
-            argument("joint_states", "", "joint state topic, if not joint_states"),
-            OpaqueFunction(function=bring_up),
-        ]
-    )  # fmt: skip
+    arguments = {
+        **PROCESS,
+        **{
+            name: ("", f"{text}; empty keeps params_file's")
+            for name, (*_, text) in PARAMETERS.items()
+        },
+        **{name: ("", f"topic, if not {topic}") for name, topic in TOPICS.items()},
+    }
+    declared = [
+        DeclareLaunchArgument(name, default_value=default, description=text)
+        for name, (default, text) in arguments.items()
+    ]
+    return LaunchDescription([*declared, OpaqueFunction(function=bring_up)])

@@ -1,19 +1,54 @@
 """The simulated arm doing a task: driver, policy and executor nodes.
 
     ros2 launch pi05_ros sim_demo.launch.py task:=push_blue
+    ros2 launch pi05_ros sim_demo.launch.py chunk_mode:=trained kv_reuse:=dynamic
 
 Remote viewers: the cameras are on base_camera/image_raw and wrist_camera/image_raw.
 """
 
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.action import Action
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from launch import LaunchDescription
+from launch import LaunchContext, LaunchDescription
+from pi05_ros.policy.execution.strategies import STRATEGIES
+from pi05_ros.policy.kv_reuse import MODES, make_rule
+from pi05_ros.sim.render import BACKENDS
 from pi05_ros.sim.shipped import CHECKPOINT
+from pi05_ros.sim.tasks import TASKS
+
+# Passed on to policy.launch.py as they are.
+POLICY_ARGUMENTS = (
+    "checkpoint", "backend", "precision", "rate_hz", "denoise_steps", "chunk_mode", "kv_reuse",
+)  # fmt: skip
+
+
+def check(context: LaunchContext) -> list[Action]:
+    """Refuse what the nodes would refuse later, and what does not go together."""
+    values = {
+        name: LaunchConfiguration(name).perform(context)
+        for name in ("kv_reuse", "chunk_mode", "strategy")
+    }
+    make_rule(values["kv_reuse"])
+    if values["chunk_mode"] != "plain" and values["strategy"] != "rtc":
+        raise ValueError(
+            f"chunk_mode:={values['chunk_mode']} makes chunks that continue each other and have "
+            f"to be taken at once: strategy:=rtc, not {values['strategy']}"
+        )
+    return []
+
+
+def argument(
+    name: str, default: str, text: str, choices: tuple[str, ...] = ()
+) -> DeclareLaunchArgument:
+    """Declare a launch argument; launch refuses other values and lists the choices."""
+    return DeclareLaunchArgument(
+        name, default_value=default, description=text, choices=list(choices) or None
+    )
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -22,21 +57,18 @@ def generate_launch_description() -> LaunchDescription:
     value = LaunchConfiguration
     return LaunchDescription(
         [
-            DeclareLaunchArgument(
-                "task", default_value="pick_red", description="pick_red, pick_green or push_blue"
-            ),
-            DeclareLaunchArgument("seed", default_value="0", description="scene"),
-            DeclareLaunchArgument(
-                "renderer", default_value="", description="egl, osmesa or ray; empty: what works"
-            ),
-            DeclareLaunchArgument(
-                "checkpoint", default_value=str(CHECKPOINT), description="weights of the policy"
-            ),
-            DeclareLaunchArgument("rate_hz", default_value="4.0", description="inferences/s"),
-            DeclareLaunchArgument("denoise_steps", default_value="10", description="flow steps"),
-            DeclareLaunchArgument(
-                "strategy", default_value="rtc", description="replace, ensemble or rtc"
-            ),
+            argument("task", "pick_red", "what the arm is to do", tuple(TASKS)),
+            argument("seed", "0", "number of the scene"),
+            argument("renderer", "", "what draws the pictures", ("", *BACKENDS)),
+            argument("checkpoint", str(CHECKPOINT), "weights of the policy"),
+            argument("backend", "", "auto, eager, cuda, onnx or tensorrt; empty: auto"),
+            argument("precision", "", "auto, fp32, bf16, fp16 or fp8; empty: auto"),
+            argument("rate_hz", "4.0", "inferences per second"),
+            argument("denoise_steps", "10", "flow steps"),
+            argument("strategy", "rtc", "use of overlapping chunks", STRATEGIES),
+            argument("chunk_mode", "plain", "how a chunk continues the one before", MODES),
+            argument("kv_reuse", "1", "1, 2, ... observations per KV cache, or dynamic"),
+            OpaqueFunction(function=check),
             Node(
                 package="pi05_ros",
                 executable="sim_driver_node",
@@ -69,10 +101,8 @@ def generate_launch_description() -> LaunchDescription:
                     PathJoinSubstitution([share, "launch", "policy.launch.py"])
                 ),
                 launch_arguments={
-                    "checkpoint": value("checkpoint"),
                     "robot": "sim_arm",
-                    "rate_hz": value("rate_hz"),
-                    "denoise_steps": value("denoise_steps"),
+                    **{name: value(name) for name in POLICY_ARGUMENTS},
                 }.items(),
             ),
         ]

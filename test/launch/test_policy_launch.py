@@ -100,7 +100,7 @@ def test_every_argument_is_described(launch_file):
     assert {
         "namespace", "params_file", "use_sim_time", "autostart", "log_level", "checkpoint",
         "robot", "backend", "precision", "denoise_steps", "prompt", "base_camera",
-        "wrist_camera", "wrist_camera_2", "respawn",
+        "wrist_camera", "wrist_camera_2", "respawn", "chunk_mode", "kv_reuse", "joint_states",
     } <= set(declared)  # fmt: skip
     assert all(len(item.description) > 10 for item in declared.values())
 
@@ -122,6 +122,8 @@ def test_arguments_become_typed_parameters_of_the_node(launch_file):
             rate_hz="8",
             precision="bf16",
             prompt="5",
+            chunk_mode="trained",
+            kv_reuse="2",
             use_sim_time="True",
             namespace="arm",
             respawn="true",
@@ -131,13 +133,14 @@ def test_arguments_become_typed_parameters_of_the_node(launch_file):
     assert given.pop("use_sim_time") is True
     read = PolicyParameters.from_values(given)
     assert (read.denoise_steps, read.rate_hz, read.prompt) == (5, 8.0, "5")
+    assert (read.chunk_mode, read.kv_reuse) == ("trained", "2")
     assert read.precision_vision == read.precision_prefill == read.precision_denoise == "bf16"
     assert node["namespace"] == "arm"
     assert node["respawn"] is True
 
 
 def test_every_parameter_argument_names_parameters_that_exist(launch_file):
-    for names, kind in launch_file.PARAMETERS.values():
+    for names, kind, _ in launch_file.PARAMETERS.values():
         assert all(SPECS[name].kind is kind for name in names)
 
 

@@ -1,7 +1,7 @@
-"""launch/sim_demo.launch.py with stand-ins for ROS's `launch`, which is not on PyPI.
+"""launch/sim_demo.launch.py.
 
-The stand-ins record what the file builds: nodes, arguments and where their values go. Launching
-itself is only tested where a ROS installation is.
+ROS's `launch` is not on PyPI. Stand-ins record what the file builds: nodes, arguments and where
+their values go. Where the real one can be imported, it also reads the arguments.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from types import ModuleType
 import pytest
 
 from pi05_ros.ros.executor_parameters import SPECS
+from pi05_ros.ros.parameters import SPECS as POLICY_SPECS
+from pi05_ros.sim.driver_parameters import SPECS as DRIVER_SPECS
 from pi05_ros.sim.shipped import CHECKPOINT
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = {
-    "launch": ["LaunchDescription"],
-    "launch.actions": ["DeclareLaunchArgument", "IncludeLaunchDescription"],
+    "launch": ["LaunchContext", "LaunchDescription"],
+    "launch.action": ["Action"],
+    "launch.actions": ["DeclareLaunchArgument", "IncludeLaunchDescription", "OpaqueFunction"],
     "launch.launch_description_sources": ["PythonLaunchDescriptionSource"],
     "launch.substitutions": ["LaunchConfiguration", "PathJoinSubstitution"],
     "launch_ros": [],
@@ -33,6 +36,17 @@ class Recorded:
     def __init__(self, *args, **kwargs):
         self.args, self.kwargs = args, kwargs
 
+    def perform(self, context):
+        return context[self.args[0]]
+
+
+def load():
+    path = ROOT / "launch" / "sim_demo.launch.py"
+    spec = importlib.util.spec_from_file_location("sim_demo_launch", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
 
 @pytest.fixture
 def entities(monkeypatch):
@@ -42,15 +56,15 @@ def entities(monkeypatch):
         for member in members:
             setattr(module, member, type(member, (Recorded,), {}))
         monkeypatch.setitem(sys.modules, name, module)
-    path = ROOT / "launch" / "sim_demo.launch.py"
-    spec = importlib.util.spec_from_file_location("sim_demo_launch", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.generate_launch_description().args[0]
+    return load().generate_launch_description().args[0]
 
 
 def of_kind(entities, kind):
     return [item for item in entities if type(item).__name__ == kind]
+
+
+def declared(entities):
+    return {item.args[0]: item.kwargs for item in of_kind(entities, "DeclareLaunchArgument")}
 
 
 def test_three_nodes_that_are_installed_under_these_names(entities):
@@ -59,18 +73,89 @@ def test_three_nodes_that_are_installed_under_these_names(entities):
     assert set(nodes) == {"sim_arm", "pi05_executor"}
     for node in nodes.values():
         assert f"add_python_executable({node['executable']} " in cmake
-    (parameters,) = nodes["pi05_executor"]["parameters"]
-    assert set(parameters) <= set(SPECS)
-    limits = ROOT / "config" / parameters["limits_file"].args[0][-1]
+    for name, specs in (("pi05_executor", SPECS), ("sim_arm", DRIVER_SPECS)):
+        (parameters,) = nodes[name]["parameters"]
+        assert set(parameters) <= set(specs)
+    limits = ROOT / "config" / nodes["pi05_executor"]["parameters"][0]["limits_file"].args[0][-1]
     assert limits.is_file()
 
 
 def test_every_argument_is_described_and_used(entities):
-    declared = {item.args[0]: item.kwargs for item in of_kind(entities, "DeclareLaunchArgument")}
-    assert all(len(item["description"]) > 4 for item in declared.values())
-    assert declared["checkpoint"]["default_value"] == str(CHECKPOINT)
+    arguments = declared(entities)
+    assert all(len(item["description"]) > 4 for item in arguments.values())
+    assert arguments["checkpoint"]["default_value"] == str(CHECKPOINT)
     (include,) = of_kind(entities, "IncludeLaunchDescription")
     passed = dict(include.kwargs["launch_arguments"])
-    assert set(passed) == {"checkpoint", "robot", "rate_hz", "denoise_steps"}
+    assert passed.pop("robot") == "sim_arm"
+    assert {name: item.args[0] for name, item in passed.items()} == {name: name for name in passed}
+    here = {"task", "seed", "renderer", "strategy"}
+    assert set(arguments) == here | set(passed)
     policy = (ROOT / "launch" / "policy.launch.py").read_text()
     assert all(f'"{name}"' in policy for name in passed)
+
+
+def test_choices_are_those_of_the_nodes(entities):
+    arguments = declared(entities)
+    for name, specs in (("strategy", SPECS), ("chunk_mode", POLICY_SPECS)):
+        assert tuple(arguments[name]["choices"]) == specs[name].choices
+    for name in ("task", "renderer"):
+        for word in arguments[name]["choices"]:
+            assert DRIVER_SPECS[name].convert(word) == word
+    for item in arguments.values():
+        assert item["choices"] is None or item["default_value"] in item["choices"]
+
+
+def checked(entities, **changes):
+    (action,) = of_kind(entities, "OpaqueFunction")
+    values = {name: item["default_value"] for name, item in declared(entities).items()}
+    return action.kwargs["function"]({**values, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kv_reuse": "dynamic"},
+        {"kv_reuse": "3"},
+        {"chunk_mode": "trained"},
+        {"strategy": "ensemble"},
+    ],
+)
+def test_what_goes_together_is_launched(entities, changes):
+    assert checked(entities, **changes) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kv_reuse": "0"}, "accepted"),
+        ({"kv_reuse": "often"}, "dynamic"),
+        ({"chunk_mode": "trained", "strategy": "ensemble"}, "strategy:=rtc, not ensemble"),
+        ({"chunk_mode": "vjp", "strategy": "replace"}, "strategy:=rtc, not replace"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(entities, changes, words):
+    with pytest.raises(ValueError, match=words):
+        checked(entities, **changes)
+
+
+def test_real_launch_accepts_the_file():
+    try:
+        from launch_ros.actions import Node
+    except ImportError:
+        # Nothing to load it with: the file must at least be valid Python.
+        path = ROOT / "launch" / "sim_demo.launch.py"
+        compile(path.read_text(), str(path), "exec")
+        return
+    from launch.actions import DeclareLaunchArgument
+
+    from launch import LaunchContext
+
+    description = load().generate_launch_description()
+    arguments = {a.name: a for a in description.entities if isinstance(a, DeclareLaunchArgument)}
+    assert sum(isinstance(item, Node) for item in description.entities) == 2
+    for name, bad in (("chunk_mode", "wild"), ("strategy", "naive"), ("task", "dance")):
+        context = LaunchContext()
+        context.launch_configurations[name] = bad
+        with pytest.raises(RuntimeError, match="is not valid"):
+            arguments[name].execute(context)
