@@ -103,10 +103,10 @@ def floor_ms(config: Pi05Config, work: Any, precision: Precision) -> dict[str, f
     ceiling = rates()
     floors = {}
     for stage, (flops, attention, params) in work_of(config, work).items():
-        fp8 = getattr(precision, stage) == "fp8"
-        rate = ceiling["fp8"] if fp8 else ceiling["bf16"]
+        word = getattr(precision, stage)
+        rate = ceiling["fp8"] if word == "fp8" else ceiling["bf16"]
         compute = flops / rate / 1e9 + attention / ceiling["bf16"] / 1e9
-        memory = params * (1 if fp8 else 2) / ceiling["copy"] / 1e9
+        memory = params * (1 if word.startswith("fp8") else 2) / ceiling["copy"] / 1e9
         floors[stage] = max(compute, memory)
     floors["graph"] = sum(floors.values())
     return floors

@@ -25,6 +25,13 @@ from pi05_ros.bench.ceilings import floor_ms
 from pi05_ros.bench.random_model import random_model
 from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
 
+STAGES = ("vision", "prefill", "denoise")
+MIXES = {
+    "bf16": ("bf16", "bf16", "bf16"),
+    "fp8": ("bf16", "fp8", "fp8"),
+    "fp8-w8a16": ("bf16", "fp8", "fp8-w8a16"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
@@ -126,6 +133,9 @@ def measure(
     stages, table = engine.context_stages, engine._tables(work.steps)
     kinds = tuple(view.kind for view in engine._inputs.views(images, 3))
 
+    def denoise(guided: bool = False) -> None:
+        engine.denoise_stage.run(work.horizon, table, slot, rows, guided)
+
     def graph(name: str, launch: Callable[[], None]) -> list[float]:
         return device_times(lambda: engine.graphs.run(("bench", name, work), launch), runs)
 
@@ -145,13 +155,16 @@ def measure(
         "vision": graph("vision", lambda: stages.vision(0, work.views)),
         "vision per camera": graph("camera", lambda: stages.vision(0, 1)),
         "prefill": graph("prefill", prefill),
-        "denoise": graph(
-            "denoise", lambda: engine.denoise_stage.run(work.horizon, table, slot, rows)
-        ),
+        "denoise": graph("denoise", denoise),
+        "denoise guided": graph("guided", lambda: denoise(guided=True)),
         "D2H": device_times(lambda: result.copy_(noise, non_blocking=True), runs),
         "graph": device_times(lambda: engine.graphs.replay(key), runs),
         "total": device_times(lambda: engine.sample(images, tokens, noise, work.steps), runs),
     }
+    if engine.monitor.every:
+        times["graph monitored"] = device_times(
+            lambda: engine.graphs.replay(key, twin=True), min(runs, 50)
+        )
     wall = []
     for _ in range(min(runs, 100)):
         begin = time.perf_counter()
@@ -199,7 +212,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="pi05 bench model", description=__doc__)
     p.add_argument("--checkpoint", help="weights; random ones without it")
     p.add_argument("--preset", default="pi05", help="sizes of random weights")
-    p.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp8"))
+    p.add_argument("--precision", default="auto", choices=("auto", *MIXES))
+    p.add_argument("--vision", choices=("bf16", "fp8"), help="vision apart from the mix")
     p.add_argument("--views", type=int, default=2)
     p.add_argument("--tokens", type=int, default=20, help="prompt tokens")
     p.add_argument("--horizon", type=int, default=50)
@@ -253,9 +267,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         config = student(Pi05Config.preset(args.preset), args.depth, args.width)
         model = random_model(config, 0, torch.bfloat16, "cuda")
         source = f"random {args.preset}"
-    words = None if args.precision == "auto" else args.precision
-    if words == "fp8":
-        words = {"vision": "bf16", "prefill": "fp8", "denoise": "fp8"}
+    words = dict(zip(STAGES, MIXES.get(args.precision, ("auto",) * 3), strict=True))
+    if args.vision:
+        words["vision"] = args.vision
     works = [Workload(args.views, args.tokens, args.horizon, n) for n in args.steps]
     eager = None
     if not args.no_eager:

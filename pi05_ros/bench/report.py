@@ -13,8 +13,10 @@ ORDER = (
     "prefill",
     "denoise per step",
     "denoise",
+    "denoise guided",
     "D2H",
     "graph",
+    "graph monitored",
     "total",
     "wall",
     "overlap period",
@@ -96,27 +98,94 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
+STAGE_COLOURS = {
+    "preprocess": "#7f7f7f",
+    "vision": "#4c78a8",
+    "prefill": "#f2a541",
+    "denoise": "#59a14f",
+}
+STEP_COLOURS = ("#4c78a8", "#e45756", "#59a14f", "#b279a2", "#9d755d")
+
+
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Stacked stage bars per workload beside a histogram of the whole graph."""
+    """Stacked stage bars per workload beside the spread of the whole graph's latency."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (bars, histogram) = pyplot.subplots(1, 2, figsize=(11, 4))
-    labels = [f"{r['workload']['steps']} steps" for r in report["results"]]
-    bottom = [0.0] * len(labels)
-    for stage in ("preprocess", "vision", "prefill", "denoise"):
-        heights = [r["times_ms"][stage]["p50"] for r in report["results"]]
-        bars.bar(labels, heights, bottom=bottom, label=stage)
-        bottom = [low + high for low, high in zip(bottom, heights, strict=True)]
-    bars.set_ylabel("ms")
-    bars.legend()
-    bars.set_title(report["device"])
-    for result, label in zip(report["results"], labels, strict=True):
-        histogram.hist(result["histogram"], bins=40, alpha=0.6, label=label)
-    histogram.set_xlabel("graph replay, ms")
-    histogram.legend()
+    figure, (bars, spread) = pyplot.subplots(
+        1, 2, figsize=(11, 4.6), gridspec_kw={"width_ratios": (1, 1.25)}
+    )
+    results = report["results"]
+    _stage_bars(bars, results)
+    _latency_spread(spread, results)
+    w, p = results[0]["workload"], report["precision"]
+    figure.suptitle(
+        f"{report['device']}, {w['views']} views, {w['tokens']} tokens, H {w['horizon']}; "
+        f"vision {p['vision']}, prefill {p['prefill']}, denoise {p['denoise']}",
+        fontsize=11,
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _steps(result: dict[str, Any]) -> str:
+    n = result["workload"]["steps"]
+    return f"{n} step" if n == 1 else f"{n} steps"
+
+
+def _stage_bars(axes: Any, results: list[dict[str, Any]]) -> None:
+    """Milliseconds of each stage on top of each other, the floor as a line across each bar."""
+    labels = [_steps(r) for r in results]
+    bottom = [0.0] * len(labels)
+    for stage, colour in STAGE_COLOURS.items():
+        heights = [r["times_ms"][stage]["p50"] for r in results]
+        axes.bar(labels, heights, 0.6, bottom=bottom, label=stage, color=colour)
+        for x, (low, high) in enumerate(zip(bottom, heights, strict=True)):
+            if high > 0.06 * max(r["times_ms"]["graph"]["p50"] for r in results):
+                axes.text(x, low + high / 2, f"{high:.2f}", ha="center", va="center", color="w")
+        bottom = [low + high for low, high in zip(bottom, heights, strict=True)]
+    for x, (result, top) in enumerate(zip(results, bottom, strict=True)):
+        total = result["times_ms"]["total"]["p50"]
+        axes.text(x, top, f"total {total:.2f}", ha="center", va="bottom")
+        floor = result["floor_ms"]["graph"]
+        axes.hlines(floor, x - 0.4, x + 0.4, "k", "dashed", label="" if x else "floor")
+    axes.set_ylim(0, 1.12 * max(bottom))
+    axes.set_ylabel("ms, p50")
+    axes.set_title("stages", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def _latency_spread(axes: Any, results: list[dict[str, Any]]) -> None:
+    """Share of replays by their distance from the median, microseconds."""
+    distances = [
+        [1e3 * (t - r["times_ms"]["graph"]["p50"]) for t in r["histogram"]] for r in results
+    ]
+    merged = sorted(d for row in distances for d in row)
+    last = len(merged) - 1
+    low, high = merged[round(0.005 * last)], merged[round(0.995 * last)]
+    edges = [low + (high - low or 1.0) * i / 40 for i in range(41)]
+    for result, row, colour in zip(results, distances, STEP_COLOURS * 9, strict=False):
+        t = result["times_ms"]["graph"]
+        axes.hist(
+            [min(max(d, edges[0]), edges[-1]) for d in row],
+            bins=edges,
+            weights=[100.0 / len(row)] * len(row),
+            histtype="stepfilled",
+            facecolor=(*_rgb(colour), 0.25),
+            edgecolor=colour,
+            label=f"{_steps(result)}: p50 {t['p50']:.3f}, p99 {t['p99']:.3f} ms",
+        )
+    axes.set_xlabel("graph replay, microseconds from its median (ends hold what lies beyond)")
+    axes.set_ylabel("% of replays")
+    axes.set_title("latency", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _rgb(colour: str) -> tuple[float, float, float]:
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return red, green, blue

@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vision", choices=("bf16", "fp8"), default="bf16")
     parser.add_argument("--steps", type=int, default=10, help="flow steps per observation")
     parser.add_argument(
-        "--out", type=Path, default=Path("pi05_scales"), help="NAME of NAME.safetensors and .json"
+        "--out",
+        type=Path,
+        help="NAME of NAME.safetensors and .json; default: the cache, where engines find them",
     )
 
 
@@ -33,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from pi05_ros.backends import BackendError
     from pi05_ros.backends.cuda import create, usable
+    from pi05_ros.backends.cuda.scales import default_path
     from pi05_ros.backends.engine import Precision
 
     ok, why = usable()
@@ -52,12 +55,15 @@ def _run(args: argparse.Namespace) -> int:
             engine.observe(sample.images, sample.tokens, sample.noise, args.steps)
         made = engine.calibration(len(samples))
         engine.use_calibration(made)
-    made.save(args.out)
+    out = args.out or default_path(made.fingerprint)
+    made.save(out)
     largest = sorted(zip(made.amax.tolist(), made.sites, strict=True), reverse=True)[:5]
     print(f"{len(samples)} observations, {len(made.sites)} sites; largest inputs:")
     for value, site in largest:
         print(f"  {site}: {value:.4g}")
     if any(sample.synthetic for sample in samples):
         print("made from synthetic observations: for dry runs only")
-    print(f"written to {args.out.with_suffix('.safetensors')} and .json")
+    print(f"written to {out.with_suffix('.safetensors')} and .json")
+    if args.out:
+        print("engines take it with the option calibration=NAME")
     return 0

@@ -12,7 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=20, help="prompt tokens")
     parser.add_argument("--horizon", type=int, default=50)
-    parser.add_argument("--precision", nargs="+", default=["auto", "bf16"], help="auto, bf16, fp8")
+    parser.add_argument(
+        "--precision", nargs="+", default=["auto", "bf16"], help="auto, bf16, fp8, fp8-w8a16"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=600.0, help="time for each precision (default 600)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"pi05 tune: {why}", file=sys.stderr)
         return 2
     from pi05_ros.backends.cuda.tune import save, tune
-    from pi05_ros.bench.model import Workload, inputs
+    from pi05_ros.bench.model import MIXES, STAGES, Workload, inputs
     from pi05_ros.bench.random_model import random_model
     from pi05_ros.model import Pi05Config
 
@@ -35,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     work = Workload(args.views, args.tokens, args.horizon, 3)
     path = None
     for word in args.precision:
-        precision = None if word == "auto" else word
+        precision = dict(zip(STAGES, MIXES.get(word, (word,) * 3), strict=True))
         try:
             engine = create_engine(model, "cuda", precision, horizon=args.horizon)
         except BackendError as error:
@@ -44,10 +49,13 @@ def run(args: argparse.Namespace) -> int:
         from pi05_ros.backends.cuda.engine import CudaEngine
 
         assert isinstance(engine, CudaEngine)
-        engine.sample(*inputs(model.config, work, (224, 224), 0), work.steps)
-        context = engine.context(*inputs(model.config, work, (224, 224), 0)[:2])
+        images, tokens, noise = inputs(model.config, work, (224, 224), 0)
+        engine.sample(images, tokens, noise, work.steps)
+        context = engine.context(images, tokens)
         rows = context.views * engine.buffers.tokens + context.bucket
-        path = save(tune(engine, rows=rows, horizon=args.horizon), engine.device)
+        print(f"precision {word}, from {engine.tuning.source}")
+        chosen = tune(engine, rows=rows, horizon=args.horizon, seconds=args.seconds)
+        path = save(chosen, engine.device)
         engine.close()
     print(f"written to {path}")
     return 0

@@ -367,3 +367,145 @@ def test_ten_thousand_replays_do_not_grow(fp8):
         fp8.sample(images, tokens, noise, 1)
     torch.cuda.synchronize()
     assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+
+
+@pytest.fixture(scope="module")
+def all_fp8(model):
+    engine = build(model, Precision("fp8", "fp8", "fp8"))
+    for seed in range(3):
+        engine.sample(*example(seed=seed))
+    return engine
+
+
+@pytest.fixture(scope="module")
+def mixed(model):
+    engine = build(model, Precision("bf16", "fp8", "fp8-w8a16"))
+    for seed in range(3):
+        engine.sample(*example(seed=seed))
+    return engine
+
+
+@pytest.mark.parametrize("work", WORKLOADS, ids=str)
+@pytest.mark.parametrize("kind", ["all_fp8", "mixed"])
+def test_other_fp8_mixes_are_as_good_as_their_format(kind, request, plain, work):
+    from pi05_ros.backends.cuda.simulate import Simulation
+
+    engine = request.getfixturevalue(kind)
+    views, prompt, horizon, steps = work
+    images, tokens, noise = example(views, prompt, horizon, seed=5)
+    actions = engine.sample(images, tokens, noise, steps)
+    assert torch.equal(actions, engine.sample(images, tokens, noise, steps))
+    expected = plain.sample(images, tokens, noise, steps)
+    simulation = Simulation(engine.weights, engine.buffers.scales)
+    pixels = plain._pixels(images)
+    simulated = simulation.sample(pixels, tokens, noise, engine._tables(steps))
+    ratio = float((actions - expected).norm() / (simulated - expected).norm())
+    print(f"{kind} {work}: cosine {cos(actions, expected):.6f}, error ratio {ratio:.3f}")
+    assert ratio <= 1.15
+
+
+def test_fp8_vision_against_its_simulation(all_fp8, plain, model):
+    from pi05_ros.backends.cuda.simulate import Simulation
+
+    images, tokens, _ = example(seed=16)
+    all_fp8.context(images, tokens)
+    pixels = plain._pixels(images)
+    true = model.embed_images(pixels).flatten(0, 1)
+    simulated = Simulation(all_fp8.weights, all_fp8.buffers.scales).vision(pixels)
+    got = all_fp8.buffers.embeds[: len(true)].float()
+    ratio = float((got - true).norm() / (simulated - true).norm())
+    print(f"image tokens: cosine {cos(got, true):.5f}, error ratio {ratio:.3f}")
+    assert ratio <= 1.15
+
+
+@pytest.mark.parametrize("schedule", ["zeros", "ones", "linear", "exp"])
+@pytest.mark.parametrize("kind", ["bf16", "fp8"])
+def test_guidance_is_that_of_the_plain_engine(kind, schedule, request, plain):
+    """LeRobot's guidance without the Jacobian, in the graph; error as without guidance."""
+    from pi05_ros.backends.engine import Guidance
+    from pi05_ros.policy.execution.rtc import guidance_weights
+
+    engine = request.getfixturevalue(kind)
+    images, tokens, noise = example(seed=17)
+    target = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
+    target[40:] = 0
+    guidance = Guidance(target, guidance_weights(schedule, 50, 4, 30))
+    ours, theirs = engine.context(images, tokens), plain.context(images, tokens)
+    want = plain.denoise(theirs, noise, guidance=guidance)
+    got = engine.denoise(ours, noise, guidance=guidance)
+    assert torch.equal(got, engine.denoise(ours, noise, guidance=guidance))
+    free, plain_free = engine.denoise(ours, noise), plain.denoise(theirs, noise)
+    print(f"{kind} {schedule}: cosine {cos(got, want):.6f}, free {cos(free, plain_free):.6f}")
+    assert cos(got, want) >= (0.9999 if kind == "bf16" else 0.998)
+    assert (got - target.cuda())[:4].norm() < 0.5 * (free - target.cuda())[:4].norm()
+    if schedule == "zeros":
+        nothing = Guidance(target, torch.zeros(50))
+        assert torch.equal(engine.denoise(ours, noise, guidance=nothing), free)
+    with pytest.raises(BackendError, match="'identity' or 'trained'"):
+        engine.denoise(ours, noise, guidance=Guidance(target, guidance.weights, "vjp"))
+
+
+def test_times_of_the_halves(bf16):
+    images, tokens, noise = example(seed=18)
+    bf16.sample(images, tokens, noise)
+    torch.cuda.synchronize()
+    whole = bf16.timings
+    assert whole.model_ms > 1
+    assert whole.denoise_ms != whole.denoise_ms  # one graph
+    for keys in (None, (1, 2)):
+        for _ in range(2):  # the first one captures
+            context = bf16.context(images, tokens, camera_keys=keys)
+            bf16.denoise(context, noise)
+        torch.cuda.synchronize()
+        halves = bf16.timings
+        assert 0.3 * whole.model_ms < halves.denoise_ms < halves.model_ms
+        assert (halves.prefill_ms == halves.prefill_ms) == (keys is not None)
+
+
+def test_kept_cameras_are_forgotten_when_their_rows_are_overwritten(bf16):
+    images, tokens, noise = example(seed=19)
+
+    def actions(*args, **options):
+        return bf16.denoise(bf16.context(*args, **options), noise)
+
+    fresh = actions(images, tokens, camera_keys=["a", "b"])
+    actions(images[:1], tokens, camera_keys=["a"])
+    assert torch.equal(actions(images, tokens, camera_keys=["a", "b"]), fresh)
+    bf16.sample(images, tokens.flip(0), noise)
+    assert torch.equal(actions(images, tokens, camera_keys=["a", "b"]), fresh)
+
+
+def test_the_monitor_sees_saturation_and_changes_nothing(model):
+    engine = build(model, FP8, monitor_every=2)
+    case = example(seed=20)
+    for _ in range(3):
+        engine.sample(*case)
+    outputs = [engine.sample(*case) for _ in range(4)]
+    assert all(torch.equal(outputs[0], output) for output in outputs[1:])
+    assert engine.saturation() == []
+    assert engine.health().warning == ""
+    assert int(engine.health().values["fp8_monitored_calls"]) >= 4  # context and denoise
+    engine.buffers.scales.mul_(2.0**-6)
+    for _ in range(2):
+        engine.denoise(engine.context(*case[:2]), case[2])
+    sites = {row.site.split(".")[0] for row in engine.saturation()}
+    assert sites == {"prefill", "denoise"}
+    assert "pi05 calibrate" in engine.health().warning
+
+
+def test_scales_of_one_mix_serve_another_only_where_they_were_seen(model, all_fp8, plain):
+    all_fp8.start_calibration()
+    all_fp8.observe(*example(seed=21))
+    made = all_fp8.calibration(1)
+    case = example(seed=22)
+    for precision in (BF16, Precision("bf16", "fp8", "fp8-w8a16"), FP8):
+        engine = build(model, precision, calibration=made)
+        got = engine.sample(*case)
+        assert cos(got, plain.sample(*case)) > (0.9999 if precision is BF16 else 0.998)
+        engine.close()
+    blind = build(model, FP8)
+    blind.sample(*case)
+    blind.start_calibration()
+    blind.observe(*case)
+    with pytest.raises(BackendError, match=r"'vision.0.qkv'; run pi05 calibrate"):
+        all_fp8.use_calibration(blind.calibration(1))

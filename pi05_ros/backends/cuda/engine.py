@@ -22,8 +22,9 @@ from torch import Tensor
 from pi05_ros.backends.cuda import modulation, scales
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_STEPS, Buffers
 from pi05_ros.backends.cuda.context import ContextStages
-from pi05_ros.backends.cuda.denoise import DenoiseStage
+from pi05_ros.backends.cuda.denoise import denoise_stage
 from pi05_ros.backends.cuda.graphs import Graphs
+from pi05_ros.backends.cuda.hopper import stage as hopper
 from pi05_ros.backends.cuda.inputs import Inputs, check_noise, check_steps, check_tokens
 from pi05_ros.backends.cuda.kept_inputs import KeptInputs
 from pi05_ros.backends.cuda.launches import Launches
@@ -95,17 +96,21 @@ class CudaEngine:
         if dependent_launch is None:
             dependent_launch = self.tuning.flag("dependent_launch")
         with self._on_device():
+            prefix_rows = MAX_VIEWS * model.config.vision.tokens + max_prompt_tokens
             self.weights: Weights = pack(
                 model,
                 precision,
                 release=release_model,
                 fused_gate_up=self.tuning.flag("fused_gate_up"),
+                expert_image=hopper.usable(
+                    model.config, precision, self.tuning, self.device, prefix_rows, horizon
+                ),
             )
             self.buffers = Buffers(self.weights, MAX_VIEWS, max_prompt_tokens, slots, self.device)
             self.context_stages = ContextStages(
                 self.weights, self.buffers, self.tuning, dependent_launch
             )
-            self.denoise_stage = DenoiseStage(
+            self.denoise_stage = denoise_stage(
                 self.weights, self.buffers, self.tuning, self.context_stages
             )
             self.graphs = Graphs(self.device)
@@ -124,11 +129,14 @@ class CudaEngine:
         self.monitor = Monitor(
             monitor_every, self.weights.sites, self.buffers.amax, self.buffers.scales
         )
+        self.scales_source = "the first observations"
         self.first_runs = 0  # observations that are still to set the FP8 scales
         if "fp8" in (precision.vision, precision.prefill, precision.denoise):
             self.first_runs = FIRST_RUNS
             if calibration is not None:
                 self.use_calibration(calibration)
+            else:
+                self._find_calibration()
 
     # public -----------------------------------------------------------------------------------
 
@@ -293,7 +301,8 @@ class CudaEngine:
 
     def health(self) -> EngineHealth:
         """What the saturation monitor has found; callable from any thread, waits for nothing."""
-        return self.monitor.health()
+        found = self.monitor.health()
+        return EngineHealth({"fp8_scales": self.scales_source, **found.values}, found.warning)
 
     def use_calibration(self, calibration: str | Path | Calibration) -> None:
         """Take activation scales from a file; refused where they belong to other weights."""
@@ -303,6 +312,7 @@ class CudaEngine:
         amax = calibration.amax_for(w.sites, w.fingerprint, w.quantised)
         self.buffers.scales.copy_(scales.scale_of(amax).to(self.device))
         self.first_runs = 0
+        self.scales_source = f"{calibration.observations} observations"
 
     def start_calibration(self) -> None:
         """Forget the largest magnitudes seen so far."""
@@ -337,16 +347,8 @@ class CudaEngine:
         """Free device memory."""
         with self._lock:
             self.graphs.clear()
-            for name in (
-                "weights",
-                "buffers",
-                "context_stages",
-                "denoise_stage",
-                "launches",
-                "_inputs",
-                "_kept",
-                "_steering",
-            ):
+            stages = ["context_stages", "denoise_stage", "launches"]
+            for name in ["weights", "buffers", *stages, "_inputs", "_kept", "_steering"]:
                 if hasattr(self, name):
                     delattr(self, name)
             self._modulation.clear()
@@ -396,6 +398,16 @@ class CudaEngine:
 
     # parts ------------------------------------------------------------------------------------
 
+    def _find_calibration(self) -> None:
+        """Take the scales that `pi05 calibrate` left for these weights, if there are any."""
+        path = scales.default_path(self.weights.fingerprint)
+        try:
+            if path.with_suffix(".json").is_file():
+                self.use_calibration(path)
+                log.info("FP8 scales from %s", path)
+        except BackendError as error:
+            log.warning("FP8 scales come from the first observations: %s", error)
+
     def _run(self, key: Hashable, launch: Callable[[], None], parts: Sequence[str]) -> None:
         """Replay or capture; with the monitor on, now and then the recording form."""
 
@@ -422,27 +434,19 @@ class CudaEngine:
         mod: modulation.Modulation,
         slot: int,
     ) -> None:
-        """First-run default: scales from the first observations, with the usual margin.
-
-        The very first starts from scale 1 (e4m3 then spans 2^-9 to 448, wide enough for normalised
-        inputs) and runs twice, since coarse scales may have bent what the first pass saw. The
-        next ones only raise scales: the first picture may have been a black warm-up frame.
-        """
+        """One of the first runs, which set the scales where no calibration was given."""
         rows = len(kinds) * self.buffers.tokens + bucket
-        fresh = self.first_runs == FIRST_RUNS
-        for _ in range(2 if fresh else 1):
-            self.buffers.amax.zero_()
+
+        def record() -> None:
             self.context_stages.monitor = True
             try:
                 self.launches.context(kinds, bucket, slot)
                 self.denoise_stage.run(horizon, mod, self.buffers.slots[slot], rows)
             finally:
                 self.context_stages.monitor = False
-            found = scales.scale_of(self.buffers.amax)
-            if not fresh:
-                found = torch.maximum(found, self.buffers.scales)
-            self.buffers.scales.copy_(found)
-        self.buffers.amax.zero_()
-        if fresh:
+
+        first = self.first_runs == FIRST_RUNS
+        scales.first_run(self.buffers.amax, self.buffers.scales, record, first)
+        if first:
             log.info("no calibration given: FP8 scales come from the first observations")
         self.first_runs -= 1

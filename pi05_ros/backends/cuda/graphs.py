@@ -33,9 +33,9 @@ class Graphs:
         """Keys of the captured graphs, the last used one last."""
         return list(self._graphs)
 
-    def replay(self, key: Hashable) -> None:
-        """Replay a captured graph."""
-        self._graphs[key][0].replay()
+    def replay(self, key: Hashable, twin: bool = False) -> None:
+        """Replay a captured graph, or its twin."""
+        self._graphs[key][int(twin)].replay()
 
     def clear(self) -> None:
         """Forget all graphs."""

@@ -6,13 +6,16 @@ values fall below 2^-6 of the scale, and a power of two rounds every value alike
 calibrated.
 
 Files: `<name>.safetensors` (one float32 vector "amax" in the order of the sites) beside
-`<name>.json` (sites, fingerprint of the weights, how many observations).
+`<name>.json` (sites, fingerprint of the weights, how many observations). Engines find those that
+lie under the fingerprint in the user's cache by themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +30,32 @@ FP8_MAX = 448.0
 FORMAT = "pi05_ros activation scales 1"
 
 
+def default_path(fingerprint: str) -> Path:
+    """Where `pi05 calibrate` keeps the scales of some weights, and engines look for them."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "pi05_ros" / "scales" / fingerprint[:32]
+
+
 def scale_of(amax: Tensor) -> Tensor:
     """Scale per site from the largest magnitude: a power of two, 1 where nothing was seen."""
     wanted = (amax.float() * (MARGIN / FP8_MAX)).clamp_min(2.0**-30)
     scale = torch.exp2(torch.ceil(torch.log2(wanted)))
     return torch.where(amax > 0, scale, torch.ones_like(scale))
+
+
+def first_run(amax: Tensor, scale: Tensor, record: Callable[[], None], first: bool) -> None:
+    """Set scales from an observation, with the usual margin, where no calibration was given.
+
+    The very first run starts from scale 1 (e4m3 then spans 2^-9 to 448, wide enough for normalised
+    inputs) and records twice, since coarse scales may have bent what the first pass saw. The next
+    ones only raise scales: the first picture may have been a black warm-up frame.
+    """
+    for _ in range(2 if first else 1):
+        amax.zero_()
+        record()
+        found = scale_of(amax)
+        scale.copy_(found if first else torch.maximum(found, scale))
+    amax.zero_()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ one kernel changed in the whole stage. Greedy: the best so far stays while the n
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,12 +82,18 @@ def _graph_ms(launch: Callable[[], None], runs: int = 15) -> float:
 
 
 def tune(
-    engine: CudaEngine, say: Say = print, rows: int = 544, horizon: int = 50
+    engine: CudaEngine,
+    say: Say = print,
+    rows: int = 544,
+    horizon: int = 50,
+    seconds: float = math.inf,
 ) -> dict[str, Any]:
     """Best overrides for the engine's device and precision.
 
-    The engine must have run once, so that its buffers hold a real observation.
+    The engine must have run once, so that its buffers hold a real observation. After `seconds` no
+    further candidate is tried.
     """
+    end = time.monotonic() + seconds
     slot, device = engine.buffers.slots[0], engine.device
     chosen: dict[str, Any] = {"dependent_launch": engine.context_stages.pdl}
 
@@ -103,7 +111,7 @@ def tune(
         return _graph_ms(lambda: stage.prefill(rows, slot))
 
     plans = (
-        (denoise_ms, denoise_candidates("fp8" if engine.precision.denoise == "fp8" else "bf16")),
+        (denoise_ms, denoise_candidates(engine.precision.denoise)),
         (
             prefill_ms,
             prefill_candidates(
@@ -114,8 +122,12 @@ def tune(
     )
     for measure, candidates in plans:
         best = measure({})
-        say(f"start: {best:.3f} ms")
+        first, tried = best, 0
         for name, over in candidates:
+            if time.monotonic() > end:
+                say("out of time: the candidates left are not tried")
+                break
+            tried += 1
             try:
                 now = measure(over)
             except Exception as error:  # a candidate that does not fit this device is no error
@@ -124,6 +136,7 @@ def tune(
             if now < 0.995 * best:
                 best, chosen = now, tuning.merge(chosen, over)
                 say(f"{name}: {best:.3f} ms with {json.dumps(over)}")
+        say(f"{tried} candidates: {first:.3f} -> {best:.3f} ms")
     return chosen
 
 
