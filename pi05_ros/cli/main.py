@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
-    args = build_parser(command).parse_args(words)
     try:
+        args = build_parser(command).parse_args(words)
         return int(args.run(args))
     except BrokenPipeError:
         # Nobody reads; the interpreter's last flush must not complain about it either.

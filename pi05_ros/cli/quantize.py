@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
     from pi05_ros.backends.tensorrt.presets import preset
     from pi05_ros.backends.tensorrt.quantize import calibrate, modelopt_version, require_intent
     from pi05_ros.backends.tensorrt.samples import save_samples
-    from pi05_ros.backends.tensorrt.store import model_folder, require_writable
+    from pi05_ros.backends.tensorrt.store import model_folder, require_writable, whole_folder
 
     modelopt_version()
     choice = preset(args.preset)
@@ -68,8 +68,9 @@ def _run(args: argparse.Namespace) -> int:
     )
     if args.out is None:
         folder /= calibration.digest[:16]
-    calibration.save(folder)
-    save_samples(folder / "golden.safetensors", samples)
+    with whole_folder(folder, "calibration.json") as part:
+        calibration.save(part)
+        save_samples(part / "golden.safetensors", samples)
     layers = calibration.info["layers"]
     worst = sorted(layers.items(), key=lambda item: -item[1].get("clipped", 0.0))
     print(f"{len(calibration.amax)} quantisers; inputs with most values beyond their range:")

@@ -244,6 +244,13 @@ def describe(policy: Any) -> dict[str, Any]:
 def _live_notes(result: LiveResult, speed: float) -> list[str]:
     """What a reader of live figures must know."""
     notes = [f"{count} {reason}" for reason, count in result.dropped.items()]
+    for key, count in result.inputs.items():
+        name, _, code = key.partition(".dropped.")
+        if code:
+            why = result.inputs.get(f"{name}.last_error", "")
+            notes.append(
+                f"dropped message: {count} x {name} {code}" + (f" ({why})" if why else "")
+            )
     if speed != 1.0:
         notes.append(f"played at speed {speed:g}: latency is in bag time")
     late = result.player.get("late_p99_ms", 0.0)

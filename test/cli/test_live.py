@@ -8,19 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "replay"))  # bags.py
 
-from bags import write_bag
+from bags import edit_bag, write_bag
 
 from pi05_ros.cli.main import main
 from pi05_ros.policy.profile_yaml import load_profile
-from pi05_ros.replay.bag import Bag
+from pi05_ros.replay.bag import Bag, BagMessage
 from pi05_ros.replay.chunks import read_chunks
 from pi05_ros.replay.live import LiveOptions, run_live
+from pi05_ros.replay.messages import encode
 from pi05_ros.replay.processes import ChildError, Children
 from pi05_ros.replay.run import choose
 
@@ -91,6 +93,22 @@ def test_refused_configure_shows_the_nodes_words(
     text = capsys.readouterr().err
     assert "refused to configure" in text
     assert "absent.model does not exist" in text
+
+
+def test_dropped_messages_are_explained(
+    live: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gray(message: BagMessage) -> Iterator[BagMessage]:
+        if message.topic == "/base_camera/image_raw":
+            image = message.decode()
+            image.encoding = "bayer_rggb8"
+            message = message._replace(raw=encode(image))
+        yield message
+
+    bag = edit_bag(write_bag(tmp_path / "bag", 1.0), tmp_path / "gray", gray)
+    assert main(["replay", str(bag), "--out", str(tmp_path / "out"), "-p", "threads=1"]) == 1
+    out = capsys.readouterr().out
+    assert "30 x base_camera encoding (image encoding 'bayer_rggb8'; accepted: rgb8" in out
 
 
 def test_recorder_that_cannot_write_is_an_error(live: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -234,3 +236,35 @@ def test_offline_needs_no_ros(bag: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_interrupt_while_modules_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    assert main(["replay", "bag"]) == 130
+
+
+def test_interrupt_leaves_nothing(
+    bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BagWriter, "write", interrupted)
+    assert main(["replay", str(bag), *QUICK, "--out", str(tmp_path)]) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_nobody_reads_the_output(bag: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        f"{shlex.quote(sys.executable)} -m pi05_ros.cli.main replay {shlex.quote(str(bag))} "
+        f"--offline --no-plot --out {shlex.quote(str(tmp_path))} | true",
+        shell=True,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""

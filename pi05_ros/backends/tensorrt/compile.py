@@ -6,6 +6,7 @@ FP16 builds of this very model have given actions with a cosine of -0.55 to the 
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 import tensorrt as trt
 
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.tensorrt.binding import parse_version
 from pi05_ros.backends.tensorrt.native import ErrorRecorder, Logger, Progress
 
 
@@ -70,16 +72,11 @@ def trtexec_line(onnx: Path, plan: Path, flags: BuildFlags) -> str:
         "--profilingVerbosity=detailed",
         "--skipInference",
     ]
-    if parse_major() < 11:
+    if parse_version(trt.__version__) < (11, 0):
         words.insert(3, "--stronglyTyped")
     if flags.workspace_mib:
         words.append(f"--memPoolSize=workspace:{flags.workspace_mib}")
-    return " ".join(words)
-
-
-def parse_major() -> int:
-    """Major release of the loaded TensorRT."""
-    return int(trt.__version__.split(".")[0])
+    return shlex.join(words)
 
 
 def _builder(logger: Logger) -> trt.Builder:

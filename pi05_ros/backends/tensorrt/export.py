@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,7 +38,7 @@ from pi05_ros.backends.tensorrt.shapes import (
     stage_spec,
 )
 from pi05_ros.backends.tensorrt.stages import FullStage, make_stage, modulation_table
-from pi05_ros.backends.tensorrt.store import private_folder, sha256_file, write_atomically
+from pi05_ros.backends.tensorrt.store import sha256_file, whole_folder, write_atomically
 from pi05_ros.model import Pi05
 
 SCHEMA = 1
@@ -328,9 +327,7 @@ def export_all(
         "torch": torch.__version__,
         "stages": {},
     }
-    place = directory.resolve()
-    part = private_folder(place.with_name(f".{place.name}.part"))
-    try:
+    with whole_folder(directory, "export.json") as part:
         for stage in stages:
             exported = export_stage(
                 model,
@@ -348,16 +345,8 @@ def export_all(
                 **exported.report,
             }
         document["graph_hash"] = graph_hash(document)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "export.json").unlink(missing_ok=True)  # not valid until all files are
-        for path in part.iterdir():
-            path.replace(directory / path.name)
         text = json.dumps(document, indent=1, sort_keys=True) + "\n"
-        write_atomically(directory / "export.json", text.encode())
-    except OSError as error:
-        raise BackendError(f"cannot write the graphs into {directory}: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        write_atomically(part / "export.json", text.encode())
     return document
 
 

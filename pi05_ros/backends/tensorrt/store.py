@@ -11,10 +11,13 @@ Everything is written to a temporary name and renamed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from pi05_ros.backends.errors import BackendError
@@ -80,6 +83,32 @@ def sha256_file(path: Path) -> str:
         while block := file.read(1 << 22):
             state.update(block)
     return state.hexdigest()
+
+
+@contextlib.contextmanager
+def whole_folder(directory: Path, last: str) -> Iterator[Path]:
+    """Folder to write into; its files go to ``directory`` if the block ends well, else nowhere.
+
+    Args:
+        directory: where the files go; older ones of the same names are replaced.
+        last: file without which the others do not count; it is replaced first and last.
+
+    Raises:
+        BackendError: the disk is full or the folder cannot be written.
+
+    """
+    place = directory.resolve()
+    part = private_folder(place.with_name(f".{place.name}.part"))
+    try:
+        yield part
+        place.mkdir(parents=True, exist_ok=True)
+        (place / last).unlink(missing_ok=True)
+        for path in sorted(part.iterdir(), key=lambda path: path.name == last):
+            path.replace(place / path.name)
+    except OSError as error:
+        raise BackendError(f"cannot write into {directory}: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
