@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import numpy as np
 import pytest
-import rclpy
 from executor_client import JOINTS, LIMITS, Client
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.parameter import Parameter
+from node_rig import NodeRig, build_and_close
 from std_srvs.srv import Trigger
 
 from pi05_ros.policy.execution.limits import LimitsError, limits_from_yaml
-from pi05_ros.ros.domain import free_domain_id
 from pi05_ros.ros.executor_node import ExecutorNode
 from pi05_ros.ros.parameters import ParameterError
 
 
-class Rig:
+class Rig(NodeRig):
     """Executor node and client in one process, spun together."""
 
     def __init__(self, **parameters):
-        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=free_domain_id())
-        parameters = {"limits_file": str(LIMITS), **parameters}
-        try:
-            self.node = ExecutorNode(
-                context=self.context,
-                parameter_overrides=[Parameter(k, value=v) for k, v in parameters.items()],
-            )
-        except BaseException:
-            rclpy.shutdown(context=self.context)
-            raise
-        self.client = Client(self.context)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.node)
-        self.executor.add_node(self.client)
+        super().__init__(ExecutorNode, Client, {"limits_file": str(LIMITS), **parameters})
 
     def until(self, condition, seconds=10.0, each=None):
         end = time.monotonic() + seconds
@@ -52,24 +33,10 @@ class Rig:
                 return True
         return False
 
-    def close(self):
-        self.executor.shutdown()
-        self.client.destroy_node()
-        self.node.destroy_node()
-        rclpy.shutdown(context=self.context)
-
 
 @pytest.fixture
 def rig():
-    made = []
-
-    def build(**parameters):
-        made.append(Rig(**parameters))
-        return made[-1]
-
-    yield build
-    for item in made:
-        item.close()
+    yield from build_and_close(Rig)
 
 
 def follow(rig, number=1, **changes):

@@ -7,15 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rclpy
 from builtin_interfaces.msg import Duration
+from node_rig import NodeRig, build_and_close
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rclpy.serialization import serialize_message
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -31,20 +32,10 @@ from pi05_ros.sim.trajectory import JointPlan
 from pi05_ros.sim.world import JOINT_NAMES
 
 
-class Rig:
+class Rig(NodeRig):
     def __init__(self, **parameters):
-        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=free_domain_id())
-        self.node = DriverNode(
-            context=self.context,
-            parameter_overrides=[Parameter(k, value=v) for k, v in parameters.items()],
-        )
-        self.client = Node("client", context=self.context)
+        super().__init__(DriverNode, partial(Node, "client"), parameters)
         self.got = {}
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.node)
-        self.executor.add_node(self.client)
 
     def listen(self, kind, topic, profile=10):
         self.got[topic] = []
@@ -63,23 +54,12 @@ class Rig:
 
     def close(self):
         self.node.world.close()
-        self.executor.shutdown()
-        self.client.destroy_node()
-        self.node.destroy_node()
-        rclpy.shutdown(context=self.context)
+        super().close()
 
 
 @pytest.fixture
 def rig():
-    made = []
-
-    def build(**parameters):
-        made.append(Rig(**parameters))
-        return made[-1]
-
-    yield build
-    for item in made:
-        item.close()
+    yield from build_and_close(Rig)
 
 
 def test_sensors_prompt_and_episode_state(rig):
