@@ -7,6 +7,9 @@ from enum import IntEnum
 
 import numpy as np
 
+MAX_SEED = 2**63 - 1
+"""Largest seed of the flow noise; seeds that are counted up start again at 0 behind it."""
+
 
 class ActionMeaning(IntEnum):
     """What one action value means; the numbers are those of ActionChunk.msg."""

@@ -20,6 +20,7 @@ from pi05_ros.policy.recipe import RANDOM_PREFIX, Recipe, openpi_recipe, random_
 from pi05_ros.policy.tokenizer import BYTES, Tokenizer, check_vocabulary, load_tokenizer
 
 PRESETS = ("tiny", "pi05")
+MAX_SEED_DIGITS = 18  # of the weights' seed: fits into what torch takes
 _ANY_VOCABULARY = 2**31
 
 
@@ -156,11 +157,12 @@ def _random_name(checkpoint: str) -> tuple[str | None, int]:
     if not checkpoint.startswith(RANDOM_PREFIX):
         return None, 0
     preset, _, seed = checkpoint.removeprefix(RANDOM_PREFIX).partition(":")
-    if preset not in PRESETS or not (seed == "" or (seed.isascii() and seed.isdecimal())):
+    whole = seed.isascii() and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS
+    if preset not in PRESETS or not (seed == "" or whole):
         accepted = ", ".join(RANDOM_PREFIX + p for p in PRESETS)
         raise PolicyError(
-            f"checkpoint {checkpoint!r} is unknown; accepted: {accepted} (with :<seed> for other "
-            "weights), or a path"
+            f"checkpoint {checkpoint!r} is unknown; accepted: {accepted} (with :<seed> of up to "
+            f"{MAX_SEED_DIGITS} digits for other weights), or a path"
         )
     return preset, int(seed or 0)
 

@@ -16,7 +16,7 @@ import torch
 from pi05_ros.backends import Engine, Precision
 from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.backends.overlap import overlapped
-from pi05_ros.policy.chunk import ActionChunk, StageTimings
+from pi05_ros.policy.chunk import MAX_SEED, ActionChunk, StageTimings
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.info import PolicyInfo
 from pi05_ros.policy.loading import Loaded, load
@@ -350,7 +350,7 @@ class Policy:
         if seed is not None:
             _check_seed(seed)
             return steps, seed
-        seed = self._seed + self._counter
+        seed = (self._seed + self._counter) % (MAX_SEED + 1)
         self._counter += 1
         return steps, seed
 
@@ -431,5 +431,5 @@ def _check_count(name: str, value: Any, most: int) -> int:
 
 
 def _check_seed(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
-        raise PolicyError(f"seed is {value!r}; accepted: a whole number from 0 to 2^62 - 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
+        raise PolicyError(f"seed is {value!r}; accepted: a whole number from 0 to 2^63 - 1")

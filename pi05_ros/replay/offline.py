@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pi05_ros.policy.chunk import MAX_SEED
 from pi05_ros.replay.bag import Bag
 from pi05_ros.replay.chunks import ChunkRecord, chunk_message, record_from_message
 from pi05_ros.replay.messages import NS, decode
@@ -24,7 +25,10 @@ from pi05_ros.ros import conversion, inference, pacing
 from pi05_ros.ros.freshness import camera_source, limits
 from pi05_ros.ros.inference import BadChunkError, BadSampleError, Job, PolicyLike
 from pi05_ros.ros.inputs import CLOCK_JUMP_NS, Inputs, Snapshot
-from pi05_ros.ros.parameters import MAX_SEED, PolicyParameters
+from pi05_ros.ros.parameters import PolicyParameters
+
+
+LEAP_NS = 3600 * NS  # ticks in a gap this long are not counted: stamps of zero, wrong log times
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class OfflineCounts:
         skipped: ticks without a chunk, by reason.
         dropped: messages that could not be used, by source and reason.
         jumps: how often the clock went back.
-        clock_s: bag time covered.
+        leaps: how often it went on by more than `LEAP_NS` at once.
+        clock_s: bag time covered, leaps left out.
 
     """
 
@@ -53,6 +58,7 @@ class OfflineCounts:
     skipped: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     jumps: int = 0
+    leaps: int = 0
     clock_s: float = 0.0
 
 
@@ -127,9 +133,10 @@ class OfflineReplay:
             for message in read_timeline(self._bag, self._sources, self._base):
                 mono_ns = start_ns + message.offset_ns
                 now_ns = message.clock_ns
-                if last is not None and now_ns < last.clock_ns - CLOCK_JUMP_NS:
+                if last is not None and not -CLOCK_JUMP_NS <= now_ns - last.clock_ns <= LEAP_NS:
                     self._pacer.started()
                     next_tick = None
+                    self.counts.leaps += now_ns > last.clock_ns
                 elif last is not None:
                     self.counts.clock_s += max(0, now_ns - last.clock_ns) / NS
                 if next_tick is None:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import rclpy
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -30,7 +29,14 @@ from pi05_ros.replay.messages import NS
 from pi05_ros.replay.plan import PlayPlan
 from pi05_ros.replay.sources import PROMPT
 from pi05_ros.replay.timeline import TimedMessage, read_timeline
-from pi05_ros.ros.bring_up import BringUpError, bring_up, say, wait_matched
+from pi05_ros.ros.bring_up import (
+    BringUpError,
+    bring_up,
+    run_child,
+    say_done,
+    told_to_go,
+    wait_matched,
+)
 
 TYPES = {
     "sensor_msgs/msg/Image": Image,
@@ -133,7 +139,7 @@ def _sleep_until(mono_ns: int) -> None:
 
 def _read_ahead(plan: PlayPlan) -> Iterator[TimedMessage]:
     """Timeline of the plan, read by a thread a little ahead of its use."""
-    waiting: queue.Queue[TimedMessage | BagError | None] = queue.Queue(AHEAD)
+    waiting: queue.Queue[TimedMessage | Exception | None] = queue.Queue(AHEAD)
     sources = {source.name: source for source in plan.sources}
 
     def read() -> None:
@@ -142,7 +148,7 @@ def _read_ahead(plan: PlayPlan) -> Iterator[TimedMessage]:
                 for message in read_timeline(bag, sources, plan.base):
                     waiting.put(message)
             waiting.put(None)
-        except BagError as error:
+        except Exception as error:  # raised where somebody waits for the message
             waiting.put(error)
 
     threading.Thread(target=read, daemon=True).start()
@@ -150,7 +156,7 @@ def _read_ahead(plan: PlayPlan) -> Iterator[TimedMessage]:
         item = waiting.get()
         if item is None:
             return
-        if isinstance(item, BagError):
+        if isinstance(item, Exception):
             raise item
         yield item
 
@@ -158,35 +164,19 @@ def _read_ahead(plan: PlayPlan) -> Iterator[TimedMessage]:
 def main() -> int:
     """Run the player; exit code 1 after an `error` event."""
     plan = PlayPlan.read(Path(sys.argv[1]))
-    rclpy.init(args=[])
-    node = Node("pi05_bag_player")
-    try:
+
+    def work(node: Node) -> int:
         player = Player(node, plan)
         if plan.bring_up:
             player.bring_up()
         player.wait_matched()
-        say("ready")
-        if sys.stdin.readline().strip() != "go":
+        if not told_to_go():
             return 0
         player.play()
-        late = sorted(player.late_ns)
-        say(
-            "done",
-            sent=player.sent,
-            clock_s=player.clock_ns / NS,
-            late_p99_ms=late[int(0.99 * (len(late) - 1))] / 1e6,
-            late_max_ms=late[-1] / 1e6,
-        )
-        sys.stdin.readline()  # publishers stay until the parent has what it wants
+        say_done(player.late_ns, sent=player.sent, clock_s=player.clock_ns / NS)
         return 0
-    except (BringUpError, BagError) as error:
-        say("error", text=str(error))
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
+
+    return run_child("pi05_bag_player", work, BagError)
 
 
 if __name__ == "__main__":

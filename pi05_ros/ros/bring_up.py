@@ -1,10 +1,13 @@
-"""Brings a lifecycle node to active and waits for its subscriptions, for players of messages."""
+"""What processes that play messages into a policy node share: events for the parent process, the
+node's way to active, and their own end.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import rclpy
@@ -24,6 +27,44 @@ class BringUpError(RuntimeError):
 def say(event: str, **values: Any) -> None:
     """Write one event for the parent process: a JSON line on stdout."""
     print(json.dumps({"event": event, **values}), flush=True)
+
+
+def told_to_go() -> bool:
+    """Say "ready" and wait for "go" on stdin; False if the parent process has ended."""
+    say("ready")
+    return sys.stdin.readline().strip() == "go"
+
+
+def say_done(late_ns: Sequence[int], **values: Any) -> None:
+    """Say "done" with how late messages went out, and stay until the parent has what it wants."""
+    late_ms = sorted(ns / 1e6 for ns in late_ns) or [0.0]
+    p99 = late_ms[int(0.99 * (len(late_ms) - 1))]
+    say("done", late_p99_ms=p99, late_max_ms=late_ms[-1], **values)
+    sys.stdin.readline()
+
+
+def run_child(name: str, work: Callable[[Node], int], *errors: type[Exception]) -> int:
+    """Run the work of such a process on a node of its own.
+
+    Args:
+        name: of the node.
+        work: returns the exit code.
+        errors: kinds that end it with an `error` event and code 1, besides BringUpError.
+
+    """
+    expected: tuple[type[Exception], ...] = (BringUpError, *errors)
+    rclpy.init(args=[])
+    node = Node(name)
+    try:
+        return work(node)
+    except expected as error:
+        say("error", text=str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
 
 
 def bring_up(

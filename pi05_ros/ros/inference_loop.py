@@ -22,13 +22,14 @@ from typing import Any
 
 from rclpy.node import Node
 
+from pi05_ros.policy.chunk import MAX_SEED
 from pi05_ros.ros import inference, pacing
 from pi05_ros.ros.chunk_message import chunk_message
 from pi05_ros.ros.counters import Statistics
 from pi05_ros.ros.edge_log import EdgeLog
 from pi05_ros.ros.inference import BadChunkError, BadSampleError, Job, PolicyLike
 from pi05_ros.ros.inputs import CLOCK_JUMP_NS, Snapshot
-from pi05_ros.ros.parameters import MAX_SEED, PolicyParameters
+from pi05_ros.ros.parameters import PolicyParameters
 from pi05_ros.ros.sources import JOINTS, Sources
 from pi05_ros.ros.worker import Worker
 

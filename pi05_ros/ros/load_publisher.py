@@ -12,9 +12,9 @@ import argparse
 import struct
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
-import rclpy
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
@@ -22,7 +22,14 @@ from sensor_msgs.msg import Image, JointState
 
 from pi05_ros.policy.profile_yaml import load_profile
 from pi05_ros.replay.messages import NS, encode, image_message, joint_state_message
-from pi05_ros.ros.bring_up import BringUpError, bring_up, say, wait_matched
+from pi05_ros.ros.bring_up import (
+    BringUpError,
+    bring_up,
+    run_child,
+    say_done,
+    told_to_go,
+    wait_matched,
+)
 from pi05_ros.ros.freshness import JOINTS, camera_source
 
 PICTURES = 8  # different pictures per camera, sent in turn
@@ -91,47 +98,38 @@ def main() -> int:
     parser.add_argument("--joint-hz", type=float, default=100.0)
     parser.add_argument("--configure-timeout", type=float, default=600.0)
     args = parser.parse_args()
-    rclpy.init(args=[])
-    node = Node("pi05_load_publisher")
-    try:
+
+    def work(node: Node) -> int:
         streams = make_streams(node, args)
 
         def wait_for_go() -> None:
             wait_matched({stream.name: stream.publisher for stream in streams})
-            say("ready")
-            if sys.stdin.readline().strip() != "go":
+            if not told_to_go():
                 raise BringUpError("the parent process ended")
 
         # Activated after "go", so that no tick comes before the load.
         bring_up(node, args.node, args.configure_timeout, wait_for_go)
-        start_ns = time.monotonic_ns()
-        end_ns = start_ns + round(args.seconds * NS)
-        while True:
-            stream = min(streams, key=lambda item: item.due_ns(start_ns))
-            due_ns = stream.due_ns(start_ns)
-            if due_ns >= end_ns:
-                break
-            wait_ns = due_ns - time.monotonic_ns()
-            if wait_ns > 0:
-                time.sleep(wait_ns / 1e9)
-            stream.send(max(0, time.monotonic_ns() - due_ns))
-        late = np.concatenate([stream.late_ns for stream in streams]) / 1e6
-        say(
-            "done",
-            sent={stream.name: stream.sent for stream in streams},
-            late_p99_ms=float(np.percentile(late, 99)),
-            late_max_ms=float(late.max()),
-        )
-        sys.stdin.readline()  # publishers stay until the parent has what it wants
+        play(streams, args.seconds)
+        late_ns = [late for stream in streams for late in stream.late_ns]
+        say_done(late_ns, sent={stream.name: stream.sent for stream in streams})
         return 0
-    except (BringUpError, ValueError) as error:
-        say("error", text=str(error))
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
+
+    return run_child("pi05_load_publisher", work, ValueError)
+
+
+def play(streams: Sequence[Stream], seconds: float) -> None:
+    """Send every stream at its rate for so long."""
+    start_ns = time.monotonic_ns()
+    end_ns = start_ns + round(seconds * NS)
+    while True:
+        stream = min(streams, key=lambda item: item.due_ns(start_ns))
+        due_ns = stream.due_ns(start_ns)
+        if due_ns >= end_ns:
+            return
+        wait_ns = due_ns - time.monotonic_ns()
+        if wait_ns > 0:
+            time.sleep(wait_ns / 1e9)
+        stream.send(max(0, time.monotonic_ns() - due_ns))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from typing import Any
 
 from pi05_ros.backends.create import BACKENDS
 from pi05_ros.backends.engine import DENOISE_PRECISIONS, PRECISIONS
+from pi05_ros.policy.chunk import MAX_SEED
 from pi05_ros.policy.kv_reuse import MODES, make_rule
 
 TRANSPORTS = ("raw", "compressed")
 RELIABILITIES = ("auto", "best_effort", "reliable")
 ZERO_STAMPS = ("reject", "receive_time")
-MAX_SEED = 2**63 - 1
 
 
 class ParameterError(ValueError):
@@ -175,8 +175,8 @@ class PolicyParameters:
     )
     seed: int = _param(
         0,
-        "Seed of random weights and of the flow noise; chunk n of an activation is drawn "
-        "with seed + n.",
+        "Seed of the flow noise; chunk n of an activation is drawn with seed + n. (Random weights "
+        "have theirs in the name: `random:tiny:7`.)",
         low=0,
         high=MAX_SEED,
     )

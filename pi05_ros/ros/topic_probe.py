@@ -20,6 +20,8 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
+from pi05_ros.ros.spin import EnduringExecutor
+
 KINDS = {
     "sensor_msgs/msg/Image": (Image, "image"),
     "sensor_msgs/msg/CompressedImage": (CompressedImage, "image"),
@@ -108,14 +110,16 @@ def main() -> int:
     args = parser.parse_args()
     rclpy.init(args=[])
     probe = Probe(args.namespace)
+    executor = EnduringExecutor(probe)
     end = time.monotonic() + args.seconds
     next_look = 0.0
     while time.monotonic() < end:
         if time.monotonic() >= next_look:
             probe.look()
             next_look = time.monotonic() + 0.5
-        rclpy.spin_once(probe, timeout_sec=0.1)
+        executor.spin_once(0.1)
     print(json.dumps(probe.report()))
+    executor.shutdown()
     probe.destroy_node()
     rclpy.try_shutdown()
     return 0

@@ -110,6 +110,16 @@ def test_running_seed():
     )
 
 
+def test_the_largest_seeds():
+    last = Policy.load("random:tiny", seed=2**63 - 1)
+    seeds = [last.infer(observe(), denoise_steps=1).seed for _ in range(2)]
+    assert seeds == [2**63 - 1, 0]
+    with pytest.raises(PolicyError, match=r"0 to 2\^63 - 1"):
+        last.infer(observe(), seed=2**63)
+    with pytest.raises(PolicyError, match="18 digits"):
+        Policy.load("random:tiny:" + "9" * 30)
+
+
 def test_other_weight_seeds_are_other_weights(policy):
     other = Policy.load("random:tiny:4")
     assert other.info.checkpoint_hash == "random:tiny:4"
