@@ -22,7 +22,7 @@ import yaml
 
 import pi05_ros
 from pi05_ros.policy.resources import config_dir
-from pi05_ros.replay.bag import Bag
+from pi05_ros.replay.bag import Bag, BagError
 from pi05_ros.replay.chunks import CHUNKS, ChunkRecord, read_chunks
 from pi05_ros.replay.messages import DIAGNOSTICS
 from pi05_ros.replay.plan import PlayPlan
@@ -33,6 +33,7 @@ from pi05_ros.ros.domain import free_domain_id
 NODE = "/pi05_policy"
 FASTDDS_PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 START_S = 60.0
+LONGEST_S = 7 * 86400.0
 WRITE_S = 120.0  # the recorder keeps everything in memory and writes it at the end
 SETTLE_S = 1.3  # after the last message: the last chunk, and one more report of diagnostics
 
@@ -143,6 +144,12 @@ def run_live(options: LiveOptions, say: Callable[[str], None] = lambda text: Non
 
     """
     environment, domain = ros_environment()
+    length_s = bag_seconds(options.bag) / options.speed * options.loops
+    if length_s > LONGEST_S:
+        raise BagError(
+            f"{options.bag} would play for {length_s:.0f} s, going by its log times; accepted: "
+            f"{LONGEST_S:.0f} s. Wrong log times? --offline leaps over gaps"
+        )
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     clock_map, chunk_bag = out / "clock_map.json", out / CHUNKS
@@ -182,7 +189,6 @@ def run_live(options: LiveOptions, say: Callable[[str], None] = lambda text: Non
         children.wait_event(recorder, "matched", START_S)
         say("node active, playing")
         player.send("go")
-        length_s = bag_seconds(options.bag) / options.speed * options.loops
         done = children.wait_event(player, "done", length_s * 1.5 + START_S)
         time.sleep(SETTLE_S)
         children.check()

@@ -27,7 +27,6 @@ from pi05_ros.ros.inference import BadChunkError, BadSampleError, Job, PolicyLik
 from pi05_ros.ros.inputs import CLOCK_JUMP_NS, Inputs, Snapshot
 from pi05_ros.ros.parameters import PolicyParameters
 
-
 LEAP_NS = 3600 * NS  # ticks in a gap this long are not counted: stamps of zero, wrong log times
 
 

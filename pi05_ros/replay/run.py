@@ -137,6 +137,8 @@ def run_offline(
     notes = [f"dropped message: {count} x {reason}" for reason, count in counts.dropped.items()]
     if counts.jumps:
         notes.append(f"the clock went back {counts.jumps} times; buffers were emptied each time")
+    if counts.leaps:
+        notes.append(f"the clock went on by more than an hour {counts.leaps} times at once")
     summary = ReplaySummary(
         bag=str(path),
         mode="offline",

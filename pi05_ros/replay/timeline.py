@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from pi05_ros.replay.bag import Bag, BagError
+from pi05_ros.replay.bag import Bag, BagError, BagMessage
 from pi05_ros.replay.messages import CLOCK, NS, STRING, to_ns
 from pi05_ros.replay.sources import Source, by_topic
 
@@ -81,23 +81,41 @@ def read_timeline(
     """
     base = resolve_base(bag, base)
     names = by_topic(sources)
-    recorded_clock = _RecordedClock(bag) if base == "clock" else None
+    clock: Callable[[BagMessage], int | None]
+    if base == "clock":
+        clock = _RecordedClock(bag).at
+    else:
+        clock = _HeaderClock().at if base == "header" else _log_time
     start: int | None = None
-    newest = 0
+    waiting: list[BagMessage] = []  # until the clock shows something
     for message in bag.messages(names):
         start = message.log_ns if start is None else start
-        if recorded_clock is not None:
-            clock_ns = recorded_clock.at(message.log_ns)
-        elif base == "log":
-            clock_ns = message.log_ns
-        else:
-            stamp = None if message.msgtype == STRING else header_stamp_ns(message.raw)
-            if stamp is not None:
-                newest = stamp if stamp < newest - JUMP_BACK_NS else max(newest, stamp)
-            clock_ns = newest
-        offset_ns = message.log_ns - start
-        for name in names[message.topic]:
-            yield TimedMessage(name, message.msgtype, clock_ns, offset_ns, message.raw)
+        waiting.append(message)
+        clock_ns = clock(message)
+        if clock_ns is None:
+            continue
+        for each in waiting:
+            for name in names[each.topic]:
+                yield TimedMessage(name, each.msgtype, clock_ns, each.log_ns - start, each.raw)
+        waiting.clear()
+
+
+def _log_time(message: BagMessage) -> int:
+    return message.log_ns
+
+
+class _HeaderClock:
+    """The newest header stamp so far; None before the first one."""
+
+    def __init__(self) -> None:
+        self._newest: int | None = None
+
+    def at(self, message: BagMessage) -> int | None:
+        stamp = None if message.msgtype == STRING else header_stamp_ns(message.raw)
+        newest = self._newest
+        if stamp is not None and (newest is None or not newest - JUMP_BACK_NS <= stamp <= newest):
+            self._newest = stamp
+        return self._newest
 
 
 class _RecordedClock:
@@ -111,7 +129,8 @@ class _RecordedClock:
         self._log = [log for log, _ in pairs]
         self._clock = [clock for _, clock in pairs]
 
-    def at(self, log_ns: int) -> int:
+    def at(self, message: BagMessage) -> int:
+        log_ns = message.log_ns
         index = bisect_right(self._log, log_ns) - 1
         if index < 0:
             return self._clock[0] - (self._log[0] - log_ns)

@@ -20,8 +20,9 @@ from bags import START_NS, delay, edit_bag, write_bag
 
 from pi05_ros.cli.main import main
 from pi05_ros.replay.bag import BagMessage, BagWriter
-from pi05_ros.replay.messages import encode, string_message
+from pi05_ros.replay.messages import NS, encode, header, string_message, to_ns
 
+TODAY_NS = 1_700_000_000 * NS
 QUICK = ["--offline", "--no-plot", "-p", "threads=1"]
 
 
@@ -144,6 +145,33 @@ def test_messages_cut_short_are_counted_and_drawn_around(
         options = ["--offline", "-p", "threads=1", "--out", str(tmp_path), "--time", base]
         assert main(["replay", str(torn), *options]) == 0
         assert "39 x joint_states malformed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("base", ["log", "header"])
+def test_gap_of_years_is_leapt_over(
+    base: str, bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One log time or one stamp of zero in a recording of today."""
+
+    def edit(message: BagMessage) -> Iterator[BagMessage]:
+        early = message.topic == "/prompt"
+        if message.topic == "/joint_states":
+            state = message.decode()
+            stamp = to_ns(state.header.stamp)
+            state.header = header(0 if stamp == START_NS else stamp + TODAY_NS)
+            message = message._replace(raw=encode(state))
+        elif not early:
+            image = message.decode()
+            image.header = header(to_ns(image.header.stamp) + TODAY_NS)
+            message = message._replace(raw=encode(image))
+        yield message._replace(log_ns=0 if early else message.log_ns + TODAY_NS)
+
+    odd = edit_bag(bag, tmp_path / "odd", edit)
+    words = ["replay", str(odd), *QUICK, "--out", str(tmp_path / "out"), "--time", base]
+    assert main([*words, "--require-rate", "0.8"]) == 0
+    assert "the clock went on by more than an hour 1 times" in capsys.readouterr().out
+    assert main(["replay", str(odd), "--out", str(tmp_path / "live")]) == 2
+    assert "would play for 1700000" in capsys.readouterr().err
 
 
 def test_verify_names_what_is_wrong_with_the_samples(

@@ -99,3 +99,10 @@ def test_recorded_clock_is_followed(tmp_path: Path) -> None:
     with Bag(tmp_path / "bag") as bag:
         (message,) = read_timeline(bag, find_sources(bag, ["prompt"]), "auto")
     assert message.clock_ns == 35_000_000
+
+
+def test_first_stamp_counts_for_what_came_before_it(bag: Path) -> None:
+    with Bag(bag) as opened:
+        sources = find_sources(opened, NEEDED, ["prompt"])
+        times = [message.clock_ns for message in read_timeline(opened, sources, "header")]
+    assert min(times) == START_NS
