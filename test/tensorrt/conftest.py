@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +22,8 @@ from pi05_ros.backends.tensorrt.quantize import calibrate, reference_engine
 from pi05_ros.backends.tensorrt.samples import Sample, synthetic_samples
 from pi05_ros.backends.tensorrt.shapes import StageShapes
 from pi05_ros.model import Pi05, Pi05Config
+
+sys.path.insert(0, str(Path(__file__).parent))  # for modules that tests share
 
 VIEWS, PROMPT, HORIZON = 2, 12, 10
 
@@ -144,20 +145,11 @@ def graphs_mlp_only(
     return folder
 
 
-def _load_fake_module() -> ModuleType:
-    path = Path(__file__).with_name("fake_tensorrt.py")
-    spec = importlib.util.spec_from_file_location("fake_tensorrt", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_tensorrt"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def fake_module() -> ModuleType:
-    return _load_fake_module()
+    import fake_tensorrt
+
+    return fake_tensorrt
 
 
 # The modules that import `tensorrt` when they are imported.
