@@ -1,0 +1,60 @@
+"""Builds and checks engines on the fake TensorRT, for the tests of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pi05_ros.backends.tensorrt.engines import (
+    EngineSet,
+    build_engines,
+)
+from pi05_ros.backends.tensorrt.inspector import quantised_products, read_layers
+from pi05_ros.backends.tensorrt.pipeline import StagedEngine
+from pi05_ros.backends.tensorrt.prove import Report, check_engine
+from pi05_ros.backends.tensorrt.samples import Sample
+from pi05_ros.backends.tensorrt.shapes import STAGES
+
+CPU = torch.device("cpu")
+Install = Callable[..., Any]
+SIZES = {"views": 2, "horizon": 10, "max_prompt_tokens": 12}
+
+
+def build(graphs: Path, root: Path, level: int = 3) -> EngineSet:
+    from pi05_ros.backends.tensorrt.compile import BuildFlags
+
+    return build_engines(graphs, BuildFlags(optimization_level=level), CPU, root=root)
+
+
+def inspect(found: EngineSet, graphs: Path) -> dict[str, Any]:
+    facts = {}
+    for stage in STAGES:
+        expected = quantised_products(str(graphs / f"{stage}.onnx"))
+        text = (found.folder / f"layers_{stage}.json").read_text()
+        facts[stage] = (read_layers(text, expected), len(expected))
+    return facts
+
+
+def check(
+    found: EngineSet,
+    graphs: Path,
+    reference: StagedEngine,
+    fake_quant: StagedEngine,
+    samples: list[Sample],
+) -> Report:
+    from pi05_ros.backends.tensorrt.engine import TensorrtEngine
+
+    engine = TensorrtEngine(reference.model, found, CPU)
+    report = check_engine(
+        engine,
+        reference,
+        fake_quant,
+        samples[:2],
+        steps=4,
+        inspector=inspect(found, graphs),
+    )
+    engine.close()
+    return report

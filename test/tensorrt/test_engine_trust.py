@@ -1,0 +1,175 @@
+"""Which engines are used: exact key, whole files, a passing report; what happens without."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from engine_sets import CPU, SIZES, Install, build, check
+
+from pi05_ros.backends import create_engine
+from pi05_ros.backends import tensorrt as backend
+from pi05_ros.backends.engine import Precision
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.tensorrt import binding, engines
+from pi05_ros.backends.tensorrt.engines import (
+    UnprovenEngineError,
+    find_proven,
+    open_set,
+    require_match,
+    require_proof,
+    write_report,
+)
+from pi05_ros.backends.tensorrt.identity import weights_id
+from pi05_ros.backends.tensorrt.pipeline import StagedEngine
+from pi05_ros.backends.tensorrt.samples import Sample
+from pi05_ros.model import Pi05
+
+
+def test_only_the_exact_key_is_loaded(
+    install: Install,
+    graphs_fp16: Path,
+    tmp_path: Path,
+    reference: StagedEngine,
+    fake_quant: StagedEngine,
+    samples: list[Sample],
+    model: Pi05,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install()
+    found = build(graphs_fp16, tmp_path)
+    write_report(found, check(found, graphs_fp16, reference, fake_quant, samples), "golden")
+    weights = weights_id(model)
+    require_proof(found)
+    require_match(open_set(found.folder), weights, CPU)
+    with pytest.raises(UnprovenEngineError, match="are of weights"):
+        require_match(found, "sha256:other", CPU)
+    facts = engines.machine_facts(CPU)
+    monkeypatch.setattr(engines, "machine_facts", lambda d: {**facts, "gpu": "another"})
+    with pytest.raises(UnprovenEngineError, match="with gpu 'cpu', here it is 'another'"):
+        find_proven(weights, found.shapes, Precision(), CPU, tmp_path)
+    monkeypatch.setattr(engines, "machine_facts", lambda d: facts)
+    install("11.4.0.106")
+    with pytest.raises(
+        UnprovenEngineError, match=r"built by TensorRT 10\.13\.3\.9, this is 11\.4"
+    ):
+        find_proven(weights, found.shapes, Precision(), CPU, tmp_path)
+    install()
+    with pytest.raises(UnprovenEngineError, match="run prefill in fp8, asked for is fp16"):
+        find_proven(weights, found.shapes, Precision(prefill="fp16"), CPU, tmp_path)
+    with pytest.raises(BackendError, match="are for horizon 10, the policy needs 9"):
+        backend.create(model, Precision(), cache=tmp_path, **{**SIZES, "horizon": 9})
+    assert find_proven(weights, found.shapes, Precision(), CPU, tmp_path).folder == found.folder
+
+
+def test_altered_files_are_refused(
+    install: Install, graphs_fp16: Path, tmp_path: Path, model: Pi05
+) -> None:
+    install()
+    found = build(graphs_fp16, tmp_path)
+    plan = found.folder / "prefill.plan"
+    whole = plan.read_bytes()
+    plan.write_bytes(whole[:-3])
+    with pytest.raises(UnprovenEngineError, match="missing, cut short or altered"):
+        open_set(found.folder)
+    plan.write_bytes(whole)
+    key = found.folder / "key.json"
+    content = json.loads(key.read_text())
+    content["document"]["flags"]["tf32"] = True
+    key.write_text(json.dumps(content))
+    with pytest.raises(UnprovenEngineError, match="does not match its content"):
+        open_set(found.folder)
+    key.write_text("[]")
+    with pytest.raises(UnprovenEngineError, match="not a mapping"):
+        open_set(found.folder)
+    key.write_bytes(b"\xff")
+    with pytest.raises(UnprovenEngineError, match="damaged"):
+        open_set(found.folder)
+    key.unlink()
+    with pytest.raises(UnprovenEngineError, match="no finished build"):
+        open_set(found.folder)
+    with pytest.raises(UnprovenEngineError, match="no engines of this checkpoint"):
+        find_proven("sha256:none", found.shapes, Precision(), CPU, tmp_path)
+
+
+def test_reports_of_other_plans_or_refusals_do_not_count(
+    install: Install,
+    graphs_fp16: Path,
+    tmp_path: Path,
+    reference: StagedEngine,
+    fake_quant: StagedEngine,
+    samples: list[Sample],
+) -> None:
+    faults = install()
+    found = build(graphs_fp16, tmp_path)
+    report = check(found, graphs_fp16, reference, fake_quant, samples)
+    path = write_report(found, report, "golden")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "plans": {}}))
+    with pytest.raises(UnprovenEngineError, match="not about these plans"):
+        require_proof(found)
+    faults.perturb = 0.3
+    bad = check(found, graphs_fp16, reference, fake_quant, samples)
+    assert not bad.ok
+    write_report(found, bad, "golden")
+    with pytest.raises(UnprovenEngineError, match=r"failed their check .*--optimization-level 2"):
+        require_proof(found)
+
+
+def test_folder_of_others_is_refused(install: Install, graphs_fp16: Path, tmp_path: Path) -> None:
+    install()
+    found = build(graphs_fp16, tmp_path)
+    os.chmod(found.folder, 0o777)
+    with pytest.raises(BackendError, match="others may write"):
+        open_set(found.folder)
+
+
+def test_fallback_only_when_allowed_and_visible(
+    install: Install, tmp_path: Path, model: Pi05, caplog: pytest.LogCaptureFixture
+) -> None:
+    install()
+    with pytest.raises(UnprovenEngineError, match="run: pi05 build"):
+        backend.create(model, Precision(), cache=tmp_path, **SIZES)
+    with caplog.at_level(logging.ERROR):
+        engine = create_engine(model, "tensorrt", cache=tmp_path, allow_fallback=True, **SIZES)
+    assert engine.backend == "eager"
+    assert engine.reason.startswith("fallback from tensorrt: no engines of this checkpoint")
+    assert "backend tensorrt cannot be used, eager is" in caplog.text
+    assert create_engine(model, "auto", **SIZES).backend == "eager"
+
+
+def test_absent_old_and_new_tensorrt(
+    install: Install, monkeypatch: pytest.MonkeyPatch, model: Pi05
+) -> None:
+    assert not binding.usable()[0]
+    with pytest.raises(BackendError, match="not installed: pip install tensorrt"):
+        binding.require_tensorrt()
+    for version in ("10.12.0.36", "12.0.0.1", "8.6.1"):
+        install(version)
+        with pytest.raises(BackendError, match=r"needed are 10\.13 up to 11\.x"):
+            binding.require_tensorrt()
+    with pytest.raises(BackendError, match="cannot read"):
+        binding.parse_version("unknown")
+    works, why = backend.proven(model, Precision(), 2, 10, 12)
+    assert not works
+    assert "not supported" in why
+
+
+def test_gpu_without_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="no CUDA device"):
+        binding.require_gpu(fp8=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 7))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Orin")
+    with pytest.raises(BackendError, match=r"Orin \(compute capability 8.7\) has no FP8"):
+        binding.require_gpu(fp8=True)
+    assert binding.require_gpu(fp8=False) == torch.device("cuda", 0)
+    second = torch.device("cuda", 1)
+    assert binding.require_gpu(fp8=False, near=second) == second
+    assert binding.require_gpu(fp8=False, near=CPU) == torch.device("cuda", 0)
