@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tensorrt: the newest engines; onnx: the graphs in ONNX Runtime; simulated: the "
         "calibration's arithmetic in torch, which judges any preset anywhere; scaled_mm: the same "
         "FP8 scales on this GPU's FP8 units through torch; torch_tensorrt: prefill MLPs and "
-        "denoise step compiled by torch-tensorrt (experimental)",
+        "denoise step compiled by torch-tensorrt (experimental). Precision and layout can be "
+        "chosen for onnx and simulated; engines bring their own",
     )
     parser.add_argument("--engine", type=Path, help="engine folder instead of the newest")
     add_steps_argument(parser)

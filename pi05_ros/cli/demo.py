@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pi05_ros.policy.profile import RobotProfile
 
 RATE_SHARE = 0.9  # of the asked chunks that must arrive
 
@@ -48,11 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from pi05_ros.replay.bag import Bag, BagError
-    from pi05_ros.replay.demo_bag import SceneOptions, make_demo_bag
     from pi05_ros.replay.live import ros_environment
     from pi05_ros.replay.run import choose, robot_of, run_online, write_files
     from pi05_ros.ros.parameters import PolicyParameters
-    from pi05_ros.sim.world import JOINT_NAMES
 
     if not 1.0 <= args.seconds <= 600.0:
         raise BagError(f"--seconds is {args.seconds}; accepted: 1 to 600")
@@ -66,26 +69,60 @@ def _run(args: argparse.Namespace) -> int:
     }
     parameters = PolicyParameters.from_values(values)
     robot = robot_of(parameters)
+    _require_joints(robot)
+    title = f"pi05 demo: {args.checkpoint} on {args.robot}, {args.rate:g} Hz asked, live over DDS"
+    if args.checkpoint.startswith("random:"):
+        title += " (random weights: the values mean nothing)"
+        print(
+            f"The policy has seeded random weights ({args.checkpoint}): what the chunks say means "
+            "nothing, how they travel is real."
+        )
+    path = args.out / "bag"
+    _make_bag(args, path)
+    with Bag(path) as opened:
+        chosen = choose(opened, robot, {})
+    outcome = run_online(
+        path, chosen, values, parameters, args.out, say=lambda text: print(f"replay   {text}")
+    )
+    written = write_files(outcome, args.out, chosen, path, True, title)
+    summary = outcome.summary
+    print("\n".join(summary.lines()))
+    print("wrote           " + ", ".join(str(item) for item in written))
+    if not summary.rate_kept(RATE_SHARE):
+        print(
+            f"FAILED: {summary.chunks} chunks of {summary.expected:.0f} asked; at least "
+            f"{RATE_SHARE:.0%} must come. Logs: {args.out / 'logs'}",
+            file=sys.stderr,
+        )
+        return 1
+    again = ["pi05", "replay", str(path), "--verify", str(outcome.bag)]
+    again += ["--checkpoint", args.checkpoint, "--robot", args.robot]
+    print("again           " + shlex.join([*again, "-p", f"threads={args.threads}"]))
+    print(f"ok: chunks came at the asked rate ({time.monotonic() - started:.0f} s in all)")
+    return 0
+
+
+def _require_joints(robot: RobotProfile) -> None:
+    from pi05_ros.replay.bag import BagError
+    from pi05_ros.sim.world import JOINT_NAMES
+
     lacking = [name for name in robot.state_names if name not in JOINT_NAMES]
     if lacking:
         raise BagError(
             f"robot {robot.name} has {', '.join(lacking)}; the scene has the joints "
             f"{', '.join(JOINT_NAMES)}"
         )
-    random = args.checkpoint.startswith("random:")
-    if random:
-        print(
-            f"The policy has seeded random weights ({args.checkpoint}): what the chunks say means "
-            "nothing, how they travel is real."
-        )
+
+
+def _make_bag(args: argparse.Namespace, path: Path) -> None:
+    """Render the scene, or keep the one that is there, and say so."""
+    from pi05_ros.replay.demo_bag import SceneOptions, make_demo_bag
+
+    started = time.monotonic()
     options = SceneOptions(seconds=args.seconds, renderer=args.renderer)
-    path = args.out / "bag"
     bag = make_demo_bag(path, options, args.fresh)
-    how = (
-        "kept from the last run"
-        if bag.cached
-        else f"written in {time.monotonic() - started:.1f} s"
-    )
+    seconds = time.monotonic() - started
+    how = "kept from the last run" if bag.cached else f"written in {seconds:.1f} s"
     print(
         f"bag      {bag.path}: {options.seconds:g} s, 2 cameras {options.width}x{options.height} "
         f"at {options.camera_hz:g} Hz, joint states at 100 Hz, /clock; rendered with "
@@ -93,29 +130,3 @@ def _run(args: argparse.Namespace) -> int:
     )
     if bag.note:
         print(f"         {bag.note}")
-    with Bag(path) as opened:
-        chosen = choose(opened, robot, {})
-    outcome = run_online(
-        path, chosen, values, parameters, args.out, say=lambda text: print(f"replay   {text}")
-    )
-    summary = outcome.summary
-    title = f"pi05 demo: {args.checkpoint} on {args.robot}, {args.rate:g} Hz asked, live over DDS"
-    title += " (random weights: the values mean nothing)" if random else ""
-    written = write_files(outcome, args.out, chosen, path, True, title)
-    print("\n".join(summary.lines()))
-    print("wrote           " + ", ".join(str(item) for item in written))
-    kept = summary.rate_kept(RATE_SHARE)
-    seconds = time.monotonic() - started
-    if kept:
-        print(
-            f"again           pi05 replay {path} --verify {outcome.bag} --checkpoint "
-            f"{args.checkpoint} --robot {args.robot} -p threads={args.threads}"
-        )
-        print(f"ok: chunks came at the asked rate ({seconds:.0f} s in all)")
-        return 0
-    print(
-        f"FAILED: {summary.chunks} chunks of {summary.expected:.0f} asked; at least "
-        f"{RATE_SHARE:.0%} must come. Logs: {args.out / 'logs'}",
-        file=sys.stderr,
-    )
-    return 1

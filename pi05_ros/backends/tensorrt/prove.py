@@ -200,47 +200,25 @@ def check_engine(
 
     """
     limits = thresholds or Thresholds()
-    judge = _Judge()
-    depth = engine.shapes.depth
-    vision = StageResult()
-    cache = {name: [StageResult() for _ in range(depth)] for name in ("keys", "values")}
-    flow = [StageResult() for _ in range(steps)]
-    final = StageResult()
-    actions: list[dict[str, Any]] = []
-    duplicates: set[str] = set()
+    found = _Measured(engine.shapes.depth, steps)
     for index, sample in enumerate(samples):
-        truth = _Truth(reference, sample, steps)
-        _isolated(engine, truth, vision, cache, flow, duplicates, fake=False)
-        if fake_quant is not None:
-            _isolated(fake_quant, truth, StageResult(), cache, flow, set(), fake=True)
-        found = engine.sample(sample.images, sample.tokens, sample.noise, steps)
-        final.engine.append(distance(found, truth.actions))
-        if fake_quant is not None:
-            simulated = fake_quant.sample(sample.images, sample.tokens, sample.noise, steps)
-            final.fake.append(distance(simulated, truth.actions))
-        actions.append(
-            {
-                "name": sample.name,
-                **{key: _plain(v) for key, v in final.engine[-1].as_dict().items()},
-                "fake_relative": _plain(final.fake[-1].relative) if final.fake else None,
-            }
-        )
+        found.add(engine, reference, fake_quant, sample)
         if progress is not None:
             progress(index + 1, len(samples))
-    _judge_stages(judge, limits, vision, cache, flow, duplicates)
-    _judge_actions(judge, limits, final, quantised=fake_quant is not None)
+    judge = _Judge()
+    _judge_stages(judge, limits, found)
+    _judge_actions(judge, limits, found.final, quantised=fake_quant is not None)
     facts = _judge_inspector(judge, inspector or {})
-    rows = [
-        {"layer": layer, "tensor": name, **_row(cache[name][layer])}
-        for layer in range(depth)
-        for name in ("keys", "values")
-    ]
     return Report(
         ok=all(f.ok for f in judge.findings if f.level == "refuse"),
         findings=judge.findings,
-        layers=rows,
-        steps=[{"step": i, **_row(result)} for i, result in enumerate(flow)],
-        actions=actions,
+        layers=[
+            {"layer": layer, "tensor": name, **_row(results[layer])}
+            for layer in range(engine.shapes.depth)
+            for name, results in found.cache.items()
+        ],
+        steps=[{"step": i, **_row(result)} for i, result in enumerate(found.flow)],
+        actions=found.actions,
         inspector=facts,
         thresholds=limits,
         backend=engine.backend,
@@ -248,6 +226,75 @@ def check_engine(
         samples=len(samples),
         flow_steps=steps,
     )
+
+
+class _Measured:
+    """Distances of all samples so far, by stage."""
+
+    def __init__(self, depth: int, steps: int) -> None:
+        self.vision = StageResult()
+        self.cache = {name: [StageResult() for _ in range(depth)] for name in ("keys", "values")}
+        self.flow = [StageResult() for _ in range(steps)]
+        self.final = StageResult()
+        self.actions: list[dict[str, Any]] = []
+        self.duplicates: set[str] = set()
+
+    def add(
+        self,
+        engine: StagedEngine,
+        reference: StagedEngine,
+        fake_quant: StagedEngine | None,
+        sample: Sample,
+    ) -> None:
+        """Run one sample, isolated and chained."""
+        steps = len(self.flow)
+        truth = _Truth(reference, sample, steps)
+        self._isolated(engine, truth, fake=False)
+        if fake_quant is not None:
+            self._isolated(fake_quant, truth, fake=True)
+        actions = engine.sample(sample.images, sample.tokens, sample.noise, steps)
+        self.final.engine.append(distance(actions, truth.actions))
+        if fake_quant is not None:
+            simulated = fake_quant.sample(sample.images, sample.tokens, sample.noise, steps)
+            self.final.fake.append(distance(simulated, truth.actions))
+        self.actions.append(
+            {
+                "name": sample.name,
+                **{key: _plain(v) for key, v in self.final.engine[-1].as_dict().items()},
+                "fake_relative": _plain(self.final.fake[-1].relative) if fake_quant else None,
+            }
+        )
+
+    def _isolated(self, engine: StagedEngine, truth: _Truth, *, fake: bool) -> None:
+        """Each stage on the reference's input; the simulation has no vision of its own."""
+        device, dtype = engine.device, engine.dtype
+        inputs = truth.inputs
+        images = truth.cameras * engine.shapes.image_tokens
+        if images and not fake:
+            tokens = engine.runners["vision"].run({"pixels": inputs.pixels.to(device, dtype)})
+            seen = tokens["image_tokens"].flatten(0, 1)[:images]
+            self.vision.engine.append(distance(seen, truth.embeddings[0, :images]))
+        found = engine.runners["prefill"].run(
+            {
+                "embeddings": truth.embeddings.to(device, dtype),
+                "positions": inputs.positions.to(device),
+                "mask": inputs.mask.to(device),
+            }
+        )
+        for name, results in self.cache.items():
+            ours = found[name][..., inputs.valid.to(device), :]
+            expected = getattr(truth.context, name)[..., inputs.valid, :]
+            if not fake:
+                pairs = duplicate_layers(ours)
+                self.duplicates.update(f"{name} {a} = {b}" for a, b in pairs)
+            for layer, result in enumerate(results):
+                side = result.fake if fake else result.engine
+                side.append(distance(ours[layer], expected[layer]))
+        table = engine.modulation(len(self.flow))
+        for index, result in enumerate(self.flow):
+            v = _velocity(engine, truth.context, truth.trajectory[index], table[index])
+            side = result.fake if fake else result.engine
+            side.append(distance(v, truth.velocities[index]))
 
 
 class _Truth:
@@ -293,52 +340,8 @@ def _velocity(engine: StagedEngine, context: StagedContext, x: Tensor, row: Tens
     return result["velocity"].clone()
 
 
-def _isolated(
-    engine: StagedEngine,
-    truth: _Truth,
-    vision: StageResult,
-    cache: dict[str, list[StageResult]],
-    flow: list[StageResult],
-    duplicates: set[str],
-    *,
-    fake: bool,
-) -> None:
-    device, dtype = engine.device, engine.dtype
-    inputs = truth.inputs
-    tokens = engine.runners["vision"].run({"pixels": inputs.pixels.to(device, dtype)})
-    images = truth.cameras * engine.shapes.image_tokens
-    if images:
-        seen = tokens["image_tokens"].flatten(0, 1)[:images]
-        vision.engine.append(distance(seen, truth.embeddings[0, :images]))
-    found = engine.runners["prefill"].run(
-        {
-            "embeddings": truth.embeddings.to(device, dtype),
-            "positions": inputs.positions.to(device),
-            "mask": inputs.mask.to(device),
-        }
-    )
-    for name in ("keys", "values"):
-        ours = found[name][..., inputs.valid.to(device), :]
-        expected = getattr(truth.context, name)[..., inputs.valid, :]
-        duplicates.update(f"{name} {a} = {b}" for a, b in duplicate_layers(ours))
-        for layer, result in enumerate(cache[name]):
-            side = result.fake if fake else result.engine
-            side.append(distance(ours[layer], expected[layer]))
-    table = engine.modulation(len(flow))
-    for index, result in enumerate(flow):
-        v = _velocity(engine, truth.context, truth.trajectory[index], table[index])
-        side = result.fake if fake else result.engine
-        side.append(distance(v, truth.velocities[index]))
-
-
-def _judge_stages(
-    judge: _Judge,
-    limits: Thresholds,
-    vision: StageResult,
-    cache: dict[str, list[StageResult]],
-    flow: list[StageResult],
-    duplicates: set[str],
-) -> None:
+def _judge_stages(judge: _Judge, limits: Thresholds, found: _Measured) -> None:
+    vision, cache, flow, duplicates = found.vision, found.cache, found.flow, found.duplicates
     judge.at_least("vision: cosine", vision.worst_cosine(), limits.vision_cosine)
     judge.at_most(
         "vision: relative error",

@@ -14,7 +14,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -252,35 +252,13 @@ def calibrate(
         stages = copy.deepcopy(stages)  # it rewrites weights, which are shared with the model
     engine = reference_engine(model, shapes, stages)
     magnitudes = _Magnitudes(stages)
-
-    @torch.no_grad()
-    def forward(_: nn.Module) -> None:
-        for index, sample in enumerate(samples):
-            try:
-                actions = engine.sample(sample.images, sample.tokens, sample.noise, steps)
-            except Exception as error:
-                raise CalibrationError(f"observation {sample.name} failed: {error}") from error
-            if not bool(torch.isfinite(actions).all()):
-                raise CalibrationError(f"observation {sample.name} gives non-finite actions")
-            if progress is not None:
-                progress(index + 1, len(samples))
-
-    modelopt_quantize(stages, choice, forward)
+    modelopt_quantize(stages, choice, lambda _: _run_all(engine, samples, steps, progress))
     magnitudes.remove()
     enabled = enabled_quantizers(stages)
     names = tuple(stages.keys())
     depth = model.config.vlm.depth
     assert_exact_set(enabled, expected_quantizers(choice, depth, stages=names))
-    amax: dict[str, Tensor] = {}
-    smooth: dict[str, Tensor] = {}
-    for name, quantizer in enabled.items():
-        if quantizer.amax is None:
-            raise CalibrationError(f"{name} saw no data")
-        amax[name] = quantizer.amax.detach().float().cpu().squeeze()
-        factor = getattr(quantizer, "pre_quant_scale", None)
-        if factor is not None:
-            linear = name.removesuffix(".input_quantizer")
-            smooth[linear] = factor.detach().float().cpu().reshape(-1)
+    amax, smooth = _ranges(enabled)
     measured = Calibration(choice.name, amax, smooth)
     measured.check_ranges()
     loud = {name: value for name, value in magnitudes.largest.items() if value > HALF_WARNING}
@@ -299,6 +277,40 @@ def calibrate(
         "layers": layer_report(model, shapes, measured, samples, steps),
     }
     return Calibration(choice.name, amax, smooth, info)
+
+
+@torch.no_grad()
+def _run_all(
+    engine: StagedEngine,
+    samples: Sequence[Sample],
+    steps: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Show every sample to the stages."""
+    for index, sample in enumerate(samples):
+        try:
+            actions = engine.sample(sample.images, sample.tokens, sample.noise, steps)
+        except Exception as error:
+            raise CalibrationError(f"observation {sample.name} failed: {error}") from error
+        if not bool(torch.isfinite(actions).all()):
+            raise CalibrationError(f"observation {sample.name} gives non-finite actions")
+        if progress is not None:
+            progress(index + 1, len(samples))
+
+
+def _ranges(enabled: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the quantisers have measured: largest magnitudes, and SmoothQuant's factors."""
+    amax: dict[str, Tensor] = {}
+    smooth: dict[str, Tensor] = {}
+    for name, quantizer in enabled.items():
+        if quantizer.amax is None:
+            raise CalibrationError(f"{name} saw no data")
+        amax[name] = quantizer.amax.detach().float().cpu().squeeze()
+        factor = getattr(quantizer, "pre_quant_scale", None)
+        if factor is not None:
+            linear = name.removesuffix(".input_quantizer")
+            smooth[linear] = factor.detach().float().cpu().reshape(-1)
+    return amax, smooth
 
 
 @torch.no_grad()
