@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from pi05_ros.model.errors import CheckpointError
-from pi05_ros.model.layout import EMBED_TOKENS, EXPERT, EXPERT_LM_HEAD, LM_HEAD, VISION
+from pi05_ros.model.layout import (
+    EMBED_TOKENS,
+    EXPERT,
+    EXPERT_LM_HEAD,
+    LM_HEAD,
+    VISION,
+    VISION_TOWER,
+)
 from pi05_ros.model.safetensors_file import MAX_HEADER, TensorEntry, parse_json, read_header
 
 WEIGHTS = "model.safetensors"
@@ -241,6 +248,20 @@ def _bare(name: str) -> str:
     return name.removeprefix("model.")
 
 
+def _openpi_name(stored: str) -> str:
+    """Return openpi's name of a tensor of any layout.
+
+    Differences: LeRobot's prefix, pi0's name of the time MLP, and the image tower without its
+    inner level (transformers 5.23).
+    """
+    name = _bare(stored)
+    if name.startswith("action_time_mlp_"):
+        return name.removeprefix("action_")
+    if name.startswith(VISION_TOWER) and not name.startswith(VISION):
+        return VISION + name.removeprefix(VISION_TOWER)
+    return name
+
+
 def _check_kind(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Refuse what is clearly something else than a pi0.5 model."""
     names = [_bare(name) for name in stored]
@@ -279,9 +300,7 @@ def _canonical(
     origin: dict[str, str] = {}
     unused: dict[str, str] = {}
     for stored_name, entry in stored.items():
-        name = _bare(stored_name)
-        if name.startswith("action_time_mlp_"):
-            name = name.removeprefix("action_")
+        name = _openpi_name(stored_name)
         reason = next((why for pattern, why in UNUSED if pattern.fullmatch(name)), None)
         if reason is not None:
             unused[stored_name] = reason

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pi05_ros.model.config import GemmaConfig, Pi05Config, VisionConfig
 
 PALIGEMMA = "paligemma_with_expert.paligemma."
-VISION = PALIGEMMA + "model.vision_tower.vision_model."
+VISION_TOWER = PALIGEMMA + "model.vision_tower."
+VISION = VISION_TOWER + "vision_model."  # transformers 5.23 leaves this level out
 PROJECTOR = PALIGEMMA + "model.multi_modal_projector.linear."
 LANGUAGE = PALIGEMMA + "model.language_model."
 EXPERT = "paligemma_with_expert.gemma_expert.model."

@@ -10,7 +10,15 @@ import torch
 from model_fixtures import weights
 from safetensors.torch import save_file
 
-from pi05_ros.model.layout import EMBED_TOKENS, EXPERT, EXPERT_LM_HEAD, LM_HEAD, model_name
+from pi05_ros.model.layout import (
+    EMBED_TOKENS,
+    EXPERT,
+    EXPERT_LM_HEAD,
+    LM_HEAD,
+    VISION,
+    VISION_TOWER,
+    model_name,
+)
 from pi05_ros.model.pi05 import parameter_dtype
 
 Tensors = dict[str, torch.Tensor]
@@ -46,6 +54,13 @@ def lerobot(tensors: Tensors) -> Tensors:
     return {f"model.{name}": t for name, t in tensors.items()}
 
 
+def flat_tower(tensors: Tensors) -> Tensors:
+    """Names of transformers 5.23, with the pooling head that some files carry."""
+    out = {name.replace(VISION, VISION_TOWER): t for name, t in tensors.items()}
+    out[VISION_TOWER + "head.probe"] = torch.ones(1, 1, 8)
+    return out
+
+
 def old_names(tensors: Tensors) -> Tensors:
     """Time MLP under its pi0 name, and leftovers of pi0 that LeRobot drops."""
     out = {f"action_{n}" if n.startswith("time_mlp_") else n: t for n, t in tensors.items()}
@@ -67,6 +82,8 @@ LAYOUTS: dict[str, Callable[[Tensors], Tensors]] = {
     "lerobot 0.4 unprefixed": old_names,
     "lerobot 0.5": lambda t: lerobot(untied(t)),
     "lerobot 0.5 mixed": lambda t: lerobot(untied(mixed(t))),
+    "lerobot 0.6 flat": lambda t: lerobot(untied(flat_tower(t))),
+    "openpi flat": flat_tower,
 }
 
 LEROBOT_CONFIG = {

@@ -20,7 +20,7 @@ from pi05_ros.model import (
     open_checkpoint,
     save_openpi,
 )
-from pi05_ros.model.layout import EXPERT, EXPERT_LM_HEAD, LANGUAGE, VISION
+from pi05_ros.model.layout import EXPERT, EXPERT_LM_HEAD, LANGUAGE, VISION, VISION_TOWER
 from pi05_ros.model.pi05 import parameter_dtype
 
 Q0 = LANGUAGE + "layers.0.self_attn.q_proj.weight"
@@ -47,6 +47,13 @@ def test_every_layout_is_the_same_model(layout, tmp_path):
     half = load_checkpoint(directory, config(), torch.bfloat16)
     if "bf16" not in layout:  # a file rounded once has lost what the float32 tensors had
         assert same_parameters(half, Pi05.random(config(), 0, torch.bfloat16))
+
+
+def test_both_names_of_the_image_tower_in_one_file_are_refused(tmp_path):
+    name = VISION + "post_layernorm.bias"
+    both = {**weights(), name.replace(VISION, VISION_TOWER): weights()[name] + 1}
+    with pytest.raises(CheckpointError, match="mean the same tensor"):
+        open_checkpoint(write(tmp_path, both))
 
 
 @pytest.mark.parametrize("layout", ["openpi fp32", "lerobot 0.5"])
