@@ -256,7 +256,7 @@ def _run_tensorrt(args: argparse.Namespace) -> int:
     folder = args.engine and args.engine.resolve()
     if folder is None:
         base = model_folder(subject.weights, args.cache) / "engines"
-        found = sorted(base.glob("*/key.json"), key=lambda path: path.stat().st_mtime)
+        found = sorted(base.glob("[!.]*/key.json"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise UnprovenEngineError(f"no engines in {base}; build them with: pi05 build")
         folder = found[-1].parent

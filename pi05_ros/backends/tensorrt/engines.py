@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
@@ -30,6 +31,7 @@ from pi05_ros.backends.tensorrt.store import (
     private_folder,
     require_private,
     sha256_file,
+    whole_folder,
     write_atomically,
 )
 
@@ -93,7 +95,8 @@ def build_engines(
         progress: called with (stage, phase, step, steps).
 
     Returns:
-        The engines. They have no report yet, so nothing will load them for a robot.
+        The engines, all of them; if one fails nothing is kept. They have no report yet, so
+        nothing will load them for a robot.
 
     Raises:
         BackendError: TensorRT missing or unable, graphs altered, no room.
@@ -121,42 +124,38 @@ def build_engines(
     )
     key = engine_key(document)
     base = private_folder(model_folder(source["weights"], root))
-    folder = private_folder(base / "engines" / key)
-    for stale in ("key.json", "check.json"):
-        (folder / stale).unlink(missing_ok=True)
-    require_room(export, source, folder, device)
+    folder = base / "engines" / key
+    if folder.exists():
+        require_private(folder)
+    require_room(export, source, base, device)
     cache_path = base / "timing.cache"
     lines = [f"engine key {key}", json.dumps(document, indent=1, sort_keys=True)]
     plans: dict[str, str] = {}
-    for stage in graphs_of(source["layout"], source["shapes"]["depth"]):
-        onnx, target = export / f"{stage}.onnx", folder / f"{stage}.plan"
-        lines.append(trtexec_line(onnx, target, flags))
-        log.info("building %s; the same by hand: %s", stage, lines[-1])
-        report = None if progress is None else _bind(progress, stage)
-        timing = cache_path.read_bytes() if cache_path.is_file() else b""
-        plan = compile_plan(onnx, flags, timing_cache=timing, progress=report)
-        write_atomically(target, plan.data)
-        if plan.timing_cache:
-            write_atomically(cache_path, plan.timing_cache)
-        size = target.stat().st_size
-        lines += [f"{stage}: {size} bytes in {plan.seconds:.1f} s", *plan.messages]
-        layers = PlanFile(target).layers_json()
-        write_atomically(folder / f"layers_{stage}.json", layers.encode())
-        plans[stage] = sha256_file(target)
-    lines.append(time.strftime("finished %Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    write_atomically(folder / "build.log", ("\n".join(lines) + "\n").encode())
-    content = {"key": key, "document": document, "plans": plans, "export": str(export.resolve())}
-    write_atomically(folder / "key.json", json.dumps(content, indent=1, sort_keys=True).encode())
+    with whole_folder(folder, "key.json", mode=0o700) as part:
+        for stage in graphs_of(source["layout"], source["shapes"]["depth"]):
+            onnx, target = export / f"{stage}.onnx", part / f"{stage}.plan"
+            lines.append(trtexec_line(onnx, folder / target.name, flags))
+            log.info("building %s; the same by hand: %s", stage, lines[-1])
+            report = None if progress is None else functools.partial(progress, stage)
+            timing = cache_path.read_bytes() if cache_path.is_file() else b""
+            plan = compile_plan(onnx, flags, timing_cache=timing, progress=report)
+            write_atomically(target, plan.data)
+            if plan.timing_cache:
+                write_atomically(cache_path, plan.timing_cache)
+            size = target.stat().st_size
+            lines += [f"{stage}: {size} bytes in {plan.seconds:.1f} s", *plan.messages]
+            layers = PlanFile(target).layers_json()
+            write_atomically(part / f"layers_{stage}.json", layers.encode())
+            plans[stage] = sha256_file(target)
+        lines.append(time.strftime("finished %Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        write_atomically(part / "build.log", ("\n".join(lines) + "\n").encode())
+        content = {
+            "key": key, "document": document, "plans": plans, "export": str(export.resolve()),
+        }  # fmt: skip
+        text = json.dumps(content, indent=1, sort_keys=True)
+        write_atomically(part / "key.json", text.encode())
+        (folder / "check.json").unlink(missing_ok=True)
     return EngineSet(folder, document)
-
-
-def _bind(
-    progress: Callable[[str, str, int, int], None], stage: str
-) -> Callable[[str, int, int], None]:
-    def report(phase: str, step: int, steps: int) -> None:
-        progress(stage, phase, step, steps)
-
-    return report
 
 
 def _read(path: Path, what: str) -> dict[str, Any]:
@@ -301,7 +300,7 @@ def find_proven(
     """
     folder = model_folder(weights, root) / "engines"
     newest = sorted(
-        (path for path in folder.glob("*") if path.is_dir()),
+        (path for path in folder.glob("[!.]*") if path.is_dir()),
         key=lambda path: path.stat().st_mtime,
         reverse=True,
     )

@@ -86,12 +86,13 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def whole_folder(directory: Path, last: str) -> Iterator[Path]:
+def whole_folder(directory: Path, last: str, mode: int = 0o777) -> Iterator[Path]:
     """Folder to write into; its files go to ``directory`` if the block ends well, else nowhere.
 
     Args:
         directory: where the files go; older ones of the same names are replaced.
-        last: file without which the others do not count; it is replaced first and last.
+        last: file without which the others do not count; it goes first and comes last.
+        mode: of a folder that is made, less the umask.
 
     Raises:
         BackendError: the disk is full or the folder cannot be written.
@@ -101,7 +102,7 @@ def whole_folder(directory: Path, last: str) -> Iterator[Path]:
     part = private_folder(place.with_name(f".{place.name}.part"))
     try:
         yield part
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True, mode=mode)
         (place / last).unlink(missing_ok=True)
         for path in sorted(part.iterdir(), key=lambda path: path.name == last):
             path.replace(place / path.name)
