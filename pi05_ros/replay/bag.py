@@ -83,7 +83,8 @@ class Bag:
             inside = sorted(p.name for p in path.iterdir() if p.suffix in (".mcap", ".db3"))
             hint = f"; it holds {', '.join(inside)}, which can be given alone" if inside else ""
             raise BagError(f"{path} is not a rosbag2 folder: no metadata.yaml in it{hint}")
-        if path.is_file() and path.suffix not in (".mcap", ".db3"):
+        file = path.is_file() and path.suffix in (".mcap", ".db3")
+        if not path.is_dir() and not file:
             raise BagError(
                 f"{path} is not a bag; accepted: a rosbag2 folder, a .mcap or a .db3 file"
             )
@@ -246,7 +247,7 @@ def require_place(path: Path) -> None:
 
 def _damage(path: Path, error: BaseException) -> str:
     """Sentence for a file that cannot be read on."""
-    text = str(error) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
     return (
         f"{path} cannot be read as a bag: {text} (truncated or damaged? "
         "`ros2 bag reindex` or `mcap recover` may repair it)"

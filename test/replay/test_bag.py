@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from pathlib import Path
 
@@ -49,8 +50,19 @@ def test_folder_without_metadata_names_the_file_inside(tmp_path: Path) -> None:
 def test_other_file(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("no bag")
-    with pytest.raises(BagError, match="accepted: a rosbag2 folder"):
-        Bag(file)
+    os.mkfifo(tmp_path / "pipe.mcap")
+    for path in (file, tmp_path / "pipe.mcap", Path("/dev/null")):
+        with pytest.raises(BagError, match="accepted: a rosbag2 folder"):
+            Bag(path)
+
+
+def test_damaged_metadata_is_told_in_one_line(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", 0.1)
+    for text in ("", "a: !!python/object/apply:os.system ['true']", "[" * 5000):
+        (path / "metadata.yaml").write_text(text)
+        with pytest.raises(BagError, match="cannot be read as a bag") as caught:
+            Bag(path)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"no bag at all, but long enough to be read" * 10])
