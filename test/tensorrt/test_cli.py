@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from pi05_ros.backends import Precision, tensorrt
+from pi05_ros.backends import BackendError, Precision, tensorrt
 from pi05_ros.backends.tensorrt import graph_checks
 from pi05_ros.backends.tensorrt.calibration import CalibrationError
 from pi05_ros.backends.tensorrt.samples import load_samples, save_samples
@@ -401,6 +401,12 @@ def test_int8_for_gpus_without_fp8(
     (report,) = root.rglob("check.json")
     facts = json.loads(report.read_text())["inspector"]
     assert facts["prefill"]["quantised"] == facts["prefill"]["expected"] == 16
+    options = {"cache": root}
+    policy = Policy.load(CHECKPOINT, backend="tensorrt", backend_options=options)
+    assert "(int8_smoothquant) with a passing report" in policy.info.backend_reason
+    policy.close()
+    with pytest.raises(BackendError, match="run prefill in int8, asked for is fp16"):
+        Policy.load(CHECKPOINT, backend="tensorrt", precision="fp16", backend_options=options)
     # The same graphs with kernels of another type are not proven.
     monkeypatch.setattr(runtime.PlanFile, "layers_json", fake)
     assert main([*words, "--steps", "2", "--optimization-level", "2", "--prefill", "fp8"]) == 1

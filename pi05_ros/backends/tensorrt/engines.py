@@ -23,6 +23,7 @@ from pi05_ros.backends.tensorrt.export import (
     verify_export,
 )
 from pi05_ros.backends.tensorrt.identity import engine_key, key_document, machine_facts
+from pi05_ros.backends.tensorrt.presets import preset
 from pi05_ros.backends.tensorrt.prove import REPORT_SCHEMA, Report
 from pi05_ros.backends.tensorrt.room import require_room
 from pi05_ros.backends.tensorrt.shapes import StageShapes, graphs_of, stage_spec
@@ -329,8 +330,12 @@ def _require_fit(engines: EngineSet, shapes: StageShapes, precision: Precision) 
         raise UnprovenEngineError(
             f"the engines are for {name} {theirs[name]}, the policy needs {ours[name]}; {HOW_TO}"
         )
+    chosen = engines.document["flags"]["preset"]
+    int8 = chosen is not None and preset(chosen).weights == "int8"
     for stage in ("vision", "prefill", "denoise"):
         wanted, found = getattr(precision, stage), getattr(engines.precision, stage)
+        if int8 and stage != "vision":
+            found = "int8"  # which `Precision` has no word for
         if wanted not in ("auto", found):
             raise UnprovenEngineError(
                 f"the engines run {stage} in {found}, asked for is {wanted}; {HOW_TO}"
