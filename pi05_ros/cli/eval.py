@@ -11,8 +11,8 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep the episodes that are in --out already (default)",
+        help="keep the episodes that are in --out already (default); else start over",
     )
     parser.add_argument(
         "--tasks", default="all", help="names, for LIBERO also numbers; or all (default)"
@@ -131,6 +131,7 @@ class _Plan:
     make: MakeRunner
     setting_type: type[Setting]
     totals: Callable[[list[dict[str, object]]], list[dict[str, object]]]
+    facts: Mapping[str, str | int] = field(default_factory=dict)
 
 
 def _plan_arm(args: argparse.Namespace) -> _Plan:
@@ -168,6 +169,8 @@ def _plan_libero(args: argparse.Namespace) -> _Plan:
     suites = _list(args.suite or "libero_spatial", str)
     tasks = [task for name in suites for task in libero.choose(loaded.tasks(name), args.tasks)]
     labels = [task.label for task in tasks]
+    robot = args.robot or "libero"
+    seed = libero.DEFAULT_SEED if args.scene_seed is None else args.scene_seed
     if not labels:
         raise ValueError(f"no task is asked for with --suite {args.suite} --tasks {args.tasks}")
     return _Plan(
@@ -176,12 +179,9 @@ def _plan_libero(args: argparse.Namespace) -> _Plan:
         todo=jobs(settings, labels, trials),
         films=jobs(settings[:1], labels, _seeds(args.gif)) if args.gif else (),
         make=partial(
-            LiberoRunner,
-            tasks=tuple(tasks),
-            robot=args.robot or "libero",
-            tokenizer=args.tokenizer,
-            seed=libero.DEFAULT_SEED if args.scene_seed is None else args.scene_seed,
+            LiberoRunner, tasks=tuple(tasks), robot=robot, tokenizer=args.tokenizer, seed=seed
         ),
+        facts={"robot": robot, "scene_seed": seed},
         setting_type=LiberoSetting,
         totals=suite_totals,
     )
@@ -189,9 +189,9 @@ def _plan_libero(args: argparse.Namespace) -> _Plan:
 
 def _run(args: argparse.Namespace, plan: _Plan) -> int:
     from pi05_ros.sim import evaluation, report
+    from pi05_ros.sim.run_identity import claim
 
-    if not args.resume:
-        (plan.out / evaluation.RESULTS).unlink(missing_ok=True)
+    claim(plan.out, plan.checkpoint, args.resume, benchmark=args.benchmark, **plan.facts)
     rows = evaluation.evaluate(
         plan.todo,
         plan.out,

@@ -268,6 +268,9 @@ def test_command_writes_the_usual_results_and_resumes(stand_in, tmp_path, capsys
     assert len(stand_in.OPENED) == episodes
     assert main([*words.split(), "--trials", "1:3", "--no-resume"]) == 0
     assert len(stand_in.OPENED) == episodes + 2
+    other = [word.replace("random:tiny", "random:tiny:1") for word in words.split()]
+    assert main([*other, "--trials", "1:3"]) == 2
+    assert "weights random:tiny, not random:tiny:1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""Results of different checkpoints are not mixed in one directory."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pi05_ros.model import CheckpointError
+from pi05_ros.sim.run_identity import FILE, RESULT_FILES, claim
+from pi05_ros.sim.shipped import CHECKPOINT
+
+
+def with_results(out):
+    for name in RESULT_FILES:
+        (out / name).write_text("{}\n")
+
+
+def test_the_same_run_goes_on(tmp_path):
+    for _ in range(2):
+        claim(tmp_path, "random:tiny", True, benchmark="arm")
+        with_results(tmp_path)
+    assert json.loads((tmp_path / FILE).read_text())["weights"] == "random:tiny"
+    assert all((tmp_path / name).is_file() for name in RESULT_FILES)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "facts", "words"),
+    [
+        ("random:tiny:1", {"scene_seed": 7}, "weights random:tiny, not random:tiny:1"),
+        ("random:tiny", {"scene_seed": 8}, "scene_seed 7, not 8"),
+    ],
+)
+def test_another_run_is_refused_or_replaces_the_results(tmp_path, checkpoint, facts, words):
+    claim(tmp_path, "random:tiny", True, scene_seed=7)
+    claim(tmp_path, checkpoint, True, **facts)  # nothing there yet
+    claim(tmp_path, "random:tiny", True, scene_seed=7)
+    with_results(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        claim(tmp_path, checkpoint, True, **facts)
+    claim(tmp_path, checkpoint, False, **facts)
+    assert not any((tmp_path / name).exists() for name in RESULT_FILES)
+
+
+def test_results_from_before_there_was_a_note_are_kept(tmp_path):
+    with_results(tmp_path)
+    claim(tmp_path, "random:tiny", True)
+    assert all((tmp_path / name).is_file() for name in RESULT_FILES)
+
+
+def test_checkpoints_are_told_apart_by_their_contents(tmp_path):
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    for path in CHECKPOINT.glob("*.*"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    claim(tmp_path, str(CHECKPOINT), True)
+    with_results(tmp_path)
+    claim(tmp_path, str(copy), True)
+    with pytest.raises(CheckpointError):
+        claim(tmp_path, str(tmp_path / "none"), True)
