@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("pi05_ros.cli.demo", "run the main job on this machine, ROS nodes and all"),
     "doctor": ("pi05_ros.cli.doctor", "say what works here, what is missing and how to fix it"),
     "export": ("pi05_ros.cli.export", "write the stages as checked ONNX graphs"),
-    "eval": ("pi05_ros.cli.eval", "success rates of a policy on the simulated arm"),
+    "eval": ("pi05_ros.cli.eval", "success rates of a policy on the simulated arm or LIBERO"),
     "inspect": ("pi05_ros.cli.inspect", "say what a checkpoint holds and what is assumed"),
     "quantize": ("pi05_ros.cli.quantize", "find FP8 ranges from recorded observations"),
     "tune": ("pi05_ros.cli.tune", "choose the cuda backend's tile sizes on this GPU"),
