@@ -60,7 +60,8 @@ class ContinuingPolicy:
         self._maker = ChunkMaker(policy, mode, reuse=make_rule(reuse), vision_change=vision_change)
         self._step_ns = round(policy.info.step_s * 1e9)
         self._delay = DelayEstimator(policy.info.step_s)
-        self._first_ns: int | None = None
+        self._afresh = True  # set by any thread, looked at by the next prefill
+        self._first_ns = 0
         self._last_ns = 0
 
     def infer(
@@ -79,12 +80,14 @@ class ContinuingPolicy:
         began = time.perf_counter()
         stamp = obs.stamp_ns
         pause_ns = self._maker.policy.info.horizon * self._step_ns
-        first_ns = self._first_ns  # another thread may forget it meanwhile
-        if first_ns is None or not 0 <= stamp - self._last_ns <= pause_ns:
+        afresh = self._afresh
+        if afresh:
+            self._afresh = False
+        if afresh or not 0 <= stamp - self._last_ns <= pause_ns:
             self._maker.reset()
-            first_ns = self._first_ns = stamp
+            self._first_ns = stamp
         self._last_ns = stamp
-        step = (stamp - first_ns) / self._step_ns
+        step = (stamp - self._first_ns) / self._step_ns
         return Started(self._maker.start(obs, step, seed, denoise_steps), began)
 
     def denoise(self, started: Started) -> ActionChunk:
@@ -101,7 +104,7 @@ class ContinuingPolicy:
         return dataclasses.replace(
             made.chunk,
             actions=rows_from(made.chunk.actions, ahead).astype("float32"),
-            normalized=made.chunk.normalized[int(ahead) :],
+            normalized=rows_from(made.chunk.normalized, ahead).astype("float32"),
         )
 
     def warm_up(self) -> Any:
@@ -126,7 +129,7 @@ class ContinuingPolicy:
 
     def forget(self) -> None:
         """Continue and reuse nothing at the next inference; callable from any thread."""
-        self._first_ns = None
+        self._afresh = True
 
     def reset(self) -> None:
         """Forget, and start the seeds over."""

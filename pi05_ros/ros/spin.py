@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -46,6 +46,8 @@ class EnduringExecutor:
         """Run the next callback that is due within the time, if one is."""
         try:
             self._executor.spin_once(timeout_sec=timeout_s)
+        except ExternalShutdownException:
+            raise
         except Exception as error:
             if str(error) != self._last_error:
                 self._last_error = str(error)

@@ -33,7 +33,7 @@ def test_a_reused_cache_gives_the_rows_from_now_on(policy):
     second = continuing.infer(observation(2.5, 1), seed=1)
     third = continuing.infer(observation(4, 1), seed=1)
     assert (first.kv_age, second.kv_age, third.kv_age) == (0, 1, 0)
-    assert second.horizon == first.horizon - 3
+    assert second.horizon == first.horizon - 3 == len(second.normalized)
     want = (first.actions[2] + first.actions[3]) / 2
     assert second.actions[0] == pytest.approx(want, abs=1e-5)
     assert third.horizon == first.horizon
