@@ -241,8 +241,8 @@ def test_a_flood_of_chunks_does_not_keep_it_from_commanding(rig):
 
     before = len(client.path)
     rig.until(lambda: False, 2.0, flood)
-    assert number[0] > 500
-    assert len(client.path) - before > 20
+    assert number[0] > 100
+    assert len(client.path) - before > 10
     rig.within_limits()
 
 
