@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -43,7 +43,7 @@ class Check:
     fix: str = ""
 
 
-def ask(code: str, timeout_s: float = 60.0, arguments: Sequence[str] = ()) -> Any:
+def ask(code: str, timeout_s: float = 60.0) -> Any:
     """Run Python code in a process of its own and return the JSON it prints last.
 
     A native library that aborts or hangs takes only that process with it.
@@ -54,7 +54,7 @@ def ask(code: str, timeout_s: float = 60.0, arguments: Sequence[str] = ()) -> An
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
+            [sys.executable, "-c", code],
             capture_output=True,
             text=True,
             timeout=timeout_s,

@@ -120,15 +120,15 @@ def record_from_message(message: Any, received_ns: int) -> ChunkRecord:
     )
 
 
-def read_chunks(path: str | Path, topic: str | None = None) -> list[ChunkRecord]:
+def read_chunks(path: str | Path) -> list[ChunkRecord]:
     """All chunks of a bag, in the order of arrival.
 
     Args:
-        path: bag, or the output folder of a replay, which holds it as `chunks`.
-        topic: chunk topic; None takes the only one there is.
+        path: bag with one chunk topic, or the output folder of a replay, which holds it as
+            `chunks`.
 
     Raises:
-        BagError: unreadable bag, no chunk topic, or several and none named.
+        BagError: unreadable bag, no chunk topic, or several.
 
     """
     path = Path(path)
@@ -136,16 +136,12 @@ def read_chunks(path: str | Path, topic: str | None = None) -> list[ChunkRecord]
         path = path / CHUNKS
     with Bag(path) as bag:
         topics = [t.name for t in bag.topics.values() if t.msgtype == ACTION_CHUNK]
-        if topic is not None and topic not in topics:
-            raise BagError(
-                f"{path} has no {ACTION_CHUNK} topic {topic}; it has {topics or 'none'}"
-            )
-        if topic is None and len(topics) != 1:
+        if len(topics) != 1:
             found = ", ".join(topics) if topics else f"none. Topics:\n{bag.describe_topics()}"
             raise BagError(f"{path} should have one {ACTION_CHUNK} topic, but has {found}")
         return [
             record_from_message(message.decode(), message.log_ns)
-            for message in bag.messages([topic or topics[0]])
+            for message in bag.messages(topics)
         ]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from pi05_ros.replay.chunks import ChunkRecord
 
+SHOWN = 10  # differences in a report
 ROUNDING = 1e-4  # what another order of float32 additions can do to an action
 
 
@@ -45,7 +46,7 @@ class Comparison:
         """True if the runs agree; runs without a common chunk do not."""
         return self.compared > 0 and not self.differences
 
-    def report(self, limit: int = 10) -> str:
+    def report(self) -> str:
         """Lines for people: the verdict and the first differences."""
         lines = [
             f"compared {self.compared} chunks, largest action difference {self.largest:.3g}"
@@ -54,12 +55,12 @@ class Comparison:
         ]
         if self.compared == 0:
             lines.append("no two chunks answer the same samples: is it the same bag?")
-        for difference in self.differences[:limit]:
+        for difference in self.differences[:SHOWN]:
             label = "" if difference.chunk_id is None else f"chunk {difference.chunk_id}, "
             stamp = f"{difference.observation_ns / 1e9:.6f}"
             lines.append(f"  {label}observation {stamp} s: {difference.text}")
-        if len(self.differences) > limit:
-            lines.append(f"  and {len(self.differences) - limit} more")
+        if len(self.differences) > SHOWN:
+            lines.append(f"  and {len(self.differences) - SHOWN} more")
         if self.differences and 0.0 < self.largest < ROUNDING:
             lines.append(
                 "differences this small come from another machine, torch or number of CPU "

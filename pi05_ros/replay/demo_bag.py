@@ -65,19 +65,13 @@ class DemoBag:
     cached: bool
 
 
-def make_demo_bag(
-    path: Path,
-    options: SceneOptions,
-    fresh: bool = False,
-    progress: Callable[[float], None] = lambda _: None,
-) -> DemoBag:
+def make_demo_bag(path: Path, options: SceneOptions, fresh: bool = False) -> DemoBag:
     """Write the bag, or keep the one that is there if it was made with the same options.
 
     Args:
         path: folder of the bag.
         options: what it shows.
         fresh: write it in any case.
-        progress: called with the share done.
 
     Raises:
         BagError: the place is taken by something else.
@@ -100,7 +94,7 @@ def make_demo_bag(
         if path.exists() and not _made_here(path):
             raise BagError(f"{path} is there and not the demo's own bag; give another --out")
         with BagWriter(path, custom={KEY: wanted}) as bag:
-            _record(bag, world, options, progress)
+            _record(bag, world, options)
         return DemoBag(path, renderer.backend, renderer.note, cached=False)
     finally:
         world.close()
@@ -121,9 +115,7 @@ def _made_here(path: Path) -> bool:
     return metadata.is_file() and KEY in metadata.read_text(encoding="utf-8", errors="replace")
 
 
-def _record(
-    bag: BagWriter, world: World, options: SceneOptions, progress: Callable[[float], None]
-) -> None:
+def _record(bag: BagWriter, world: World, options: SceneOptions) -> None:
     """Run the scene and write what its sensors say."""
     from pi05_ros.sim.world import CAMERAS, JOINT_NAMES
 
@@ -132,8 +124,7 @@ def _record(
     frame_ns = NS / options.camera_hz
     bag.write("/prompt", START_NS, string_message(PROMPT))
     frames = 0
-    steps = round(options.seconds * NS / STEP_NS)
-    for step in range(steps):
+    for step in range(round(options.seconds * NS / STEP_NS)):
         now_ns = START_NS + step * STEP_NS
         bag.write("/clock", now_ns, clock_message(now_ns))
         state = joint_state_message(list(JOINT_NAMES), world.joint_positions, now_ns)
@@ -146,9 +137,6 @@ def _record(
                 bag.write(f"/{camera}_camera/image_raw", stamp_ns, message)
             frames += 1
         world.step(targets(step * STEP_NS / NS), STEP_NS / NS)
-        if step % 20 == 0:
-            progress(step / steps)
-    progress(1.0)
 
 
 def _motion(world: World, seconds: float) -> Callable[[float], np.ndarray]:

@@ -33,6 +33,7 @@ from pi05_ros.ros.domain import free_domain_id
 NODE = "/pi05_policy"
 FASTDDS_PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 START_S = 60.0
+LOAD_S = 600.0  # for loading the checkpoint
 LONGEST_S = 7 * 86400.0
 WRITE_S = 120.0  # the recorder keeps everything in memory and writes it at the end
 SETTLE_S = 1.3  # after the last message: the last chunk, and one more report of diagnostics
@@ -52,7 +53,6 @@ class LiveOptions:
         parameters: parameters of the policy node, by ROS name.
         out: folder for chunks, logs and parameters.
         base, speed, loops: as in `PlayPlan`.
-        configure_timeout_s: time for loading the checkpoint.
 
     """
 
@@ -63,7 +63,6 @@ class LiveOptions:
     base: str = "auto"
     speed: float = 1.0
     loops: int = 1
-    configure_timeout_s: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ def run_live(options: LiveOptions, say: Callable[[str], None] = lambda text: Non
         loops=options.loops,
         clock_map=str(clock_map),
         bring_up=NODE,
-        configure_timeout_s=options.configure_timeout_s,
+        configure_timeout_s=LOAD_S,
     )
     plan.write(out / "plan.json")
     with Children(environment, out / "logs") as children:
@@ -185,7 +184,7 @@ def run_live(options: LiveOptions, say: Callable[[str], None] = lambda text: Non
             "player", "pi05_ros.ros.bag_player", str(out / "plan.json"), talks=True
         )
         say(f"node, player and recorder start (domain {domain}, this machine only)")
-        children.wait_event(player, "ready", options.configure_timeout_s + START_S)
+        children.wait_event(player, "ready", LOAD_S + START_S)
         children.wait_event(recorder, "matched", START_S)
         say("node active, playing")
         player.send("go")
