@@ -23,8 +23,8 @@ class VisionCache:
     Args:
         engine: one that can keep image tokens (`SteerableEngine`).
         threshold: mean block difference of grey thumbnails (0..255) against the picture that the
-            kept tokens come from, up to which they are used again. 0 reuses for equal pictures
-            only.
+            kept tokens come from, up to which they are used again. 0 reuses only where all block
+            means are the same.
 
     Raises:
         BackendError: the engine cannot keep image tokens.

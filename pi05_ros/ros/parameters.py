@@ -71,8 +71,9 @@ class Spec:
                 self._validate(value)
                 return value
         if type(value) is not self.kind:
+            article = "an" if self.type_name == "integer" else "a"
             raise ParameterError(
-                f"{self.name} is {value!r} ({type(value).__name__}); it must be a "
+                f"{self.name} is {value!r} ({type(value).__name__}); it must be {article} "
                 f"{self.type_name}" + (f", {self.accepted}" if self.accepted else "")
             )
         self._validate(value)

@@ -37,15 +37,16 @@ def declare(node: Node, kind: type[T]) -> T:
         ParameterError: a value that is not accepted; the message names the accepted ones.
 
     """
-    from pi05_ros.ros.parameter_server import descriptor
+    from pi05_ros.ros.parameter_server import descriptor, warn_about_typos
 
     values: dict[str, Any] = {}
     for spec in specs_of(kind).values():
         override = node._parameter_overrides.get(spec.name)
         value = spec.default if override is None or override.value is None else override.value
-        if spec.kind is tuple:
-            value = tuple(item for item in value if item)
+        if spec.kind is tuple and isinstance(value, list | tuple):
+            value = tuple(item for item in value if item)  # [''] is how ROS says "none"
         values[spec.name] = spec.convert(value)
         shown = list(values[spec.name]) or [""] if spec.kind is tuple else values[spec.name]
         node.declare_parameter(spec.name, shown, descriptor(spec), ignore_override=True)
+    warn_about_typos(node, values)
     return kind(**values)

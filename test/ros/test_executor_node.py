@@ -136,6 +136,11 @@ def test_incomplete_joint_states_are_counted(rig):
     assert rig.node.core.measured is None
 
 
+def test_a_misspelt_parameter_is_pointed_out(rig, capfd):
+    rig(strategie="rtc")
+    assert "did you mean 'strategy'" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
@@ -145,6 +150,8 @@ def test_incomplete_joint_states_are_counted(rig):
         ({"output": "smoke"}, ParameterError, "trajectory, forward"),
         ({"control_rate_hz": 0.0}, ParameterError, "1 to 1000"),
         ({"joints": ["joint9"]}, LimitsError, "joint9"),
+        ({"joints": "joint1"}, ParameterError, r"must be a string\[\]"),
+        ({"joints": 5}, ParameterError, r"must be a string\[\]"),
     ],
 )
 def test_bad_parameters_are_refused_with_the_accepted_values(parameters, error, message):

@@ -35,7 +35,7 @@ def test_defaults_pass_their_own_checks_and_all_are_described():
         ("output", "torque", "accepted: trajectory, forward"),
         ("control_rate_hz", 0.0, "1 to 1000"),
         ("control_rate_hz", float("nan"), "1 to 1000"),
-        ("replace_after", 2.0, "must be a integer, 0 to 1000"),
+        ("replace_after", 2.0, "must be an integer, 0 to 1000"),
         ("joints", "joint1", "must be a string\\[\\]"),
         ("allow_random_weights", "yes", "must be a bool"),
     ],
