@@ -154,8 +154,12 @@ def check_engines(
     kind = preset(document["preset"]).weights if document["preset"] else "fp8"
     for stage in engines.graphs:
         expected = quantised_products(str(export / f"{stage}.onnx"))
-        text = (engines.folder / f"layers_{stage}.json").read_text(encoding="utf-8")
-        facts[stage] = (read_layers(text, expected, kind), len(expected))
+        layers = engines.folder / f"layers_{stage}.json"
+        try:
+            found = read_layers(layers.read_text(encoding="utf-8"), expected, kind)
+        except (OSError, ValueError) as error:
+            raise UnprovenEngineError(f"{layers} cannot be read ({error}); {HOW_TO}") from None
+        facts[stage] = (found, len(expected))
     engine = TensorrtEngine(subject.model, engines, _device(subject))
     try:
         report, golden = check_subject(args, subject, engine, document, facts)
@@ -245,10 +249,13 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _run_tensorrt(args: argparse.Namespace) -> int:
-    import json
-
     from pi05_ros.backends.tensorrt.binding import require_tensorrt
-    from pi05_ros.backends.tensorrt.engines import UnprovenEngineError, open_set, require_match
+    from pi05_ros.backends.tensorrt.engines import (
+        UnprovenEngineError,
+        export_of,
+        open_set,
+        require_match,
+    )
     from pi05_ros.backends.tensorrt.store import model_folder
 
     require_tensorrt()
@@ -262,5 +269,4 @@ def _run_tensorrt(args: argparse.Namespace) -> int:
         folder = found[-1].parent
     engines = open_set(folder)
     require_match(engines, subject.weights, _device(subject))
-    export = Path(json.loads((folder / "key.json").read_text(encoding="utf-8"))["export"])
-    return check_engines(args, subject, engines, export)
+    return check_engines(args, subject, engines, export_of(engines))

@@ -436,6 +436,19 @@ def test_check_takes_the_calibration_of_the_engines_not_the_newest(
     capsys.readouterr()
     assert main(["check", *words]) == 2
     assert "is needed and there is none" in capsys.readouterr().err
+    (report.parent / "layers_vision.json").write_text("{")
+    assert main(["check", *words]) == 2
+    assert "layers_vision.json cannot be read" in capsys.readouterr().err
+    (graphs,) = root.rglob("export.json")
+    content = json.loads(graphs.read_text())
+    graphs.write_text(json.dumps({**content, "graph_hash": "other"}))
+    assert main(["check", *words]) == 2
+    assert "are not those of the engines any more" in capsys.readouterr().err
+    key = report.with_name("key.json")
+    content = json.loads(key.read_text())
+    key.write_text(json.dumps({**content, "export": None}))
+    assert main(["check", *words]) == 2
+    assert "key.json is damaged" in capsys.readouterr().err
 
 
 def test_engines_that_are_not_there(

@@ -47,7 +47,7 @@ def find_calibration(
     """
     if directory is None:
         folder = model_folder(weights, root) / "quant"
-        newest = sorted(folder.glob("*/calibration.json"), key=lambda p: p.stat().st_mtime)
+        newest = sorted(folder.glob("[!.]*/calibration.json"), key=lambda p: p.stat().st_mtime)
         found = [path for path in newest if _fits(path, digest)]
         if not found:
             what = "an FP8 calibration" if digest is None else f"calibration {digest[:16]}"

@@ -199,6 +199,19 @@ def open_set(folder: Path) -> EngineSet:
     return engines
 
 
+def export_of(engines: EngineSet) -> Path:
+    """Folder of the graphs that engines were built from.
+
+    Raises:
+        UnprovenEngineError: key.json does not say.
+
+    """
+    export = _read(engines.folder / "key.json", "finished build").get("export")
+    if not isinstance(export, str):
+        raise UnprovenEngineError(f"{engines.folder / 'key.json'} is damaged; {HOW_TO}")
+    return Path(export)
+
+
 def require_match(engines: EngineSet, weights: str, device: torch.device) -> None:
     """The engines must be of these weights, this TensorRT and this machine.
 
