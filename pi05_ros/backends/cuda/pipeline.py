@@ -66,7 +66,8 @@ class Pipeline:
             self._streams = [
                 torch.cuda.Stream(engine.device, priority=priority) for priority in (0, -1)
             ]
-            self._ready = [torch.cuda.Event() for _ in range(SLOTS)]
+            # Waited for by the host, which has a robot to listen to: it sleeps meanwhile.
+            self._ready = [torch.cuda.Event(blocking=True) for _ in range(SLOTS)]
             self._read = [torch.cuda.Event() for _ in range(SLOTS)]
 
     def __getattr__(self, name: str) -> Any:
@@ -154,7 +155,7 @@ class Pipeline:
             stream.wait_event(self._ready[slot])
             actions = self.engine.denoise(context, noise, steps, **options)
             self._read[slot].record()
-            done = torch.cuda.Event()
+            done = torch.cuda.Event(blocking=True)
             done.record()
             return Pending(actions, done)
 
