@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pi05_ros.sim.evaluation import EpisodeRunner, Job, MakeRunner
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Setting")
 BENCHMARKS = ("arm", "libero")
 DEFAULT_SEEDS = "0:50"
 OWN_OPTIONS = {
@@ -57,12 +58,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backend", default="eager")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16, fake-fp8, ...")
+    parser.add_argument(
+        "--engines", help="instead of these two, pairs: eager/fp32,cuda/bf16,cuda/auto"
+    )
     parser.add_argument("--steps", default="10", help="denoise steps, e.g. 1,3,10")
     parser.add_argument(
         "--chunking",
         default="naive",
-        help="naive, ensemble, rtc-vjp, rtc-identity, rtc-trained",
+        help="naive, ensemble, rtc-vjp, rtc-vjp-scaled, rtc-identity, rtc-trained",
     )
+    parser.add_argument("--max-guidance", help="clip of the gain of rtc-vjp... and rtc-identity")
     parser.add_argument(
         "--replan", help="control steps between observations (default 8, for LIBERO 5)"
     )
@@ -75,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--renderer", choices=("egl", "osmesa", "ray"), help="LIBERO: not ray")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--latency",
+        action=argparse.BooleanOptionalAction,
+        help="measure inferences alone afterwards (default: for the arm, where settings differ "
+        "in what an inference costs)",
+    )
     parser.add_argument(
         "--gif", default="", help="seeds or trials whose episodes become GIFs, e.g. 0,3"
     )
@@ -188,7 +199,7 @@ def _plan_libero(args: argparse.Namespace) -> _Plan:
 
 
 def _run(args: argparse.Namespace, plan: _Plan) -> int:
-    from pi05_ros.sim import evaluation, report
+    from pi05_ros.sim import eval_plots, evaluation, latency, paired
     from pi05_ros.sim.run_identity import claim
 
     claim(plan.out, plan.checkpoint, args.resume, benchmark=args.benchmark, **plan.facts)
@@ -203,18 +214,43 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
         plan.make,
     )
     summary, totals = evaluation.summarise(rows), plan.totals(rows)
+    if _wants_latency(args, plan.todo):
+        times = latency.measure(
+            plan.todo, plan.out, partial(plan.make, plan.checkpoint, args.renderer, args.device)
+        )
+        for entry in summary:
+            entry["latency_ms"] = times[latency.engine_key(entry)]["mean_ms"]
+    comparisons = paired.compare(rows, plan.setting_type)
     evaluation.write_csv(rows, plan.out / "results.csv")
     (plan.out / "summary.json").write_text(json.dumps(summary + totals, indent=1) + "\n", "utf-8")
     table = evaluation.markdown(summary + totals, plan.setting_type)
+    if len(comparisons) > 1:
+        table += "\nAll tasks, against the first setting on the same episodes:\n\n"
+        table += paired.markdown(comparisons)
+        (plan.out / "paired.json").write_text(
+            json.dumps([item.row() for item in comparisons], indent=1) + "\n", "utf-8"
+        )
     (plan.out / "summary.md").write_text(table, "utf-8")
     print(table)
-    for path in report.plots(summary, plan.out):
-        print(f"wrote {path}")
+    try:
+        for path in eval_plots.draw(summary, plan.out):
+            print(f"wrote {path}")
+    except ModuleNotFoundError as error:
+        print(f"no plots: {error}", file=sys.stderr)
     if plan.films:
         with contextlib.closing(plan.make(plan.checkpoint, args.renderer, args.device)) as runner:
             for job in plan.films:
                 print(f"wrote {_film(runner, job, plan.out)}")
     return 0
+
+
+def _wants_latency(args: argparse.Namespace, todo: Sequence[Job]) -> bool:
+    """Asked for, or (arm) settings differ in what an inference costs."""
+    if args.latency is not None or args.benchmark != "arm":
+        return bool(args.latency)
+    from pi05_ros.sim.latency import engine_key
+
+    return len({engine_key(vars(job.setting)) for job in todo}) > 1
 
 
 def _film(runner: EpisodeRunner, job: Job, out: Path) -> Path:
@@ -295,13 +331,15 @@ def _list(text: str, convert: Callable[[str], T]) -> list[T]:
         raise ValueError(f"{text!r} is not a list separated by commas: {error}") from error
 
 
-def _settings(args: argparse.Namespace, kind: type[T]) -> list[T]:
+def _settings(args: argparse.Namespace, kind: type[S]) -> list[S]:
     """All combinations of the lists; an option that is left out has the setting's own default."""
+    engines = [tuple(item.split("/", 1)) for item in _list(args.engines or "", str)]
+    if any(len(pair) != 2 for pair in engines):
+        raise ValueError(f"--engines {args.engines}: accepted are BACKEND/PRECISION pairs")
     given = {
-        "backend": (args.backend, str),
-        "precision": (args.precision, str),
         "denoise_steps": (args.steps, int),
         "chunking": (args.chunking, str),
+        "max_guidance": (args.max_guidance, float),
         "replan": (args.replan, int),
         "delay_ms": (args.delay_ms, int),
         "kv_reuse": (args.kv_reuse, str),
@@ -312,8 +350,10 @@ def _settings(args: argparse.Namespace, kind: type[T]) -> list[T]:
     columns: dict[str, list[Any]] = {
         name: _list(text, convert) for name, (text, convert) in given.items() if text is not None
     }
+    backends, precisions = _list(args.backend, str), _list(args.precision, str)
     return [
-        kind(**dict(zip(columns, values, strict=True)))
+        kind(backend=backend, precision=precision, **dict(zip(columns, values, strict=True)))
+        for backend, precision in engines or itertools.product(backends, precisions)
         for values in itertools.product(*columns.values())
     ]
 

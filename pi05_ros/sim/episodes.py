@@ -7,7 +7,8 @@ Time is counted in control steps: an inference that takes ``delay_ms`` hands its
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+import time
+from dataclasses import asdict, dataclass, field, fields
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.execution.chunk_maker import ChunkMaker
 from pi05_ros.policy.execution.chunks import TimedChunk
 from pi05_ros.policy.execution.limits import JointLimits, MotionFilter
+from pi05_ros.policy.execution.rtc import MAX_GUIDANCE
 from pi05_ros.policy.execution.strategies import Ensemble, ReplaceAfter, Strategy
 from pi05_ros.policy.kv_reuse import make_rule
 from pi05_ros.sim.demonstrations import RENDER_SIZE
@@ -31,7 +33,7 @@ from pi05_ros.sim.world import (
     World,
 )
 
-CHUNKING = ("naive", "ensemble", "rtc-vjp", "rtc-identity", "rtc-trained")
+CHUNKING = ("naive", "ensemble", "rtc-vjp", "rtc-vjp-scaled", "rtc-identity", "rtc-trained")
 NUDGE_M = 0.04
 NUDGE_STEPS = (4, 16)
 """Range of the control step of a nudge."""
@@ -47,6 +49,7 @@ class Setting:
         denoise_steps: Euler steps of the flow.
         chunking: "naive": the new chunk replaces the old; "ensemble": they are averaged; "rtc-":
             the new one continues the old (guided by VJP or identity, or trained prefix).
+        max_guidance: clip of the gain of guided chunks.
         replan: control steps between two observations that are answered; at least the delay.
         delay_ms: time from observation to usable chunk.
         kv_reuse: "1", "2", ... or "dynamic".
@@ -66,6 +69,7 @@ class Setting:
     precision: str = "fp32"
     denoise_steps: int = 10
     chunking: str = "naive"
+    max_guidance: float = MAX_GUIDANCE
     replan: int = 8
     delay_ms: int = 0
     kv_reuse: str = "1"
@@ -76,6 +80,8 @@ class Setting:
     def __post_init__(self) -> None:
         if self.chunking not in CHUNKING:
             raise ValueError(f"chunking {self.chunking!r}; accepted: {', '.join(CHUNKING)}")
+        if not 0 < self.max_guidance < math.inf:
+            raise ValueError(f"max_guidance {self.max_guidance}: accepted are numbers above 0")
         if not 0 <= self.delay_ms <= 2000 or not 1 <= self.replan <= 1000:
             raise ValueError("delay_ms: 0 to 2000; replan: 1 to 1000 steps")
         if not self.LEAST_STEPS <= self.max_steps <= self.MOST_STEPS:
@@ -115,6 +121,10 @@ class Result:
             ``seam_mean`` over seams.
         kick_mean: mean over seams of the largest second difference of the targets, before any
             limits, in the step before, at and after the seam: a bend in the path.
+        boundary_step_max: largest joint step of the emitted commands (of the arm behind the
+            limits) where a new chunk takes over; ``boundary_step_mean`` over those places,
+            ``inner_step_mean`` over all other steps: what the motion itself makes.
+        infer_ms: wall time of each inference; not part of `row`, so that rows can be repeated.
 
     """
 
@@ -129,10 +139,16 @@ class Result:
     seam_max: float
     seam_mean: float
     kick_mean: float
+    boundary_step_max: float
+    boundary_step_mean: float
+    inner_step_mean: float
+    infer_ms: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
     def row(self) -> dict[str, object]:
         """Flat, for CSV and JSON."""
-        return asdict(self)
+        values = asdict(self)
+        del values["infer_ms"]
+        return values
 
 
 class Chunking:
@@ -161,6 +177,8 @@ class Chunking:
         self._next = 0
         self._bends: list[int] = []
         self._targets: list[np.ndarray] = []
+        self._emitted: list[np.ndarray] = []
+        self._infer_ms: list[float] = []
 
     @property
     def started(self) -> bool:
@@ -174,7 +192,9 @@ class Chunking:
     def observe(self, step: int, obs: Observation) -> None:
         """Make a chunk; it can be used ``delay_steps`` from now."""
         delay = self.setting.delay_steps
+        began = time.perf_counter()
         made = self.maker.make(obs, step, delay, self.seed * 1000 + self.inferences)
+        self._infer_ms.append((time.perf_counter() - began) * 1e3)
         self.inferences += 1
         self._next = step + max(self.setting.replan, delay)
         start_ns = round(made.anchor * self._step_ns)
@@ -196,8 +216,16 @@ class Chunking:
             self._targets.append(self._targets[-1] if target is None else target)
         return target
 
+    def emitted(self, command: np.ndarray) -> None:
+        """Tell what became of the last target; without it the targets count as commands."""
+        self._emitted.append(command)
+
     def result(self, *, task: str, prompted: str, done: str, success: bool, steps: int) -> Result:
         """Result of the episode."""
+        jumps = _steps(self._emitted or self._targets)
+        # Row k is the step to command k + 1.
+        at = np.zeros(len(jumps), dtype=bool)
+        at[[k - 1 for k in self._bends if 0 < k <= len(jumps)]] = True
         return Result(
             seed=self.seed,
             task=task,
@@ -210,6 +238,10 @@ class Chunking:
             seam_max=max(self.seams, default=0.0),
             seam_mean=float(np.mean(self.seams)) if self.seams else 0.0,
             kick_mean=_kick(self._targets, self._bends),
+            boundary_step_max=float(jumps[at].max(initial=0.0)),
+            boundary_step_mean=float(jumps[at].mean()) if at.any() else 0.0,
+            inner_step_mean=float(jumps[~at].mean()) if not at.all() else 0.0,
+            infer_ms=tuple(self._infer_ms),
         )
 
 
@@ -256,7 +288,9 @@ def run_episode(
         if target is None and not chunks.started:
             world.step(world.targets)  # the first chunk is still being computed
         else:
-            world.step(motion.step(target))
+            command = motion.step(target)
+            chunks.emitted(command)
+            world.step(command)
         if frames is not None:
             frames.append(world.render("base", RENDER_SIZE, RENDER_SIZE))
         referee.watch(world)
@@ -285,6 +319,14 @@ def _nudge(world: World, name: str, rng: np.random.Generator) -> None:
             return
 
 
+def _steps(commands: list[np.ndarray]) -> np.ndarray:
+    """Largest change of the first six actions from command to command ``[n - 1]``."""
+    if len(commands) < 2:
+        return np.zeros(0)
+    change: np.ndarray = np.abs(np.diff(np.array(commands)[:, :6], axis=0)).max(axis=1)
+    return change
+
+
 def _kick(targets: list[np.ndarray], bends: list[int]) -> float:
     if len(targets) < 3 or not bends:
         return 0.0
@@ -297,4 +339,6 @@ def _kick(targets: list[np.ndarray], bends: list[int]) -> float:
 def chunk_maker(policy: Policy, setting: Setting) -> ChunkMaker:
     """The policy in the chunk mode and with the KV rule of a setting."""
     mode = setting.chunking.removeprefix("rtc-") if "rtc" in setting.chunking else "plain"
-    return ChunkMaker(policy, mode, reuse=make_rule(setting.kv_reuse))
+    return ChunkMaker(
+        policy, mode, reuse=make_rule(setting.kv_reuse), max_guidance=setting.max_guidance
+    )

@@ -9,7 +9,15 @@ import torch
 from pi05_ros.backends import BackendError, EngineTimings
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.execution.chunk_maker import ChunkMaker, SteeredEngine
-from pi05_ros.policy.kv_reuse import EveryN, OnChange, change, make_rule, thumbnail
+from pi05_ros.policy.kv_reuse import (
+    NO_PLAN,
+    EveryN,
+    OnChange,
+    Plan,
+    change,
+    make_rule,
+    thumbnail,
+)
 from pi05_ros.policy.vision_cache import VisionCache
 
 GREY = np.full((96, 128, 3), 100, np.uint8)
@@ -107,7 +115,7 @@ def test_the_overlap_continues_the_previous_chunk(policy, mode, tolerance):
 
 
 def test_modes_are_checked(policy):
-    with pytest.raises(ValueError, match="plain, vjp, identity, trained"):
+    with pytest.raises(ValueError, match="plain, vjp, vjp-scaled, identity, trained"):
         ChunkMaker(policy, "guess")
 
 
@@ -174,3 +182,50 @@ def test_vision_cache_runs_the_tower_only_for_cameras_that_changed(policy):
     assert got == pytest.approx(ChunkMaker(policy).make(moved, 2, seed=1).chunk.actions, abs=1e-5)
     with pytest.raises(ValueError, match="0 or more"):
         ChunkMaker(policy, vision_change=-1.0)
+
+
+@pytest.mark.parametrize("n", range(1, 25))
+def test_half_a_share_is_never_more_than_every_second(n):
+    rng = np.random.default_rng(n)
+    for _ in range(20):
+        rule, every = make_rule("dynamic"), EveryN(2)
+        moves = [Plan(motion) for motion in rng.choice([0.0, 1.0], n, p=rng.dirichlet([1, 1]))]
+        pictures = [with_patch(int(value)) for value in rng.integers(0, 255, n)]
+        asked = [rule.fresh(p, m) for p, m in zip(pictures, moves, strict=True)]
+        assert sum(asked) <= sum(every.fresh(p) for p in pictures)
+
+
+def test_what_was_saved_is_spent_where_the_arm_slows_down():
+    rule = OnChange(high=50, low=25, max_age=9, slow=0.3, share=0.5, save=2.0)
+    motions = [1.0, 1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 1.0]
+    answers = [rule.fresh(with_patch(100), Plan(motion)) for motion in motions]
+    assert answers == [True, *[False] * 4, True, True, True, False, False]
+    assert rule.fresh(with_patch(100), Plan(1.0, old=True))  # whatever has been saved
+
+
+def test_numbers_of_a_dynamic_rule_can_be_given():
+    rule = make_rule("dynamic:slow=0.1:share=1:max_age=5")
+    assert (rule.slow, rule.share, rule.max_age) == (0.1, 1.0, 5)
+    assert rule.high == make_rule("dynamic").high
+    for bad in ("dynamic:speed=1", "dynamic:slow=x", "dynamic:share=0", "dynamic:save=0.5"):
+        with pytest.raises(ValueError, match=bad.split(":")[1].split("=")[0]):
+            make_rule(bad)
+
+
+def test_the_rule_hears_what_the_last_chunk_plans(policy):
+    heard = []
+
+    class Listener(EveryN):
+        def fresh(self, images, plan=NO_PLAN):
+            heard.append(plan)
+            return super().fresh(images, plan)
+
+    maker = ChunkMaker(policy, reuse=Listener(1))
+    chunk = maker.make(observation(0), step=0, seed=1).chunk
+    maker.make(observation(1), step=3, seed=2)
+    rows = chunk.normalized[3 : 3 + policy.info.horizon // 4 + 1, :6]
+    assert heard[0] == Plan()
+    assert heard[1].motion == pytest.approx(np.abs(rows[-1] - rows[0]).max())
+    maker.reset()
+    maker.make(observation(1), step=0, seed=2)
+    assert heard[2] == Plan()

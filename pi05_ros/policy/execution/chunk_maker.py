@@ -13,9 +13,9 @@ from pi05_ros.backends import Engine
 from pi05_ros.backends.engine import EngineTimings, Guidance
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.policy import ActionChunk, Observation, Policy
-from pi05_ros.policy.execution.continuation import Continuation, continuation
+from pi05_ros.policy.execution.continuation import Continuation, continuation, rows_from
 from pi05_ros.policy.execution.rtc import MAX_GUIDANCE, guidance_weights
-from pi05_ros.policy.kv_reuse import MODES, EveryN, ReuseRule
+from pi05_ros.policy.kv_reuse import MODES, EveryN, Plan, ReuseRule
 from pi05_ros.policy.policy import Prefilled
 from pi05_ros.policy.transforms import state_to_model
 from pi05_ros.policy.vision_cache import VisionCache
@@ -237,7 +237,7 @@ class ChunkMaker:
             self.reuse.reset()
         # Rows count from the anchor; a cache older than half a chunk leaves too few of them.
         old = kept is not None and step - kept.step > self.policy.info.horizon // 2
-        fresh = self.reuse.fresh(pictures) or old
+        fresh = self.reuse.fresh(pictures, self._plan(step, old))
         if kept is None or fresh:
             anchor = Anchor(step, obs.state, prompt)
         else:
@@ -251,6 +251,19 @@ class ChunkMaker:
         self._anchor = anchor
         self.fresh_contexts += anchor.age == 0
         return StartedChunk(prefilled, step, anchor, self._episode)
+
+    def _plan(self, step: float, old: bool) -> Plan:
+        """What the chunk finished last has still to do at a step."""
+        episode, last = self._last or (0, None)
+        if last is None or episode != self._episode:
+            return Plan(old=old)
+        # Grippers (no deltas) do not count, nor do columns beyond the robot's.
+        moving = np.flatnonzero(self.policy.robot.delta_mask)
+        rows = rows_from(last.chunk.normalized, step - last.anchor)
+        soon = rows[: self.policy.info.horizon // 4 + 1, moving]
+        if len(soon) < 2 or not moving.size:
+            return Plan(old=old)
+        return Plan(float(np.abs(soon[-1] - soon[0]).max()), old)
 
     def finish(self, started: StartedChunk, delay: int = 0) -> MadeChunk:
         """Second half of `make`: denoise, continuing the chunk that was finished before.
