@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import rclpy
 from builtin_interfaces.msg import Duration
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -119,7 +118,7 @@ class ExecutorNode(Node):
             chunk = timed_chunk(
                 joints=self.core.joints,
                 names=message.names,
-                data=np.asarray(message.data, dtype=np.float64),
+                data=message.data,
                 horizon=message.horizon,
                 step_ns=stamp_ns(message.step),
                 start_ns=stamp_ns(message.header.stamp),

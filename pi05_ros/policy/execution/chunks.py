@@ -106,13 +106,14 @@ def timed_chunk(
             f" (missing {missing}, unknown {extra})",
         )
     n = len(columns)
-    values = np.asarray(data, dtype=np.float64).reshape(-1)
-    if not 1 <= horizon <= MAX_HORIZON or values.size != horizon * n or len(meaning) != n:
+    size = data.size if isinstance(data, np.ndarray) else len(data)
+    if not 1 <= horizon <= MAX_HORIZON or size != horizon * n or len(meaning) != n:
         raise ChunkRefusedError(
             "length",
-            f"chunk has {values.size} values and {len(meaning)} meanings for {horizon} steps of "
-            f"{n} joints",
+            f"chunk has {size} values and {len(meaning)} meanings for {horizon} steps of {n} "
+            f"joints; accepted are up to {MAX_HORIZON} steps",
         )
+    values = np.asarray(data, dtype=np.float64).reshape(-1)
     if not 0 < step_ns <= MAX_STEP_NS:
         raise ChunkRefusedError(
             "step", f"step duration is {step_ns} ns; accepted: 1 to {MAX_STEP_NS}"
