@@ -227,5 +227,8 @@ def _verify(args: argparse.Namespace, bag: Bag, sources: Any, parameters: Policy
 
     chunks = read_chunks(args.verify)
     comparison = verify(bag, sources, load_policy(parameters), chunks, args.tolerance)
+    if comparison.compared < len(chunks):
+        left_out = len(chunks) - comparison.compared
+        print(f"{left_out} chunks reuse the KV cache of an earlier one and are left out")
     print(comparison.report())
     return EQUAL if comparison.equal else DIFFERENT

@@ -36,10 +36,15 @@ def verify(
     Chunks with a KV age are left out (they also depend on an earlier observation).
 
     Raises:
-        BagError: a chunk does not name its samples, or one of them is not in the bag or unusable.
+        BagError: nothing to compare; a chunk does not name its samples, or one of them is not in the bag or unusable.
 
     """
     todo = [chunk for chunk in chunks if chunk.kv_age == 0]
+    if not todo:
+        raise BagError(
+            f"none of {len(chunks)} recorded chunks can be computed again"
+            + (": all reuse the KV cache of an earlier one" if chunks else "")
+        )
     for chunk in todo:
         if JOINT_STATES not in chunk.inputs:
             raise BagError(f"chunk {chunk.chunk_id} does not say which {JOINT_STATES} it used")
@@ -82,7 +87,7 @@ def verify(
             f"{bag.path} lacks samples of {len(waiting)} of {len(todo)} chunks; the first is "
             f"chunk {chunk.chunk_id}, which used {absent}"
         )
-    return Comparison(len(todo), len(chunks) - len(todo), 0, largest, differences)
+    return Comparison(len(todo), 0, 0, largest, differences)
 
 
 def _again(

@@ -68,6 +68,25 @@ def test_verify(bag: Path, tmp_path: Path) -> None:
     assert main([*verify, "--checkpoint", "random:tiny:1", "--tolerance", "1e-3"]) == 1
 
 
+def test_verify_says_what_it_leaves_out(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def aged(message: BagMessage) -> Iterator[BagMessage]:
+        chunk = message.decode()
+        chunk.kv_age = 1
+        yield message._replace(raw=encode(chunk))
+
+    assert main(["replay", str(bag), *QUICK, "-p", "kv_reuse=2", "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(["replay", str(bag), "-p", "threads=1", "--verify", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "2 chunks reuse the KV cache of an earlier one and are left out" in out
+    assert "compared 3 chunks" in out
+    old = edit_bag(tmp_path / "chunks", tmp_path / "old", aged)
+    assert main(["replay", str(bag), "--verify", str(old)]) == 2
+    assert "none of 5 recorded chunks can be computed again" in capsys.readouterr().err
+
+
 def test_plot_is_written(bag: Path, tmp_path: Path) -> None:
     assert main(["replay", str(bag), "--offline", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
