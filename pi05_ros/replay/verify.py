@@ -36,7 +36,8 @@ def verify(
     Chunks with a KV age are left out (they also depend on an earlier observation).
 
     Raises:
-        BagError: nothing to compare; a chunk does not name its samples, or one of them is not in the bag or unusable.
+        BagError: nothing to compare; a chunk does not name its samples, or one of them is not in
+            the bag or unusable.
 
     """
     todo = [chunk for chunk in chunks if chunk.kv_age == 0]
