@@ -114,6 +114,7 @@ class ExecutorNode(Node):
 
     def _on_chunk(self, message: ActionChunk) -> None:
         now = self.get_clock().now().nanoseconds
+        start_ns = stamp_ns(message.header.stamp)
         try:
             chunk = timed_chunk(
                 joints=self.core.joints,
@@ -121,9 +122,9 @@ class ExecutorNode(Node):
                 data=message.data,
                 horizon=message.horizon,
                 step_ns=stamp_ns(message.step),
-                start_ns=stamp_ns(message.header.stamp),
+                start_ns=start_ns,
                 meaning=list(message.meaning),
-                reference=self.core.measured,
+                reference=self.core.measured_at(start_ns),
                 policy_id=message.policy_id,
                 chunk_id=message.chunk_id,
             )

@@ -87,8 +87,8 @@ def timed_chunk(
         start_ns: time of step 0.
         meaning: per column an `ActionMeaning`; absolute positions, deltas to the step before
             and velocities are understood, deltas and velocities only with a reference.
-        reference: joint positions ``[n]`` (order of ``joints``) that deltas and velocities start
-            from, or None.
+        reference: joint positions ``[n]`` (order of ``joints``) at ``start_ns``, from which
+            deltas and velocities start, or None.
         policy_id: who made it.
         chunk_id: its number.
 

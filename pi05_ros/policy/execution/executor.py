@@ -21,6 +21,7 @@ FOLLOWING_LAG_S = 0.1
 """How far an arm may be behind its commands, as a time at full velocity."""
 MAX_REFUSAL_CHARACTERS = 300
 _REPLACED_KEPT = 16
+_STATES_KEPT = 4096
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Executor:
         self._replaced: deque[str] = deque(maxlen=_REPLACED_KEPT)  # policies followed before
         self._measured: np.ndarray | None = None
         self._measured_ns = 0
+        self._states: deque[tuple[int, np.ndarray]] = deque(maxlen=_STATES_KEPT)
         self._rewound = False
         self._stopped = ""
 
@@ -98,6 +100,21 @@ class Executor:
         """Last measured joint positions ``[n]``."""
         return self._measured
 
+    def measured_at(self, time_ns: int) -> np.ndarray | None:
+        """Joint positions ``[n]`` at a time, linear between joint states; the ends are held.
+
+        States are kept for as long as chunks may be old. None before the first one.
+        """
+        later: tuple[int, np.ndarray] | None = None
+        for state in reversed(self._states):
+            if state[0] <= time_ns:
+                if later is None:
+                    return state[1]
+                share = (time_ns - state[0]) / (later[0] - state[0])
+                return (1 - share) * state[1] + share * later[1]
+            later = state
+        return None if later is None else later[1]
+
     def measure(self, positions: np.ndarray, taken_ns: int) -> None:
         """Joint positions ``[n]`` and their time; not finite and older ones are ignored."""
         values = np.asarray(positions, dtype=np.float64)
@@ -106,6 +123,10 @@ class Executor:
         if self._measured is not None and taken_ns < self._measured_ns:
             return
         self._measured, self._measured_ns = values, taken_ns
+        self._states.append((taken_ns, values))
+        oldest_ns = taken_ns - int(2e9 * self.settings.max_chunk_age_s)
+        while self._states[0][0] < oldest_ns:
+            self._states.popleft()
         if self._rewound and self.filter.position is not None:
             lag = np.abs(values - self.filter.position)
             if (lag > self.limits.velocity * FOLLOWING_LAG_S).any():
@@ -166,6 +187,7 @@ class Executor:
         self._policy_id, self._chunk_id = None, -1
         self._replaced.clear()
         self._measured = None
+        self._states.clear()
         self._rewound = True
 
     def tick(self, now_ns: int) -> Command:

@@ -215,6 +215,26 @@ def test_older_joint_states_do_not_replace_newer_ones():
     assert executor.tick(3 * SECOND).reason == "joint states are stale"
 
 
+def test_velocities_start_from_where_the_joints_were_at_the_observation():
+    executor = make()
+    for k in range(5):  # joint a moves by 0.05 per step
+        executor.measure(np.array([0.05 * k, 0.5]), k * STEP)
+    assert executor.measured_at(-STEP)[0] == 0
+    assert executor.measured_at(STEP + STEP // 2)[0] == pytest.approx(0.075)
+    assert executor.measured_at(9 * STEP)[0] == pytest.approx(0.2)
+    late = timed_chunk(
+        joints=JOINTS, names=JOINTS, data=np.tile([1.0, 0.0], 10), horizon=10, step_ns=STEP,
+        start_ns=0, meaning=[ActionMeaning.VELOCITY] * 2, reference=executor.measured_at(0),
+    )  # fmt: skip
+    # At 1 rad/s the arm is where the chunk has it, although the chunk came four steps later.
+    assert late.at(4 * STEP)[0] == pytest.approx(executor.measured[0] + 0.05)
+    for k in range(5, 200):
+        executor.measure(np.array([0.0, 0.5]), k * STEP)
+    assert len(executor._states) == 41
+    executor.rewind()
+    assert executor.measured_at(0) is None
+
+
 def test_long_refusals_are_cut():
     executor = make()
     executor.refuse(ChunkRefusedError("names", "x" * 10_000))
