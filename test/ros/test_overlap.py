@@ -1,5 +1,6 @@
 """The node with overlap: prefill of the newest observation under the denoising of the last."""
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -235,3 +236,33 @@ def test_overlapping_chunks_are_those_of_the_policy_alone(bench, messages):
         t = chunk.timings
         assert min(t.vision_ms, t.prefill_ms, t.denoise_ms) > 0
         assert t.model_ms <= t.inference_ms <= t.total_ms
+
+
+def test_kv_age_and_stamps_with_reused_caches(bench, messages):
+    b = bench(
+        {
+            "checkpoint": "random:tiny",
+            "denoise_steps": 1,
+            "threads": 1,
+            "kv_reuse": "2",
+            "max_answer_age_s": 5.0,
+            "max_age_s": 5.0,
+            **OVERLAP,
+        },
+        factory=load_policy,
+    )
+    assert b.client.change_state(CONFIGURE)
+    names = b.node._policy.robot.state_names
+    assert b.client.change_state(ACTIVATE)
+    chunks = b.chunks(9, 30, lambda: b.feed(joints=messages.joints(names)))
+    ages = [chunk.kv_age for chunk in chunks]
+    assert ages[0] == 0
+    assert set(ages) == {0, 1}
+    for before, after in itertools.pairwise(chunks):
+        stamps = [c.header.stamp.sec * 10**9 + c.header.stamp.nanosec for c in (before, after)]
+        assert stamps[0] < stamps[1]
+        if after.kv_age:  # its first row belongs to its own stamp, so earlier rows are gone
+            assert before.kv_age == 0
+            assert after.horizon < before.horizon
+            assert after.timings.prefill_ms == 0
+        assert len(after.data) == after.horizon * len(names)
