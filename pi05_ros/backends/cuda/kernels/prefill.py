@@ -206,6 +206,14 @@ def geglu(
 
 
 @triton.jit
+def _scaled_product(y_ptr, scale_ptr, bias_ptr, n, live):
+    """Columns n of a row of an FP8 product, with its channel scale and bias: FP32."""
+    y = tl.load(y_ptr + n, mask=live, other=0.0).to(tl.float32)
+    y = y * tl.load(scale_ptr + n, mask=live, other=0.0)
+    return y + tl.load(bias_ptr + n, mask=live, other=0.0)
+
+
+@triton.jit
 def gelu_quantise(
     y_ptr,
     y_scale_ptr,
@@ -222,9 +230,7 @@ def gelu_quantise(
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = f < F
     out_scale = tl.load(scale_ptr)
-    y = tl.load(y_ptr + row * F + f, mask=live, other=0.0).to(tl.float32)
-    y = y * tl.load(y_scale_ptr + f, mask=live, other=0.0)
-    y += tl.load(y_bias_ptr + f, mask=live, other=0.0)
+    y = _scaled_product(y_ptr + row * F, y_scale_ptr, y_bias_ptr, f, live)
     store_quantised(out_ptr + row * F + f, gelu_tanh(y), live, out_scale, amax_ptr, MONITOR)
 
 
@@ -234,9 +240,7 @@ def channel_scale_bias(y_ptr, y_scale_ptr, y_bias_ptr, N: tl.constexpr, BLOCK: t
     row = tl.program_id(0)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = n < N
-    y = tl.load(y_ptr + row * N + n, mask=live, other=0.0).to(tl.float32)
-    y = y * tl.load(y_scale_ptr + n, mask=live, other=0.0)
-    y += tl.load(y_bias_ptr + n, mask=live, other=0.0)
+    y = _scaled_product(y_ptr + row * N, y_scale_ptr, y_bias_ptr, n, live)
     tl.store(y_ptr + row * N + n, y.to(y_ptr.dtype.element_ty), mask=live)
 
 
