@@ -54,12 +54,14 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from pi05_ros.replay.bag import Bag, BagError
     from pi05_ros.replay.live import ros_environment
+    from pi05_ros.replay.plots import require_matplotlib
     from pi05_ros.replay.run import choose, robot_of, run_online, write_files
     from pi05_ros.ros.parameters import PolicyParameters
 
     if not 1.0 <= args.seconds <= 600.0:
         raise BagError(f"--seconds is {args.seconds}; accepted: 1 to 600")
     started = time.monotonic()
+    require_matplotlib()
     ros_environment()  # fails here, before any work, if there is no ROS
     values = {
         "checkpoint": args.checkpoint,

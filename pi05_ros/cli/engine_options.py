@@ -27,7 +27,6 @@ from pi05_ros.backends.tensorrt.shapes import StageShapes
 from pi05_ros.model import Pi05
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.replay.sources import parse_map
 
 DEFAULT_SAMPLES = 32
 
@@ -190,7 +189,8 @@ def collect_samples(args: argparse.Namespace, subject: Subject) -> list[Sample]:
         CalibrationError: nothing given, unreadable, or not of this robot and checkpoint.
 
     """
-    mapping = parse_map(args.map)
+    if args.map and not args.bag:
+        raise CalibrationError("--map names topics of --bag, and there is none")
     shapes = subject.shapes
     files = list(_observation_files(args.observations))
     samples: list[Sample] = []
@@ -205,7 +205,7 @@ def collect_samples(args: argparse.Namespace, subject: Subject) -> list[Sample]:
                 recorder.name = str(path)
                 _infer(subject.policy, path)
         for bag in args.bag:
-            _read_bag(bag, args, mapping, subject, recorder)
+            _read_bag(bag, args, subject, recorder)
     finally:
         subject.policy.engine = engine
     samples += recorder.samples
@@ -261,21 +261,18 @@ def _is_sample_set(path: Path) -> bool:
 
 
 def _read_bag(
-    path: Path,
-    args: argparse.Namespace,
-    mapping: dict[str, str],
-    subject: Subject,
-    recorder: SampleRecorder,
+    path: Path, args: argparse.Namespace, subject: Subject, recorder: SampleRecorder
 ) -> None:
     """Replay a bag offline at a rate that gives the wanted number of observations."""
     from pi05_ros.replay.bag import Bag
     from pi05_ros.replay.offline import OfflineReplay
     from pi05_ros.replay.run import choose
+    from pi05_ros.replay.sources import parse_map
     from pi05_ros.ros.parameters import PolicyParameters
 
     recorder.name = str(path)
     with Bag(path) as bag:
-        chosen = choose(bag, subject.policy.robot, mapping)
+        chosen = choose(bag, subject.policy.robot, parse_map(args.map))
         # A little faster than needed: some ticks find no complete observation.
         rate = min(10.0, max(0.2, 1.5 * args.samples / max(bag.seconds, 0.1)))
         parameters = replace(

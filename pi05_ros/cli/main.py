@@ -46,7 +46,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; exit code 2 for wrong usage and files that cannot be used."""
+    """Run one subcommand; exit code 2 for wrong usage, files and missing packages."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Progress must show up in a pipe (CI log, parent process) when it is printed, and a file
         # name that is not text must not end the command.
@@ -60,6 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Nobody reads; the interpreter's last flush must not complain about it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "pi05_ros"):
+            raise
+        needs = f"needs the Python package {package}, which is not installed"
+        print(f"pi05 {command} {needs}: pip install {package}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"pi05 {command}: {error}", file=sys.stderr)
         return 2

@@ -161,6 +161,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from pi05_ros.replay.chunks import read_chunks
     from pi05_ros.replay.compare import compare
+    from pi05_ros.replay.plots import require_matplotlib
     from pi05_ros.replay.run import choose, robot_of, run_offline, run_online, write_files
     from pi05_ros.replay.sources import parse_map
 
@@ -170,6 +171,8 @@ def _run(args: argparse.Namespace) -> int:
         raise BagError(f"--require-rate is {args.require_rate:g}; accepted: above 0, up to 1")
     if args.partial and args.against is None:
         raise BagError("--partial is for --against CHUNKS")
+    if not args.no_plot and args.verify is None:
+        require_matplotlib()
     values = node_values(args)
     parameters = PolicyParameters.from_values(values)
     mapping = parse_map(args.map)

@@ -22,6 +22,11 @@ STAGES = (
 MAX_JOINTS = 7
 
 
+def require_matplotlib() -> None:
+    """Import what draws now rather than after a replay; raises ModuleNotFoundError."""
+    import matplotlib  # noqa: F401
+
+
 def plot_replay(
     path: Path,
     chunks: Sequence[ChunkRecord],

@@ -31,7 +31,7 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bag(tmp_path_factory.mktemp("cli") / "bag", 0.6)
 
 
-def test_regression_test_of_a_user(bag: Path, tmp_path: Path, capsys: object) -> None:
+def test_regression_test_of_a_user(bag: Path, tmp_path: Path) -> None:
     reference = tmp_path / "reference"
     assert main(["replay", str(bag), *QUICK, "--out", str(reference)]) == 0
     chunks = str(reference / "chunks" / "chunks.mcap")
@@ -301,6 +301,18 @@ def test_interrupt_leaves_nothing(
 
     monkeypatch.setattr(BagWriter, "write", interrupted)
     assert main(["replay", str(bag), *QUICK, "--out", str(tmp_path)]) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages_are_named_before_any_work(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["replay", str(bag), "--offline", "--out", str(tmp_path)]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(words) == 2
+    assert "not installed: pip install matplotlib" in capsys.readouterr().err
+    assert main([*words, "--verify", "/no/chunks"]) == 2  # draws nothing
+    assert "/no/chunks" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -112,6 +112,8 @@ def test_observations_come_from_a_bag(tmp_path: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert main([*words, "--map", "base_camera=/not/there"]) == 2
     assert "/not/there" in capsys.readouterr().err
+    assert main([*words, "--map", "junk"]) == 2
+    assert "'junk' is not NAME=TOPIC" in capsys.readouterr().err
 
 
 def test_refusals_are_one_line_and_exit_code_2(
@@ -128,7 +130,7 @@ def test_refusals_are_one_line_and_exit_code_2(
         (["--bag", str(tmp_path / "nothing")], "nothing"),
         (["--observations", str(tmp_path)], "broken.safetensors cannot be read"),
         (["--observations", str(observations.parent)], "holds no .safetensors files"),
-        (["--observations", *few, "--map", "junk"], "'junk' is not NAME=TOPIC"),
+        (["--observations", *few, "--map", "prompt=/p"], "--map names topics of --bag"),
         (["--observations", *few, "--cache", str(broken)], "is not a folder we may write into"),
     ):
         assert main([*words, *extra]) == 2
