@@ -12,7 +12,7 @@
 // Constants from the compiler's command line:
 //   ROWS     query rows of a cluster: 16, 32 or 64
 //   CLUSTER  blocks of a cluster: 4, 8 or 16
-//   KEYS     room for keys in a block, a multiple of 16, at least ROWS, at most 192
+//   KEYS     room for keys in a block, a multiple of 16, at least ROWS, at most 64 GROUPS
 //   GROUPS   warpgroups of a block: 2 or 4
 //   OUT      0: bf16 rows; 1: e4m3 rows; 2: e4m3 image (layout.cuh)
 //   MONITOR  1: keep the largest magnitude of the output
@@ -23,7 +23,7 @@
 namespace {
 
 constexpr int HEAD_DIM = 256;
-constexpr int HEADS = 8;
+[[maybe_unused]] constexpr int HEADS = 8;
 constexpr int ROW_BYTES = 2 * HEAD_DIM;
 constexpr int MAX_HORIZON = 64;
 constexpr int THREADS = GROUPS * 128;
@@ -33,56 +33,80 @@ constexpr int BLOCKS = (KEYS + 63) / 64;         // 64 keys each, one warpgroup'
 constexpr int TAIL = MAX_HORIZON / CLUSTER;      // most keys of the tail in a block
 constexpr int TURNS = 4 / GROUPS;                // 64 columns of O each
 constexpr int ACC = ROWS / 2;                    // accumulator registers of a 64 x ROWS product
-constexpr int STRIDE = BLOCKS * 64 + 4;          // floats from row to row of S: no bank conflicts
+constexpr int STRIDE = BLOCKS * 64 + 4;          // floats from row to row of S, no bank conflicts
 constexpr int PER_ROW = THREADS / ROWS;          // threads of the softmax per query row
 constexpr int PASSES = (KEYS + 2 * PER_ROW - 1) / (2 * PER_ROW);  // two keys each
 constexpr int SLOTS = 16 / CLUSTER;              // units of 16 columns whose sum a block owns
 constexpr int VECTORS = ROWS / 16;               // 16-byte vectors of a thread's part
-constexpr int TASKS = SLOTS * VECTORS * 4;       // of the sum, one warp each
+constexpr int TASKS = SLOTS * VECTORS * 2;       // of the sum, one warp each
+constexpr int TURNS_OF_SUM = (TASKS + WARPS - 1) / WARPS;
 constexpr float NONE = -1e30f;                   // largest logit of an empty slice
 
-static_assert(KEYS % 16 == 0 && KEYS >= ROWS && KEYS <= 192, "keys of a block");
+static_assert(KEYS % 16 == 0 && KEYS >= ROWS && BLOCKS <= GROUPS, "keys of a block");
+static_assert(ROWS * STRIDE * 4 <= KEYS * ROW_BYTES, "S does not fit in the place of K");
 static_assert(PER_ROW <= 32, "rows do not fit the softmax");
 
 #define A8(a, i)                                                                              \
   "+f"(a[i]), "+f"(a[i + 1]), "+f"(a[i + 2]), "+f"(a[i + 3]), "+f"(a[i + 4]), "+f"(a[i + 5]), \
       "+f"(a[i + 6]), "+f"(a[i + 7])
+// The accumulator, and the numbers of the operands behind it: a register or descriptor, and so on.
 #if ROWS == 16
 #define SHAPE "m64n16k16"
-#define REGISTERS "{%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9"
+#define RESULT "{%0,%1,%2,%3,%4,%5,%6,%7}"
+#define FROM_REGISTERS "{%8,%9,%10,%11}, %12, p, 1, 1, 0"
+#define FROM_SHARED "%8, %9, p, 1, 1, 1, 0"
+#define FLAGS "%13", "%10"
 #define OPERANDS(a) A8(a, 0)
-#define FLAGS "%10", "%11"
 #elif ROWS == 32
 #define SHAPE "m64n32k16"
-#define REGISTERS "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17"
+#define RESULT "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}"
+#define FROM_REGISTERS "{%16,%17,%18,%19}, %20, p, 1, 1, 0"
+#define FROM_SHARED "%16, %17, p, 1, 1, 1, 0"
+#define FLAGS "%21", "%18"
 #define OPERANDS(a) A8(a, 0), A8(a, 8)
-#define FLAGS "%18", "%19"
 #else
 #define SHAPE "m64n64k16"
-#define REGISTERS                                               \
-  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"     \
-  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33"
+#define RESULT                                              \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
+  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}"
+#define FROM_REGISTERS "{%32,%33,%34,%35}, %36, p, 1, 1, 0"
+#define FROM_SHARED "%32, %33, p, 1, 1, 1, 0"
+#define FLAGS "%37", "%34"
 #define OPERANDS(a) A8(a, 0), A8(a, 8), A8(a, 16), A8(a, 24)
-#define FLAGS "%34", "%35"
 #endif
 #define FIRST_OF(a, b) a
 #define SECOND_OF(a, b) b
-#define ADD_FLAG(...) FIRST_OF(__VA_ARGS__)
-#define TURN_FLAG(...) SECOND_OF(__VA_ARGS__)
+#define FLAG_OF_REGISTERS(...) FIRST_OF(__VA_ARGS__)
+#define FLAG_OF_SHARED(...) SECOND_OF(__VA_ARGS__)
+#define MULTIPLY(flag, operands)                     \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, " flag ", 0;\n" \
+  "wgmma.mma_async.sync.aligned." SHAPE ".f32.bf16.bf16 " RESULT ", " operands ";\n}\n"
 
-// acc (+)= A B. A: 64 x 16, K-major, or Turned: its columns contiguous. B: ROWS x 16, K-major.
-template <int Turned>
-__device__ __forceinline__ void product(float (&acc)[ACC], u64 a, u64 b, int add) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ADD_FLAG(FLAGS) ", 0;\n"
-               "wgmma.mma_async.sync.aligned." SHAPE ".f32.bf16.bf16 " REGISTERS
-               ", p, 1, 1, " TURN_FLAG(FLAGS) ", 0;\n}\n"
-               : OPERANDS(acc)
-               : "l"(a), "l"(b), "r"(add), "n"(Turned));
+// acc (+)= A B, A 64 x 16 in registers, B ROWS x 16 in shared memory, both K-major.
+__device__ __forceinline__ void product(float (&acc)[ACC], const u32 (&a)[4], u64 b, int add) {
+  asm volatile(MULTIPLY(FLAG_OF_REGISTERS(FLAGS), FROM_REGISTERS)
+               : OPERANDS(acc) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
-// V' as operand A: 64 columns are one swizzled line; groups of 8 keys are 1024 bytes apart.
+// The same with A' in shared memory: its 64 columns are one swizzled line.
+__device__ __forceinline__ void product(float (&acc)[ACC], u64 a, u64 b, int add) {
+  asm volatile(MULTIPLY(FLAG_OF_SHARED(FLAGS), FROM_SHARED)
+               : OPERANDS(acc) : "l"(a), "l"(b), "r"(add));
+}
+
+// Descriptor of that A': groups of 8 rows (keys) are 1024 bytes apart.
 __device__ __forceinline__ u64 turned_descriptor(u32 address) {
   return (u64)((address & 0x3ffff) >> 4) | (64ull << 16) | (64ull << 32) | (1ull << 62);
+}
+
+// Operand A of 16 rows of a tile, all columns, as wgmma has it in registers. `line` is the address of
+// this lane's row in the first chunk, its 16 bytes permuted.
+__device__ __forceinline__ void load_operand(u32 (&a)[HEAD_DIM / 16][4], u32 line) {
+#pragma unroll
+  for (int i = 0; i < HEAD_DIM / 16; ++i)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a[i][0]), "=r"(a[i][1]), "=r"(a[i][2]), "=r"(a[i][3])
+                 : "r"((line ^ ((i & 3) << 5)) + (i >> 2) * (KEYS * LINE)) : "memory");
 }
 
 // 16 bytes to shared memory, or zeros.
@@ -120,6 +144,9 @@ __device__ __forceinline__ float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+
+// Have a value computed here, not where it is used: address arithmetic belongs above the wait.
+__device__ __forceinline__ void early(u32& value) { asm volatile("" : "+r"(value)); }
 
 // Exact for powers of two, which scales are.
 __device__ __forceinline__ float reciprocal(float x) {
@@ -172,16 +199,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const u32 rank = cluster_rank();
   const int first_row = blockIdx.y * ROWS;
 
-  // Shared memory. P takes the place of Q once S is done, the parts of O that of K.
+  // Shared memory. S takes the place of K once that is in registers, P that of Q once S is done, and
+  // the parts of O that of S once P is done.
   const u32 s_q = shared_address(memory);
   const u32 s_k = s_q + ROWS * ROW_BYTES;
   const u32 s_v = s_k + KEYS * ROW_BYTES;
   const u32 s_p = s_q;
-  const u32* const s_parts = (const u32*)(memory + ROWS * ROW_BYTES);
-  float* const s_logits = (float*)(memory + (ROWS + 2 * KEYS) * ROW_BYTES);
-  float* const s_stats = s_logits + ROWS * STRIDE;        // [CLUSTER, ROWS] largest logit and sum
-  float* const s_weight = s_stats + CLUSTER * ROWS * 2;   // [CLUSTER, ROWS]
-  const u32 stats_barrier = shared_address(s_weight + CLUSTER * ROWS);
+  const u32 s_logits = s_k, s_parts = s_k;
+  const u32 s_stats = s_v + KEYS * ROW_BYTES;         // [CLUSTER, ROWS] largest logit and sum
+  const u32 s_weight = s_stats + CLUSTER * ROWS * 8;  // [CLUSTER, ROWS]
+  const u32 stats_barrier = s_weight + CLUSTER * ROWS * 4;
   const u32 parts_barrier = stats_barrier + 8;
   if (thread == 0) {
     barrier_init(stats_barrier, 1);
@@ -219,6 +246,60 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     copy_commit();
   }
   cluster_wait();
+  // Addresses of what follows.
+  const int first_slot = warp * 16, operand_row = first_slot + (lane & 15);
+  u32 operand_line = s_k + operand_row * LINE + (((lane >> 4) ^ (operand_row & 7)) << 4);
+  early(operand_line);
+  const int g = lane >> 2, pair = lane & 3;  // fragment: row g (and g + 8), columns 2 pair, + 1
+  const int row = thread / PER_ROW, t = thread % PER_ROW;  // of the softmax
+  u32 logits_to = s_logits + (2 * pair * STRIDE + first_slot + g) * 4;
+  u32 logits_from = s_logits - s_q + row * STRIDE * 4 + t * 8;  // offsets in `memory`
+  u32 live_keys = keys - 2 * t;  // how far this thread's keys, 2 PER_ROW apart, count
+  u32 p_to = s_p + row * LINE + ((4 * t) ^ ((row & 7) << 4));
+  u32 stats_to = remote_address(s_stats + (rank * ROWS + row) * 8, t % CLUSTER);
+  u32 stats_there = remote_address(stats_barrier, t % CLUSTER);
+  u32 part_to[TURNS], part_there[TURNS];
+#pragma unroll
+  for (int c = 0; c < TURNS; ++c) {
+    const u32 column16 = (group * TURNS + c) * 4 + (warp & 3);
+    const u32 owner = column16 / SLOTS, slot = column16 % SLOTS;
+    part_to[c] = remote_address(s_parts, owner) + (rank * SLOTS + slot) * (VECTORS * 512) + lane * 16;
+    part_there[c] = remote_address(parts_barrier, owner);
+    early(part_to[c]);
+    early(part_there[c]);
+  }
+  early(logits_to);
+  early(logits_from);
+  early(live_keys);
+  early(p_to);
+  early(stats_to);
+  early(stats_there);
+  const bool odd = lane & 1, upper = lane & 2;
+  u32 sum_from[TURNS_OF_SUM], weight_from[TURNS_OF_SUM], sum_to[TURNS_OF_SUM];
+  int sum_row[TURNS_OF_SUM];
+#pragma unroll
+  for (int i = 0; i < TURNS_OF_SUM; ++i) {
+    const int task = i * WARPS + warp;
+    const int quad = task & 1, vector = (task >> 1) % VECTORS, slot = (task >> 1) / VECTORS;
+    const int two = (lane >> 2) & 3, tile = lane >> 4, from = quad * 4 + (lane & 3);
+    const int word = (from * 4 + two) * 4 + (tile ^ ((from >> 1) & 1)) * 2;
+    const int local = vector * 16 + tile * 8 + 2 * two;  // first of two rows
+    const int to_row = first_row + local + odd;
+    const int column = ((int)rank * SLOTS + slot) * 16 + upper * 8 + quad * 4;
+    sum_from[i] = s_parts - s_q + (slot * VECTORS + vector) * 512 + word * 4;
+    weight_from[i] = s_weight - s_q + local * 4;
+    sum_row[i] = first_row + local;
+#if OUT == 0
+    sum_to[i] = to_row * ROW_BYTES + column * 2;
+#elif OUT == 1
+    sum_to[i] = to_row * HEAD_DIM + column;
+#else
+    sum_to[i] = activation_offset(to_row / HEADS, (to_row % HEADS) * HEAD_DIM + column);
+#endif
+    early(sum_from[i]);
+    early(weight_from[i]);
+    early(sum_to[i]);
+  }
   STAMP(1);
   grid_wait();
 #if TRIGGER == 1
@@ -249,60 +330,61 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         copy16(s_v + tail_to + i * WARPS * LINE, v + tail_from + i * WARPS * ROW_BYTES, true);
     copy_commit();
   }
+  // The prefix's keys as operands in registers (16 of each warp), while queries and tail come. Where
+  // the 16 have keys of the tail, they are loaded again then.
+  u32 k_operand[HEAD_DIM / 16][4];
+  copy_wait<3>();
+  __syncthreads();
+  if (first_slot < keys) load_operand(k_operand, operand_line);
   copy_wait<1>();
   shared_fence();
   __syncthreads();
   STAMP(3);
+  if (first_slot < keys && first_slot + 16 > prefix) load_operand(k_operand, operand_line);
+  __syncthreads();  // K is read: S may take its place
 
   // S' = K Q', 64 keys per warpgroup. Slots behind the keys hold anything and are not used.
-  const int g = lane >> 2, pair = lane & 3;  // fragment: row g (and g + 8), columns 2 pair, + 1
+  if (group < BLOCKS) {
+    float acc[ACC];
+    const u64 b = matrix_descriptor(s_q);
+    wgmma_fence();
 #pragma unroll
-  for (int n = 0; n * GROUPS < BLOCKS; ++n) {
-    const int block = n * GROUPS + group;
-    if (block < BLOCKS) {
-      float acc[ACC];
-      const u64 a = matrix_descriptor(s_k + block * 64 * LINE), b = matrix_descriptor(s_q);
-      wgmma_fence();
+    for (int i = 0; i < HEAD_DIM / 16; ++i)
+      product(acc, k_operand[i], b + (i >> 2) * (ROWS * LINE / 16) + (i & 3) * 2, i > 0);
+    wgmma_commit();
+    wgmma_wait<0>();
 #pragma unroll
-      for (int i = 0; i < HEAD_DIM / 16; ++i)
-        product<0>(acc, a + (i >> 2) * (KEYS * LINE / 16) + (i & 3) * 2,
-                   b + (i >> 2) * (ROWS * LINE / 16) + (i & 3) * 2, i > 0);
-      wgmma_commit();
-      wgmma_wait<0>();
-      float* to = s_logits + 2 * pair * STRIDE + block * 64 + (warp & 3) * 16 + g;
-#pragma unroll
-      for (int i = 0; i < ACC; ++i) to[((i >> 2) * 8 + (i & 1)) * STRIDE + ((i >> 1) & 1) * 8] = acc[i];
-    }
+    for (int i = 0; i < ACC; ++i)
+      store4(logits_to + (((i >> 2) * 8 + (i & 1)) * STRIDE + ((i >> 1) & 1) * 8) * 4,
+             __float_as_uint(acc[i]));
   }
   STAMP(4);
   __syncthreads();
   STAMP(5);
 
   // Softmax within the slice: PER_ROW threads for each query row.
-  const int row = thread / PER_ROW, t = thread % PER_ROW;
   float top = NONE, sum = 0.0f;
   {
-    const float2* from = (const float2*)(s_logits + row * STRIDE) + t;
     float2 x[PASSES];
 #pragma unroll
-    for (int i = 0; i < PASSES; ++i) x[i] = from[i * PER_ROW];
+    for (int i = 0; i < PASSES; ++i)
+      x[i] = *(const float2*)(memory + logits_from + i * PER_ROW * 8);
 #pragma unroll
     for (int i = 0; i < PASSES; ++i) {
-      const int key = (i * PER_ROW + t) * 2;
-      x[i].x = key < keys ? x[i].x : -__int_as_float(0x7f800000);
-      x[i].y = key + 1 < keys ? x[i].y : -__int_as_float(0x7f800000);
+      x[i].x = i * 2 * PER_ROW < (int)live_keys ? x[i].x : -__int_as_float(0x7f800000);
+      x[i].y = i * 2 * PER_ROW + 1 < (int)live_keys ? x[i].y : -__int_as_float(0x7f800000);
       top = fmaxf(top, fmaxf(x[i].x, x[i].y));
     }
 #pragma unroll
     for (int n = PER_ROW / 2; n; n >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, n));
 #pragma unroll
     for (int i = 0; i < PASSES; ++i) {
-      const int key = (i * PER_ROW + t) * 2;
       const float a = exp2_fast(x[i].x - top), b = exp2_fast(x[i].y - top);
       sum += a + b;
-      if (KEYS % (2 * PER_ROW) == 0 || key < KEYS)
-        store4(s_p + row * LINE + (key >> 6) * (ROWS * LINE) +
-                   (((key & 63) * 2) ^ ((row & 7) << 4)), to_bf16x2(a, b));
+      // PER_ROW * 4 bytes on: the lines' permutation touches bits 4 to 6
+      if (KEYS % (2 * PER_ROW) == 0 || i * 2 * PER_ROW + 2 * t < KEYS)
+        store4((p_to ^ (i * PER_ROW * 4 % LINE)) + i * PER_ROW * 4 / LINE * (ROWS * LINE),
+               to_bf16x2(a, b));
     }
     copy_wait<0>();
     shared_fence();
@@ -320,20 +402,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < KEYS / 16; ++i)
-      product<1>(acc[c], a + i * (16 * LINE / 16), b + (i >> 2) * (ROWS * LINE / 16) + (i & 3) * 2,
-                 i > 0);
+      product(acc[c], a + i * LINE, b + (i >> 2) * (ROWS * LINE / 16) + (i & 3) * 2, i > 0);
     wgmma_commit();
   }
   // Meanwhile: tell the others the largest logit and the sum of each row.
 #pragma unroll
   for (int n = PER_ROW / 2; n; n >>= 1) sum += __shfl_xor_sync(~0u, sum, n);
+  if (PER_ROW <= CLUSTER || t < CLUSTER) remote_store(stats_to, top, sum, stats_there);
 #pragma unroll
-  for (int to = 0; to < CLUSTER; to += PER_ROW)
-    if (PER_ROW <= CLUSTER || t < CLUSTER)
-      remote_store(remote_address(shared_address(s_stats + (rank * ROWS + row) * 2), to + t), top, sum,
-                   remote_address(stats_barrier, to + t));
+  for (int to = PER_ROW; to < CLUSTER; to += PER_ROW)
+    remote_store(remote_address(s_stats + (rank * ROWS + row) * 8, to + t), top, sum,
+                 remote_address(stats_barrier, to + t));
   __syncwarp();
-  cluster_wait();  // everybody is past S: the place of K is free
+  cluster_wait();  // everybody is past its softmax: the place of the parts is free
 
   // Send each part to the block that owns these 16 columns. Lanes whose bit 3 is set swap the halves
   // of their vectors, which keeps the reader free of bank conflicts.
@@ -343,18 +424,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       wgmma_wait<0>();
     else
       wgmma_wait<TURNS - 1>();
-    const int column16 = (group * TURNS + c) * 4 + (warp & 3);
-    const u32 owner = column16 / SLOTS, slot = column16 % SLOTS;
-    const u32 barrier = remote_address(parts_barrier, owner);
-    const u32 to = remote_address(s_k, owner) + (rank * SLOTS + slot) * (VECTORS * 512) + lane * 16;
     const bool swap = lane & 8;
 #pragma unroll
     for (int i = 0; i < VECTORS; ++i) {
       const float* a = acc[c] + 8 * i;
       const u32 w0 = to_bf16x2(a[0], a[1]), w1 = to_bf16x2(a[2], a[3]);
       const u32 w2 = to_bf16x2(a[4], a[5]), w3 = to_bf16x2(a[6], a[7]);
-      remote_store16(to + i * 512, swap ? w2 : w0, swap ? w3 : w1, swap ? w0 : w2, swap ? w1 : w3,
-                     barrier);
+      remote_store16(part_to[c] + i * 512, swap ? w2 : w0, swap ? w3 : w1, swap ? w0 : w2,
+                     swap ? w1 : w3, part_there[c]);
     }
     if (c == 0) STAMP(7);
   }
@@ -369,7 +446,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   for (int i = 0; i < (ROWS * CLUSTER + THREADS - 1) / THREADS; ++i) {
     const int item = i * THREADS + thread, of = item / CLUSTER, source = item % CLUSTER;
     if (ROWS * CLUSTER % THREADS == 0 || warp < ROWS * CLUSTER / 32) {
-      const float2 stats = *(const float2*)(s_stats + (source * ROWS + of) * 2);
+      const float2 stats = *(const float2*)(memory + (s_stats - s_q) + (source * ROWS + of) * 8);
       float highest = stats.x;
 #pragma unroll
       for (int n = CLUSTER / 2; n; n >>= 1)
@@ -378,61 +455,60 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       float total = fade * stats.y;
 #pragma unroll
       for (int n = CLUSTER / 2; n; n >>= 1) total += __shfl_xor_sync(~0u, total, n);
-      s_weight[source * ROWS + of] = __fdividef(fade, total);
+      store4(s_weight + (source * ROWS + of) * 4, __float_as_uint(__fdividef(fade, total)));
     }
   }
   __syncthreads();
   barrier_wait(parts_barrier, 0);
   STAMP(9);
 
-  // Add the parts. A warp takes 4 columns (lane bits 0, 1) of 8 rows (bits 2, 3 and the pair in a
-  // word), twice (bit 4: 8 columns on).
+  // Add the parts. A warp takes 16 rows (lane bits 2 to 4, and the pair in a word) and 4 columns (bits
+  // 0, 1), twice: the two words of a read are 8 columns apart.
 #pragma unroll
-  for (int i = 0; i < (TASKS + WARPS - 1) / WARPS; ++i) {
-    const int task = i * WARPS + warp;
-    if (TASKS % WARPS != 0 && task >= TASKS) break;
-    const int tile = task & 1, quad = (task >> 1) & 1, part = task >> 2;  // n8 tile, 4 of 8 columns
-    const int vector = part % VECTORS, slot = part / VECTORS;
-    const int two = (lane >> 2) & 3, half = lane >> 4, from = quad * 4 + (lane & 3);
-    const int word = (from * 4 + two) * 4 + (tile ^ ((from >> 1) & 1)) * 2 + half;
-    const int local = vector * 16 + tile * 8 + 2 * two;  // first of two rows
-    float x0 = 0.0f, x1 = 0.0f;
+  for (int i = 0; i < TURNS_OF_SUM; ++i) {
+    if (TASKS % WARPS != 0 && i * WARPS + warp >= TASKS) break;
+    float x[2][2] = {};  // [columns, rows]
 #pragma unroll
     for (int source = 0; source < CLUSTER; ++source) {
-      const u32 both = s_parts[((source * SLOTS + slot) * VECTORS + vector) * 128 + word];
-      const float2 weight = *(const float2*)(s_weight + source * ROWS + local);
-      x0 += bf16_low(both) * weight.x;
-      x1 += bf16_high(both) * weight.y;
+      const uint2 part = *(const uint2*)(memory + sum_from[i] + source * (SLOTS * VECTORS * 512));
+      const float2 weight = *(const float2*)(memory + weight_from[i] + source * ROWS * 4);
+      x[0][0] += bf16_low(part.x) * weight.x;
+      x[0][1] += bf16_high(part.x) * weight.y;
+      x[1][0] += bf16_low(part.y) * weight.x;
+      x[1][1] += bf16_high(part.y) * weight.y;
     }
-    const bool odd = lane & 1, upper = lane & 2;
-    const int to_row = first_row + local + odd;
-    const int column = ((int)rank * SLOTS + slot) * 16 + half * 8 + quad * 4;
+    const bool live = sum_row[i] + odd < rows;
 #if MONITOR
-    float largest = fmaxf(first_row + local < rows ? fabsf(x0) : 0.0f,
-                          first_row + local + 1 < rows ? fabsf(x1) : 0.0f);
+    float largest = 0.0f;
+    if (sum_row[i] < rows) largest = fmaxf(fabsf(x[0][0]), fabsf(x[1][0]));
+    if (sum_row[i] + 1 < rows)
+      largest = fmaxf(largest, fmaxf(fabsf(x[0][1]), fabsf(x[1][1])));
 #pragma unroll
     for (int n = 16; n; n >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, n));
     if (lane == 0) atomicMax(amax, __float_as_int(largest));
 #endif
-    // Of four lanes the first gathers the upper row, the second the lower.
+    // Of four lanes, 0 and 2 gather the first row, 1 and 3 the second; 2 and 3 the columns 8 on.
 #if OUT == 0
-    const u32 mine = to_bf16x2(x0, x1), beside = __shfl_xor_sync(~0u, mine, 1);
-    const u32 two_columns =
-        odd ? permute_bytes(beside, mine, 0x7632) : permute_bytes(mine, beside, 0x5410);
-    const u32 next = __shfl_xor_sync(~0u, two_columns, 2);
-    if (!upper && to_row < rows)
-      *(uint2*)(out + (size_t)to_row * ROW_BYTES + column * 2) = make_uint2(two_columns, next);
+    u32 columns[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const u32 mine = to_bf16x2(x[h][0], x[h][1]), beside = __shfl_xor_sync(~0u, mine, 1);
+      columns[h] = odd ? permute_bytes(beside, mine, 0x7632) : permute_bytes(mine, beside, 0x5410);
+    }
+    const u32 next = __shfl_xor_sync(~0u, upper ? columns[0] : columns[1], 2);
+    if (live)
+      *(uint2*)(out + sum_to[i]) =
+          upper ? make_uint2(next, columns[1]) : make_uint2(columns[0], next);
 #else
-    const u32 mine = to_e4m3x2(x0 * inverse, x1 * inverse), beside = __shfl_xor_sync(~0u, mine, 1);
-    const u32 two_columns =
-        odd ? permute_bytes(beside, mine, 0x0051) : permute_bytes(mine, beside, 0x0040);
-    const u32 next = __shfl_xor_sync(~0u, two_columns, 2);
-#if OUT == 1
-    const int at = to_row * HEAD_DIM + column;
-#else
-    const int at = activation_offset(to_row / HEADS, (to_row % HEADS) * HEAD_DIM + column);
-#endif
-    if (!upper && to_row < rows) *(u32*)(out + at) = permute_bytes(two_columns, next, 0x5410);
+    const u32 mine = to_e4m3x2(x[0][0] * inverse, x[0][1] * inverse) |
+                     to_e4m3x2(x[1][0] * inverse, x[1][1] * inverse) << 16;
+    const u32 beside = __shfl_xor_sync(~0u, mine, 1);
+    const u32 columns =
+        odd ? permute_bytes(beside, mine, 0x7351) : permute_bytes(mine, beside, 0x6240);
+    const u32 next = __shfl_xor_sync(~0u, columns, 2);
+    if (live)
+      *(u32*)(out + sum_to[i]) =
+          upper ? permute_bytes(next, columns, 0x7632) : permute_bytes(columns, next, 0x5410);
 #endif
   }
   STAMP(10);

@@ -7,6 +7,7 @@ blocks, how many warpgroups a block has and when the kernel behind is released i
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 
@@ -14,22 +15,25 @@ import torch
 from torch import Tensor
 
 from pi05_ros.backends.cuda.hopper import launch as cuda
-from pi05_ros.backends.cuda.hopper.compile import KernelError
+from pi05_ros.backends.cuda.hopper.compile import KernelError, nvrtc
 
 HEAD_DIM, HEADS = 256, 8
-MAX_KEYS = 192  # of one block
 ROWS = (16, 32, 64)
 CLUSTERS = (4, 8, 16)
 GROUPS = (2, 4)
+KEYS_OF_A_GROUP = 64
 OUTPUTS = {"bf16": 0, "e4m3": 1, "image": 2}
 MAX_SHARED = 227 * 1024
+# A processor takes one block that asks for this much. Two on one, which the device chooses while
+# others idle, take a third longer; but more clusters than that find room would take two turns.
+ALONE = 113 * 1024 + 128
+ALONE_CLUSTERS = 14
 
 
 def keys_of_a_block(prefix_rows: int, horizon: int, options: Mapping[str, int]) -> int:
     """Room for keys in one block of a cluster: its share of the prefix and of the tail.
 
-    Whole steps of 16 keys; and the parts of O, a row each of the queries, later take the place of
-    the keys.
+    Whole steps of 16 keys; and the parts of the output later take the place of the keys.
     """
     cluster = options["cluster"]
     keys = -(-prefix_rows // cluster) - (-horizon // cluster)
@@ -41,10 +45,24 @@ def shared_bytes(keys: int, options: Mapping[str, int]) -> int:
     rows = options["rows"]
     return (
         (rows + 2 * keys) * 2 * HEAD_DIM
-        + rows * (-(-keys // 64) * 64 + 4) * 4  # logits
         + options["cluster"] * rows * 12  # largest logit, sum and weight of each slice
         + 16  # two barriers
     )
+
+
+@functools.cache
+def unavailable(device: torch.device) -> str | None:
+    """Why the kernel cannot run on a device, whatever the workload; None where it can."""
+    if device.type != "cuda":
+        return "it is no CUDA device"
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) != (9, 0):
+        return f"it needs compute capability 9.0, this is {major}.{minor}"
+    try:
+        nvrtc()
+    except KernelError as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def unsupported(
@@ -60,8 +78,8 @@ def unsupported(
             f"{GROUPS}"
         )
     keys = keys_of_a_block(prefix_rows, horizon, options)
-    if keys > MAX_KEYS:
-        return f"{keys} keys per block; the kernel holds {MAX_KEYS}"
+    if keys > KEYS_OF_A_GROUP * GROUPS[-1]:
+        return f"{keys} keys per block; accepted: {KEYS_OF_A_GROUP * GROUPS[-1]}"
     need = shared_bytes(keys, options)
     if need > MAX_SHARED:
         return f"{need} bytes of shared memory; a block has {MAX_SHARED}"
@@ -97,7 +115,7 @@ def launch(
         horizon: action rows, at most 64.
         prefix_rows: most rows that `length` may say.
         output: "bf16", "e4m3" or "image".
-        options: rows, cluster, groups, trigger.
+        options: rows, cluster, groups (more where the keys need it), trigger.
         dependent: start before the kernel in front has finished.
 
     Raises:
@@ -108,20 +126,25 @@ def launch(
     if reason is not None:
         raise KernelError(f"cluster attention: {reason}")
     keys = keys_of_a_block(prefix_rows, horizon, options)
+    groups = options["groups"] if keys <= KEYS_OF_A_GROUP * options["groups"] else GROUPS[-1]
     defines = {
         "ROWS": options["rows"],
         "CLUSTER": options["cluster"],
         "KEYS": keys,
-        "GROUPS": options["groups"],
+        "GROUPS": groups,
         "OUT": OUTPUTS[output],
         "MONITOR": int(amax is not None),
         "TRIGGER": options["trigger"],
     }
-    kernel = _kernel(tuple(defines.items()), shared_bytes(keys, options), q.device.index or 0)
     queries = horizon * HEADS
+    clusters = -(-queries // options["rows"])
+    kernel = copy.copy(_kernel(tuple(defines.items()), q.device.index or 0))
+    kernel.shared = shared_bytes(keys, options)
+    if clusters <= ALONE_CLUSTERS:
+        kernel.shared = max(kernel.shared, ALONE)
     kernel.launch(
-        (options["cluster"], -(-queries // options["rows"])),
-        options["groups"] * 128,
+        (options["cluster"], clusters),
+        groups * 128,
         (q, k, v, length, out, scale, amax, queries, horizon),
         cluster=options["cluster"],
         dependent=dependent,
@@ -129,6 +152,6 @@ def launch(
 
 
 @functools.cache
-def _kernel(defines: tuple[tuple[str, int], ...], shared: int, device: int) -> cuda.Kernel:
+def _kernel(defines: tuple[tuple[str, int], ...], device: int) -> cuda.Kernel:
     module = cuda.load("attention.cu", dict(defines), torch.device("cuda", device))
-    return module.kernel("attend", shared)
+    return module.kernel("attend", MAX_SHARED)
