@@ -24,7 +24,13 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from pi05_ros.msg import ActionChunk
 from pi05_ros.policy.execution.chunks import ChunkRefusedError, timed_chunk
-from pi05_ros.policy.execution.executor import FOLLOWING, Command, Executor, ExecutorSettings
+from pi05_ros.policy.execution.executor import (
+    FOLLOWING,
+    WAITING,
+    Command,
+    Executor,
+    ExecutorSettings,
+)
 from pi05_ros.policy.execution.limits import (
     JointLimits,
     LimitsError,
@@ -60,7 +66,12 @@ class ExecutorNode(Node):
         self.core = Executor(limits, strategy, settings)
         self._arm = [i for i, name in enumerate(limits.names) if name != p.gripper_joint]
         self._gripper = [i for i, name in enumerate(limits.names) if name == p.gripper_joint]
-        self._command = Command(None, "waiting", "not started")
+        if p.gripper_joint and not self._gripper:
+            self.get_logger().warning(
+                f"gripper_joint '{p.gripper_joint}' is not among the joints "
+                f"({', '.join(limits.names)}): none is set apart"
+            )
+        self._command = Command(None, WAITING, "not started")
         self._joint_map = JointMap(limits.names)
         self._bad_states = 0
         self._last_bad_state = ""

@@ -136,6 +136,12 @@ def test_incomplete_joint_states_are_counted(rig):
     assert rig.node.core.measured is None
 
 
+def test_a_gripper_that_is_no_joint_is_pointed_out(rig, capfd):
+    node = rig(gripper_joint="hand").node
+    assert "gripper_joint 'hand' is not among the joints" in capfd.readouterr().err
+    assert len(node._arm) == 7
+
+
 def test_a_misspelt_parameter_is_pointed_out(rig, capfd):
     rig(strategie="rtc")
     assert "did you mean 'strategy'" in capfd.readouterr().err
