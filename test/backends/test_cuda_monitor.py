@@ -41,3 +41,14 @@ def test_findings_are_reported_once_and_warned_of_until_calls_are_clean_again():
     assert monitor.health().values["fp8_monitored_calls"] == str(RECENT + 1)
     monitor.drain(("denoise",))
     assert [row.site for row in monitor.report()] == ["denoise.0.qkv"]
+
+
+def test_the_log_has_a_line_when_saturation_begins_and_not_for_every_call(caplog):
+    amax, monitor = make(1)
+    with caplog.at_level("WARNING"):
+        for _ in range(5):
+            amax[0] = 900.0
+            monitor.drain(("context",))
+            monitor.poll()
+    assert len(caplog.records) == 1
+    assert monitor.saturated == 5

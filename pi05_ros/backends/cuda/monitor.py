@@ -138,10 +138,11 @@ class Monitor:
     def _take(self, found: list[Saturation]) -> None:
         self.recorded += 1
         self.saturated += bool(found)
+        first = not any(self._recent)  # not again while calls saturate: health says it
         self._recent.append(found)
         for row in found:
             known = self._unreported.get(row.site)
             if known is None or row.largest > known.largest:
                 self._unreported[row.site] = row
-        for row in found[:3]:
+        for row in found[:3] if first else ():
             log.warning("FP8 saturation at %s: %.3g > %.3g", row.site, row.largest, row.limit)
