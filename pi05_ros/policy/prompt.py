@@ -146,7 +146,8 @@ class PromptEncoder:
             self._warned.clear()
         self._warned.add(text)
         logger.warning(
-            "the prompt needs %d tokens and is cut to %d; its end (state, 'Action:') is lost: %r",
+            "the prompt needs %d tokens and is cut to %d; its end (state, 'Action:') is lost: "
+            "%.80r",
             length,
             self.max_tokens,
             text,
