@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from pi05_ros.sim.episodes import Setting
     from pi05_ros.sim.evaluation import EpisodeRunner, Job, MakeRunner
+    from pi05_ros.sim.ros_grid import RosJob
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Setting")
@@ -98,9 +99,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arm.add_argument(
         "--ros",
         action="store_true",
-        help="through real ROS 2 nodes in wall time: consecutive seeds, one setting",
+        help="through real ROS 2 nodes in wall time: consecutive seeds; lists of --rate, --steps, "
+        "--chunking, --kv-reuse, --backend, --precision",
     )
-    arm.add_argument("--rate", type=float, help="inferences per second, with --ros (default 4)")
+    arm.add_argument("--rate", help="inferences per second, with --ros (default 4)")
     libero = parser.add_argument_group("only for LIBERO")
     libero.add_argument(
         "--suite",
@@ -274,54 +276,66 @@ def _refuse_foreign(args: argparse.Namespace) -> None:
 
 
 def _run_ros(args: argparse.Namespace) -> int:
-    from pi05_ros.replay.live import RosMissingError
+    from pi05_ros.replay.live import RosMissingError, ros_environment
     from pi05_ros.replay.processes import ChildError
+    from pi05_ros.sim import ros_grid
+    from pi05_ros.sim.episodes import Setting
 
+    out = args.out or Path("out/eval")
     try:
-        from pi05_ros.sim.episodes import Setting
-
+        rates = _list(args.rate or str(ros_grid.DEFAULT_RATE_HZ), float)
         tasks, seeds = _tasks(args.tasks), _seeds(args.seeds or DEFAULT_SEEDS)
+        todo = ros_grid.ros_jobs(_settings(args, Setting), rates, tasks, seeds)
         checkpoint = _checkpoint(args.checkpoint)
-        out = args.out or Path("out/eval")
-        settings = _settings(args, Setting)
-        if len(settings) != 1:
-            raise ValueError("with --ros every option takes one value")
-        from pi05_ros.replay.live import ros_environment
-
         ros_environment()  # says what is missing before rclpy is imported
         from pi05_ros.ros.bring_up import BringUpError
-        from pi05_ros.sim import report
-        from pi05_ros.sim.ros_session import run_session
     except (ValueError, RosMissingError) as error:
         print(f"pi05 eval: {error}", file=sys.stderr)
         return 2
-    setting = settings[0]
-    guided = setting.chunking.startswith("rtc-")
-    for task in tasks:
-        try:
-            session = run_session(
-                checkpoint,
-                task,
-                seeds,
-                out / "logs" / task,
-                rate_hz=4.0 if args.rate is None else args.rate,
-                denoise_steps=setting.denoise_steps,
-                strategy="ensemble" if setting.chunking == "ensemble" else "rtc",
-                chunk_mode=setting.chunking.removeprefix("rtc-") if guided else "plain",
-                kv_reuse=setting.kv_reuse,
-                renderer=args.renderer,
-                progress=lambda seed, done: print(f"seed {seed}: {'done' if done else 'failed'}"),
-            )
-        except (ValueError, ChildError, BringUpError) as error:
-            print(f"pi05 eval: {error}", file=sys.stderr)
-            return 1
-        print(f"{task}: {session.text}")
-        path = out / f"ros-{task}.json"
-        path.write_text(json.dumps(session.row(), indent=1) + "\n", "utf-8")
-        report.latency_plot(session.to_command_ms, session.stages_ms, path.with_suffix(".png"))
-        report.write_gif(session.film, path.with_suffix(".gif"))
-        print(f"wrote {path}, {path.stem}.png, {path.stem}.gif")
+    if not args.resume:
+        (out / ros_grid.RESULTS).unlink(missing_ok=True)
+    try:
+        rows = ros_grid.run_grid(
+            todo, out, partial(_session, out=out, checkpoint=checkpoint, args=args), print
+        )
+    except (ValueError, ChildError, BringUpError) as error:
+        print(f"pi05 eval: {error}", file=sys.stderr)
+        return 1
+    print(ros_grid.markdown(todo, rows))
     return 0
+
+
+def _session(
+    job: RosJob, *, out: Path, checkpoint: str, args: argparse.Namespace
+) -> dict[str, Any]:
+    from pi05_ros.sim import report
+    from pi05_ros.sim.ros_session import run_session
+
+    setting = job.setting
+    guided = setting.chunking.startswith("rtc-")
+    print(f"{job.name}:", flush=True)
+    session = run_session(
+        checkpoint,
+        job.task,
+        job.seeds,
+        out / "logs" / job.name.removeprefix("ros-"),
+        rate_hz=job.rate_hz,
+        denoise_steps=setting.denoise_steps,
+        strategy="ensemble" if setting.chunking == "ensemble" else "rtc",
+        chunk_mode=setting.chunking.removeprefix("rtc-") if guided else "plain",
+        kv_reuse=setting.kv_reuse,
+        backend=setting.backend,
+        precision=setting.precision,
+        renderer=args.renderer,
+        progress=lambda seed, done: print(f"seed {seed}: {'done' if done else 'failed'}"),
+    )
+    print(f"{job.task}: {session.text}")
+    path = out / f"{job.name}.json"
+    path.write_text(json.dumps(session.row(), indent=1) + "\n", "utf-8")
+    report.latency_plot(session.to_command_ms, session.stages_ms, Path(f"{out / job.name}.png"))
+    report.write_gif(session.film, Path(f"{out / job.name}.gif"))
+    print(f"wrote {path}, {job.name}.png, {job.name}.gif", flush=True)
+    return session.row()
 
 
 def _list(text: str, convert: Callable[[str], T]) -> list[T]:

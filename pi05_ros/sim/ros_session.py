@@ -37,6 +37,10 @@ MAX_FILM = 600
 """Pictures that are kept; later ones are not filmed."""
 _CONFIGURE_S = 120.0
 _RESTART = ("pi05_executor/stop", "sim_arm/reset", "pi05_policy/reset", "pi05_executor/resume")
+PARTS = ("input", "queue", "convert", "vision", "prefill", "denoise", "node", "output")
+"""input: oldest sample's stamp until the newest sample is received (cameras are not in step);
+convert: decoding and preprocessing; node: the rest of the policy node; output: chunk published
+until the next command is received, so half a control period at the least on average."""
 _STAGES = ("queue", "preprocess", "vision", "prefill", "denoise", "model", "total")
 
 
@@ -49,6 +53,7 @@ class Session:
         seconds: duration of the successful episodes.
         to_command_ms: observation stamp -> first command after the chunk that answers it.
         stages_ms: stage of the policy node -> its times, from the chunks' own timings.
+        split_ms: parts of ``to_command_ms``, see `PARTS`; they add up to it.
         chunks: chunks received, over ``watched_s`` seconds.
         film: pictures of the base camera, all episodes one after the other.
 
@@ -58,6 +63,7 @@ class Session:
     seconds: list[float] = field(default_factory=list)
     to_command_ms: list[float] = field(default_factory=list)
     stages_ms: dict[str, list[float]] = field(default_factory=dict)
+    split_ms: dict[str, list[float]] = field(default_factory=dict)
     chunks: int = 0
     watched_s: float = 0.0
     film: list[np.ndarray] = field(default_factory=list, repr=False)
@@ -94,7 +100,7 @@ class Referee(Node):
         super().__init__("referee")
         self.session = session
         self.task_done = False
-        self._waiting: int | None = None
+        self._waiting: ActionChunk | None = None
         self.create_subscription(Image, "base_camera/image_raw", self._on_image, qos.INPUT)
         self.create_subscription(Bool, "sim_arm/task_done", self._on_done, qos.LATCHED)
         self.create_subscription(
@@ -113,16 +119,38 @@ class Referee(Node):
 
     def _on_chunk(self, message: ActionChunk) -> None:
         self.session.chunks += 1
-        self._waiting = stamp_ns(message.observation_stamp)
+        self._waiting = message
         for stage in _STAGES:
             value = float(getattr(message.timings, f"{stage}_ms"))
             self.session.stages_ms.setdefault(stage, []).append(value)
 
     def _on_command(self, _: JointTrajectory) -> None:
-        if self._waiting is not None:
-            now = self.get_clock().now().nanoseconds
-            self.session.to_command_ms.append((now - self._waiting) / 1e6)
-            self._waiting = None
+        if self._waiting is None:
+            return
+        now = self.get_clock().now().nanoseconds
+        observed = stamp_ns(self._waiting.observation_stamp)
+        self.session.to_command_ms.append((now - observed) / 1e6)
+        for part, value in split(self._waiting, now).items():
+            self.session.split_ms.setdefault(part, []).append(value)
+        self._waiting = None
+
+
+def split(chunk: ActionChunk, command_ns: int) -> dict[str, float]:
+    """Where the time from observation stamp to command went, ms by `PARTS`."""
+    t = chunk.timings
+    published = stamp_ns(chunk.published_stamp)
+    parts = {
+        "input": (published - stamp_ns(chunk.observation_stamp)) / 1e6 - t.total_ms,
+        "queue": t.queue_ms,
+        "convert": t.convert_ms + t.preprocess_ms,
+        "vision": t.vision_ms,
+        "prefill": t.prefill_ms,
+        "denoise": t.denoise_ms,
+    }
+    known = [t.queue_ms, t.convert_ms, t.preprocess_ms, t.model_ms]
+    parts["node"] = t.total_ms - sum(value for value in known if np.isfinite(value))
+    parts["output"] = (command_ns - published) / 1e6
+    return {part: float(value) for part, value in parts.items()}
 
 
 def run_session(
@@ -137,6 +165,8 @@ def run_session(
     kv_reuse: str = "1",
     renderer: str | None = None,
     threads: int = 1,
+    backend: str = "eager",
+    precision: str = "fp32",
     progress: Callable[[int, bool], None] = lambda seed, done: None,
 ) -> Session:
     """Run one episode per seed.
@@ -153,6 +183,8 @@ def run_session(
         kv_reuse: of the policy node.
         renderer: of the driver node.
         threads: CPU threads of the policy node.
+        backend: of the policy node.
+        precision: of all its stages.
         progress: called after each episode.
 
     Raises:
@@ -185,8 +217,11 @@ def run_session(
                     "chunk_mode": chunk_mode,
                     "kv_reuse": kv_reuse,
                     "threads": threads,
-                    "device": "cpu",
-                    "backend": "eager",
+                    "device": "cpu" if backend == "eager" else "auto",
+                    "backend": backend,
+                    "precision.vision": precision,
+                    "precision.prefill": precision,
+                    "precision.denoise": precision,
                 },
                 {"limits_file": str(config_dir() / LIMITS_FILE), "strategy": strategy},
             )

@@ -135,3 +135,26 @@ def test_jobs_are_told_apart_by_all_their_parts():
     base = Job(Setting(), "pick_red", "pick_red", 1)
     assert base.key != Job(Setting(replan=4), "pick_red", "pick_red", 1).key
     assert base.key != Job(Setting(), "pick_red", "push_blue", 1).key
+
+
+def test_joint_steps_are_told_apart_by_where_they_are():
+    from pi05_ros.sim.episodes import _steps
+
+    commands = [np.full(7, value) for value in (0.0, 0.1, 0.1, 0.5)]
+    assert _steps(commands) == pytest.approx([0.1, 0.0, 0.4])
+    assert _steps(commands[:1]).size == 0
+
+
+def test_every_policy_sees_the_same_scenes_first(checkpoint):
+    runner = evaluation.Runner(checkpoint)
+    job = Job(Setting(denoise_steps=1, max_steps=12), "pick_red", "pick_red", 3)
+    policy = runner.policies.get(job.setting)
+    seen = []
+    infer = policy.infer
+    policy.infer = lambda obs, **options: seen.append(obs) or infer(obs, **options)
+    first, again = runner.run(job), runner.run(job)
+    assert [obs.prompt for obs in seen] == [task.prompt for task in evaluation.TASKS.values()]
+    assert first == again
+    assert len(first.infer_ms) == first.inferences
+    assert first.boundary_step_max >= first.boundary_step_mean > 0
+    runner.close()
