@@ -193,14 +193,14 @@ class PolicyParameters:
     chunk_mode: str = _param(
         "plain",
         "How a chunk continues the one before: `plain` does not; `identity` (backends eager, "
-        "cuda) and `vjp` (eager) guide the flow (real-time chunking), `trained` (eager, cuda) "
-        "needs weights trained for it.",
+        "cuda) and `vjp`, `vjp-scaled` (eager) guide the flow (real-time chunking), `trained` "
+        "(eager, cuda) needs weights trained for it.",
         choices=MODES,
     )
     kv_reuse: str = _param(
         "1",
-        "Vision and prefill are computed for every n-th observation, or `dynamic`: when a picture "
-        "has changed.",
+        "Vision and prefill are computed for every n-th observation, or `dynamic`: where a "
+        "picture has changed much or the arm slows down, at most every second time.",
         check=_check_reuse,
     )
     vision_cache_levels: int = _param(
