@@ -129,3 +129,18 @@ def test_headers_compile_for_sm_90a(header):
     text = f'#include "{header}"\nextern "C" __global__ void nothing() {{}}\n'
     image = compiler.nvrtc().compile("a.cu", text, compiler._headers(), compiler.OPTIONS)
     assert image[:4] == b"\x7fELF"
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("rows", [8, 16, 56, 64])
+def test_the_products_compile_for_sm_90a(rows, tmp_path, monkeypatch):
+    from pi05_ros.backends.cuda.hopper.products import Options, defines
+    from pi05_ros.model import Pi05Config
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    image = compiler.cubin(
+        "products.cu", defines(Pi05Config.preset("pi05").expert, Options(), rows)
+    )
+    assert image[:4] == b"\x7fELF"
+    for name in (b"qkv_rope", b"out_residual", b"gate_up", b"down_residual"):
+        assert name in image

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_SPLITS, SUM_PARTS, Buffers, Slot
 from pi05_ros.backends.cuda.context import ContextStages
+from pi05_ros.backends.cuda.hopper import attention as cluster_attention
 from pi05_ros.backends.cuda.kernels import attention, denoise
 from pi05_ros.backends.cuda.modulation import Modulation
 from pi05_ros.backends.cuda.stage import LOG2E
 from pi05_ros.backends.cuda.tuning import Tuning
-from pi05_ros.backends.cuda.weights import ExpertLayer, Linear, Weights
+from pi05_ros.backends.cuda.weights import FP8, ExpertLayer, Linear, Weights
 from pi05_ros.backends.errors import BackendError
 
 
@@ -31,7 +32,15 @@ def fit(options: dict[str, int], N: int, K: int) -> dict[str, int]:
 
 
 class DenoiseStage:
-    """The action expert on static buffers."""
+    """The action expert on static buffers.
+
+    Attributes:
+        image: whether FP8 operands are kept as swizzled images (hopper/layout.cuh).
+        sum_parts: tiles of columns whose sums of squares the first norm of a layer reads.
+
+    """
+
+    image = False
 
     def __init__(
         self, weights: Weights, buffers: Buffers, tuning: Tuning, context: ContextStages
@@ -42,6 +51,10 @@ class DenoiseStage:
         self.context = context
         self.pdl = context.pdl
         self.launch = context.launch
+        self.clusters = (
+            tuning.values["denoise_attention"] == "cluster"
+            and cluster_attention.unavailable(buffers.dq.device) is None
+        )
         config = weights.config.expert
         kind = weights.precision.denoise
         D, F = config.width, config.mlp_dim
@@ -58,6 +71,7 @@ class DenoiseStage:
         }
         while config.head_dim % self.options["qkv"]["BN"]:
             self.options["qkv"]["BN"] //= 2
+        self.sum_parts = D // self.options["down"]["BN"]
         for name in ("out", "down"):
             if D // self.options[name]["BN"] > SUM_PARTS:
                 raise BackendError(f"expert width {D} needs a {name} tile of {D // SUM_PARTS}+")
@@ -154,41 +168,7 @@ class DenoiseStage:
             **self._common(options),
         )
 
-        options = self.tuning.kernel("denoise", "attention")
-        rows = horizon * heads
-        BN = options["BN"]
-        splits = triton.cdiv(rows_cap + horizon, BN)
-        if splits > MAX_SPLITS:
-            raise BackendError(f"{rows_cap + horizon} keys need more than {MAX_SPLITS} splits")
-        scale, amax = self.context.site(layer.out)
-        attention.attend[(triton.cdiv(rows, options["BM"]), splits)](
-            b.dq,
-            k,
-            v,
-            slot.length,
-            b.dparts,
-            b.dlse,
-            scale,
-            amax,
-            rows,
-            horizon,
-            BN,
-            ACTION_ROWS * heads,
-            HEAD_DIM=hd,
-            BM=options["BM"],
-            BN=BN,
-            STAGES=1,
-            ONE_BLOCK=True,
-            DIRECT=False,
-            PDL=self.pdl,
-            MONITOR=False,
-            num_warps=options["warps"],
-            **self.launch,
-        )
-        self.context.combine(
-            (b.dparts, b.dlse, b.dattn), rows, splits, ACTION_ROWS * heads, layer.out
-        )
-
+        self._attention(horizon, rows_cap, slot, index, layer.out)
         self._residual(
             b.dattn, layer.out, "out", first[2], second[0], mod_stride, b.sum_mlp,
             layer.gate_up, step, steps, horizon,
@@ -227,6 +207,65 @@ class DenoiseStage:
             b.dact, layer.down, "down", second[2], third[0], mod_stride, b.sum_attn,
             following, step, steps, horizon, monitored,
         )  # fmt: skip
+
+    def _attention(
+        self, horizon: int, rows_cap: int, slot: Slot, index: int, target: Linear
+    ) -> None:
+        """Queries `dq` against the cache -> `dattn`: one launch of clusters, or two of Triton."""
+        b, config = self.buffers, self.weights.config.expert
+        k, v = slot.k[index], slot.v[index]
+        rows = horizon * config.num_heads
+        scale, amax = self.context.site(target)
+        clusters = self.tuning.by_rows("cluster_attention", rows)
+        if self.clusters and not cluster_attention.unsupported(
+            config.num_heads, config.head_dim, rows_cap, horizon, clusters
+        ):
+            cluster_attention.launch(
+                b.dq,
+                k,
+                v,
+                slot.length,
+                b.dattn,
+                scale,
+                amax if self.monitor and target.fp8 else None,
+                horizon=horizon,
+                prefix_rows=rows_cap,
+                output="e4m3" if b.dattn.dtype == FP8 else "bf16",
+                options=clusters,
+                dependent=self.pdl,
+            )
+            return
+        options = self.tuning.kernel("denoise", "attention")
+        BN = options["BN"]
+        splits = triton.cdiv(rows_cap + horizon, BN)
+        if splits > MAX_SPLITS:
+            raise BackendError(f"{rows_cap + horizon} keys need more than {MAX_SPLITS} splits")
+        stride = ACTION_ROWS * config.num_heads
+        attention.attend[(triton.cdiv(rows, options["BM"]), splits)](
+            b.dq,
+            k,
+            v,
+            slot.length,
+            b.dparts,
+            b.dlse,
+            scale,
+            amax,
+            rows,
+            horizon,
+            BN,
+            stride,
+            HEAD_DIM=config.head_dim,
+            BM=options["BM"],
+            BN=BN,
+            STAGES=1,
+            ONE_BLOCK=True,
+            DIRECT=False,
+            PDL=self.pdl,
+            MONITOR=False,
+            num_warps=options["warps"],
+            **self.launch,
+        )
+        self.context.combine((b.dparts, b.dlse, b.dattn), rows, splits, stride, target)
 
     def _residual(
         self,
@@ -311,7 +350,8 @@ class DenoiseStage:
             A=w.config.action_dim,
             CHUNK=min(options["CHUNK"], D),
             BM=ACTION_ROWS,
-            PARTS=D // self.options["down"]["BN"],
+            PARTS=self.sum_parts,
+            IMAGE=self.image,
             FIRST=first,
             LAST=last,
             GUIDED=guided,
@@ -320,3 +360,14 @@ class DenoiseStage:
             num_warps=options["warps"],
             **(self.launch if pdl else {}),
         )
+
+
+def denoise_stage(
+    weights: Weights, buffers: Buffers, tuning: Tuning, context: ContextStages
+) -> DenoiseStage:
+    """The stage for the form in which the expert's weights are packed."""
+    if weights.expert_image:
+        from pi05_ros.backends.cuda.hopper.stage import HopperDenoise
+
+        return HopperDenoise(weights, buffers, tuning, context)
+    return DenoiseStage(weights, buffers, tuning, context)

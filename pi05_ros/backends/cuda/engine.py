@@ -22,8 +22,9 @@ from torch import Tensor
 from pi05_ros.backends.cuda import modulation, scales
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_STEPS, Buffers
 from pi05_ros.backends.cuda.context import ContextStages
-from pi05_ros.backends.cuda.denoise import DenoiseStage
+from pi05_ros.backends.cuda.denoise import denoise_stage
 from pi05_ros.backends.cuda.graphs import Graphs
+from pi05_ros.backends.cuda.hopper import choice as hopper
 from pi05_ros.backends.cuda.inputs import Inputs, check_noise, check_steps, check_tokens
 from pi05_ros.backends.cuda.kept_inputs import KeptInputs
 from pi05_ros.backends.cuda.launches import Launches
@@ -95,17 +96,21 @@ class CudaEngine:
         if dependent_launch is None:
             dependent_launch = self.tuning.flag("dependent_launch")
         with self._on_device():
+            prefix_rows = MAX_VIEWS * model.config.vision.tokens + max_prompt_tokens
             self.weights: Weights = pack(
                 model,
                 precision,
                 release=release_model,
                 fused_gate_up=self.tuning.flag("fused_gate_up"),
+                expert_image=hopper.usable(
+                    model.config, precision, self.tuning, self.device, prefix_rows, horizon
+                ),
             )
             self.buffers = Buffers(self.weights, MAX_VIEWS, max_prompt_tokens, slots, self.device)
             self.context_stages = ContextStages(
                 self.weights, self.buffers, self.tuning, dependent_launch
             )
-            self.denoise_stage = DenoiseStage(
+            self.denoise_stage = denoise_stage(
                 self.weights, self.buffers, self.tuning, self.context_stages
             )
             self.graphs = Graphs(self.device)

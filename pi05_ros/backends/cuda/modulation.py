@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pi05_ros.backends.cuda.hopper.packing import unpack_weight
 from pi05_ros.backends.cuda.weights import Linear, Weights
 from pi05_ros.model.expert import time_embedding
 from pi05_ros.model.sampler import flow_times
@@ -41,7 +42,7 @@ class Modulation:
 
 def dequantise(linear: Linear) -> Tensor:
     """The matrix the kernels multiply with, float32 ``[N, K]``."""
-    weight = linear.weight.float()
+    weight = (unpack_weight(linear.weight) if linear.image else linear.weight).float()
     return weight if linear.scale is None else weight * linear.scale[:, None]
 
 

@@ -124,7 +124,7 @@ class Simulation:
         for index, layer in enumerate(w.expert):
             first, second = mod.mod[step, 2 * index], mod.mod[step, 2 * index + 1]
             bias = mod.bias[step, index]
-            columns = layer.qkv.weight.shape[0]
+            columns = layer.qkv.outputs
             qkv = rms(x) * self.matmul(x * first[0], layer.qkv) + bias[:columns]
             pairs = qkv.unflatten(-1, (-1, hd // 2, 2))  # undo weights.rope_pairs
             qkv = torch.cat((pairs[..., 0], pairs[..., 1]), dim=-1)

@@ -17,7 +17,7 @@ import torch
 
 from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.context import ContextStages
-from pi05_ros.backends.cuda.denoise import DenoiseStage
+from pi05_ros.backends.cuda.denoise import DenoiseStage, denoise_stage
 from pi05_ros.backends.cuda.engine import CudaEngine
 
 Say = Callable[[str], None]
@@ -44,6 +44,18 @@ def denoise_candidates(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield name, {"denoise": {kind: {name: options}}}
     for BN, warps in ((32, 4), (64, 4), (64, 8)):
         yield "attention", {"denoise": {"attention": {"BM": 64, "BN": BN, "warps": warps}}}
+
+
+def hopper_candidates(attention: dict[str, int]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As above, where the expert is packed for the Hopper kernels."""
+    for name in ("qkv", "out", "down"):
+        for split in (1, 2, 4, 8):
+            yield name, {"denoise": {"hopper": {name: split}}}
+    for rows in (16, 32, 64):
+        for cluster in (4, 8, 16):
+            for trigger in (0, 1):
+                options = attention | {"rows": rows, "cluster": cluster, "trigger": trigger}
+                yield "attention", {"cluster_attention": [options]}
 
 
 def prefill_candidates(kind: str, fused: bool) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -100,7 +112,7 @@ def tune(
     def build(over: dict[str, Any]) -> tuple[ContextStages, DenoiseStage]:
         values = tuning.load(device, tuning.merge(chosen, over))
         context = ContextStages(engine.weights, engine.buffers, values, engine.context_stages.pdl)
-        return context, DenoiseStage(engine.weights, engine.buffers, values, context)
+        return context, denoise_stage(engine.weights, engine.buffers, values, context)
 
     def denoise_ms(over: dict[str, Any]) -> float:
         stage = build(over)[1]
@@ -110,8 +122,14 @@ def tune(
         stage = build(over)[0]
         return _graph_ms(lambda: stage.prefill(rows, slot))
 
+    if engine.denoise_stage.image:
+        heads = engine.weights.config.expert.num_heads
+        attention = engine.tuning.by_rows("cluster_attention", horizon * heads)
+        flow = hopper_candidates(attention)
+    else:
+        flow = denoise_candidates(engine.precision.denoise)
     plans = (
-        (denoise_ms, denoise_candidates(engine.precision.denoise)),
+        (denoise_ms, flow),
         (
             prefill_ms,
             prefill_candidates(

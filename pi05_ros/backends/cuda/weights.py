@@ -15,12 +15,13 @@ Changes, all exact up to rounding:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pi05_ros.backends.cuda.hopper.packing import pack_weight
 from pi05_ros.backends.cuda.scales import Fingerprint
 from pi05_ros.backends.engine import Precision
 from pi05_ros.model import Pi05, Pi05Config
@@ -44,11 +45,17 @@ class Linear:
     bias: Tensor | None
     site: int
     wide_input: bool = False  # W8A16
+    image: bool = False  # weight is kept as hopper/packing.py packs it
 
     @property
     def fp8(self) -> bool:
         """Whether the input is e4m3, as the weight is then too."""
         return self.weight.dtype == FP8 and not self.wide_input
+
+    @property
+    def outputs(self) -> int:
+        """Columns of the result (N)."""
+        return self.weight.shape[0] * (self.weight.shape[2] if self.image else 1)
 
 
 @dataclass
@@ -105,6 +112,7 @@ class Weights:
     action_in: tuple[Tensor, Tensor]  # float32 [A, D] (transposed), [D]
     action_out: tuple[Tensor, Tensor]  # float32 [A, D], [A]
     fused_gate_up: bool  # prefix gate and up rows alternate
+    expert_image: bool  # the expert's weights have the layout of hopper/packing.py
     fingerprint: str
 
     def bytes(self) -> int:
@@ -181,17 +189,22 @@ class _Packer:
 
 
 def pack(
-    model: Pi05, precision: Precision, release: bool = False, fused_gate_up: bool = False
+    model: Pi05,
+    precision: Precision,
+    release: bool = False,
+    fused_gate_up: bool = False,
+    expert_image: bool = False,
 ) -> Weights:
     """Pack a model on its device; `release` empties its modules on the way (half the peak).
 
     With `fused_gate_up` the prefix gate and up rows alternate, as `gemm.geglu_gemm` wants them.
+    With `expert_image` the expert's FP8 weights have the layout of the Hopper kernels.
     """
     packer = _Packer(release)
     with torch.no_grad():
         vision, patch, positions, post_norm, projector = _vision(model, precision.vision, packer)
         prefix = _prefix(model, precision.prefill, packer, fused_gate_up)
-        expert = _expert(model, precision.denoise, packer)
+        expert = _expert(model, precision.denoise, packer, expert_image)
         norms: list[nn.Linear] = []
         blocks: Any = model.expert.layers
         for layer in blocks:
@@ -227,6 +240,7 @@ def pack(
                 model.action_out_proj.bias.float().clone(),
             ),
             fused_gate_up=fused_gate_up,
+            expert_image=expert_image,
             fingerprint=packer.fingerprint.hexdigest(),
         )
         for norm in norms:
@@ -304,7 +318,7 @@ def _prefix(model: Pi05, kind: str, packer: _Packer, fused: bool) -> list[Prefix
     return layers
 
 
-def _expert(model: Pi05, kind: str, packer: _Packer) -> list[ExpertLayer]:
+def _expert(model: Pi05, kind: str, packer: _Packer, image: bool) -> list[ExpertLayer]:
     layers = []
     head_dim = model.config.expert.head_dim
     blocks: Any = model.expert.layers
@@ -316,17 +330,30 @@ def _expert(model: Pi05, kind: str, packer: _Packer) -> list[ExpertLayer]:
         def make(name: str, w: Tensor, i: int = i) -> Linear:
             return packer.linear(f"denoise.{i}.{name}", kind, w)
 
-        layers.append(
-            ExpertLayer(
-                qkv=make("qkv", qkv),
-                out=make("out", attention.o_proj.weight),
-                gate_up=make("gate_up", alternate(mlp.gate_proj.weight, mlp.up_proj.weight)),
-                down=make("down", mlp.down_proj.weight),
-            )
+        packed = ExpertLayer(
+            qkv=make("qkv", qkv),
+            out=make("out", attention.o_proj.weight),
+            gate_up=make("gate_up", alternate(mlp.gate_proj.weight, mlp.up_proj.weight)),
+            down=make("down", mlp.down_proj.weight),
         )
+        layers.append(_as_images(packed) if image else packed)
         packer.drop(attention)
         packer.drop(mlp)
     return layers
+
+
+def _as_images(layer: ExpertLayer) -> ExpertLayer:
+    """Weights in the layout of the Hopper kernels, in one piece in the order of their use."""
+    linears = (layer.qkv, layer.out, layer.gate_up, layer.down)
+    images = [pack_weight(linear.weight) for linear in linears]
+    piece = torch.cat([image.view(torch.uint8).flatten() for image in images])
+    parts = piece.split([image.numel() for image in images])
+    return ExpertLayer(
+        *(
+            replace(linear, weight=part.view(FP8).view(image.shape), image=True)
+            for linear, part, image in zip(linears, parts, images, strict=True)
+        )
+    )
 
 
 def patch_columns(config: Pi05Config) -> int:

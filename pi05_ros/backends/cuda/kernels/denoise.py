@@ -361,6 +361,7 @@ def euler_step(
     CHUNK: tl.constexpr,
     BM: tl.constexpr,
     PARTS: tl.constexpr,
+    IMAGE: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
     GUIDED: tl.constexpr,
@@ -419,8 +420,10 @@ def euler_step(
             tl.store(x_ptr + m * D + col, x)
             total += tl.sum(x * x, axis=0)
             mirror = x * tl.load(scale + col)
-            store_quantised(
-                mirror_ptr + m * D + col, mirror, col < D, mirror_scale, amax_ptr, MONITOR
-            )
+            if IMAGE:  # activation_offset of hopper/layout.cuh
+                place = (col // 128) * 8192 + m * 128 + ((col % 128) ^ ((m % 8) * 16))
+            else:
+                place = m * D + col
+            store_quantised(mirror_ptr + place, mirror, col < D, mirror_scale, amax_ptr, MONITOR)
         part = tl.arange(0, triton.next_power_of_2(PARTS))
         tl.store(ss_ptr + part * BM + m, tl.where(part == 0, total, 0.0), mask=part < PARTS)

@@ -1,0 +1,89 @@
+"""Whether denoising runs on the Hopper kernels; everything else runs on Triton."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from pi05_ros.backends.cuda.buffers import ACTION_ROWS
+from pi05_ros.backends.cuda.hopper import attention
+from pi05_ros.backends.cuda.hopper.compile import KernelError
+from pi05_ros.backends.cuda.hopper.products import Options, Products, unsupported
+from pi05_ros.backends.cuda.tuning import Tuning
+from pi05_ros.backends.engine import Precision
+from pi05_ros.model import Pi05Config
+
+log = logging.getLogger("pi05_ros.cuda")
+
+
+def product_options(tuning: Tuning, horizon: int) -> Options:
+    """Splits of the products from the tuning data."""
+    entry = tuning.by_rows("hopper_products", horizon)
+    return Options(qkv=entry["qkv"], out=entry["out"], down=entry["down"])
+
+
+def attention_options(
+    tuning: Tuning, config: Pi05Config, prefix_rows: int, horizon: int
+) -> dict[str, int] | None:
+    """First entry of the tuning data that takes the workload, None where none does."""
+    heads, head_dim = config.expert.num_heads, config.expert.head_dim
+    for entry in tuning.values["cluster_attention"]:
+        if horizon * heads > entry.get("max_rows", horizon * heads):
+            continue
+        if attention.unsupported(heads, head_dim, prefix_rows, horizon, entry) is None:
+            return dict(entry)
+    return None
+
+
+def reason_against(
+    config: Pi05Config,
+    precision: Precision,
+    tuning: Tuning,
+    capability: tuple[int, int],
+    prefix_rows: int,
+) -> str | None:
+    """Why the Triton kernels are to run denoising; None where the Hopper kernels can.
+
+    Args:
+        config: sizes of the model.
+        precision: resolved, per stage.
+        tuning: says which kernels are wanted, and how they are split.
+        capability: of the device.
+        prefix_rows: most rows of a prefix.
+
+    """
+    if tuning.values["denoise_kernels"] != "hopper":
+        return "the tuning data asks for Triton"
+    if precision.denoise != "fp8":
+        return f"they run in fp8, denoise is {precision.denoise}"
+    for horizon in range(1, ACTION_ROWS + 1):
+        reason = unsupported(config, product_options(tuning, horizon), capability)
+        if reason is not None:
+            return reason
+        if attention_options(tuning, config, prefix_rows, horizon) is None:
+            return f"no attention kernel takes {prefix_rows} prefix rows and {horizon} actions"
+    return None
+
+
+def usable(
+    config: Pi05Config,
+    precision: Precision,
+    tuning: Tuning,
+    device: torch.device,
+    prefix_rows: int,
+    horizon: int,
+) -> bool:
+    """Whether to denoise on these kernels; where only a compiler is missing, a line in the log."""
+    if device.type != "cuda":
+        return False
+    capability = torch.cuda.get_device_capability(device)
+    if reason_against(config, precision, tuning, capability, prefix_rows) is not None:
+        return False
+    try:
+        Products(config, product_options(tuning, horizon), device).kernels(horizon)
+    except KernelError as error:
+        first = str(error).splitlines()[0]
+        log.warning("denoising runs on the slower Triton kernels: %s", first)
+        return False
+    return True

@@ -1,0 +1,119 @@
+"""When the Hopper kernels run denoising, and the packed form of the expert that they read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from pi05_ros.backends import Precision
+from pi05_ros.backends.cuda import modulation, tuning
+from pi05_ros.backends.cuda.hopper import choice, products
+from pi05_ros.backends.cuda.hopper import compile as compiler
+from pi05_ros.backends.cuda.simulate import Simulation
+from pi05_ros.backends.cuda.weights import pack
+from pi05_ros.model import Pi05, Pi05Config
+
+FULL = Pi05Config.preset("pi05")
+FP8 = Precision("bf16", "fp8", "fp8")
+HOPPER = {"denoise_kernels": "hopper"}
+CPU = torch.device("cpu")
+
+
+def why_not(config=FULL, precision=FP8, over=HOPPER, capability=(9, 0), rows=968):
+    return choice.reason_against(config, precision, tuning.load(CPU, over), capability, rows)
+
+
+def expert(**sizes) -> Pi05Config:
+    return dataclasses.replace(FULL, expert=dataclasses.replace(FULL.expert, **sizes))
+
+
+def test_the_full_model_runs_on_hopper_where_the_tuning_data_asks_for_it():
+    assert why_not() is None
+    assert why_not(expert(mlp_dim=2048)) is None  # the half-width student
+    assert "Triton" in why_not(over={})
+    assert "Triton" in why_not(over={"denoise_kernels": "triton"})
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ({"capability": (10, 0)}, "capability 9.0"),
+        ({"capability": (8, 9)}, "capability 9.0"),
+        ({"precision": Precision("bf16", "fp8", "bf16")}, "denoise is bf16"),
+        ({"precision": Precision("bf16", "fp8", "fp8-w8a16")}, "denoise is fp8-w8a16"),
+        ({"config": expert(mlp_dim=4096 + 128)}, "MLP size 4224"),
+        ({"config": expert(width=1088)}, "width 1088"),
+        ({"config": expert(width=2048)}, "shared memory"),
+        ({"rows": 5000}, "5000 prefix rows"),
+    ],
+)
+def test_everything_else_falls_back_with_a_reason(case, message):
+    assert message in why_not(**case)
+
+
+def test_all_shipped_tuning_data_fits_the_kernels():
+    for path in tuning.FOLDER.glob("*.json"):
+        over = json.loads(path.read_text())
+        assert why_not(over={**over, **HOPPER}) is None, path.name
+
+
+def test_without_a_gpu_the_triton_kernels_are_chosen():
+    assert not choice.usable(FULL, FP8, tuning.load(CPU, HOPPER), CPU, 968, 50)
+
+
+def test_a_missing_compiler_is_one_line_in_the_log(monkeypatch, caplog):
+    def missing(self, horizon):
+        raise compiler.KernelError("NVRTC was not found\nmore")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(products.Products, "kernels", missing)
+    with caplog.at_level("WARNING"):
+        chosen = tuning.load(CPU, HOPPER)
+        assert not choice.usable(FULL, FP8, chosen, torch.device("cuda", 0), 968, 50)
+    assert caplog.messages == [
+        "denoising runs on the slower Triton kernels: NVRTC was not found",
+    ]
+
+
+def test_rows_are_padded_to_the_matrix_unit():
+    assert [products.padded_rows(h) for h in (1, 8, 9, 50, 64)] == [8, 8, 16, 56, 64]
+
+
+@pytest.fixture(scope="module")
+def model() -> Pi05:
+    tiny = Pi05Config.preset("tiny")
+    vlm = dataclasses.replace(tiny.vlm, num_heads=2, head_dim=64)
+    small = dataclasses.replace(tiny.expert, width=128, mlp_dim=256, num_heads=2, head_dim=64)
+    return Pi05.random(dataclasses.replace(tiny, vlm=vlm, expert=small), 3)
+
+
+def test_images_hold_the_same_weights(model):
+    plain, image = pack(model, FP8), pack(model, FP8, expert_image=True)
+    assert image.expert_image
+    assert not plain.expert_image
+    assert image.fingerprint == plain.fingerprint
+    assert image.bytes() == plain.bytes()
+    for ours, theirs in zip(image.expert, plain.expert, strict=True):
+        for name in ("qkv", "out", "gate_up", "down"):
+            a, b = getattr(ours, name), getattr(theirs, name)
+            assert a.weight.shape[1:] == (b.weight.shape[1] // 128, 64, 128)
+            assert a.outputs == b.outputs == b.weight.shape[0]
+            assert a.fp8
+            assert torch.equal(modulation.dequantise(a), modulation.dequantise(b))
+
+
+def test_simulation_and_tables_do_not_depend_on_the_layout(model):
+    g = torch.Generator().manual_seed(1)
+    pixels = torch.rand(2, 3, 56, 56, generator=g) * 2 - 1
+    tokens = torch.randint(0, model.config.vocab, (7,), generator=g)
+    noise = torch.randn(9, 32, generator=g)
+    results = []
+    for image in (False, True):
+        weights = pack(model, FP8, expert_image=image)
+        scales = torch.full((len(weights.sites),), 2.0**-4)
+        tables = modulation.build(weights, 2)
+        results.append(Simulation(weights, scales).sample(pixels, tokens, noise, tables))
+    assert torch.equal(results[0], results[1])
