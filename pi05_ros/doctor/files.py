@@ -54,15 +54,15 @@ def checkpoint(path: str | None) -> list[Check]:
 
 
 def _random(name: str) -> Check:
-    from pi05_ros.policy.loading import PRESETS
+    from pi05_ros.policy.loading import MAX_SEED_DIGITS, PRESETS
     from pi05_ros.policy.recipe import RANDOM_PREFIX
 
     preset, _, seed = name.removeprefix(RANDOM_PREFIX).partition(":")
-    if preset in PRESETS and (not seed or seed.isdecimal()):
+    if preset in PRESETS and (not seed or (seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS)):
         text = f"{name}: seeded random weights, must not move a real arm"
         return Check("checkpoint", Level.OK, text)
     accepted = ", ".join(RANDOM_PREFIX + preset for preset in PRESETS)
-    fix = f"accepted: {accepted} (with :<seed> for other weights), or a path"
+    fix = f"accepted: {accepted} (with :<seed> of up to {MAX_SEED_DIGITS} digits), or a path"
     return Check("checkpoint", Level.FAIL, f"{name} is unknown", fix)
 
 

@@ -47,6 +47,7 @@ class OfflineCounts:
         ticks: how often an inference was due.
         skipped: ticks without a chunk, by reason.
         dropped: messages that could not be used, by source and reason.
+        errors: what was wrong with the last of them.
         jumps: how often the clock went back.
         leaps: how often it went on by more than `LEAP_NS` at once.
         clock_s: bag time covered, leaps left out.
@@ -56,6 +57,7 @@ class OfflineCounts:
     ticks: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, str] = field(default_factory=dict)
     jumps: int = 0
     leaps: int = 0
     clock_s: float = 0.0
@@ -170,9 +172,7 @@ class OfflineReplay:
         try:
             decoded = decode(message.raw, message.msgtype)
         except Exception as error:  # rosbags raises several kinds
-            if name != PROMPT:
-                self._inputs.reject(name, "malformed", str(error), mono_ns)
-            self.counts.dropped[f"{name} malformed"] += 1
+            self._drop(name, "malformed", error, mono_ns)
             return
         if name == PROMPT:
             self._prompt = decoded.data
@@ -187,11 +187,16 @@ class OfflineReplay:
                 conversion.check_image(decoded)
             stamp_ns = conversion.stamp_ns(decoded.header.stamp)
         except conversion.ConversionError as error:
-            self._inputs.reject(name, error.code, str(error), mono_ns)
-            self.counts.dropped[f"{name} {error.code}"] += 1
+            self._drop(name, error.code, error, mono_ns)
             return
         if not self._inputs.offer(name, payload, stamp_ns, now_ns, mono_ns):
             self.counts.dropped[f"{name} out of order or without stamp"] += 1
+
+    def _drop(self, name: str, code: str, error: Exception, mono_ns: int) -> None:
+        if name != PROMPT:
+            self._inputs.reject(name, code, str(error), mono_ns)
+        self.counts.dropped[f"{name} {code}"] += 1
+        self.counts.errors[f"{name} {code}"] = str(error)
 
     def _try_start(self, now_ns: int, mono_ns: int) -> Iterator[OfflineChunk]:
         """Run the inference that is due, if it may start now."""

@@ -134,7 +134,10 @@ def run_offline(
             chunks.append(chunk.record)
             times.append(chunk.inference_ms)
     counts = replay.counts
-    notes = [f"dropped message: {count} x {reason}" for reason, count in counts.dropped.items()]
+    notes = [
+        _dropped(count, reason, counts.errors.get(reason, ""))
+        for reason, count in counts.dropped.items()
+    ]
     if counts.jumps:
         notes.append(f"the clock went back {counts.jumps} times; buffers were emptied each time")
     if counts.leaps:
@@ -241,6 +244,10 @@ def describe(policy: Any) -> dict[str, Any]:
         "device": info.device,
         "precision": [info.precision.vision, info.precision.prefill, info.precision.denoise],
     }
+
+
+def _dropped(count: int | str, reason: str, why: str) -> str:
+    return f"dropped message: {count} x {reason}" + (f" ({why})" if why else "")
 
 
 def _live_notes(result: LiveResult, speed: float) -> list[str]:

@@ -79,6 +79,7 @@ def test_checkpoints(tmp_path: Path) -> None:
         "random:tiny": Level.OK,
         "random:tiny:3": Level.OK,
         "random:tiny:x": Level.FAIL,
+        "random:tiny:" + "9" * 19: Level.FAIL,
         str(other): Level.FAIL,
         "random:gigantic": Level.FAIL,
         str(tmp_path / "absent"): Level.FAIL,
