@@ -67,6 +67,18 @@ def test_live_chunks_are_recomputed_offline_bit_for_bit(live: tuple[Path, Path])
     assert main(arguments) == 0
 
 
+def test_chunks_made_with_overlap_are_recomputed_without(
+    live: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bag, _ = live
+    words = ["replay", str(bag), "-p", "threads=1"]
+    overlap = ["-p", "overlap=true"]
+    assert main([*words, *overlap, "--rate", "60", "--out", str(tmp_path), "--no-plot"]) == 0
+    assert len(read_chunks(tmp_path / "chunks")) > 5
+    assert main([*words, "--verify", str(tmp_path / "chunks")]) == 0
+    assert main([*words, *overlap, "--verify", str(tmp_path / "chunks")]) == 0
+
+
 def test_offline_agrees_where_the_same_samples_were_used(
     live: tuple[Path, Path], tmp_path: Path
 ) -> None:
