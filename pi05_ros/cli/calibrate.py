@@ -11,6 +11,7 @@ from pi05_ros.cli.engine_options import (
     collect_samples,
     guarded,
     load_subject,
+    require_bag_reader,
 )
 
 
@@ -41,6 +42,7 @@ def _run(args: argparse.Namespace) -> int:
     ok, why = usable()
     if not ok:
         raise BackendError(f"pi05 calibrate runs the cuda backend: {why}")
+    require_bag_reader(args)
     subject = load_subject(args)
     samples = collect_samples(args, subject)
     engine = create(

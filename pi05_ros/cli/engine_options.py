@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -260,10 +261,19 @@ def _is_sample_set(path: Path) -> bool:
         raise CalibrationError(f"{path} cannot be read: {error}") from None
 
 
+def require_bag_reader(args: argparse.Namespace) -> None:
+    """Raise CalibrationError if bags are to be read and cannot be; before weights are loaded."""
+    if args.bag and importlib.util.find_spec("rosbags") is None:
+        raise CalibrationError(
+            "reading bags needs the package rosbags (pip install rosbags), which needs no ROS"
+        )
+
+
 def _read_bag(
     path: Path, args: argparse.Namespace, subject: Subject, recorder: SampleRecorder
 ) -> None:
     """Replay a bag offline at a rate that gives the wanted number of observations."""
+    require_bag_reader(args)
     from pi05_ros.replay.bag import Bag
     from pi05_ros.replay.offline import OfflineReplay
     from pi05_ros.replay.run import choose
