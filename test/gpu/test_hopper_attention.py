@@ -138,3 +138,33 @@ def test_replays_are_equal_bit_for_bit():
     first = case.run("bf16", monitor=False)
     for _ in range(50):
         assert torch.equal(first, case.run("bf16", monitor=False))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("horizon", [10, 50])
+def test_denoising_agrees_with_the_triton_pair(precision, horizon):
+    from pi05_ros.backends import Precision
+    from pi05_ros.backends.cuda import create
+    from pi05_ros.bench.model import student
+    from pi05_ros.bench.random_model import random_model
+    from pi05_ros.model import Pi05Config
+
+    model = random_model(student(Pi05Config.preset("pi05"), 2, 1.0), 0, torch.bfloat16)
+    g = torch.Generator(device="cuda").manual_seed(0)
+    images = torch.randint(0, 256, (2, 224, 224, 3), generator=g, dtype=torch.uint8, device="cuda")
+    tokens = torch.randint(0, 257152, (20,), generator=g, device="cuda")
+    noise = torch.randn(horizon, 32, generator=g, device="cuda")
+    results = []
+    for kind in ("triton", "cluster"):
+        tuning = {"denoise_kernels": "triton", "denoise_attention": kind}
+        engine = create(
+            model, Precision("bf16", "bf16", precision), horizon=horizon, tuning=tuning
+        )
+        assert engine.denoise_stage.clusters == (kind == "cluster")
+        for _ in range(3):  # these set the activation scales
+            engine.sample(images, tokens, noise)
+        results.append(engine.sample(images, tokens, noise))
+        engine.close()
+    assert torch.isfinite(results[1]).all()
+    cosine = torch.nn.functional.cosine_similarity(*(r.double().flatten() for r in results), dim=0)
+    assert cosine >= (0.99999 if precision == "bf16" else 0.9999)
