@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,7 +22,10 @@ from pi05_ros.backends.tensorrt.pipeline import StagedEngine
 from pi05_ros.backends.tensorrt.quantize import calibrate, reference_engine
 from pi05_ros.backends.tensorrt.samples import Sample, synthetic_samples
 from pi05_ros.backends.tensorrt.shapes import StageShapes
+from pi05_ros.cli.engine_options import save_observation
+from pi05_ros.cli.main import main
 from pi05_ros.model import Pi05, Pi05Config
+from pi05_ros.policy import Observation
 
 sys.path.insert(0, str(Path(__file__).parent))  # for modules that tests share
 
@@ -142,6 +146,37 @@ def graphs_mlp_only(
     export_all(
         model, weights_id(model), shapes, folder, calibration=calibration, layout="mlp_only"
     )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def observations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten saved observations of a robot, as a user would keep them."""
+    folder = tmp_path_factory.mktemp("observations")
+    generator = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:60, 0:80]
+    for index in range(10):
+        phase = generator.uniform(0, 6, 3)
+        waves = [np.sin(rows / 9 + p) * np.cos(columns / 11 - p) for p in phase]
+        picture = (127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+        save_observation(
+            folder / f"{index:03d}.safetensors",
+            Observation(
+                images={"base": picture, "wrist": picture[::-1]},
+                state=generator.uniform(-0.5, 0.5, 7),
+                prompt="pick up the block",
+                stamp_ns=index,
+            ),
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, observations: Path) -> Path:
+    """Cache with a calibration."""
+    folder = tmp_path_factory.mktemp("cache")
+    words = ["quantize", "random:tiny", "--cache", str(folder), "--steps", "4"]
+    assert main([*words, "--observations", str(observations)]) == 0
     return folder
 
 

@@ -1,0 +1,194 @@
+"""`pi05 build | check` of engines from the command line, on the fake TensorRT."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pi05_ros.backends import BackendError, Precision, tensorrt
+from pi05_ros.cli import build as build_command
+from pi05_ros.cli.main import main
+from pi05_ros.policy import Policy
+
+CHECKPOINT = "random:tiny"
+
+
+def test_build_checks_and_tries_a_lower_level(
+    install: Callable[..., Any], cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults = install()
+    words = ["build", CHECKPOINT, "--cache", str(cache), "--steps", "4"]
+    faults.perturb = 0.3  # kernels of optimisation level 3 are wrong
+    code = main(words)
+    out, log = capsys.readouterr()
+    assert "optimisation level 3" in out
+    assert "optimisation level 2" in out
+    assert "REFUSED" in out
+    assert "trtexec --onnx=" in log
+    reports = sorted(cache.rglob("engines/*/check.json"))
+    verdicts = {json.loads(path.read_text())["verdict"] for path in reports}
+    assert "refuse" in verdicts
+    assert code == (0 if "pass" in verdicts else 1)
+    assert all((path.parent / "check.md").is_file() for path in reports)
+    assert main(["check", CHECKPOINT, "--cache", str(cache), "--steps", "4"]) == code
+    assert main([*words, "--no-check", "--optimization-level", "1"]) == 0
+    assert "nothing will load these engines" in capsys.readouterr().out
+    assert main([*words, "--optimization-level", "9"]) == 2
+
+
+def test_prefill_goes_to_fp16_when_no_level_helps(
+    install: Callable[..., Any],
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pi05_ros.backends.tensorrt import prove
+
+    # Random weights have large actions; only their mean error is judged apart from this.
+    easy = prove.Thresholds(actions_mean_abs=1.0)
+    monkeypatch.setattr(prove, "Thresholds", lambda: easy)
+    faults = install()
+    faults.perturb_fp8_prefill = 0.3
+    assert main(["build", CHECKPOINT, "--cache", str(cache), "--steps", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("REFUSED: worst cosine") == 2
+    retries = [line for line in out.splitlines() if line.startswith("RETRY, ")]
+    assert retries == [
+        "RETRY, optimisation level 2: 3 was refused by its check",
+        "RETRY, prefill in FP16: quantised it was refused by its check at level 3 and 2",
+    ]
+    assert "NOTE: these engines are a second choice, prefill in FP16" in out
+    policy = Policy.load(CHECKPOINT, backend="tensorrt", backend_options={"cache": cache})
+    assert policy.info.precision == Precision("fp16", "fp16", "fp8")
+    assert "second choice, prefill in FP16" in policy.info.backend_reason
+    policy.close()
+    # The report says so, also after a check by hand.
+    assert main(["check", CHECKPOINT, "--cache", str(cache), "--steps", "2"]) == 0
+    newest = max(cache.rglob("check.md"), key=lambda path: path.stat().st_mtime)
+    assert "- second choice: prefill in FP16: quantised it was refused" in newest.read_text()
+    assert "passed" in newest.read_text().splitlines()[0]
+
+
+def test_int8_for_gpus_without_fp8(
+    install: Callable[..., Any],
+    cache: Path,
+    observations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Built, proven by INT8 kernels, compared with the simulation it was exported from."""
+    from pi05_ros.backends.tensorrt import binding, prove
+
+    easy = prove.Thresholds(actions_mean_abs=1.0)
+    monkeypatch.setattr(prove, "Thresholds", lambda: easy)
+    folder = tmp_path / "int8"
+    quantize = ["quantize", CHECKPOINT, "--cache", str(cache), "--steps", "2"]
+    quantize += ["--observations", str(observations), "--preset", "int8_smoothquant"]
+    assert main([*quantize, "--out", str(folder)]) == 0
+    install()
+    asked: list[bool] = []
+    cpu = binding.require_gpu
+
+    def no_fp8(*, fp8: bool, near: torch.device | None = None) -> torch.device:
+        asked.append(fp8)
+        return cpu(fp8=fp8, near=near)
+
+    monkeypatch.setattr(tensorrt, "require_gpu", no_fp8)
+    runtime = importlib.import_module("pi05_ros.backends.tensorrt.runtime")
+    fake = runtime.PlanFile.layers_json
+    monkeypatch.setattr(
+        runtime.PlanFile, "layers_json", lambda plan: fake(plan).replace("FP8", "Int8")
+    )
+    root = tmp_path / "engines"
+    words = ["build", CHECKPOINT, "--cache", str(root), "--calibration", str(folder)]
+    assert main([*words, "--steps", "2"]) == 0
+    assert not any(asked)
+    (report,) = root.rglob("check.json")
+    facts = json.loads(report.read_text())["inspector"]
+    assert facts["prefill"]["quantised"] == facts["prefill"]["expected"] == 16
+    options = {"cache": root}
+    policy = Policy.load(CHECKPOINT, backend="tensorrt", backend_options=options)
+    assert "(int8_smoothquant) with a passing report" in policy.info.backend_reason
+    policy.close()
+    with pytest.raises(BackendError, match="run prefill in int8, asked for is fp16"):
+        Policy.load(CHECKPOINT, backend="tensorrt", precision="fp16", backend_options=options)
+    # The same graphs with kernels of another type are not proven.
+    monkeypatch.setattr(runtime.PlanFile, "layers_json", fake)
+    assert main([*words, "--steps", "2", "--optimization-level", "2", "--prefill", "fp8"]) == 1
+
+
+def test_check_takes_the_calibration_of_the_engines_not_the_newest(
+    install: Callable[..., Any],
+    cache: Path,
+    observations: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = tmp_path / "cache"
+    shutil.copytree(cache, root)
+    shutil.rmtree(next(root.iterdir()) / "engines", ignore_errors=True)
+    install()
+    words = [CHECKPOINT, "--cache", str(root), "--steps", "2"]
+    first = next(root.rglob("calibration.json")).parent
+    assert main(["build", *words, "--calibration", str(first), "--no-check"]) == 0
+    quantize = ["quantize", *words, "--observations", str(observations), "--samples", "8"]
+    assert main([*quantize, "--preset", "fp8_tensor"]) == 0
+    main(["check", *words])
+    (report,) = root.rglob("check.json")
+    ratios = [row["ratio"] for row in json.loads(report.read_text())["layers"]]
+    assert all(0.9 < ratio < 1.1 for ratio in ratios), ratios
+    shutil.rmtree(first)
+    capsys.readouterr()
+    assert main(["check", *words]) == 2
+    assert "is needed and there is none" in capsys.readouterr().err
+    (report.parent / "layers_vision.json").write_text("{")
+    assert main(["check", *words]) == 2
+    assert "layers_vision.json cannot be read" in capsys.readouterr().err
+    key = report.with_name("key.json")
+    graphs = Path(json.loads(key.read_text())["export"]) / "export.json"
+    content = json.loads(graphs.read_text())
+    graphs.write_text(json.dumps({**content, "graph_hash": "other"}))
+    assert main(["check", *words]) == 2
+    assert "are not those of the engines any more" in capsys.readouterr().err
+    content = json.loads(key.read_text())
+    key.write_text(json.dumps({**content, "export": None}))
+    assert main(["check", *words]) == 2
+    assert "key.json is damaged" in capsys.readouterr().err
+
+
+def test_engines_that_are_not_there(
+    install: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install()
+    folder = tmp_path / "engines"
+    assert main(["check", CHECKPOINT, "--engine", str(folder)]) == 2
+    assert "is not a folder with engines" in capsys.readouterr().err
+    assert not folder.exists()
+    assert main(["check", CHECKPOINT, "--engine", str(folder), "--backend", "onnx"]) == 2
+    assert "--engine is for --backend tensorrt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], [(3, None), (2, None), (2, "fp16")]),
+        (["--optimization-level", "4"], [(4, None), (4, "fp16")]),
+        (["--prefill", "fp8"], [(3, "fp8"), (2, "fp8")]),
+        (["--prefill", "fp16"], [(3, "fp16"), (2, "fp16")]),
+        (["--precision", "fp16"], [(3, None), (2, None)]),
+    ],
+)
+def test_what_the_user_fixed_stays_fixed(words: list[str], expected: list[Any]) -> None:
+    parser = argparse.ArgumentParser()
+    build_command.add_arguments(parser)
+    rungs = build_command.ladder(parser.parse_args([CHECKPOINT, *words]))
+    assert [(rung.level, rung.prefill) for rung in rungs] == expected
+    assert [bool(rung.note) for rung in rungs] == [False] + [True] * (len(rungs) - 1)
