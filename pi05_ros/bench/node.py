@@ -28,6 +28,7 @@ from pi05_ros.replay.live import (
     NODE,
     SETTLE_S,
     START_S,
+    WRITE_S,
     RosMissingError,
     read_diagnostics,
     ros_environment,
@@ -164,8 +165,9 @@ def measure(args: argparse.Namespace) -> NodeFigures:
         memory, cpu_share = _watch(children, node, args.duration)
         done = children.wait_event(publisher, "done", START_S)
         time.sleep(SETTLE_S)
-        recorder.expected_to_end = True
-        children.stop(recorder)
+        code = children.stop(recorder, WRITE_S)
+        if code != 0:
+            raise ChildError(f"recorder ended with code {code}:\n{recorder.tail()}")
     return _figures(args, chunk_bag, done, memory, cpu_share)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pi05_ros.cli.engine_options import (
     add_model_arguments,
     add_sample_arguments,
+    add_steps_argument,
     collect_samples,
     guarded,
     load_subject,
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_sample_arguments(parser)
     parser.add_argument("--vision", choices=("bf16", "fp8"), default="bf16")
-    parser.add_argument("--steps", type=int, default=10, help="flow steps per observation")
+    add_steps_argument(parser)
     parser.add_argument(
         "--out",
         type=Path,
