@@ -69,7 +69,7 @@ class Recorder:
     """Stands for a loaded module and its kernel."""
 
     def __init__(self):
-        self.defines, self.launches = {}, []
+        self.defines, self.launches, self.registers = {}, [], 106
 
     def load(self, source, defines, device):
         assert source == "attention.cu"
@@ -81,6 +81,10 @@ class Recorder:
         recorder = self
 
         class Kernel:
+            def attribute(self, which):
+                assert which == attention.REGISTERS_PER_THREAD
+                return recorder.registers
+
             def launch(self, *args, **options):
                 recorder.launches.append((self.shared, args, options))
 
@@ -116,6 +120,12 @@ def test_a_launch_covers_all_query_rows(recorder):
     assert recorder.defines["OUT"] == 2
     assert recorder.defines["MONITOR"] == 0
     assert shared == attention.ALONE > attention.shared_bytes(80, OPTIONS)
+
+
+def test_a_block_with_half_the_registers_is_alone_already(recorder):
+    recorder.registers = 129
+    enqueue(horizon=50, prefix=544)
+    assert recorder.launches[0][0] == attention.shared_bytes(80, OPTIONS)
 
 
 def test_many_clusters_share_processors(recorder):

@@ -49,64 +49,56 @@ static_assert(PER_ROW <= 32, "rows do not fit the softmax");
 #define A8(a, i)                                                                              \
   "+f"(a[i]), "+f"(a[i + 1]), "+f"(a[i + 2]), "+f"(a[i + 3]), "+f"(a[i + 4]), "+f"(a[i + 5]), \
       "+f"(a[i + 6]), "+f"(a[i + 7])
-// The accumulator, and the numbers of the operands behind it: a register or descriptor, and so on.
+// The accumulator, then A and B, then whether to add.
 #if ROWS == 16
 #define SHAPE "m64n16k16"
 #define RESULT "{%0,%1,%2,%3,%4,%5,%6,%7}"
-#define FROM_REGISTERS "{%8,%9,%10,%11}, %12, p, 1, 1, 0"
-#define FROM_SHARED "%8, %9, p, 1, 1, 1, 0"
-#define FLAGS "%13", "%10"
+#define REST "{%8,%9,%10,%11}, %12"
+#define FLAG "%13"
 #define OPERANDS(a) A8(a, 0)
 #elif ROWS == 32
 #define SHAPE "m64n32k16"
 #define RESULT "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}"
-#define FROM_REGISTERS "{%16,%17,%18,%19}, %20, p, 1, 1, 0"
-#define FROM_SHARED "%16, %17, p, 1, 1, 1, 0"
-#define FLAGS "%21", "%18"
+#define REST "{%16,%17,%18,%19}, %20"
+#define FLAG "%21"
 #define OPERANDS(a) A8(a, 0), A8(a, 8)
 #else
 #define SHAPE "m64n64k16"
 #define RESULT                                              \
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
   "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}"
-#define FROM_REGISTERS "{%32,%33,%34,%35}, %36, p, 1, 1, 0"
-#define FROM_SHARED "%32, %33, p, 1, 1, 1, 0"
-#define FLAGS "%37", "%34"
+#define REST "{%32,%33,%34,%35}, %36"
+#define FLAG "%37"
 #define OPERANDS(a) A8(a, 0), A8(a, 8), A8(a, 16), A8(a, 24)
 #endif
-#define FIRST_OF(a, b) a
-#define SECOND_OF(a, b) b
-#define FLAG_OF_REGISTERS(...) FIRST_OF(__VA_ARGS__)
-#define FLAG_OF_SHARED(...) SECOND_OF(__VA_ARGS__)
-#define MULTIPLY(flag, operands)                     \
-  "{\n.reg .pred p;\nsetp.ne.b32 p, " flag ", 0;\n" \
-  "wgmma.mma_async.sync.aligned." SHAPE ".f32.bf16.bf16 " RESULT ", " operands ";\n}\n"
 
-// acc (+)= A B, A 64 x 16 in registers, B ROWS x 16 in shared memory, both K-major.
+// acc (+)= A B: A 64 x 16 in registers, B ROWS x 16 in shared memory, both K-major.
 __device__ __forceinline__ void product(float (&acc)[ACC], const u32 (&a)[4], u64 b, int add) {
-  asm volatile(MULTIPLY(FLAG_OF_REGISTERS(FLAGS), FROM_REGISTERS)
-               : OPERANDS(acc) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, " FLAG ", 0;\n"
+      "wgmma.mma_async.sync.aligned." SHAPE ".f32.bf16.bf16 " RESULT ", " REST ", p, 1, 1, 0;\n}\n"
+      : OPERANDS(acc) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
-// The same with A' in shared memory: its 64 columns are one swizzled line.
-__device__ __forceinline__ void product(float (&acc)[ACC], u64 a, u64 b, int add) {
-  asm volatile(MULTIPLY(FLAG_OF_SHARED(FLAGS), FROM_SHARED)
-               : OPERANDS(acc) : "l"(a), "l"(b), "r"(add));
-}
-
-// Descriptor of that A': groups of 8 rows (keys) are 1024 bytes apart.
-__device__ __forceinline__ u64 turned_descriptor(u32 address) {
-  return (u64)((address & 0x3ffff) >> 4) | (64ull << 16) | (64ull << 32) | (1ull << 62);
-}
-
-// Operand A of 16 rows of a tile, all columns, as wgmma has it in registers. `line` is the address of
-// this lane's row in the first chunk, its 16 bytes permuted.
-__device__ __forceinline__ void load_operand(u32 (&a)[HEAD_DIM / 16][4], u32 line) {
+// Operand A as wgmma has it in registers: 16 rows of a tile (keys), all columns. `line` is the address
+// of this lane's row in the first chunk, its 16 bytes permuted.
+__device__ __forceinline__ void load_keys(u32 (&a)[HEAD_DIM / 16][4], u32 line) {
 #pragma unroll
   for (int i = 0; i < HEAD_DIM / 16; ++i)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(a[i][0]), "=r"(a[i][1]), "=r"(a[i][2]), "=r"(a[i][3])
                  : "r"((line ^ ((i & 3) << 5)) + (i >> 2) * (KEYS * LINE)) : "memory");
+}
+
+// The same of the transposed tile: 16 columns of each of its chunks that a warpgroup takes, all keys.
+__device__ __forceinline__ void load_values(u32 (&a)[TURNS][KEYS / 16][4], u32 line) {
+#pragma unroll
+  for (int c = 0; c < TURNS; ++c)
+#pragma unroll
+    for (int i = 0; i < KEYS / 16; ++i)
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(a[c][i][0]), "=r"(a[c][i][1]), "=r"(a[c][i][2]), "=r"(a[c][i][3])
+                   : "r"(line + (c * KEYS + i * 16) * LINE) : "memory");
 }
 
 // 16 bytes to shared memory, or zeros.
@@ -249,7 +241,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   // Addresses of what follows.
   const int first_slot = warp * 16, operand_row = first_slot + (lane & 15);
   u32 operand_line = s_k + operand_row * LINE + (((lane >> 4) ^ (operand_row & 7)) << 4);
+  const int value_unit = (warp & 3) * 2 + ((lane >> 3) & 1);  // 8 columns, of 8 + 8 keys
+  u32 values_line = s_v + (group * TURNS * KEYS + (lane >> 4) * 8 + (lane & 7)) * LINE +
+                    ((value_unit ^ (lane & 7)) << 4);
   early(operand_line);
+  early(values_line);
   const int g = lane >> 2, pair = lane & 3;  // fragment: row g (and g + 8), columns 2 pair, + 1
   const int row = thread / PER_ROW, t = thread % PER_ROW;  // of the softmax
   u32 logits_to = s_logits + (2 * pair * STRIDE + first_slot + g) * 4;
@@ -323,7 +319,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (int i = 0; i < (TAIL + WARPS - 1) / WARPS; ++i)
       if (warp + i * WARPS < tail)
         copy16(s_k + tail_to + i * WARPS * LINE, k + tail_from + i * WARPS * ROW_BYTES, true);
-    copy_commit();
 #pragma unroll
     for (int i = 0; i < (TAIL + WARPS - 1) / WARPS; ++i)
       if (warp + i * WARPS < tail)
@@ -333,17 +328,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   // The prefix's keys as operands in registers (16 of each warp), while queries and tail come. Where
   // the 16 have keys of the tail, they are loaded again then.
   u32 k_operand[HEAD_DIM / 16][4];
-  copy_wait<3>();
+  copy_wait<2>();
   __syncthreads();
-  if (first_slot < keys) load_operand(k_operand, operand_line);
-  copy_wait<1>();
+  if (first_slot < keys) load_keys(k_operand, operand_line);
+  copy_wait<0>();
   shared_fence();
   __syncthreads();
   STAMP(3);
-  if (first_slot < keys && first_slot + 16 > prefix) load_operand(k_operand, operand_line);
+  if (first_slot < keys && first_slot + 16 > prefix) load_keys(k_operand, operand_line);
   __syncthreads();  // K is read: S may take its place
 
   // S' = K Q', 64 keys per warpgroup. Slots behind the keys hold anything and are not used.
+  u32 v_operand[TURNS][KEYS / 16][4];
   if (group < BLOCKS) {
     float acc[ACC];
     const u64 b = matrix_descriptor(s_q);
@@ -352,12 +348,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (int i = 0; i < HEAD_DIM / 16; ++i)
       product(acc, k_operand[i], b + (i >> 2) * (ROWS * LINE / 16) + (i & 3) * 2, i > 0);
     wgmma_commit();
+    // While it runs: the values as operands of the second product. (With four warpgroups a thread has
+    // no registers for both operands.)
+    if (GROUPS == 2) load_values(v_operand, values_line);
     wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < ACC; ++i)
       store4(logits_to + (((i >> 2) * 8 + (i & 1)) * STRIDE + ((i >> 1) & 1) * 8) * 4,
              __float_as_uint(acc[i]));
   }
+  if (GROUPS != 2 || group >= BLOCKS) load_values(v_operand, values_line);
   STAMP(4);
   __syncthreads();
   STAMP(5);
@@ -386,7 +386,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         store4((p_to ^ (i * PER_ROW * 4 % LINE)) + i * PER_ROW * 4 / LINE * (ROWS * LINE),
                to_bf16x2(a, b));
     }
-    copy_wait<0>();
     shared_fence();
   }
   __syncthreads();
@@ -397,12 +396,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   float acc[TURNS][ACC];
 #pragma unroll
   for (int c = 0; c < TURNS; ++c) {
-    const u64 a = turned_descriptor(s_v + (group * TURNS + c) * KEYS * LINE);
     const u64 b = matrix_descriptor(s_p);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < KEYS / 16; ++i)
-      product(acc[c], a + i * LINE, b + (i >> 2) * (ROWS * LINE / 16) + (i & 3) * 2, i > 0);
+      product(acc[c], v_operand[c][i], b + (i >> 2) * (ROWS * LINE / 16) + (i & 3) * 2, i > 0);
     wgmma_commit();
   }
   // Meanwhile: tell the others the largest logit and the sum of each row.

@@ -24,9 +24,12 @@ GROUPS = (2, 4)
 KEYS_OF_A_GROUP = 64
 OUTPUTS = {"bf16": 0, "e4m3": 1, "image": 2}
 MAX_SHARED = 227 * 1024
-# A processor takes one block that asks for this much. Two on one, which the device chooses while
-# others idle, take a third longer; but more clusters than that find room would take two turns.
+# Two blocks on one processor, which the device chooses while others idle, take a third longer. A
+# block that asks for this much shared memory is alone there, as is one with more than half the
+# registers. More clusters than that find room would take two turns.
 ALONE = 113 * 1024 + 128
+REGISTERS = 65536
+REGISTERS_PER_THREAD = 4  # CUfunction_attribute, handed out by eights
 ALONE_CLUSTERS = 14
 
 
@@ -140,7 +143,8 @@ def launch(
     clusters = -(-queries // options["rows"])
     kernel = copy.copy(_kernel(tuple(defines.items()), q.device.index or 0))
     kernel.shared = shared_bytes(keys, options)
-    if clusters <= ALONE_CLUSTERS:
+    alone = 2 * groups * 128 * (-(-kernel.attribute(REGISTERS_PER_THREAD) // 8) * 8) > REGISTERS
+    if not alone and clusters <= ALONE_CLUSTERS:
         kernel.shared = max(kernel.shared, ALONE)
     kernel.launch(
         (options["cluster"], clusters),
