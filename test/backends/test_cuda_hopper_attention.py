@@ -38,6 +38,11 @@ def test_what_it_cannot_take_is_named(heads, head_dim, prefix, change, named):
     assert named in reason
 
 
+@pytest.mark.parametrize("horizon", [0, 65])
+def test_horizons_beyond_the_action_rows_are_refused(horizon):
+    assert "1 to 64" in attention.unsupported(8, 256, 544, horizon, OPTIONS)
+
+
 def test_a_device_it_cannot_run_on_is_named(monkeypatch):
     assert "no CUDA device" in attention.unavailable(torch.device("cpu"))
 

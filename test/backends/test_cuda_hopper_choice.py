@@ -117,3 +117,8 @@ def test_simulation_and_tables_do_not_depend_on_the_layout(model):
         tables = modulation.build(weights, 2)
         results.append(Simulation(weights, scales).sample(pixels, tokens, noise, tables))
     assert torch.equal(results[0], results[1])
+
+
+def test_other_devices_of_capability_9_start_from_the_measured_one():
+    measured, others = (tuning.FOLDER / f"{name}.json" for name in ("nvidia_h100", "sm90"))
+    assert json.loads(others.read_text()) == json.loads(measured.read_text())

@@ -10,6 +10,8 @@ import torch
 
 from pi05_ros.backends.cuda.hopper import compile as compiler
 from pi05_ros.backends.cuda.hopper import launch, packing
+from pi05_ros.backends.cuda.hopper.products import Options, defines
+from pi05_ros.model import Pi05Config
 
 try:
     compiler.nvrtc()
@@ -125,18 +127,17 @@ def test_errors_of_the_compiler_are_passed_on():
 
 @needs_nvrtc
 @pytest.mark.parametrize("header", sorted(p.name for p in compiler.SOURCES.glob("*.cuh")))
-def test_headers_compile_for_sm_90a(header):
+def test_headers_compile_alone(header):
+    constants = defines(Pi05Config.preset("pi05").expert, Options(), 16)
+    options = (*compiler.OPTIONS, *(f"-D{name}={value}" for name, value in constants.items()))
     text = f'#include "{header}"\nextern "C" __global__ void nothing() {{}}\n'
-    image = compiler.nvrtc().compile("a.cu", text, compiler._headers(), compiler.OPTIONS)
+    image = compiler.nvrtc().compile("a.cu", text, compiler._headers(), options)
     assert image[:4] == b"\x7fELF"
 
 
 @needs_nvrtc
 @pytest.mark.parametrize("rows", [8, 16, 56, 64])
 def test_the_products_compile_for_sm_90a(rows, tmp_path, monkeypatch):
-    from pi05_ros.backends.cuda.hopper.products import Options, defines
-    from pi05_ros.model import Pi05Config
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     image = compiler.cubin(
         "products.cu", defines(Pi05Config.preset("pi05").expert, Options(), rows)

@@ -1,13 +1,14 @@
 // Attention of the action rows in one launch: a cluster of blocks shares ROWS query rows.
 //
 // Each block takes a slice of the keys (of the prefix and of the tail), computes S' = K Q' and
-// O' = V' P' of its slice with wgmma, and sends its part of O, already weighted against the other
-// slices, to the block that owns those columns of the head: an exchange through distributed shared
-// memory instead of a second kernel. Prefix keys and values are in shared memory before the kernel
-// in front has finished. Sums run in a fixed order, so replays are equal bit for bit.
+// O' = V' P' of its slice with wgmma, and sends its part of O to the block that owns those columns of
+// the head, and the largest logit and the sum of each row to all. The owner weights the parts, adds
+// them and quantises: an exchange through distributed shared memory instead of a second kernel.
+// Prefix keys and values are in shared memory before the kernel in front has finished. Sums run in a
+// fixed order, so replays are equal bit for bit.
 //
 // Everything on the way from the wait to the last store runs once per launch, so short code counts:
-// sizes are compile-time constants and loops over shared memory have constant strides.
+// sizes are compile-time constants, addresses are computed above the wait.
 //
 // Constants from the compiler's command line:
 //   ROWS     query rows of a cluster: 16, 32 or 64
@@ -17,143 +18,9 @@
 //   OUT      0: bf16 rows; 1: e4m3 rows; 2: e4m3 image (layout.cuh)
 //   MONITOR  1: keep the largest magnitude of the output
 //   TRIGGER  release the kernel behind 0: at entry, 1: after the wait, 2: after the products
+#include "attention.cuh"
 #include "layout.cuh"
 #include "ptx.cuh"
-
-namespace {
-
-constexpr int HEAD_DIM = 256;
-[[maybe_unused]] constexpr int HEADS = 8;
-constexpr int ROW_BYTES = 2 * HEAD_DIM;
-constexpr int MAX_HORIZON = 64;
-constexpr int THREADS = GROUPS * 128;
-constexpr int WARPS = THREADS / 32;
-constexpr int LINE = 128;                        // bytes of a swizzled line: 64 elements
-constexpr int BLOCKS = (KEYS + 63) / 64;         // 64 keys each, one warpgroup's product
-constexpr int TAIL = MAX_HORIZON / CLUSTER;      // most keys of the tail in a block
-constexpr int TURNS = 4 / GROUPS;                // 64 columns of O each
-constexpr int ACC = ROWS / 2;                    // accumulator registers of a 64 x ROWS product
-constexpr int STRIDE = BLOCKS * 64 + 4;          // floats from row to row of S, no bank conflicts
-constexpr int PER_ROW = THREADS / ROWS;          // threads of the softmax per query row
-constexpr int PASSES = (KEYS + 2 * PER_ROW - 1) / (2 * PER_ROW);  // two keys each
-constexpr int SLOTS = 16 / CLUSTER;              // units of 16 columns whose sum a block owns
-constexpr int VECTORS = ROWS / 16;               // 16-byte vectors of a thread's part
-constexpr int TASKS = SLOTS * VECTORS * 2;       // of the sum, one warp each
-constexpr int TURNS_OF_SUM = (TASKS + WARPS - 1) / WARPS;
-constexpr float NONE = -1e30f;                   // largest logit of an empty slice
-
-static_assert(KEYS % 16 == 0 && KEYS >= ROWS && BLOCKS <= GROUPS, "keys of a block");
-static_assert(ROWS * STRIDE * 4 <= KEYS * ROW_BYTES, "S does not fit in the place of K");
-static_assert(PER_ROW <= 32, "rows do not fit the softmax");
-
-#define A8(a, i)                                                                              \
-  "+f"(a[i]), "+f"(a[i + 1]), "+f"(a[i + 2]), "+f"(a[i + 3]), "+f"(a[i + 4]), "+f"(a[i + 5]), \
-      "+f"(a[i + 6]), "+f"(a[i + 7])
-// The accumulator, then A and B, then whether to add.
-#if ROWS == 16
-#define SHAPE "m64n16k16"
-#define RESULT "{%0,%1,%2,%3,%4,%5,%6,%7}"
-#define REST "{%8,%9,%10,%11}, %12"
-#define FLAG "%13"
-#define OPERANDS(a) A8(a, 0)
-#elif ROWS == 32
-#define SHAPE "m64n32k16"
-#define RESULT "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}"
-#define REST "{%16,%17,%18,%19}, %20"
-#define FLAG "%21"
-#define OPERANDS(a) A8(a, 0), A8(a, 8)
-#else
-#define SHAPE "m64n64k16"
-#define RESULT                                              \
-  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
-  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}"
-#define REST "{%32,%33,%34,%35}, %36"
-#define FLAG "%37"
-#define OPERANDS(a) A8(a, 0), A8(a, 8), A8(a, 16), A8(a, 24)
-#endif
-
-// acc (+)= A B: A 64 x 16 in registers, B ROWS x 16 in shared memory, both K-major.
-__device__ __forceinline__ void product(float (&acc)[ACC], const u32 (&a)[4], u64 b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, " FLAG ", 0;\n"
-      "wgmma.mma_async.sync.aligned." SHAPE ".f32.bf16.bf16 " RESULT ", " REST ", p, 1, 1, 0;\n}\n"
-      : OPERANDS(acc) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-}
-
-// Operand A as wgmma has it in registers: 16 rows of a tile (keys), all columns. `line` is the address
-// of this lane's row in the first chunk, its 16 bytes permuted.
-__device__ __forceinline__ void load_keys(u32 (&a)[HEAD_DIM / 16][4], u32 line) {
-#pragma unroll
-  for (int i = 0; i < HEAD_DIM / 16; ++i)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(a[i][0]), "=r"(a[i][1]), "=r"(a[i][2]), "=r"(a[i][3])
-                 : "r"((line ^ ((i & 3) << 5)) + (i >> 2) * (KEYS * LINE)) : "memory");
-}
-
-// The same of the transposed tile: 16 columns of each of its chunks that a warpgroup takes, all keys.
-__device__ __forceinline__ void load_values(u32 (&a)[TURNS][KEYS / 16][4], u32 line) {
-#pragma unroll
-  for (int c = 0; c < TURNS; ++c)
-#pragma unroll
-    for (int i = 0; i < KEYS / 16; ++i)
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(a[c][i][0]), "=r"(a[c][i][1]), "=r"(a[c][i][2]), "=r"(a[c][i][3])
-                   : "r"(line + (c * KEYS + i * 16) * LINE) : "memory");
-}
-
-// 16 bytes to shared memory, or zeros.
-__device__ __forceinline__ void copy16(u32 to, const u8* from, bool live) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(live ? 16 : 0) : "memory");
-}
-
-__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-template <int Pending>
-__device__ __forceinline__ void copy_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
-}
-
-// A cluster barrier that orders no memory. `release` would make every thread wait for its stores to
-// reach the L2, about 1000 cycles.
-__device__ __forceinline__ void cluster_arrive_relaxed() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void store4(u32 to, u32 value) {
-  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
-}
-
-// 16 bytes into another block's shared memory; they count on its barrier.
-__device__ __forceinline__ void remote_store16(u32 to, u32 a, u32 b, u32 c, u32 d, u32 barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::
-          "r"(to), "r"(a), "r"(b), "r"(c), "r"(d), "r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-// Have a value computed here, not where it is used: address arithmetic belongs above the wait.
-__device__ __forceinline__ void early(u32& value) { asm volatile("" : "+r"(value)); }
-
-// Exact for powers of two, which scales are.
-__device__ __forceinline__ float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ u32 permute_bytes(u32 a, u32 b, u32 selector) {
-  u32 out;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
-  return out;
-}
-
-}  // namespace
 
 // For measurements: cycles at points of the way, thread 0 of each block, 16 per block.
 #ifdef STAMPS
@@ -191,8 +58,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const u32 rank = cluster_rank();
   const int first_row = blockIdx.y * ROWS;
 
-  // Shared memory. S takes the place of K once that is in registers, P that of Q once S is done, and
-  // the parts of O that of S once P is done.
+  // Shared memory. S takes the place of K once that is in registers, P that of Q once S is done,
+  // and the parts of O that of S once P is done.
   const u32 s_q = shared_address(memory);
   const u32 s_k = s_q + ROWS * ROW_BYTES;
   const u32 s_v = s_k + KEYS * ROW_BYTES;
@@ -212,8 +79,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   __syncwarp();
   cluster_arrive_relaxed();
 
-  // This block's keys: slots [0, prefix) of the prefix, [prefix, keys) of the tail, then zeros in V.
-  // A tile is four chunks of 64 columns; a warp takes row warp, warp + WARPS, ..., a lane 16 bytes,
+  // This block's keys: slots [0, prefix) of the prefix, [prefix, keys) of the tail, then zeros in
+  // V. A tile is four chunks of 64 columns; a warp takes row warp, warp + WARPS, ..., a lane 16 bytes,
   // whose place in the line is permuted by the row (128-byte swizzle).
   const int share = (length + CLUSTER - 1) / CLUSTER, first_key = min((int)rank * share, length);
   const int prefix = min(share, length - first_key);
@@ -238,6 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     copy_commit();
   }
   cluster_wait();
+
   // Addresses of what follows.
   const int first_slot = warp * 16, operand_row = first_slot + (lane & 15);
   u32 operand_line = s_k + operand_row * LINE + (((lane >> 4) ^ (operand_row & 7)) << 4);
@@ -325,8 +193,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         copy16(s_v + tail_to + i * WARPS * LINE, v + tail_from + i * WARPS * ROW_BYTES, true);
     copy_commit();
   }
-  // The prefix's keys as operands in registers (16 of each warp), while queries and tail come. Where
-  // the 16 have keys of the tail, they are loaded again then.
+  // The prefix's keys as operands in registers (16 of each warp), while queries and tail come.
+  // Where the 16 have keys of the tail, they are loaded again then.
   u32 k_operand[HEAD_DIM / 16][4];
   copy_wait<2>();
   __syncthreads();
@@ -348,8 +216,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (int i = 0; i < HEAD_DIM / 16; ++i)
       product(acc, k_operand[i], b + (i >> 2) * (ROWS * LINE / 16) + (i & 3) * 2, i > 0);
     wgmma_commit();
-    // While it runs: the values as operands of the second product. (With four warpgroups a thread has
-    // no registers for both operands.)
+    // While it runs: the values as operands of the second product. (With four warpgroups a thread
+    // has no registers for both operands.)
     if (GROUPS == 2) load_values(v_operand, values_line);
     wgmma_wait<0>();
 #pragma unroll

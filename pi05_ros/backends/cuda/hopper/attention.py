@@ -18,6 +18,7 @@ from pi05_ros.backends.cuda.hopper import launch as cuda
 from pi05_ros.backends.cuda.hopper.compile import KernelError, nvrtc
 
 HEAD_DIM, HEADS = 256, 8
+MAX_HORIZON = 64
 ROWS = (16, 32, 64)
 CLUSTERS = (4, 8, 16)
 GROUPS = (2, 4)
@@ -74,6 +75,8 @@ def unsupported(
     """Why this kernel cannot take a workload; None where it can."""
     if (heads, head_dim) != (HEADS, HEAD_DIM):
         return f"{heads} heads of {head_dim}; the kernel has {HEADS} of {HEAD_DIM}"
+    if not 1 <= horizon <= MAX_HORIZON:
+        return f"horizon {horizon}; accepted: 1 to {MAX_HORIZON}"
     rows, cluster, groups = options["rows"], options["cluster"], options["groups"]
     if rows not in ROWS or cluster not in CLUSTERS or groups not in GROUPS:
         return (

@@ -20,7 +20,7 @@ log = logging.getLogger("pi05_ros.cuda")
 def product_options(tuning: Tuning, horizon: int) -> Options:
     """Splits of the products from the tuning data."""
     entry = tuning.by_rows("hopper_products", horizon)
-    return Options(qkv=entry["qkv"], out=entry["out"], down=entry["down"])
+    return Options(**{key: entry[key] for key in ("qkv", "out", "down")})
 
 
 def attention_options(

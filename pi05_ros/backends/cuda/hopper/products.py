@@ -21,14 +21,14 @@ class Options:
     """How the products are divided.
 
     Attributes:
-        qkv: blocks that share a tile of columns, K divided over them: 1, 2, 4 or 8.
-        out: same, for the output projection.
+        qkv: groups of action rows that blocks of q, k, v share among them, 1 to 8.
+        out: blocks of the output projection that divide K among them: 1, 2, 4 or 8.
         down: same, for the down projection.
 
     """
 
-    qkv: int = 1
-    out: int = 8
+    qkv: int = 2
+    out: int = 4
     down: int = 8
 
 
@@ -37,12 +37,30 @@ def padded_rows(horizon: int) -> int:
     return -(-horizon // 8) * 8
 
 
-def shared_bytes(K: int, split: int, rows: int, gate_up: bool = False) -> int:
-    """Shared memory of a block: weights, activations, exchange, factors of rows, barriers."""
-    chunks = K // CHUNK // split
-    exchange = rows * (TILE // 2 + 16) if gate_up else rows * (TILE + 8) * 4
-    factors = 3 * TILE * 4
-    return chunks * (TILE + rows) * CHUNK + exchange + factors + 8 * (chunks + 1)
+def row_blocks(rows: int, groups: int) -> tuple[int, int]:
+    """Action rows of a group (whole eights), and how many groups that makes."""
+    each = -(-rows // 8 // groups) * 8
+    return each, -(-rows // each)
+
+
+def shared_bytes(expert: GemmaConfig, options: Options, rows: int) -> dict[str, int]:
+    """Shared memory of a block of each kernel, the sum that `Shared` in products.cu makes.
+
+    Weights, activations, the exchange of a cluster, factors of the rows, barriers.
+    """
+    D, F, q = expert.width, expert.mlp_dim, expert.num_heads * expert.head_dim
+
+    def need(K: int, split: int, loaded: int, exchange: int) -> int:
+        chunks = K // CHUNK // split
+        return chunks * (TILE + loaded) * CHUNK + exchange + 3 * TILE * 4 + 8 * (chunks + 1)
+
+    parts = rows * (TILE + 8) * 4
+    return {
+        "qkv_rope": need(D, 1, row_blocks(rows, options.qkv)[0], 0),
+        "out_residual": need(q, options.out, rows, parts if options.out > 1 else 0),
+        "gate_up": need(D, 1, rows, rows * (TILE // 2 + 16)),
+        "down_residual": need(F, options.down, rows, parts if options.down > 1 else 0),
+    }
 
 
 def unsupported(config: Pi05Config, options: Options, capability: tuple[int, int]) -> str | None:
@@ -53,7 +71,7 @@ def unsupported(config: Pi05Config, options: Options, capability: tuple[int, int
     if capability != (9, 0):
         return f"they need compute capability 9.0, this is {capability[0]}.{capability[1]}"
     for name, value, factor in (
-        ("width", D, CHUNK * options.qkv),
+        ("width", D, CHUNK),
         ("MLP size", F, CHUNK * options.down),
         ("attention width", q, CHUNK * options.out),
         ("head size", hd, TILE),
@@ -62,12 +80,7 @@ def unsupported(config: Pi05Config, options: Options, capability: tuple[int, int
             return f"{name} {value} is no multiple of {factor}"
     if D // TILE > MAX_PARTS or (D // TILE) % 2:
         return f"width {D} has {D // TILE} tiles; accepted: even, up to {MAX_PARTS}"
-    largest = max(
-        shared_bytes(D, 1, TILE, gate_up=True),
-        shared_bytes(D, options.qkv, TILE),
-        shared_bytes(F, options.down, TILE),
-        shared_bytes(q, options.out, TILE),
-    )
+    largest = max(shared_bytes(expert, options, TILE).values())
     if largest > MAX_SHARED:
         return f"a block would need {largest} bytes of shared memory of {MAX_SHARED}"
     return None
@@ -81,7 +94,7 @@ def defines(expert: GemmaConfig, options: Options, rows: int) -> dict[str, int]:
         "MLP": expert.mlp_dim,
         "HEADS": expert.num_heads,
         "HEAD_DIM": expert.head_dim,
-        "QKV_SPLIT": options.qkv,
+        "QKV_GROUPS": options.qkv,
         "OUT_SPLIT": options.out,
         "DOWN_SPLIT": options.down,
     }
@@ -106,16 +119,9 @@ class Products:
         rows = padded_rows(horizon)
         if rows not in self._sets:
             e, o = self.expert, self.options
-            q = e.num_heads * e.head_dim
             module = launch.load("products.cu", defines(e, o, rows), self.device)
             self._sets[rows] = {
-                name: module.kernel(name, shared_bytes(K, split, rows, name == "gate_up"))
-                for name, K, split in (
-                    ("qkv_rope", e.width, o.qkv),
-                    ("out_residual", q, o.out),
-                    ("gate_up", e.width, 1),
-                    ("down_residual", e.mlp_dim, o.down),
-                )
+                name: module.kernel(name, size) for name, size in shared_bytes(e, o, rows).items()
             }
         return self._sets[rows]
 
@@ -128,8 +134,11 @@ class Products:
         dependent: bool = True,
     ) -> None:
         """Launch one product: `columns` of the result, `args` in the kernel's order."""
-        o = self.options
-        split = {"qkv_rope": o.qkv, "out_residual": o.out, "down_residual": o.down}.get(name, 1)
+        o, rows = self.options, padded_rows(horizon)
+        split = {"out_residual": o.out, "down_residual": o.down}.get(name, 1)
+        blocks = columns // TILE * split
+        if name == "qkv_rope":
+            blocks *= row_blocks(rows, o.qkv)[1]
         self.kernels(horizon)[name].launch(
-            (columns // TILE * split,), THREADS, args, cluster=split, dependent=dependent
+            (blocks,), THREADS, args, cluster=split, dependent=dependent
         )

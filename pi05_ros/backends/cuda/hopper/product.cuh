@@ -1,0 +1,261 @@
+// What the products of products.cu share: a tile of 64 columns of the result per block, its way through
+// shared memory, and the exchange of a cluster that has divided K.
+#pragma once
+
+#include "layout.cuh"
+#include "ptx.cuh"
+#include "wgmma.cuh"
+
+namespace {
+
+constexpr int THREADS = 128;           // one warpgroup
+constexpr int WARPS = THREADS / 32;
+constexpr int TILE = 64;               // rows of weights of a block
+constexpr int QUADS = TILE / 4;        // four columns of the result per thread in an epilogue
+constexpr int ROWS_AT_ONCE = THREADS / QUADS;
+constexpr int PARTS = WIDTH / TILE;    // partial row sums of x * x, one per tile of columns
+constexpr int FACTOR_BYTES = 3 * ROW_CAP * 4;  // see RowSums
+constexpr int QKV_ROWS = (ROWS / 8 + QKV_GROUPS - 1) / QKV_GROUPS * 8;  // action rows of a block
+constexpr int QKV_BLOCKS = (ROWS + QKV_ROWS - 1) / QKV_ROWS;            // that share a tile
+constexpr int ROW_PAD = TILE + 8;      // floats between rows of the exchange: no bank conflicts
+constexpr float EPSILON = 1e-6f;
+
+static_assert(ROWS % 8 == 0 && ROWS >= 8 && ROWS <= ROW_CAP, "action rows");
+static_assert(WIDTH % 128 == 0 && MLP % 128 == 0 && HEAD_DIM % TILE == 0, "sizes of the expert");
+
+__device__ __forceinline__ float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
+__device__ __forceinline__ float2 load2(const float* p) { return *reinterpret_cast<const float2*>(p); }
+
+__device__ __forceinline__ float4 scaled(float4 a, float s) {
+  return make_float4(a.x * s, a.y * s, a.z * s, a.w * s);
+}
+
+// Four floats into another block's shared memory; they count on its barrier.
+__device__ __forceinline__ void remote_store4(u32 to, float a, float b, float c, float d,
+                                              u32 barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::
+          "r"(to), "r"(__float_as_uint(a)), "r"(__float_as_uint(b)), "r"(__float_as_uint(c)),
+      "r"(__float_as_uint(d)), "r"(barrier) : "memory");
+}
+
+// Orders no memory; `release` makes every thread wait for its stores to reach L2 (1000 cycles).
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Exact for powers of two, which scales are.
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Shared memory of a block: weights, activations, the exchange, a barrier per chunk;
+// shared_bytes in products.py is the same sum.
+//
+// CHUNKS of K, after SPLIT blocks of a cluster have divided it; LOADED action rows.
+template <int CHUNKS, int SPLIT, int LOADED, int EXCHANGE_BYTES>
+struct Shared {
+  static constexpr int ACT = CHUNKS * CHUNK_BYTES;
+  static constexpr int ACT_CHUNK = LOADED * CHUNK_COLUMNS;
+  static constexpr int EXCHANGE = ACT + CHUNKS * ACT_CHUNK;
+  static constexpr int FACTORS = EXCHANGE + EXCHANGE_BYTES;
+  static constexpr int BARRIERS = FACTORS + FACTOR_BYTES;
+  static_assert(8 % SPLIT == 0, "blocks of a cluster");
+
+  static constexpr int ROWS_HERE = LOADED / SPLIT;            // action rows that a block finishes
+  static constexpr int TURNS = (CHUNKS + WARPS - 1) / WARPS;  // chunks that a warp asks for
+
+  // Slot c holds chunk (c + first) mod CHUNKS: blocks begin with different chunks, so that not all of
+  // them want the same lines at the same time.
+  static __device__ __forceinline__ int chunk(int slot, int first) {
+    const int c = slot + first;
+    return c < CHUNKS ? c : c - CHUNKS;
+  }
+
+  // Above the wait: barriers, and the weights start to come. Every warp serves its own slots.
+  static __device__ __forceinline__ void start(u32 base, const u8* weights, int first, int horizon) {
+    const u32 exchange = base + BARRIERS + 8 * CHUNKS;
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll
+      for (int i = 0; i < TURNS; i++) {
+        const int c = i * WARPS + threadIdx.x / 32;
+        if (c < CHUNKS) barrier_init(base + BARRIERS + 8 * c, 1);
+      }
+      if (SPLIT > 1 && threadIdx.x == 0) barrier_init(exchange, 1);
+      barrier_init_fence();
+      if (SPLIT > 1 && threadIdx.x == 0) {
+        const int live = (horizon - (int)cluster_rank() + SPLIT - 1) / SPLIT;  // rows of this block
+        barrier_expect(exchange, SPLIT * live * TILE * 4);
+      }
+#pragma unroll
+      for (int i = 0; i < TURNS; i++) {
+        const int c = i * WARPS + threadIdx.x / 32;
+        if (c < CHUNKS) {
+          barrier_expect(base + BARRIERS + 8 * c, CHUNK_BYTES + horizon * CHUNK_COLUMNS);
+          bulk_load_once(base + c * CHUNK_BYTES, weights + chunk(c, first) * CHUNK_BYTES,
+                         CHUNK_BYTES, base + BARRIERS + 8 * c);
+        }
+      }
+    }
+    __syncthreads();
+    if (SPLIT > 1) cluster_arrive_relaxed();
+  }
+
+  // Around the wait: the activations start to come. Addresses are ready before it.
+  static __device__ __forceinline__ void wait_and_fetch(u32 base, const u8* image, int first,
+                                                        int horizon) {
+    const u8* from[TURNS];
+    u32 to[TURNS], barrier[TURNS];
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+      const int c = i * WARPS + threadIdx.x / 32;
+      from[i] = image + chunk(c, first) * CHUNK_BYTES;
+      to[i] = base + ACT + c * ACT_CHUNK;
+      barrier[i] = base + BARRIERS + 8 * c;
+      asm volatile("" : "+l"(from[i]), "+r"(to[i]), "+r"(barrier[i]));
+    }
+    grid_wait();
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll
+      for (int i = 0; i < TURNS; i++)
+        if (i * WARPS + threadIdx.x / 32 < CHUNKS)
+          bulk_load(to[i], from[i], horizon * CHUNK_COLUMNS, barrier[i]);
+    }
+    __syncwarp();
+  }
+
+  // d = weights times activations over the K of this block; complete after wgmma_wait<0>.
+  static __device__ __forceinline__ void multiply(u32 base, float (&d)[LOADED / 2]) {
+    wgmma_fence();
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+      barrier_wait(base + BARRIERS + 8 * c, 0);
+      const u64 a = matrix_descriptor(base + c * CHUNK_BYTES);
+      const u64 b = matrix_descriptor(base + ACT + c * ACT_CHUNK);
+#pragma unroll
+      for (int k = 0; k < 4; k++) wgmma(d, a + 2 * k, b + 2 * k, c + k > 0);
+    }
+    wgmma_commit();
+  }
+
+  // Send the partial sums of action row t to block t mod SPLIT and wait for those of the others.
+  //
+  // Lanes g and g ^ 1 (rows 2 pair and 2 pair + 1 each) swap, so that each sends four columns of one
+  // action row: 16 bytes, on the receiver's barrier.
+  static __device__ __forceinline__ void exchange(u32 base, u32 rank, int horizon,
+                                                  const float (&d)[LOADED / 2]) {
+    const int lane = threadIdx.x % 32, pair = 8 * (threadIdx.x / 32) + lane / 4;
+    const bool odd = (lane >> 2) & 1;
+    const int t = 2 * (lane % 4) + odd, owner = t % SPLIT;
+    const u32 to = remote_address(
+        base + EXCHANGE + 4 * ((rank * ROWS_HERE + t / SPLIT) * ROW_PAD + 2 * (pair & ~1)), owner);
+    const u32 barrier = remote_address(base + BARRIERS + 8 * CHUNKS, owner);
+    __syncwarp();
+    cluster_wait();  // everybody's barrier is ready
+#pragma unroll
+    for (int j = 0; j < LOADED / 8; j++) {
+      const float own0 = odd ? d[4 * j + 1] : d[4 * j], own1 = odd ? d[4 * j + 3] : d[4 * j + 2];
+      const float other0 = __shfl_xor_sync(~0u, odd ? d[4 * j] : d[4 * j + 1], 4);
+      const float other1 = __shfl_xor_sync(~0u, odd ? d[4 * j + 2] : d[4 * j + 3], 4);
+      if (8 * j + t < horizon)
+        remote_store4(to + j * (8 / SPLIT) * ROW_PAD * 4, odd ? other0 : own0,
+                      odd ? other1 : own1, odd ? own0 : other0, odd ? own1 : other1, barrier);
+    }
+    barrier_wait_cluster(base + BARRIERS + 8 * CHUNKS, 0);
+  }
+
+  // Without a cluster: the result over the place of the weights, for `collect`.
+  static __device__ __forceinline__ void lay_down(u8* smem, const float (&d)[LOADED / 2]) {
+    static_assert(SPLIT > 1 || CHUNKS * CHUNK_BYTES >= LOADED * ROW_PAD * 4, "room for the result");
+    const int lane = threadIdx.x % 32, pair = 8 * (threadIdx.x / 32) + lane / 4;
+    float* to = reinterpret_cast<float*>(smem) + 2 * (lane % 4) * ROW_PAD + 2 * pair;
+    __syncthreads();  // everybody's matrix unit is done with the weights
+#pragma unroll
+    for (int j = 0; j < LOADED / 8; j++)
+#pragma unroll
+      for (int b = 0; b < 2; b++)
+        *reinterpret_cast<float2*>(to + (8 * j + b) * ROW_PAD) =
+            make_float2(d[4 * j + b], d[4 * j + 2 + b]);
+    __syncthreads();
+  }
+
+  // Sum over the blocks, always in the same order: columns 4 quad .. of this block's row `row`.
+  static __device__ __forceinline__ float4 collect(const u8* smem, int row, int quad) {
+    const u8* place = SPLIT > 1 ? smem + EXCHANGE : smem;
+    const float* from = reinterpret_cast<const float*>(place) + row * ROW_PAD + 4 * quad;
+    float4 sum = load4(from);
+#pragma unroll
+    for (int s = 1; s < SPLIT; s++) {
+      const float4 more = load4(from + s * ROWS_HERE * ROW_PAD);
+      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+    }
+    return sum;
+  }
+};
+
+// A value that was loaded early, not to be waited for before this point.
+__device__ __forceinline__ float not_before(float value) {
+  asm volatile("" : "+f"(value));
+  return value;
+}
+
+// 1 / rms of each action row into factors [64], from sums of squares that all threads load before;
+// `room` [2][64] is to add them. Ends with all threads in step.
+struct RowSums {
+  static constexpr int SHARES = THREADS / ROW_CAP;
+  static constexpr int EACH = (PARTS + SHARES - 1) / SHARES;
+  float squares[EACH];
+
+  __device__ __forceinline__ void load(const float* sums) {
+    const int share = threadIdx.x / ROW_CAP, t = threadIdx.x % ROW_CAP;
+#pragma unroll
+    for (int p = 0; p < EACH; p++) {
+      const int part = share * EACH + p;
+      squares[p] = part < PARTS ? __ldcg(sums + part * ROW_CAP + t) : 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ void finish(float* factors, float* room) const {
+    float square = 0.0f;
+#pragma unroll
+    for (int p = 0; p < EACH; p++) square += not_before(squares[p]);
+    room[threadIdx.x] = square;
+    __syncthreads();
+    if (threadIdx.x < ROW_CAP) {
+      float total = room[threadIdx.x];
+#pragma unroll
+      for (int i = 1; i < SHARES; i++) total += room[threadIdx.x + i * ROW_CAP];
+      factors[threadIdx.x] = rsqrtf(total * (1.0f / WIDTH) + EPSILON);
+    }
+    __syncthreads();
+  }
+};
+
+// Sum over the 16 threads of an action row, the same bits in each of them.
+__device__ __forceinline__ float row_sum(float value) {
+#pragma unroll
+  for (int step = 1; step < QUADS; step *= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+
+// The largest magnitude at a site, where the caller wants it: bits of floats >= 0 order as integers.
+__device__ __forceinline__ void record(float* amax, float value) {
+  const int largest = __reduce_max_sync(~0u, __float_as_int(value));
+  if (threadIdx.x % 32 == 0) atomicMax(reinterpret_cast<int*>(amax), largest);
+}
+
+// x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)); the constants carry log2(e).
+__device__ __forceinline__ float gelu_tanh(float x) {
+  const float inner = x * fmaf(x * x, -0.10294324f, -2.30220820f);
+  return x * reciprocal(1.0f + exp2_fast(inner));
+}
+
+}  // namespace
