@@ -126,7 +126,7 @@ def test_errors_of_the_compiler_are_passed_on():
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("header", sorted(p.name for p in compiler.SOURCES.glob("*.cuh")))
+@pytest.mark.parametrize("header", ["layout.cuh", "ptx.cuh", "wgmma.cuh", "product.cuh"])
 def test_headers_compile_alone(header):
     constants = defines(Pi05Config.preset("pi05").expert, Options(), 16)
     options = (*compiler.OPTIONS, *(f"-D{name}={value}" for name, value in constants.items()))
