@@ -193,12 +193,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         copy16(s_v + tail_to + i * WARPS * LINE, v + tail_from + i * WARPS * ROW_BYTES, true);
     copy_commit();
   }
-  // The prefix's keys as operands in registers (16 of each warp), while queries and tail come.
-  // Where the 16 have keys of the tail, they are loaded again then.
+  // Each warp's 16 keys as operands in registers: those of the prefix while queries and tail come.
   u32 k_operand[HEAD_DIM / 16][4];
   copy_wait<2>();
   __syncthreads();
-  if (first_slot < keys) load_keys(k_operand, operand_line);
+  if (first_slot + 16 <= prefix) load_keys(k_operand, operand_line);
   copy_wait<0>();
   shared_fence();
   __syncthreads();
