@@ -46,11 +46,21 @@ def denoise_candidates(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "attention", {"denoise": {"attention": {"BM": 64, "BN": BN, "warps": warps}}}
 
 
-def hopper_candidates(attention: dict[str, int]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """As above, where the expert is packed for the Hopper kernels."""
-    for name in ("qkv", "out", "down"):
-        for split in (1, 2, 4, 8):
-            yield name, {"denoise": {"hopper": {name: split}}}
+def hopper_candidates(
+    attention: dict[str, int], shorter: list[dict[str, int]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As above, where the expert is packed for the Hopper kernels.
+
+    Args:
+        attention: choice so far.
+        shorter: entries of the products for shorter horizons, kept.
+
+    """
+    for qkv in (1, 2, 4):
+        for out in (2, 4, 8):
+            for down in (4, 8):
+                entry = {"qkv": qkv, "out": out, "down": down}
+                yield "products", {"hopper_products": [*shorter, entry]}
     for rows in (16, 32, 64):
         for cluster in (4, 8, 16):
             for trigger in (0, 1):
@@ -125,7 +135,9 @@ def tune(
     if engine.denoise_stage.image:
         heads = engine.weights.config.expert.num_heads
         attention = engine.tuning.by_rows("cluster_attention", horizon * heads)
-        flow = hopper_candidates(attention)
+        products = engine.tuning.values["hopper_products"]
+        shorter = [entry for entry in products if entry.get("max_rows", horizon) < horizon]
+        flow = hopper_candidates(attention, shorter)
     else:
         flow = denoise_candidates(engine.precision.denoise)
     plans = (
