@@ -122,3 +122,16 @@ def test_simulation_and_tables_do_not_depend_on_the_layout(model):
 def test_other_devices_of_capability_9_start_from_the_measured_one():
     measured, others = (tuning.FOLDER / f"{name}.json" for name in ("nvidia_h100", "sm90"))
     assert json.loads(others.read_text()) == json.loads(measured.read_text())
+
+
+def test_every_candidate_of_the_tuner_leaves_all_workloads_possible():
+    pytest.importorskip("triton")
+    from pi05_ros.backends.cuda import tune
+
+    values = json.loads((tuning.FOLDER / "nvidia_h100.json").read_text())
+    found = list(
+        tune.hopper_candidates(values["hopper_products"], values["cluster_attention"], 50, 400)
+    )
+    assert {name for name, _ in found} == {"products", "attention"}
+    for _, over in found:
+        assert why_not(over={**values, **over}) is None

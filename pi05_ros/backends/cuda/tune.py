@@ -47,15 +47,20 @@ def denoise_candidates(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def hopper_candidates(
-    attention: dict[str, int], shorter: list[dict[str, int]]
+    products: list[dict[str, int]], attention: list[dict[str, int]], horizon: int, queries: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """As above, where the expert is packed for the Hopper kernels.
 
     Args:
-        attention: choice so far.
-        shorter: entries of the products for shorter horizons, kept.
+        products: entries of the tuning data; those for other horizons are kept.
+        attention: same; those behind the one that is replaced take what it cannot.
+        horizon: action rows.
+        queries: query rows of the attention.
 
     """
+    shorter = [entry for entry in products if entry.get("max_rows", horizon) < horizon]
+    place = next(i for i, e in enumerate(attention) if queries <= e.get("max_rows", queries))
+    before, now, behind = attention[:place], attention[place], attention[place + 1 :]
     for qkv in (1, 2, 4):
         for out in (2, 4, 8):
             for down in (4, 8):
@@ -64,8 +69,8 @@ def hopper_candidates(
     for rows in (16, 32, 64):
         for cluster in (4, 8, 16):
             for trigger in (0, 1):
-                options = attention | {"rows": rows, "cluster": cluster, "trigger": trigger}
-                yield "attention", {"cluster_attention": [options]}
+                options = now | {"rows": rows, "cluster": cluster, "trigger": trigger}
+                yield "attention", {"cluster_attention": [*before, options, now, *behind]}
 
 
 def prefill_candidates(kind: str, fused: bool) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -133,11 +138,11 @@ def tune(
         return _graph_ms(lambda: stage.prefill(rows, slot))
 
     if engine.denoise_stage.image:
-        heads = engine.weights.config.expert.num_heads
-        attention = engine.tuning.by_rows("cluster_attention", horizon * heads)
-        products = engine.tuning.values["hopper_products"]
-        shorter = [entry for entry in products if entry.get("max_rows", horizon) < horizon]
-        flow = hopper_candidates(attention, shorter)
+        queries = horizon * engine.weights.config.expert.num_heads
+        values = engine.tuning.values
+        flow = hopper_candidates(
+            values["hopper_products"], values["cluster_attention"], horizon, queries
+        )
     else:
         flow = denoise_candidates(engine.precision.denoise)
     plans = (

@@ -78,7 +78,9 @@ def usable(
     if device.type != "cuda":
         return False
     capability = torch.cuda.get_device_capability(device)
-    if reason_against(config, precision, tuning, capability, prefix_rows) is not None:
+    reason = reason_against(config, precision, tuning, capability, prefix_rows)
+    if reason is not None:
+        log.info("denoising runs on the Triton kernels: %s", reason)
         return False
     try:
         Products(config, product_options(tuning, horizon), device).kernels(horizon)
