@@ -53,6 +53,7 @@ class EagerEngine:
         self.model = _at_precision(model, self.precision)
         self.device = model.device
         self.horizon = model.config.horizon if horizon is None else horizon
+        self._threads = torch.get_num_threads()
         self._clock = StageClock()
         self._kept: list[tuple[Hashable, Tensor]] = []  # key and image tokens by camera
 
@@ -71,6 +72,7 @@ class EagerEngine:
     ) -> KVCache:
         """Vision and prefill; see `SteerableEngine.context`. A `KVCache` of one row."""
         model = self.model
+        self._keep_thread_count()
         start = self._now()
         prompt = model.embed_prompt(tokens.to(self.device))[None]  # [1, n, D]
         parts = [prompt]
@@ -104,6 +106,7 @@ class EagerEngine:
         frozen: Tensor | None = None,
     ) -> Tensor:
         """Flow from noise ``[H, 32]`` to normalised actions; see `SteerableEngine.denoise`."""
+        self._keep_thread_count()
         start = self._now()
         x = noise.to(self.device, torch.float32)[None]
         clock = self.model.config.clock
@@ -136,6 +139,15 @@ class EagerEngine:
     def close(self) -> None:
         """Drop the weights."""
         del self.model
+
+    def _keep_thread_count(self) -> None:
+        """Compute on as many processors as when the engine was made, whoever calls.
+
+        Torch keeps the number per thread, and sums over other shares round differently: a chunk
+        would depend on the thread that computes it.
+        """
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
 
     def _now(self) -> float:
         if self.device.type == "cuda":

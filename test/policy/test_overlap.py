@@ -103,6 +103,25 @@ def test_both_halves_give_what_one_call_gives(policy):
     assert t.model_ms >= t.vision_ms + t.prefill_ms + t.denoise_ms
 
 
+def test_a_new_thread_rounds_like_the_others():
+    """It has run no torch yet, and others were told how many processors to use."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        policy, obs = fresh_policy(), observations(1)[0]
+        want = policy.infer(obs, seed=3)
+        halves = []
+        first = threading.Thread(target=lambda: halves.append(policy.prefill(obs, seed=3)))
+        first.start()
+        first.join(PATIENCE_S)
+        second = threading.Thread(target=lambda: halves.append(policy.denoise(halves[0])))
+        second.start()
+        second.join(PATIENCE_S)
+        same(halves[1:], [want])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_seeds_are_counted_by_either_way():
     policy = fresh_policy()
     obs = observations(1)[0]
