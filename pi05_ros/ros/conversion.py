@@ -169,6 +169,10 @@ class JointMap:
 
     def state(self, message: Any) -> np.ndarray:
         """State ``[n]`` float32 in the order of `names`, or ConversionError."""
+        return self.positions(message).astype(np.float32)
+
+    def positions(self, message: Any) -> np.ndarray:
+        """Joint positions ``[n]`` float64, as the message has them, or ConversionError."""
         try:
             names = message.name
             if list(names) != self._order or not self._order:
@@ -192,7 +196,7 @@ class JointMap:
             raise ConversionError(
                 "joint_not_finite", f"joint state is not finite: {', '.join(bad)}"
             )
-        return np.asarray(values, np.float32)
+        return np.asarray(values, np.float64)
 
     def _find(self, names: Sequence[str]) -> list[int]:
         where: dict[str, int] = {}

@@ -150,7 +150,7 @@ class ExecutorNode(Node):
 
     def _on_state(self, message: JointState) -> None:
         try:
-            positions = self._joint_map.state(message)
+            positions = self._joint_map.positions(message)
         except ConversionError as error:
             self._bad_states += 1
             self._last_bad_state = str(error)

@@ -127,10 +127,8 @@ class Executor:
         oldest_ns = taken_ns - int(2e9 * self.settings.max_chunk_age_s)
         while self._states[0][0] < oldest_ns:
             self._states.popleft()
-        if self._rewound and self.filter.position is not None:
-            lag = np.abs(values - self.filter.position)
-            if (lag > self.limits.velocity * FOLLOWING_LAG_S).any():
-                self.filter.position = None  # a simulation that started over: the arm is elsewhere
+        if self._rewound:
+            self._start_from_measured_if_elsewhere()  # as in a simulation that started over
         self._rewound = False
 
     def offer(self, chunk: TimedChunk, now_ns: int, random_weights: bool = False) -> None:
@@ -150,6 +148,8 @@ class Executor:
             self.strategy.clear()
             if self._policy_id is not None:
                 self._replaced.append(self._policy_id)
+            if chunk.policy_id in self._replaced:
+                self._replaced.remove(chunk.policy_id)  # it is back after the newer fell silent
         self._policy_id, self._chunk_id = chunk.policy_id, chunk.chunk_id
         self._end_ns = chunk.end_ns
         outside = (chunk.positions < self.limits.lower) | (chunk.positions > self.limits.upper)
@@ -170,12 +170,21 @@ class Executor:
     def resume(self) -> None:
         """Follow chunks again; what came before is forgotten.
 
-        Commands start from the measured joints again if the stop had come to rest.
+        Commands start from the measured joints again if the stop had come to rest and the arm
+        has been moved since. The small error of an arm that holds its place is no reason to:
+        that would be a jump of the command.
         """
         if self._stopped and self.filter.resting:
-            self.filter.position = None
+            self._start_from_measured_if_elsewhere()
         self._stopped = ""
         self.strategy.clear()
+
+    def _start_from_measured_if_elsewhere(self) -> None:
+        if self.filter.position is None or self._measured is None:
+            return
+        lag = np.abs(self._measured - self.filter.position)
+        if (lag > self.limits.velocity * FOLLOWING_LAG_S).any():
+            self.filter.position = None
 
     def rewind(self) -> None:
         """Take note that the clock has jumped back: what was received before counts no more.

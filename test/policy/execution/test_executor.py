@@ -151,6 +151,18 @@ def test_stale_joint_states_hold_and_stop_is_soft_and_lasting():
     assert run(executor, 2 * SECOND, 1)[0].mode == FOLLOWING
 
 
+@pytest.mark.parametrize(("error", "first"), [(0.01, 0.0), (0.8, 0.8)])
+def test_resume_starts_from_the_measured_joints_only_if_the_arm_was_moved(error, first):
+    executor = make()
+    executor.offer(chunk(0, np.tile([0.0, 0.5], (9, 1))), 0)
+    run(executor, 0, 2)
+    executor.stop("operator")
+    run(executor, 2 * STEP, 2)
+    executor.measure(np.array([error, 0.5]), 4 * STEP)
+    executor.resume()
+    assert executor.tick(4 * STEP).positions[0] == first
+
+
 def test_commanding_does_not_start_from_far_outside_the_limits():
     executor = make()
     executor.offer(chunk(0, np.zeros((9, 2))), 0)
@@ -195,7 +207,13 @@ def test_a_replaced_policy_is_refused_until_the_newer_one_has_fallen_silent():
             executor.offer(chunk(k * STEP, np.zeros((4, 2)), k, "old"), k * STEP)
     assert executor.strategy.target(5 * STEP)[0] == 1
     assert executor.refused == {"two policies": 3}
-    executor.offer(chunk(6 * STEP, np.zeros((4, 2)), 6, "old"), 6 * STEP)
+    for k in (6, 7, 8):  # the old one is followed again, chunk after chunk
+        executor.offer(chunk(k * STEP, np.zeros((4, 2)), k, "old"), k * STEP)
+    with pytest.raises(ChunkRefusedError, match="came after 8"):
+        executor.offer(chunk(8 * STEP, np.zeros((4, 2)), 8, "old"), 8 * STEP)
+    executor.offer(chunk(9 * STEP, np.ones((4, 2)), 0, "third"), 9 * STEP)
+    with pytest.raises(ChunkRefusedError, match="old was replaced by third"):
+        executor.offer(chunk(10 * STEP, np.zeros((4, 2)), 9, "old"), 10 * STEP)
 
 
 def test_a_stop_before_the_first_command_commands_nothing():
