@@ -5,9 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+MAX_KINDS = 16  # remembered per key; codes may be texts of exceptions
+
 
 class EdgeLog:
-    """One line when a problem appears or turns into another, one when it is over.
+    """One line for each kind of problem that appears, one when all is fine again.
+
+    A bad source often shows two kinds in turn, what is wrong with its messages and the age of its
+    last good one; each is named once.
 
     Args:
         logger: of the node.
@@ -18,15 +23,16 @@ class EdgeLog:
     def __init__(self, logger: Any, min_interval_s: float = 1.0) -> None:
         self._logger = logger
         self._min_interval_s = min_interval_s
-        self._logged: dict[str, tuple[str, float]] = {}
+        self._logged: dict[str, tuple[set[str], float]] = {}
 
     def report(self, key: str, code: str, text: str = "") -> None:
         """State of one condition; an empty code means that it is fine."""
-        last, when = self._logged.get(key, ("", -1e9))
+        named, when = self._logged.get(key, (set(), -1e9))
         now = time.monotonic()
-        if code == last or now - when < self._min_interval_s:
+        if (code in named if code else not named) or now - when < self._min_interval_s:
             return
-        self._logged[key] = (code, now)
+        kept = named if len(named) < MAX_KINDS else set()
+        self._logged[key] = (kept | {code} if code else set(), now)
         if code:
             self._logger.warning(f"{key}: {text}")
         else:

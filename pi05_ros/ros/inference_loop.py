@@ -269,4 +269,6 @@ class InferenceLoop:
             self._publish(message)
             self._chunk_id += 1
         self._statistics.add_latency(total_ms, message.timings.inference_ms)
-        self._log.report("inference", "")
+        # A message that arrives says little: its stamp may be wrong. A chunk made from it does.
+        for key in ("inference", *message.input_names):
+            self._log.report(key, "")

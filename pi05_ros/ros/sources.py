@@ -180,7 +180,6 @@ class Sources:
                 return
             now_ns = self._node.get_clock().now().nanoseconds
             if self.inputs.offer(name, payload, stamp_ns, now_ns, mono_ns):
-                self._log.report(name, "")
                 self._on_sample()
             else:
                 self._log.report(name, "dropped", self.inputs.sources[name].last_error)

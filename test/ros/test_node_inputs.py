@@ -1,6 +1,7 @@
 """The active node and its inputs: pictures and joints with every fault, stamps, clocks."""
 
 import array
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,6 +173,9 @@ def test_bad_joint_state_stops_chunks_and_is_named(bench, messages, code, names,
 )
 def test_wrong_stamps_publish_nothing_and_are_explained(bench, code, topic, offset_s):
     b = bench({"max_age_s": 0.5})
+    lines: list[str] = []
+    b.node._log._logger = SimpleNamespace(info=lines.append, warning=lines.append)
+    b.node._log._min_interval_s = 0.0
     b.client.stamp_offset_s[topic] = offset_s
     b.activate()
     source = topic.split("/")[0]
@@ -180,8 +184,10 @@ def test_wrong_stamps_publish_nothing_and_are_explained(bench, code, topic, offs
     assert b.client.latest("inputs").level == DiagnosticStatus.WARN
     assert source in b.client.latest("inputs").message
     assert not b.client.chunks
+    assert not [line for line in lines if "fine again" in line]  # though messages arrive
     b.client.stamp_offset_s.clear()
     b.chunks(2, timeout_s=15)
+    assert f"{source}: fine again" in lines
 
 
 def test_zero_stamps_by_receive_time_if_asked_for(bench, messages):

@@ -124,3 +124,12 @@ def test_edge_log_speaks_on_changes_only():
     for code in ("", "stale", "stale", "dead", "", ""):
         log.report("cam", code, code)
     assert lines == ["cam: stale", "cam: dead", "cam: fine again"]
+
+
+def test_edge_log_names_two_alternating_problems_once_each():
+    lines = []
+    logger = SimpleNamespace(warning=lines.append, info=lines.append)
+    log = EdgeLog(logger, min_interval_s=0.0)
+    for code in [*("encoding", "stale") * 5, "", "stale"]:
+        log.report("cam", code, code)
+    assert lines == ["cam: encoding", "cam: stale", "cam: fine again", "cam: stale"]
