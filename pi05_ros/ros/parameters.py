@@ -60,11 +60,12 @@ class Spec:
     def convert(self, value: Any) -> Any:
         """Value in the declared type, or ParameterError.
 
-        An integer is taken for a double, since ``rate_hz:=10`` is what people write; no other
-        type is reinterpreted.
+        An integer is taken for a double, since ``rate_hz:=10`` is what people write, and for a
+        string whose values may be numbers (``kv_reuse:=2``); no other type is reinterpreted.
         """
-        if self.kind is float and type(value) is int:
-            value = float(value)
+        numeric = self.kind is float or (self.kind is str and self.default.isdecimal())
+        if type(value) is int and numeric:
+            value = self.kind(value)
         if self.kind is tuple and isinstance(value, list | tuple):
             value = tuple(value)
             if all(isinstance(item, str) for item in value):

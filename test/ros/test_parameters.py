@@ -14,6 +14,14 @@ def test_defaults_pass_their_own_checks():
     assert PolicyParameters.from_values({}) == PolicyParameters()
 
 
+def test_an_integer_is_taken_where_the_text_may_be_a_number():
+    assert PolicyParameters.from_values({"kv_reuse": 3}).kv_reuse == "3"
+    with pytest.raises(ParameterError, match="from 1"):
+        PolicyParameters.from_values({"kv_reuse": 0})
+    with pytest.raises(ParameterError, match="must be a string"):
+        PolicyParameters.from_values({"kv_reuse": True})
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
