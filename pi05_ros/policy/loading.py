@@ -154,6 +154,8 @@ def load(
 
 def _random_name(checkpoint: str) -> tuple[str | None, int]:
     """Preset and weight seed of "random:<preset>[:<seed>]"; (None, 0) for a path."""
+    if not checkpoint:
+        raise PolicyError("checkpoint is empty; accepted: a path, or random:tiny / random:pi05")
     if not checkpoint.startswith(RANDOM_PREFIX):
         return None, 0
     preset, _, seed = checkpoint.removeprefix(RANDOM_PREFIX).partition(":")

@@ -211,7 +211,7 @@ class Policy:
 
     def set_prompt(self, text: str) -> None:
         """Prompt of observations that bring none; empty text means the profile's default."""
-        self._prompt = text if clean_prompt(text) else None
+        self._prompt = text if clean_prompt(_text(text)) else None
 
     def infer(
         self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
@@ -358,7 +358,7 @@ class Policy:
         """Prompt that an observation is answered with, as it was written.
 
         Raises:
-            PolicyError: neither it nor the policy nor the robot has one.
+            PolicyError: neither it nor the policy nor the robot has one, or it is not a text.
 
         """
         prompt = obs.prompt or self._prompt or self.robot.default_prompt
@@ -366,7 +366,7 @@ class Policy:
             raise PolicyError(
                 f"no prompt: the observation has none and robot {self.robot.name!r} has no default"
             )
-        return prompt
+        return _text(prompt)
 
     def _open(self, obs: Observation) -> tuple[str, ModelInputs]:
         """Check an observation: its prompt, and what the model gets."""
@@ -433,3 +433,9 @@ def _check_count(name: str, value: Any, most: int) -> int:
 def _check_seed(value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
         raise PolicyError(f"seed is {value!r}; accepted: a whole number from 0 to 2^63 - 1")
+
+
+def _text(prompt: object) -> str:
+    if not isinstance(prompt, str):
+        raise PolicyError(f"prompt is {type(prompt).__name__}; accepted: a text")
+    return prompt

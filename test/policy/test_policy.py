@@ -160,6 +160,17 @@ def test_prompt_precedence():
     assert one.infer(observe(), denoise_steps=1).prompt == "move the arm"
 
 
+def test_prompt_that_is_not_a_text(policy):
+    for act in (policy.set_prompt, lambda prompt: policy.infer(observe(prompt=prompt))):
+        with pytest.raises(PolicyError, match="prompt is int; accepted: a text"):
+            act(3)
+
+
+def test_empty_checkpoint_is_not_the_current_folder():
+    with pytest.raises(PolicyError, match="checkpoint is empty"):
+        Policy.load("", robot="sim_arm")
+
+
 def test_no_prompt_anywhere():
     droid = Policy.load("random:tiny", robot="droid")
     with pytest.raises(PolicyError, match=r"no prompt: .*'droid' has no default"):
