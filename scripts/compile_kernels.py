@@ -138,7 +138,9 @@ def main() -> int:
     for parameter in model.parameters():
         parameter.data.fill_(0.01)
     default = json.loads((tuning.FOLDER / "default.json").read_text())
-    over = json.loads(args.tuning.read_text()) if args.tuning else {}
+    over = tuning.read(args.tuning) if args.tuning else {}
+    if over is None:
+        parser.error(f"{args.tuning} cannot be read")
     values = tuning.Tuning(tuning.merge(default, over), "compile_kernels")
     failed = False
     for capability in args.capability:

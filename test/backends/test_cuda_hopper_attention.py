@@ -51,7 +51,7 @@ def test_a_device_it_cannot_run_on_is_named(monkeypatch):
 
     for capability, named in (((8, 9), "8.9"), ((12, 0), "12.0"), ((9, 0), "NVRTC was not found")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        monkeypatch.setattr(attention, "nvrtc", no_compiler)
+        monkeypatch.setattr(compiler, "nvrtc", no_compiler)
         attention.unavailable.cache_clear()
         assert named in attention.unavailable(torch.device("cuda", 0))
     attention.unavailable.cache_clear()

@@ -56,7 +56,7 @@ def test_everything_else_falls_back_with_a_reason(case, message):
 
 def test_all_shipped_tuning_data_fits_the_kernels():
     for path in tuning.FOLDER.glob("*.json"):
-        over = json.loads(path.read_text())
+        over = tuning.read(path)
         assert why_not(over={**over, **HOPPER}) is None, path.name
 
 
@@ -121,7 +121,7 @@ def test_simulation_and_tables_do_not_depend_on_the_layout(model):
 
 def test_other_devices_of_capability_9_start_from_the_measured_one():
     measured, others = (tuning.FOLDER / f"{name}.json" for name in ("nvidia_h100", "sm90"))
-    assert json.loads(others.read_text()) == json.loads(measured.read_text())
+    assert tuning.read(others) == tuning.read(measured) == json.loads(measured.read_text())
 
 
 def test_every_candidate_of_the_tuner_leaves_all_workloads_possible():
@@ -135,3 +135,22 @@ def test_every_candidate_of_the_tuner_leaves_all_workloads_possible():
     assert {name for name, _ in found} == {"products", "attention"}
     for _, over in found:
         assert why_not(over={**values, **over}) is None
+
+
+@pytest.mark.parametrize("horizon", [10, 24, 50])
+def test_the_tuner_keeps_the_products_of_other_horizons(horizon):
+    pytest.importorskip("triton")
+    from pi05_ros.backends.cuda import tune
+
+    values = tuning.read(tuning.FOLDER / "nvidia_h100.json")
+    other = 50 if horizon < 50 else 10
+    before = choice.product_options(tuning.Tuning(values, ""), other)
+    changed = set()
+    for name, over in tune.hopper_candidates(
+        values["hopper_products"], values["cluster_attention"], horizon, 8 * horizon
+    ):
+        if name == "products":
+            now = tuning.Tuning(values | over, "")
+            assert choice.product_options(now, other) == before
+            changed.add(choice.product_options(now, horizon))
+    assert len(changed) == 18

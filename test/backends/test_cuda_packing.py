@@ -184,7 +184,7 @@ def test_device_names_become_file_names():
 def test_defaults_and_shipped_files_have_the_same_keys():
     default = json.loads((tuning.FOLDER / "default.json").read_text())
     for path in tuning.FOLDER.glob("*.json"):
-        unknown = set(json.loads(path.read_text())) - set(default)
+        unknown = set(tuning.read(path)) - set(default)
         assert not unknown, f"{path.name}: {unknown}"
 
 

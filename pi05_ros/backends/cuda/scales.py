@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pi05_ros.backends.cuda.cache import cache_folder
 from pi05_ros.backends.errors import BackendError
 
 MARGIN = 2.0
@@ -32,8 +33,7 @@ FORMAT = "pi05_ros activation scales 1"
 
 def default_path(fingerprint: str) -> Path:
     """Where `pi05 calibrate` keeps the scales of some weights, and engines look for them."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "pi05_ros" / "scales" / fingerprint[:32]
+    return cache_folder("scales") / fingerprint[:32]
 
 
 def scale_of(amax: Tensor) -> Tensor:
@@ -94,13 +94,15 @@ class Calibration:
             amax = load_file(str(path.with_suffix(".safetensors")))["amax"]
             if about["format"] != FORMAT or len(about["sites"]) != amax.numel():
                 raise ValueError("the two files do not belong together")
+            if not bool((amax.isfinite() & (amax >= 0)).all()):
+                raise ValueError("a magnitude is negative or not finite")
             return cls(
                 tuple(about["sites"]),
-                amax.float(),
+                amax.float().flatten(),
                 str(about["fingerprint"]),
                 int(about["observations"]),
             )
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise BackendError(f"{path}: no calibration that can be read: {error}") from error
 
     def amax_for(self, sites: list[str], fingerprint: str, quantised: list[bool]) -> Tensor:

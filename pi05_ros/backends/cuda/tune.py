@@ -52,20 +52,21 @@ def hopper_candidates(
     """As above, where the expert is packed for the Hopper kernels.
 
     Args:
-        products: entries of the tuning data; those for other horizons are kept.
+        products: entries of the tuning data; only the one that the horizon uses is replaced.
         attention: same; those behind the one that is replaced take what it cannot.
         horizon: action rows.
         queries: query rows of the attention.
 
     """
-    shorter = [entry for entry in products if entry.get("max_rows", horizon) < horizon]
+    at = next(i for i, e in enumerate(products) if horizon <= e.get("max_rows", horizon))
     place = next(i for i, e in enumerate(attention) if queries <= e.get("max_rows", queries))
     before, now, behind = attention[:place], attention[place], attention[place + 1 :]
     for qkv in (1, 2, 4):
         for out in (2, 4, 8):
             for down in (4, 8):
-                entry = {"qkv": qkv, "out": out, "down": down}
-                yield "products", {"hopper_products": [*shorter, entry]}
+                entry = products[at] | {"qkv": qkv, "out": out, "down": down}
+                changed = [*products[:at], entry, *products[at + 1 :]]
+                yield "products", {"hopper_products": changed}
     for rows in (16, 32, 64):
         for cluster in (4, 8, 16):
             for trigger in (0, 1):
@@ -180,8 +181,9 @@ def save(chosen: dict[str, Any], device: torch.device) -> Path:
     path = tuning.user_folder() / f"{tuning.slug(torch.cuda.get_device_name(device))}.json"
     base: dict[str, Any] = {}
     for known in tuning.candidates(device):
-        if known.is_file():
-            base = json.loads(known.read_text())
+        found = tuning.read(known)
+        if found is not None:
+            base = found
             break
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(tuning.merge(base, chosen), indent=1) + "\n")

@@ -1,14 +1,15 @@
 """Kernel choices as data: tile sizes, warps, stages per device, from JSON files in tuning/.
 
 A file is named after the device (`nvidia_h100.json`); a device without one uses `sm<capability>`
-and then `default.json`. `pi05 tune` writes a file into the user's cache, which comes first. Only
-the numbers differ between devices, never the code.
+and then `default.json`. A file `{"like": "nvidia_h100"}` says what another one says. `pi05 tune`
+writes a file into the user's cache, which comes first. Only the numbers differ between devices,
+never the code.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,16 @@ from typing import Any
 
 import torch
 
+from pi05_ros.backends.cuda.cache import cache_folder
+
+log = logging.getLogger("pi05_ros.cuda")
+
 FOLDER = Path(__file__).parent / "tuning"
 
 
 def user_folder() -> Path:
     """Where `pi05 tune` keeps its results."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "pi05_ros" / "tuning"
+    return cache_folder("tuning")
 
 
 def slug(device_name: str) -> str:
@@ -54,6 +58,12 @@ class Tuning:
                 return dict(entry)
         return dict(entries[-1])
 
+    def fuses_gate_up(self, mlp_dim: int) -> bool:
+        """Whether gate-up and GeGLU of the prefix are one product, which takes whole tiles."""
+        kernels = ("fused_gate_up_fp8", "fused_gate_up_bf16")
+        tiles = [entry["BN"] for name in kernels for entry in self.values[name]]
+        return self.flag("fused_gate_up") and not any(2 * mlp_dim % BN for BN in tiles)
+
     def flag(self, name: str) -> bool:
         """On/off choice."""
         return bool(self.values[name])
@@ -83,14 +93,31 @@ def candidates(device: torch.device) -> list[Path]:
     ]
 
 
+def read(path: Path) -> dict[str, Any] | None:
+    """Values of one file; None where there is none, or none that can be read."""
+    try:
+        values = json.loads(path.read_text())
+        if "like" in values:
+            values = json.loads((FOLDER / f"{values['like']}.json").read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, TypeError, ValueError) as error:
+        log.warning("kernel choices in %s cannot be read: %s", path, error)
+        return None
+    if not isinstance(values, dict):
+        log.warning("kernel choices in %s cannot be read: no JSON object", path)
+        return None
+    return values
+
+
 def load(device: torch.device, override: dict[str, Any] | None = None) -> Tuning:
     """Choices for a device: defaults, updated by the best file there is, then by `override`."""
     values = json.loads((FOLDER / "default.json").read_text())
     source = "default.json"
     for path in candidates(device):
-        if path.is_file():
-            values = merge(values, json.loads(path.read_text()))
-            source = str(path)
+        found = read(path)
+        if found is not None:
+            values, source = merge(values, found), str(path)
             break
     if override:
         values = merge(values, override)

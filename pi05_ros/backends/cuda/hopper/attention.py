@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from pi05_ros.backends.cuda.hopper import launch as cuda
-from pi05_ros.backends.cuda.hopper.compile import KernelError, nvrtc
+from pi05_ros.backends.cuda.hopper.compile import KernelError
+
+log = logging.getLogger("pi05_ros.cuda")
 
 HEAD_DIM, HEADS = 256, 8
 MAX_HORIZON = 64
@@ -63,9 +66,11 @@ def unavailable(device: torch.device) -> str | None:
     if (major, minor) != (9, 0):
         return f"it needs compute capability 9.0, this is {major}.{minor}"
     try:
-        nvrtc()
+        cuda.probe(device)
     except KernelError as error:
-        return str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
+        log.warning("attention of the actions runs on the slower Triton kernels: %s", reason)
+        return reason
     return None
 
 

@@ -20,6 +20,9 @@ from pathlib import Path
 
 import torch
 
+from pi05_ros.backends.cuda.cache import cache_folder
+from pi05_ros.backends.errors import BackendError
+
 log = logging.getLogger("pi05_ros.cuda")
 
 SOURCES = Path(__file__).parent
@@ -33,14 +36,8 @@ OLDEST = (12, 0)  # the first NVRTC that knows sm_90a
 _MAJORS = (13, 12)
 
 
-class KernelError(RuntimeError):
+class KernelError(BackendError):
     """The kernels cannot be compiled, loaded or launched here."""
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "pi05_ros" / "kernels"
 
 
 def library_candidates() -> Iterator[str]:
@@ -183,7 +180,7 @@ def cubin(source: str, defines: Mapping[str, int] | None = None) -> bytes:
     digest = hashlib.sha256()
     for part in (str(compiler.version), *options, source, text, *headers, *headers.values()):
         digest.update(part.encode() + b"\0")
-    path = cache_folder() / f"{Path(source).stem}-{digest.hexdigest()[:32]}.cubin"
+    path = cache_folder("kernels") / f"{Path(source).stem}-{digest.hexdigest()[:32]}.cubin"
     with _LOCK:
         image = read_cached(path)
         if image is None:

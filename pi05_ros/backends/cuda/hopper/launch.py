@@ -211,6 +211,18 @@ class Module:
         return Kernel(name, function, shared, self.device)
 
 
+def probe(device: torch.device) -> None:
+    """Compile and load an empty kernel: whether compiler and driver get along on a device.
+
+    Raises:
+        KernelError: no NVRTC, or the driver is too old for what it makes.
+
+    """
+    text = 'extern "C" __global__ void nothing() {}'
+    image = compiler.nvrtc().compile("probe.cu", text, {}, compiler.OPTIONS)
+    Module(image, torch.cuda.current_device() if device.index is None else device.index)
+
+
 _LOADED: dict[tuple[str, tuple[tuple[str, int], ...], int], Module] = {}
 _LOCK = threading.Lock()
 

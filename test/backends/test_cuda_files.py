@@ -1,0 +1,112 @@
+"""Files of the cuda backend: where they lie, and damaged ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pi05_ros.backends import BackendError
+from pi05_ros.backends.cuda import cache, tuning
+from pi05_ros.backends.cuda.hopper import compile as compiler
+from pi05_ros.backends.cuda.hopper import launch
+from pi05_ros.backends.cuda.scales import Calibration
+
+SITES = ("prefill.0.qkv", "prefill.0.down")
+
+
+def test_the_cache_follows_xdg_where_that_is_absolute(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.cache_folder("scales") == tmp_path / "pi05_ros" / "scales"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for value in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert cache.cache_folder("x") == tmp_path / "home/.cache/pi05_ros/x"
+
+
+def test_a_user_without_a_home_gets_a_folder_of_the_process(monkeypatch, tmp_path):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
+    cache._folder_of_this_process.cache_clear()
+    try:
+        folder = cache.cache_folder("kernels")
+        assert folder.parent.parent == tmp_path
+        assert folder.parent.stat().st_mode & 0o777 == 0o700
+        assert cache.cache_folder("kernels") == folder
+    finally:
+        cache._folder_of_this_process.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"like": "nothing"}', '{"like": [1]}'])
+def test_kernel_choices_that_cannot_be_read_are_left_out(text, tmp_path, monkeypatch, caplog):
+    bad, good = tmp_path / "bad.json", tmp_path / "good.json"
+    bad.write_text(text)
+    good.write_text('{"norm_warps": 16}')
+    files = [tmp_path / "missing.json", bad, good]
+    monkeypatch.setattr(tuning, "candidates", lambda device: files)
+    found = tuning.load(torch.device("cpu"))
+    assert (found.values["norm_warps"], found.source) == (16, str(good))
+    assert ("cannot be read" in caplog.text) == ("like" not in text)
+
+
+def made(amax=(1.0, 2.0)) -> Calibration:
+    return Calibration(SITES, torch.tensor(amax), "f" * 64, 3)
+
+
+def test_scales_come_back(tmp_path):
+    made().save(tmp_path / "scales")
+    assert sorted(os.listdir(tmp_path)) == ["scales.json", "scales.safetensors"]
+    back = Calibration.load(tmp_path / "scales.json")
+    assert (back.sites, back.amax.tolist(), back.observations) == (SITES, [1.0, 2.0], 3)
+
+
+def test_damaged_scales_are_one_clear_error(tmp_path):
+    path = tmp_path / "scales"
+    with pytest.raises(BackendError, match="no calibration"):
+        Calibration.load(path)
+    for amax in ((1.0, float("nan")), (float("inf"), 1.0), (-1.0, 1.0), (1.0,)):
+        made(amax).save(path)
+        with pytest.raises(BackendError, match="no calibration"):
+            Calibration.load(path)
+    made().save(path)
+    whole = path.with_suffix(".safetensors").read_bytes()
+    path.with_suffix(".safetensors").write_bytes(whole[:-3])
+    with pytest.raises(BackendError, match="no calibration"):
+        Calibration.load(path)
+    path.with_suffix(".json").write_text("[]")
+    with pytest.raises(BackendError, match="no calibration"):
+        Calibration.load(path)
+
+
+def test_a_driver_that_refuses_the_compiler_is_found_before_any_kernel_is_needed(monkeypatch):
+    """The Triton kernels take over only if this is known when the engine is built."""
+    given = []
+
+    class Compiler:
+        def compile(self, name, source, headers, options):
+            given.append(source)
+            return b"cubin"
+
+    def refuse(image, device):
+        raise compiler.KernelError("cuModuleLoadData: no kernel image is available (209)")
+
+    monkeypatch.setattr(compiler, "nvrtc", Compiler)
+    monkeypatch.setattr(launch, "Module", refuse)
+    with pytest.raises(BackendError, match="209"):
+        launch.probe(torch.device("cuda", 0))
+    assert len(given) == 1
+
+
+def test_the_empty_kernel_compiles():
+    try:
+        nvrtc = compiler.nvrtc()
+    except compiler.KernelError as error:
+        pytest.skip(str(error))
+    text = 'extern "C" __global__ void nothing() {}'
+    assert nvrtc.compile("probe.cu", text, {}, compiler.OPTIONS)[:4] == b"\x7fELF"
