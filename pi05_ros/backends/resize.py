@@ -25,7 +25,7 @@ def fitted_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=64)
-def _weights(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+def filter_weights(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices and fixed-point weights ``[target, k]`` of the triangle filter along one axis."""
     scale = source / target
     support = max(scale, 1.0)
@@ -50,7 +50,7 @@ def _weights(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
 def _device_weights(
     source: int, target: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    indices, weights = _weights(source, target)
+    indices, weights = filter_weights(source, target)
     return torch.from_numpy(indices).to(device), torch.from_numpy(weights).to(device)
 
 

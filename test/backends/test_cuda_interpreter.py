@@ -60,6 +60,65 @@ decided = torch.randn(3, 32, generator=g)
 assert torch.equal(engine.sample(images, tokens, noise, 2, frozen=decided)[:3], decided)
 """
 
+REFUSED = """
+def engine_with(**options):
+    return CudaEngine(model, BF16, **{"max_prompt_tokens": 24, **options})
+
+for option, value, accepted in (("horizon", 65, "1 to 64"), ("views", 4, "0 to 3"),
+                                ("max_prompt_tokens", 0, "1 or more"), ("slots", 0, "1 or more"),
+                                ("monitor_every", -1, "0 or more")):
+    raises(f"{option} is {value}; accepted: {accepted}", engine_with, **{option: value})
+engine = engine_with()
+context = engine.context(images, tokens)
+out = engine.denoise(context, noise, 1)
+# a call that is refused leaves the context as it was
+for text, args, options in (
+    ("horizon 65", (images, tokens[:4], torch.zeros(65, 32), 1), {}),
+    ("float [H, 32]", (images, tokens[:4], torch.zeros(10, 31), 1), {}),
+    ("0 prompt tokens", (images, tokens[:0], noise, 1), {}),
+    ("25 prompt tokens", (images, tokens.repeat(2)[:25], noise, 1), {}),
+    ("outside 0 to 511", (images, tokens + 512, noise, 1), {}),
+    ("int64 [n]", (images, tokens.float(), noise, 1), {}),
+    ("4 images", (images.repeat(2, 1, 1, 1), tokens, noise, 1), {}),
+    ("image is torch.uint8", (images[0], tokens, noise, 1), {}),
+    ("steps is 21", (images, tokens[:4], noise, 21), {}),
+    ("give noise or a seed", (images, tokens[:4], None, 1), {}),
+    ("need noise given", (images, tokens[:4], None, 1), {"seed": 1, "frozen": noise[:2]}),
+):
+    raises(text, engine.sample, *args, **options)
+    assert torch.equal(engine.denoise(context, noise, 1), out), text
+raises("1 camera keys for 2 images", engine.context, images, tokens[:4], camera_keys=["a"])
+assert torch.equal(engine.denoise(context, noise, 1), out)
+# strided inputs, and inputs with a history
+wide = torch.zeros(10, 64)
+wide[:, ::2] = noise
+pixels = plain._pixels(images).requires_grad_()
+assert torch.equal(engine.sample(images.flip(2).flip(2), tokens, wide[:, ::2], 1), out)
+got = engine.sample(pixels, tokens, noise.clone().requires_grad_(), 1)
+torch.testing.assert_close(got, out, atol=1e-3, rtol=0)
+assert not got.requires_grad and not engine.buffers.noise.requires_grad
+"""
+
+WIDTHS = """
+import dataclasses
+tiny = model.config
+odd = dataclasses.replace(
+    tiny,
+    vlm=dataclasses.replace(tiny.vlm, mlp_dim=tiny.vlm.mlp_dim + 32),
+    expert=dataclasses.replace(tiny.expert, width=96, mlp_dim=160),
+)
+model = Pi05.random(odd, 2)
+for over in ({}, {"fused_gate_up": True, "denoise": {"step": {"CHUNK": 1024, "warps": 4}}}):
+    engine = CudaEngine(model, BF16, max_prompt_tokens=24, tuning=over)
+    assert not engine.weights.fused_gate_up
+    out = engine.sample(images, tokens, noise, 2)
+    want = EagerEngine(model).sample(images, tokens, noise, 2)
+    torch.testing.assert_close(out, want, atol=1e-3, rtol=0)
+for name in ("out", "down"):
+    raises("16 slices of K", CudaEngine, model, BF16, max_prompt_tokens=24,
+           tuning={"denoise": {"bf16": {name: {"split": 16}}}})
+"""
+
 KEPT = """
 engine = CudaEngine(model, BF16, max_prompt_tokens=24)
 def actions(*args, **options):
@@ -143,7 +202,9 @@ raises("no magnitudes for 12 sites", CudaEngine, model, Precision("bf16", "fp8",
 
 
 @pytest.mark.parametrize(
-    "script", [SAMPLE, KEPT, GUIDED, QUANTISED], ids=["sample", "kept", "guided", "quantised"]
+    "script",
+    [SAMPLE, REFUSED, WIDTHS, KEPT, GUIDED, QUANTISED],
+    ids=["sample", "refused", "widths", "kept", "guided", "quantised"],
 )
 def test_the_tiny_model_matches_the_plain_one(script):
     root = Path(__file__).parents[2]

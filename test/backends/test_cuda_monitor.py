@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 
 from pi05_ros.backends.cuda.monitor import RECENT, Monitor
@@ -41,6 +43,26 @@ def test_findings_are_reported_once_and_warned_of_until_calls_are_clean_again():
     assert monitor.health().values["fp8_monitored_calls"] == str(RECENT + 1)
     monitor.drain(("denoise",))
     assert [row.site for row in monitor.report()] == ["denoise.0.qkv"]
+
+
+def test_reports_and_polls_of_two_threads_lose_nothing():
+    amax, monitor = make(1)
+    polling = threading.Event()
+
+    def diagnostics():
+        while not polling.is_set():
+            monitor.health()
+
+    thread = threading.Thread(target=diagnostics)
+    thread.start()
+    try:
+        for n in range(300):
+            amax[n % 2] = 500.0 + n
+            monitor.drain(("context",))
+            assert [row.largest for row in monitor.report()] == [500.0 + n]
+    finally:
+        polling.set()
+        thread.join()
 
 
 def test_the_log_has_a_line_when_saturation_begins_and_not_for_every_call(caplog):

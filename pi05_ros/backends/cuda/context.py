@@ -13,6 +13,7 @@ from pi05_ros.backends.cuda.kernels import attention, gemm, prefill
 from pi05_ros.backends.cuda.stage import LOG2E
 from pi05_ros.backends.cuda.vision import VisionStage
 from pi05_ros.backends.cuda.weights import Linear
+from pi05_ros.backends.errors import BackendError
 
 
 class ContextStages(VisionStage):
@@ -119,6 +120,8 @@ class ContextStages(VisionStage):
         tiles = triton.cdiv(q_rows, options["BM"])
         # 0: as many as fill the device once, one program per processor
         splits = options["splits"] or min(MAX_PREFILL_SPLITS, max(1, self.processors // tiles))
+        if splits > MAX_PREFILL_SPLITS:
+            raise BackendError(f"prefill attention in more than {MAX_PREFILL_SPLITS} splits")
         keys = triton.cdiv(triton.cdiv(rows, splits), options["BN"]) * options["BN"]
         scale, amax = self.site(target)
         direct = splits == 1

@@ -7,9 +7,17 @@ import math
 import triton
 from torch import Tensor
 
-from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_SPLITS, SUM_PARTS, Buffers, Slot
+from pi05_ros.backends.cuda.buffers import (
+    ACTION_ROWS,
+    MAX_RESIDUAL_SPLIT,
+    MAX_SPLITS,
+    SUM_PARTS,
+    Buffers,
+    Slot,
+)
 from pi05_ros.backends.cuda.context import ContextStages
 from pi05_ros.backends.cuda.hopper import attention as cluster_attention
+from pi05_ros.backends.cuda.hopper.choice import attention_options
 from pi05_ros.backends.cuda.kernels import attention, denoise
 from pi05_ros.backends.cuda.modulation import Modulation
 from pi05_ros.backends.cuda.stage import LOG2E
@@ -21,7 +29,10 @@ from pi05_ros.backends.errors import BackendError
 def fit(options: dict[str, int], N: int, K: int) -> dict[str, int]:
     """Shrink tile sizes to what divides ``[N, K]``; sizes of the real model pass unchanged."""
     out = dict(options)
-    K //= out.get("split", 1)
+    split = out.get("split", 1)
+    if split > MAX_RESIDUAL_SPLIT:
+        raise BackendError(f"{split} slices of K; accepted: 1 to {MAX_RESIDUAL_SPLIT}")
+    K //= split
     while N % out["BN"]:
         out["BN"] //= 2
     while K % out["BK"]:
@@ -212,29 +223,12 @@ class DenoiseStage:
         self, horizon: int, rows_cap: int, slot: Slot, index: int, target: Linear
     ) -> None:
         """Queries `dq` against the cache -> `dattn`: one launch of clusters, or two of Triton."""
+        if self.clusters and self._cluster_attention(horizon, rows_cap, slot, index, target):
+            return
         b, config = self.buffers, self.weights.config.expert
         k, v = slot.k[index], slot.v[index]
         rows = horizon * config.num_heads
         scale, amax = self.context.site(target)
-        clusters = self.tuning.by_rows("cluster_attention", rows)
-        if self.clusters and not cluster_attention.unsupported(
-            config.num_heads, config.head_dim, rows_cap, horizon, clusters
-        ):
-            cluster_attention.launch(
-                b.dq,
-                k,
-                v,
-                slot.length,
-                b.dattn,
-                scale,
-                amax if self.monitor and target.fp8 else None,
-                horizon=horizon,
-                prefix_rows=rows_cap,
-                output="e4m3" if b.dattn.dtype == FP8 else "bf16",
-                options=clusters,
-                dependent=self.pdl,
-            )
-            return
         options = self.tuning.kernel("denoise", "attention")
         BN = options["BN"]
         splits = triton.cdiv(rows_cap + horizon, BN)
@@ -266,6 +260,32 @@ class DenoiseStage:
             **self.launch,
         )
         self.context.combine((b.dparts, b.dlse, b.dattn), rows, splits, stride, target)
+
+    def _cluster_attention(
+        self, horizon: int, rows_cap: int, slot: Slot, index: int, target: Linear
+    ) -> bool:
+        """The same as one launch of clusters; False where no choice takes this workload."""
+        b = self.buffers
+        options = attention_options(self.tuning, self.weights.config, rows_cap, horizon)
+        if options is None:
+            return False
+        scale, amax = self.context.site(target)
+        layout = "image" if self.image else "e4m3" if b.dattn.dtype == FP8 else "bf16"
+        cluster_attention.launch(
+            b.dq,
+            slot.k[index],
+            slot.v[index],
+            slot.length,
+            b.dattn,
+            scale,
+            amax if self.monitor and target.fp8 else None,
+            horizon=horizon,
+            prefix_rows=rows_cap,
+            output=layout,
+            options=options,
+            dependent=self.pdl,
+        )
+        return True
 
     def _residual(
         self,
@@ -325,6 +345,9 @@ class DenoiseStage:
         options = self.tuning.kernel("denoise", "step")
         pdl = self.pdl and not first
         D = w.config.expert.width
+        chunk = options["CHUNK"]
+        while D % chunk:  # the kernel takes whole chunks, of a power of two columns
+            chunk //= 2
         denoise.euler_step[(horizon,)](
             b.dx,
             b.state,
@@ -348,7 +371,7 @@ class DenoiseStage:
             1.0 / mod.steps,
             D=D,
             A=w.config.action_dim,
-            CHUNK=min(options["CHUNK"], D),
+            CHUNK=chunk,
             BM=ACTION_ROWS,
             PARTS=self.sum_parts,
             IMAGE=self.image,

@@ -7,11 +7,12 @@ exact size. A new bucket costs one capture (a fraction of a second), never a rec
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
-import math
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,13 @@ from pi05_ros.backends.cuda.context import ContextStages
 from pi05_ros.backends.cuda.denoise import denoise_stage
 from pi05_ros.backends.cuda.graphs import Graphs
 from pi05_ros.backends.cuda.hopper import choice as hopper
-from pi05_ros.backends.cuda.inputs import Inputs, check_noise, check_steps, check_tokens
+from pi05_ros.backends.cuda.inputs import (
+    Inputs,
+    check_noise,
+    check_range,
+    check_steps,
+    check_tokens,
+)
 from pi05_ros.backends.cuda.kept_inputs import KeptInputs
 from pi05_ros.backends.cuda.launches import Launches
 from pi05_ros.backends.cuda.monitor import Monitor
@@ -74,16 +81,16 @@ class CudaEngine:
         views: int = 2,
         calibration: str | Path | Calibration | None = None,
         release_model: bool = False,
-        deterministic: bool = True,
         monitor_every: int = MONITOR_EVERY,
         slots: int = 2,
         dependent_launch: bool | None = None,
         tuning: dict[str, Any] | None = None,
     ) -> None:
-        if not 1 <= horizon <= ACTION_ROWS:
-            raise BackendError(f"horizon is {horizon}; accepted: 1 to {ACTION_ROWS}")
-        if views > MAX_VIEWS:
-            raise BackendError(f"{views} views; accepted: up to {MAX_VIEWS}")
+        check_range("horizon", horizon, 1, ACTION_ROWS)
+        check_range("views", views, 0, MAX_VIEWS)
+        check_range("max_prompt_tokens", max_prompt_tokens, 1)
+        check_range("slots", slots, 1)
+        check_range("monitor_every", monitor_every, 0)
         if model.config.vlm.num_kv_heads != 1:
             raise BackendError("the cuda backend needs one K/V head, as pi0.5 has")
         self.device = model.device
@@ -91,7 +98,6 @@ class CudaEngine:
         self.horizon = horizon
         self.max_prompt_tokens = max_prompt_tokens
         self.prompt_buckets = PROMPT_BUCKETS
-        self.deterministic = deterministic  # every kernel is; kept to state it
         self.tuning = load_tuning(self.device, tuning)
         if dependent_launch is None:
             dependent_launch = self.tuning.flag("dependent_launch")
@@ -101,7 +107,7 @@ class CudaEngine:
                 model,
                 precision,
                 release=release_model,
-                fused_gate_up=self.tuning.flag("fused_gate_up"),
+                fused_gate_up=self.tuning.fuses_gate_up(model.config.vlm.mlp_dim),
                 expert_image=hopper.usable(
                     model.config, precision, self.tuning, self.device, prefix_rows, horizon
                 ),
@@ -138,8 +144,6 @@ class CudaEngine:
             else:
                 self._find_calibration()
 
-    # public -----------------------------------------------------------------------------------
-
     def sample(
         self,
         images: Sequence[Tensor] | Tensor,
@@ -164,8 +168,9 @@ class CudaEngine:
         with self._lock, self._on_device():
             check_steps(steps, MAX_STEPS)
             views = self._inputs.views(images, MAX_VIEWS)
-            _, bucket = self._load_prompt(tokens, len(views), 0)
             horizon = self._load_noise(noise, seed, frozen)
+            # last, because it writes the slot's length: a context stays valid if this call fails
+            _, bucket = self._load_prompt(tokens, len(views), 0)
             for camera, view in enumerate(views):
                 self._inputs.load(camera, view)
             self._kept.forget()
@@ -213,6 +218,8 @@ class CudaEngine:
             views = self._inputs.views(images, MAX_VIEWS)
             if not 0 <= slot < len(self._serial):
                 raise BackendError(f"slot {slot}; accepted: 0 to {len(self._serial) - 1}")
+            if camera_keys is not None and len(camera_keys) != len(views):
+                raise BackendError(f"{len(camera_keys)} camera keys for {len(views)} images")
             n, bucket = self._load_prompt(tokens, len(views), slot)
             kinds = tuple(view.kind for view in views)
             self._serial[slot] += 1
@@ -287,17 +294,7 @@ class CudaEngine:
         `sample` is one graph, so only its total is known; `context` is one too unless it has
         camera keys. Kept image tokens take no time, and vision is then what was encoded again.
         """
-        ms = self._watch.ms
-        whole = ms("sample", "sampled")
-        if not math.isnan(whole):
-            return EngineTimings(model_ms=whole)
-        denoise_ms = ms("denoise", "denoised")
-        return EngineTimings(
-            vision_ms=ms("context", "prefill"),
-            prefill_ms=ms("prefill", "context end"),
-            denoise_ms=denoise_ms,
-            model_ms=ms("context", "context end") + denoise_ms,
-        )
+        return self._watch.timings()
 
     def health(self) -> EngineHealth:
         """What the saturation monitor has found; callable from any thread, waits for nothing."""
@@ -346,6 +343,8 @@ class CudaEngine:
     def close(self) -> None:
         """Free device memory."""
         with self._lock:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # replays of any stream use what is freed
             self.graphs.clear()
             stages = ["context_stages", "denoise_stage", "launches"]
             for name in ["weights", "buffers", *stages, "_inputs", "_kept", "_steering"]:
@@ -356,12 +355,12 @@ class CudaEngine:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    # inputs -----------------------------------------------------------------------------------
-
-    def _on_device(self) -> Any:
-        if self.device.type == "cuda":
-            return torch.cuda.device(self.device)
-        return torch.no_grad()
+    @contextlib.contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """Inputs that require gradients must not tie static buffers to their history."""
+        on_gpu = self.device.type == "cuda"
+        with torch.no_grad(), torch.cuda.device(self.device) if on_gpu else nullcontext():
+            yield
 
     def _load_prompt(self, tokens: Tensor, views: int, slot: int) -> tuple[int, int]:
         n = check_tokens(tokens, self.max_prompt_tokens, self.weights.config.vocab)
@@ -395,8 +394,6 @@ class CudaEngine:
             with torch.no_grad():
                 self._modulation[steps] = modulation.build(self.weights, steps)
         return self._modulation[steps]
-
-    # parts ------------------------------------------------------------------------------------
 
     def _find_calibration(self) -> None:
         """Take the scales that `pi05 calibrate` left for these weights, if there are any."""

@@ -22,6 +22,9 @@ class Graphs:
         self.limit = limit
         self._graphs: OrderedDict[Hashable, list[torch.cuda.CUDAGraph]] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        # Captures of an engine share one stream: a cuBLAS workspace belongs to a stream, stays
+        # (32 MiB on Hopper), and must not be that of graphs that another engine replays meanwhile.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -72,7 +75,8 @@ class Graphs:
         The capture mode is thread-local: another thread may use CUDA meanwhile.
         """
         with _CAPTURE:
-            stream = torch.cuda.Stream(self.device)
+            stream = self._stream
+            assert stream is not None
             stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(stream):
                 launch()

@@ -81,11 +81,10 @@ class Inputs:
         """Device buffer of one camera for one kind of picture."""
         key = (camera, kind)
         if key not in self._frames:
-            if kind[0] == "frame":
-                shape, dtype = (kind[1], kind[2], 3), torch.uint8
-            else:
-                shape, dtype = (1, 3, self.size), torch.float32
-                shape = (1, 3, self.size, self.size)  # type: ignore[assignment]
+            shape: tuple[int, ...] = (kind[1], kind[2], 3)
+            dtype = torch.uint8
+            if kind[0] == "pixels":
+                shape, dtype = (1, 3, self.size, self.size), torch.float32
             self._frames[key] = torch.zeros(shape, dtype=dtype, device=self.device)
         return self._frames[key]
 
@@ -100,6 +99,13 @@ class Inputs:
             self._pinned[key].send(source.reshape(target.shape), target)
         else:
             target.copy_(source.reshape(target.shape), non_blocking=True)
+
+
+def check_range(name: str, value: int, least: int, most: int | None = None) -> None:
+    """Raise BackendError unless an option of the engine is within its range."""
+    if value < least or (most is not None and value > most):
+        accepted = f"{least} or more" if most is None else f"{least} to {most}"
+        raise BackendError(f"{name} is {value}; accepted: {accepted}")
 
 
 def check_tokens(tokens: Tensor, most: int, vocab: int) -> int:

@@ -13,7 +13,6 @@ from torch import Tensor
 from pi05_ros.backends.cuda.graphs import Graphs
 from pi05_ros.backends.cuda.inputs import Inputs, Kind, View
 from pi05_ros.backends.cuda.launches import Launches
-from pi05_ros.backends.errors import BackendError
 
 
 class KeptInputs:
@@ -39,14 +38,7 @@ class KeptInputs:
         bucket: int,
         slot: int,
     ) -> None:
-        """Make the embeddings those of `views` and `tokens`; a key of None is never kept.
-
-        Raises:
-            BackendError: not one key per camera.
-
-        """
-        if len(keys) != len(views):
-            raise BackendError(f"{len(keys)} camera keys for {len(views)} images")
+        """Make the embeddings those of `views` and `tokens`; a key of None is never kept."""
         for camera, (view, key) in enumerate(zip(views, keys, strict=True)):
             if key is not None and key == self._keys[camera]:
                 continue

@@ -107,8 +107,9 @@ class Monitor:
             if transfer.under_way and transfer.event is not None:
                 transfer.event.synchronize()
         self.poll()
-        rows = sorted(self._unreported.values(), key=lambda row: row.limit / row.largest)
-        self._unreported.clear()
+        with self._lock:
+            rows = sorted(self._unreported.values(), key=lambda row: row.limit / row.largest)
+            self._unreported.clear()
         return rows
 
     def health(self) -> EngineHealth:

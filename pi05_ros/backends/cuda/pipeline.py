@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 SLOTS = 2
 
 
+def _lend(tensor: Tensor, stream: torch.cuda.Stream) -> None:
+    """Keep a caller's memory from being used anew before `stream` has read it."""
+    if tensor.is_cuda:
+        tensor.record_stream(stream)
+
+
 @dataclass
 class Pending:
     """Actions that are being computed."""
@@ -110,9 +116,18 @@ class Pipeline:
     def submit(
         self, images: Sequence[Tensor] | Tensor, tokens: Tensor, noise: Tensor, steps: int = 10
     ) -> Pending:
-        """Start one inference; at most two are under way, a third waits for the first."""
+        """Start one inference; on the device a third waits until the first has ended.
+
+        Nobody waits here: the caller may drop its tensors at once.
+        """
         context = self._enqueue_context(images, tokens, {})
-        return self._enqueue_denoise(context, noise, steps, {})
+        pending = self._enqueue_denoise(context, noise, steps, {})
+        if self._streams:
+            pictures = [images] if isinstance(images, Tensor) else images
+            for tensor in (*pictures, tokens):
+                _lend(tensor, self._streams[0])
+            _lend(noise, self._streams[1])
+        return pending
 
     def warm_up(self, inference: Callable[[], object]) -> None:
         """Run an inference once per slot, so that the graphs of all slots are captured.

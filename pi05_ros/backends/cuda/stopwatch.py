@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+
+from pi05_ros.backends.engine import EngineTimings
 
 NAN = float("nan")
 
@@ -34,3 +38,16 @@ class Stopwatch:
             return NAN
         first, last = self._events[start], self._events[end]
         return first.elapsed_time(last) if first.query() and last.query() else NAN
+
+    def timings(self) -> EngineTimings:
+        """Times of the marks that `CudaEngine` sets, of its last call."""
+        whole = self.ms("sample", "sampled")
+        if not math.isnan(whole):
+            return EngineTimings(model_ms=whole)
+        denoise_ms = self.ms("denoise", "denoised")
+        return EngineTimings(
+            vision_ms=self.ms("context", "prefill"),
+            prefill_ms=self.ms("prefill", "context end"),
+            denoise_ms=denoise_ms,
+            model_ms=self.ms("context", "context end") + denoise_ms,
+        )

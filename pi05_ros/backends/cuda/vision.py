@@ -10,11 +10,12 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from pi05_ros.backends.cuda.buffers import MAX_FC2_SPLITS
 from pi05_ros.backends.cuda.kernels import attention, gemm, prefill, preprocess
 from pi05_ros.backends.cuda.stage import LOG2E, Stage
 from pi05_ros.backends.cuda.weights import Linear
-from pi05_ros.backends.resize import _weights as filter_weights
-from pi05_ros.backends.resize import fitted_size
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.resize import filter_weights, fitted_size
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ class VisionStage(Stage):
         splits = options["splits"]
         if splits == 1 or linear.fp8:
             return 1
+        if splits > MAX_FC2_SPLITS:
+            raise BackendError(f"vision fc2 in more than {MAX_FC2_SPLITS} slices of K")
         N, K = linear.weight.shape
         BM, BN, BK = options["BM"], options["BN"], options["BK"]
         rows = x.shape[0]

@@ -9,8 +9,7 @@ from torch import Tensor
 from pi05_ros.backends.cuda.buffers import Buffers, Slot
 from pi05_ros.backends.cuda.context import ContextStages
 from pi05_ros.backends.cuda.denoise import DenoiseStage
-from pi05_ros.backends.cuda.hopper import attention
-from pi05_ros.backends.cuda.hopper.choice import attention_options, product_options
+from pi05_ros.backends.cuda.hopper.choice import product_options
 from pi05_ros.backends.cuda.hopper.launch import Argument
 from pi05_ros.backends.cuda.hopper.packing import TILE
 from pi05_ros.backends.cuda.hopper.products import Options, Products
@@ -18,6 +17,7 @@ from pi05_ros.backends.cuda.modulation import Modulation
 from pi05_ros.backends.cuda.stage import LOG2E
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.cuda.weights import ExpertLayer, Linear, Weights
+from pi05_ros.backends.errors import BackendError
 
 
 class HopperDenoise(DenoiseStage):
@@ -68,22 +68,8 @@ class HopperDenoise(DenoiseStage):
                 *clock, LOG2E / math.sqrt(hd),
             ),
         )  # fmt: skip
-        chosen = attention_options(self.tuning, self.weights.config, rows_cap, horizon)
-        assert chosen is not None  # choice.reason_against has looked
-        attention.launch(
-            b.dq,
-            k,
-            v,
-            slot.length,
-            b.dattn,
-            site(layer.out)[0],
-            self._amax(layer.out),
-            horizon=horizon,
-            prefix_rows=rows_cap,
-            output="image",
-            options=chosen,
-            dependent=self.pdl,
-        )
+        if not self._cluster_attention(horizon, rows_cap, slot, index, layer.out):
+            raise BackendError(f"no attention kernel takes {rows_cap} rows and {horizon} actions")
         mods = mod.mod[0, 2 * index : 2 * index + 3]
         self._project(
             "out_residual", b.dattn, layer.out, layer.gate_up, mods[:2], b.sum_mlp, mod, clock
