@@ -23,7 +23,7 @@ import torch
 from pi05_ros.backends import BackendError, create_engine
 from pi05_ros.bench.ceilings import floor_ms
 from pi05_ros.bench.random_model import random_model
-from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
+from pi05_ros.model import CheckpointError, Pi05, Pi05Config, load_checkpoint
 
 STAGES = ("vision", "prefill", "denoise")
 MIXES = {
@@ -207,6 +207,23 @@ def student(config: Pi05Config, depth: int | None, width: float) -> Pi05Config:
     return dataclasses.replace(config, vlm=shrink(config.vlm), expert=shrink(config.expert))
 
 
+def at_least_one(text: str) -> int:
+    """Type of an option that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: 1 or more is accepted")
+    return value
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """``WxH`` to (height, width)."""
+    width, _, height = text.partition("x")
+    try:
+        return at_least_one(height), at_least_one(width)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: WxH is accepted, as 640x480") from None
+
+
 def parser() -> argparse.ArgumentParser:
     """Command line of the benchmark."""
     p = argparse.ArgumentParser(prog="pi05 bench model", description=__doc__)
@@ -215,11 +232,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--precision", default="auto", choices=("auto", *MIXES))
     p.add_argument("--vision", choices=("bf16", "fp8"), help="vision apart from the mix")
     p.add_argument("--views", type=int, default=2)
-    p.add_argument("--tokens", type=int, default=20, help="prompt tokens")
-    p.add_argument("--horizon", type=int, default=50)
-    p.add_argument("--steps", type=int, nargs="+", default=[1, 3, 10])
-    p.add_argument("--image", default="224x224", help="frame size, WxH")
-    p.add_argument("--runs", type=int, default=200)
+    p.add_argument("--tokens", type=at_least_one, default=20, help="prompt tokens")
+    p.add_argument("--horizon", type=at_least_one, default=50)
+    p.add_argument("--steps", type=at_least_one, nargs="+", default=[1, 3, 10])
+    p.add_argument("--image", type=frame_size, default="224x224", help="frame size, WxH")
+    p.add_argument("--runs", type=at_least_one, default=200)
     p.add_argument("--depth", type=int, help="student: layers of both stacks")
     p.add_argument("--width", type=float, default=1.0, help="student: factor on the MLP widths")
     p.add_argument(
@@ -237,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         report = run(args)
-    except BackendError as error:
+    except (BackendError, CheckpointError) as error:
         print(f"pi05 bench model: {error}", file=sys.stderr)
         return 2
     from pi05_ros.bench import report as out
@@ -259,7 +276,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ok, why = usable()
     if not ok:
         raise BackendError(why)
-    width, height = (int(part) for part in args.image.split("x"))
+    height, width = args.image
     if args.checkpoint:
         model = load_checkpoint(args.checkpoint, dtype=torch.bfloat16, device="cuda")
         source = str(args.checkpoint)

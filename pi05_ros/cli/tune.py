@@ -43,15 +43,15 @@ def run(args: argparse.Namespace) -> int:
         precision = dict(zip(STAGES, MIXES.get(word, (word,) * 3), strict=True))
         try:
             engine = create_engine(model, "cuda", precision, horizon=args.horizon)
+            images, tokens, noise = inputs(model.config, work, (224, 224), 0)
+            engine.sample(images, tokens, noise, work.steps)
+            context = engine.context(images, tokens)
         except BackendError as error:
             print(f"pi05 tune: {error}", file=sys.stderr)
             return 2
         from pi05_ros.backends.cuda.engine import CudaEngine
 
         assert isinstance(engine, CudaEngine)
-        images, tokens, noise = inputs(model.config, work, (224, 224), 0)
-        engine.sample(images, tokens, noise, work.steps)
-        context = engine.context(images, tokens)
         rows = context.views * engine.buffers.tokens + context.bucket
         print(f"precision {word}, from {engine.tuning.source}")
         chosen = tune(engine, rows=rows, horizon=args.horizon, seconds=args.seconds)

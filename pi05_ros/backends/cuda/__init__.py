@@ -18,21 +18,29 @@ if TYPE_CHECKING:
 log = logging.getLogger("pi05_ros.cuda")
 
 FP8_CAPABILITY = (8, 9)
+OPTIONS = (
+    "calibration",  # path of activation scales
+    "release_model",  # empty the model's parameters while packing
+    "monitor_every",  # calls between two that look for saturation, 0: never
+    "slots",  # KV caches
+    "dependent_launch",  # override of the tuning data
+    "tuning",  # overrides of the tuning data
+)
 
 
-def usable() -> tuple[bool, str]:
-    """Whether the backend can run on this machine, and why (not)."""
+def usable(device: torch.device | None = None) -> tuple[bool, str]:
+    """Whether the backend can run on a device (the current one), and why (not)."""
     if not torch.cuda.is_available():
         return False, "there is no CUDA device; backend 'eager' runs on the CPU"
     if importlib.util.find_spec("triton") is None:
         return False, "Triton is not installed (pip install triton); backend 'eager' always runs"
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return (
             False,
             f"compute capability {major}.{minor} is below 8.0; backend 'eager' runs there",
         )
-    return True, f"CUDA device {torch.cuda.get_device_name()}"
+    return True, f"CUDA device {torch.cuda.get_device_name(device)}"
 
 
 def resolve(precision: Precision, capability: tuple[int, int]) -> Precision:
@@ -78,32 +86,40 @@ def create(
         views: cameras to expect, up to 3.
         horizon: chunk length where noise is drawn by the engine, up to 64.
         max_prompt_tokens: longest prompt.
-        options: `calibration` (path), `release_model`, `monitor_every`, `slots`,
-            `dependent_launch`, `tuning` (overrides); see `CudaEngine`.
+        options: see OPTIONS and `CudaEngine`.
 
     Raises:
         BackendError: no usable device, the model is elsewhere, or an option is out of range.
 
     """
-    ok, why = usable()
+    on_cuda = model.device.type == "cuda"
+    ok, why = usable(model.device if on_cuda else None)
     if not ok:
         raise BackendError(f"the cuda backend cannot run here: {why}")
-    if model.device.type != "cuda":
+    if not on_cuda:
         raise BackendError(
             f"the model is on {model.device}; load it with device='cuda' or use backend 'eager'"
         )
-    from pi05_ros.backends.cuda.engine import CudaEngine
+    unknown = [name for name in options if name not in OPTIONS]
+    if unknown:
+        raise BackendError(
+            f"the cuda backend has no option {unknown[0]!r}; it has {', '.join(OPTIONS)}"
+        )
+    try:
+        from pi05_ros.backends.cuda.engine import CudaEngine
+    except ImportError as error:
+        raise BackendError(
+            f"the cuda backend needs another Triton, 3.6 is tested ({error}); "
+            "backend 'eager' always runs"
+        ) from error
 
     capability = torch.cuda.get_device_capability(model.device)
     resolved = resolve(precision or Precision(), capability)
-    try:
-        return CudaEngine(
-            model,
-            resolved,
-            views=views,
-            horizon=horizon,
-            max_prompt_tokens=max_prompt_tokens,
-            **options,
-        )
-    except TypeError as error:
-        raise BackendError(f"the cuda backend: {error}") from error
+    return CudaEngine(
+        model,
+        resolved,
+        views=views,
+        horizon=horizon,
+        max_prompt_tokens=max_prompt_tokens,
+        **options,
+    )
