@@ -36,7 +36,6 @@ def run(args: argparse.Namespace) -> int:
     from pi05_ros.backends.errors import BackendError
     from pi05_ros.replay.live import RosMissingError
     from pi05_ros.replay.processes import ChildError
-    from pi05_ros.sim.render import RenderError
 
     try:
         return _run(args)
@@ -45,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
         BackendError,
         RosMissingError,
         ChildError,
-        RenderError,
     ) as error:
         print(f"pi05 demo: {error}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def record_episode(world: World, task: Task, seed: int, path: Path) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Record episodes, tasks in turn; 1 if the expert failed in one."""
+    """Record episodes, tasks in turn; 1 if the expert failed in one, 2 if it cannot record."""
     parser = argparse.ArgumentParser(description="record the scripted expert as mcap bags")
     parser.add_argument("out", type=Path, help="folder that gets one bag per episode")
     parser.add_argument("--episodes", type=int, default=3)
@@ -75,11 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     world = World(args.renderer)
     done = 0
-    for index in range(args.episodes):
-        task = list(TASKS.values())[index % len(TASKS)]
-        seed = args.seed + index
-        done += record_episode(world, task, seed, args.out / f"{task.name}-{seed}")
-    world.close()
+    try:
+        for index in range(args.episodes):
+            task = list(TASKS.values())[index % len(TASKS)]
+            seed = args.seed + index
+            done += record_episode(world, task, seed, args.out / f"{task.name}-{seed}")
+    except (ValueError, OSError) as error:
+        print(f"record: {error}", file=sys.stderr)
+        return 2
+    finally:
+        world.close()
     print(f"{done} of {args.episodes} episodes done, in {args.out}")
     return 0 if done == args.episodes else 1
 

@@ -7,12 +7,16 @@ variable MUJOCO_GL): "egl" (OpenGL on a GPU or Mesa), "osmesa" (OpenGL in softwa
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import sys
+from collections.abc import Iterator
 from typing import Any, Protocol
 
-import mujoco
 import numpy as np
+
+from pi05_ros.sim.physics import mujoco
 
 BACKENDS = ("egl", "osmesa", "ray")
 RAY_WIDTH = 64
@@ -21,8 +25,8 @@ RAY_WIDTH = 64
 _PACKAGES = {"egl": "apt-get install -y libegl1", "osmesa": "apt-get install -y libosmesa6"}
 
 
-class RenderError(RuntimeError):
-    """No renderer, or not the one asked for, works on this machine."""
+class RenderError(ValueError):
+    """The renderer that was asked for does not exist or does not work on this machine."""
 
 
 class Renderer(Protocol):
@@ -166,13 +170,15 @@ def make_renderer(model: Any, backend: str | None = None) -> Renderer:
         backend: one of `BACKENDS`; None takes MUJOCO_GL, else tries all of them in order.
 
     Raises:
-        RenderError: the one asked for does not work here (with the package that brings it).
-        ValueError: unknown name.
+        RenderError: unknown name, or the one asked for does not work here (with the package that
+            brings it).
 
     """
-    asked = backend or os.environ.get("MUJOCO_GL") or None
-    if asked is not None and asked not in BACKENDS:
-        raise ValueError(f"renderer {asked!r}; accepted: {', '.join(BACKENDS)}")
+    variable = os.environ.get("MUJOCO_GL", "").strip().lower()  # MuJoCo reads it so too
+    asked = backend or variable
+    if asked and asked not in BACKENDS:
+        where = "renderer" if backend else "environment variable MUJOCO_GL:"
+        raise RenderError(f"{where} {asked!r}; accepted: {', '.join(BACKENDS)}")
     failures: list[str] = []
     for name in [asked] if asked else BACKENDS:
         if name == "ray":
@@ -181,8 +187,24 @@ def make_renderer(model: Any, backend: str | None = None) -> Renderer:
             )
             return RayRenderer(model, note)
         try:
-            return GlRenderer(model, name)
+            with _leaving_no_trace():
+                return GlRenderer(model, name)
         except Exception as error:  # PyOpenGL raises whatever the missing library leads to
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             failures.append(f"{name}: {reason}; try: {_PACKAGES[name]}")
     raise RenderError(f"the renderer asked for does not work here ({'; '.join(failures)})")
+
+
+@contextlib.contextmanager
+def _leaving_no_trace() -> Iterator[None]:
+    """Undo what a failed import of OpenGL leaves behind: PyOpenGL decides once per process."""
+    platform, modules = os.environ.get("PYOPENGL_PLATFORM"), set(sys.modules)
+    try:
+        yield
+    except Exception:
+        if platform is None:
+            os.environ.pop("PYOPENGL_PLATFORM", None)
+        for name in set(sys.modules) - modules:
+            if name.partition(".")[0] in ("OpenGL", "mujoco"):
+                del sys.modules[name]
+        raise

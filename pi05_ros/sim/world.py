@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from pi05_ros.sim.kinematics import inverse
+from pi05_ros.sim.physics import mujoco
 from pi05_ros.sim.render import Renderer, make_renderer
 
 MODEL_PATH = Path(__file__).with_name("arm.xml")

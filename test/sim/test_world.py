@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 
@@ -76,12 +81,47 @@ def test_renderer_names_are_checked(world):
 
 def test_missing_gl_names_the_package_or_falls_back_to_rays(world, monkeypatch):
     def missing(model, backend):
+        os.environ["PYOPENGL_PLATFORM"] = backend
+        sys.modules["OpenGL.of_the_test"] = ModuleType("OpenGL.of_the_test")
         raise ImportError(f"no {backend} here")
 
     monkeypatch.setattr("pi05_ros.sim.render.GlRenderer", missing)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
     fallback = make_renderer(world.model)
     assert fallback.backend == "ray"
     assert "libegl1" in fallback.note
+    assert "PYOPENGL_PLATFORM" not in os.environ  # else OSMesa has no chance after EGL
+    assert "OpenGL.of_the_test" not in sys.modules
     with pytest.raises(RenderError, match="apt-get install -y libosmesa6"):
         make_renderer(world.model, "osmesa")
+
+
+def test_the_environment_variable_chooses_as_in_mujoco(world, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", " RAY")
+    assert make_renderer(world.model).backend == "ray"
+    monkeypatch.setenv("MUJOCO_GL", "vulkan")
+    with pytest.raises(RenderError, match="MUJOCO_GL: 'vulkan'; accepted: egl, osmesa, ray"):
+        make_renderer(world.model)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("pi05_ros.cli.main eval --seeds 0:1 --out", 2),
+        ("pi05_ros.cli.main demo --out", 2),
+        ("pi05_ros.sim.record", 2),
+        ("pi05_ros.sim.driver_node", 1),
+    ],
+)
+def test_opengl_that_does_not_start_is_one_line(command, code, tmp_path):
+    """PyOpenGL on another platform fails as a missing library does: while it is imported."""
+    words = [*command.split(), *([str(tmp_path / "out")] if code == 2 else [])]
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        env={**os.environ, "MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "egl"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert "apt-get install -y libosmesa6" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
