@@ -13,6 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from pi05_ros.backends.create import BACKENDS
+from pi05_ros.backends.engine import PRECISIONS
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.execution.chunk_maker import ChunkMaker
 from pi05_ros.policy.execution.chunks import TimedChunk
@@ -20,7 +22,9 @@ from pi05_ros.policy.execution.limits import JointLimits, MotionFilter
 from pi05_ros.policy.execution.rtc import MAX_GUIDANCE
 from pi05_ros.policy.execution.strategies import Ensemble, ReplaceAfter, Strategy
 from pi05_ros.policy.kv_reuse import make_rule
+from pi05_ros.policy.policy import MAX_DENOISE_STEPS
 from pi05_ros.sim.demonstrations import RENDER_SIZE
+from pi05_ros.sim.fake_quant import IMITATED, KINDS
 from pi05_ros.sim.tasks import MAX_STEPS, TASKS, Referee
 from pi05_ros.sim.world import (
     AREA_X,
@@ -80,15 +84,30 @@ class Setting:
     def __post_init__(self) -> None:
         if self.chunking not in CHUNKING:
             raise ValueError(f"chunking {self.chunking!r}; accepted: {', '.join(CHUNKING)}")
+        self._check_engine()
         if not 0 < self.max_guidance < math.inf:
             raise ValueError(f"max_guidance {self.max_guidance}: accepted are numbers above 0")
-        if not 0 <= self.delay_ms <= 2000 or not 1 <= self.replan <= 1000:
-            raise ValueError("delay_ms: 0 to 2000; replan: 1 to 1000 steps")
-        if not self.LEAST_STEPS <= self.max_steps <= self.MOST_STEPS:
-            raise ValueError(f"max_steps: {self.LEAST_STEPS} to {self.MOST_STEPS}")
-        if not (0 <= self.drop_wrist <= 1 and 0 <= self.nudge <= 1):
-            raise ValueError("drop_wrist and nudge: probabilities from 0 to 1")
+        for name, low, high in (
+            ("denoise_steps", 1, MAX_DENOISE_STEPS),
+            ("delay_ms", 0, 2000),
+            ("replan", 1, 1000),
+            ("max_steps", self.LEAST_STEPS, self.MOST_STEPS),
+            ("drop_wrist", 0, 1),
+            ("nudge", 0, 1),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} {getattr(self, name)}; accepted: {low} to {high}")
         make_rule(self.kv_reuse)
+
+    def _check_engine(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend {self.backend!r}; accepted: {', '.join(BACKENDS)}")
+        imitated = tuple(IMITATED + kind for kind in KINDS)
+        if self.precision not in (*PRECISIONS, *imitated):
+            accepted = ", ".join((*PRECISIONS, *imitated))
+            raise ValueError(f"precision {self.precision!r}; accepted: {accepted}")
+        if self.precision in imitated and self.backend not in ("auto", "eager"):
+            raise ValueError(f"precision {self.precision} needs backend eager, not {self.backend}")
 
     @property
     def delay_steps(self) -> int:
@@ -338,7 +357,16 @@ def _kick(targets: list[np.ndarray], bends: list[int]) -> float:
 
 def chunk_maker(policy: Policy, setting: Setting) -> ChunkMaker:
     """The policy in the chunk mode and with the KV rule of a setting."""
-    mode = setting.chunking.removeprefix("rtc-") if "rtc" in setting.chunking else "plain"
     return ChunkMaker(
-        policy, mode, reuse=make_rule(setting.kv_reuse), max_guidance=setting.max_guidance
+        policy,
+        chunk_mode(setting),
+        reuse=make_rule(setting.kv_reuse),
+        max_guidance=setting.max_guidance,
     )
+
+
+def chunk_mode(setting: Setting) -> str:
+    """Mode of `ChunkMaker` and of the policy node."""
+    prefix = "rtc-"
+    guided = setting.chunking.startswith(prefix)
+    return setting.chunking.removeprefix(prefix) if guided else "plain"

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pi05_ros.sim.episodes import Setting
 from pi05_ros.sim.evaluation import Rate
 
 Entry = dict[str, object]
@@ -19,10 +20,7 @@ SEAM_FLOOR = 1e-3
 """Below this the seam axis is linear, so that 0 can be shown."""
 WIDE = 5.0
 """Ratio of latencies from which their axis is logarithmic."""
-_VARIED = (
-    "backend", "precision", "denoise_steps", "chunking", "max_guidance", "replan", "delay_ms",
-    "kv_reuse", "drop_wrist", "max_steps", "nudge",
-)  # fmt: skip
+_VARIED = tuple(item.name for item in fields(Setting))
 _SHORT = {"denoise_steps": "steps", "kv_reuse": "KV", "drop_wrist": "drop", "delay_ms": "delay"}
 
 

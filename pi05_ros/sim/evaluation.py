@@ -19,15 +19,14 @@ from pi05_ros.model import Pi05
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.execution.limits import JointLimits, limits_from_yaml
 from pi05_ros.policy.resources import config_dir
+from pi05_ros.sim import results_file
 from pi05_ros.sim.demonstrations import RENDER_SIZE
 from pi05_ros.sim.episodes import Result, Setting, chunk_maker, run_episode
-from pi05_ros.sim.fake_quant import fake_quantise
+from pi05_ros.sim.fake_quant import IMITATED, fake_quantise
 from pi05_ros.sim.tasks import TASKS
 from pi05_ros.sim.world import CAMERAS, World
 
 RESULTS = "results.jsonl"
-IMITATED = "fake-"
-"""Prefix of precisions that are imitated in float32: fake-fp8, fake-int8."""
 LIMITS_FILE = "sim_arm_limits.yaml"
 PRIMING_SEED = 10**6
 PRIMING_SCENES = 3
@@ -231,16 +230,13 @@ def evaluate(
     """
     out.mkdir(parents=True, exist_ok=True)
     wanted = {job.key: job for job in todo}
-    rows = {key: row for key, row in read_results(out) if key in wanted}
+    rows = {key: row for key, row in results_file.read(out / RESULTS).items() if key in wanted}
     missing = [job for key, job in wanted.items() if key not in rows]
     progress(len(rows), len(wanted))
-    with (out / RESULTS).open("a", encoding="utf-8") as file:
-        for job, result in _results(missing, checkpoint, workers, renderer, device, make):
-            row = {**asdict(job.setting), **result.row()}
-            rows[job.key] = row
-            file.write(json.dumps({"key": job.key, "row": row}) + "\n")
-            file.flush()
-            progress(len(rows), len(wanted))
+    for job, result in _results(missing, checkpoint, workers, renderer, device, make):
+        rows[job.key] = {**asdict(job.setting), **result.row()}
+        results_file.append(out / RESULTS, job.key, rows[job.key])
+        progress(len(rows), len(wanted))
     return [rows[key] for key in wanted]
 
 
@@ -264,23 +260,11 @@ def _results(
         yield from pool.imap_unordered(_work, missing)
 
 
-def read_results(out: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    """Rows of an earlier run; a last line that was cut off is left out."""
-    path = out / RESULTS
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        yield entry["key"], entry["row"]
-
-
 def write_csv(rows: Sequence[dict[str, object]], path: Path) -> None:
     """All episodes, one per line."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        names = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(file, fieldnames=list(names))
         writer.writeheader()
         writer.writerows(rows)
 
@@ -322,9 +306,7 @@ def _group(members: Sequence[dict[str, object]]) -> dict[str, object]:
         "seam_max": largest("seam_max"),
         "kick_mean": mean("kick_mean"),
         "boundary_step_mean": mean("boundary_step_mean"),
-        "boundary_step_max": max(
-            float(str(row.get("boundary_step_max", "nan"))) for row in members
-        ),
+        "boundary_step_max": largest("boundary_step_max"),
         "inner_step_mean": mean("inner_step_mean"),
     }
 

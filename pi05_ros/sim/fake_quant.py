@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from pi05_ros.model import Pi05
 
 KINDS = ("fp8", "int8")
+IMITATED = "fake-"
+"""Prefix of precisions that are imitated: fake-fp8, fake-int8."""
 FP8_MAX = 448.0
 """Largest finite value of float8_e4m3fn."""
 INT8_MAX = 127.0

@@ -5,6 +5,7 @@ The episodes themselves may share the machine with other workers, so their times
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -37,7 +38,8 @@ def measure(
     path = out / FILE
     known: dict[str, dict[str, object]] = {}
     if path.is_file():
-        known = json.loads(path.read_text("utf-8"))
+        with contextlib.suppress(ValueError):  # cut off while it was written
+            known = json.loads(path.read_text("utf-8"))
     wanted: dict[str, Job] = {}
     for job in todo:
         wanted.setdefault(engine_key(asdict(job.setting)), job)

@@ -14,11 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.sim.episodes import Setting
+from pi05_ros.policy.recipe import RANDOM_PREFIX
+from pi05_ros.ros.parameters import PolicyParameters
+from pi05_ros.sim import results_file
+from pi05_ros.sim.episodes import Setting, chunk_mode
 
 RESULTS = "ros.jsonl"
 DEFAULT_RATE_HZ = 4.0
 TABLE = "ros.md"
+STAGES = ("vision", "prefill", "denoise")
 VARIED = ("backend", "precision", "denoise_steps", "chunking", "kv_reuse")
 """What of a setting the nodes are started with; the rest is for episodes in one process."""
 
@@ -36,6 +40,27 @@ class RosJob:
     def key(self) -> str:
         """Identity in the results file."""
         return json.dumps([asdict(self.setting), self.rate_hz, self.task, self.seeds])
+
+    def policy_parameters(self, checkpoint: str) -> dict[str, Any]:
+        """Parameters of the policy node."""
+        setting = self.setting
+        return {
+            "checkpoint": checkpoint,
+            "robot": "sim_arm",
+            "rate_hz": self.rate_hz,
+            "denoise_steps": setting.denoise_steps,
+            "chunk_mode": chunk_mode(setting),
+            "kv_reuse": setting.kv_reuse,
+            "threads": 1,
+            "device": "cpu" if setting.backend == "eager" else "auto",
+            "backend": setting.backend,
+            **{f"precision.{stage}": setting.precision for stage in STAGES},
+        }
+
+    @property
+    def strategy(self) -> str:
+        """Strategy of the executor node."""
+        return "ensemble" if self.setting.chunking == "ensemble" else "rtc"
 
     @property
     def name(self) -> str:
@@ -55,9 +80,12 @@ def ros_jobs(
     """All combinations.
 
     Raises:
-        ValueError: a setting varies something that nodes in real time do not have.
+        ValueError: a setting varies something that nodes in real time do not have, the policy
+            node does not accept a value, or the seeds are not consecutive, as the driver's are.
 
     """
+    if list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
+        raise ValueError(f"--seeds {seeds}: with --ros they must be consecutive")
     for setting in settings:
         for item in fields(setting):
             if item.name not in VARIED and getattr(setting, item.name) != item.default:
@@ -66,12 +94,15 @@ def ros_jobs(
                     f"--{option} is not for --ros; accepted: --rate, --steps, "
                     "--chunking, --kv-reuse, --backend, --precision"
                 )
-    return [
+    todo = [
         RosJob(setting, rate, task, tuple(seeds))
         for setting in settings
         for rate in rates_hz
         for task in tasks
     ]
+    for job in todo:
+        PolicyParameters.from_values(job.policy_parameters(RANDOM_PREFIX))
+    return todo
 
 
 def run_grid(
@@ -90,31 +121,17 @@ def run_grid(
 
     """
     out.mkdir(parents=True, exist_ok=True)
-    known = dict(_read(out))
+    known = results_file.read(out / RESULTS)
     rows = []
     for job in todo:
         if job.key in known:
             say(f"{job.name}: kept from {out / RESULTS}")
         else:
             known[job.key] = json.loads(json.dumps(run(job)))  # as it is read again
-            with (out / RESULTS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": job.key, "row": known[job.key]}) + "\n")
+            results_file.append(out / RESULTS, job.key, known[job.key])
         rows.append(known[job.key])
         (out / TABLE).write_text(markdown(todo[: len(rows)], rows), "utf-8")
     return rows
-
-
-def _read(out: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Earlier sessions; a last line that was cut off is left out."""
-    path = out / RESULTS
-    found = []
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found.append((entry["key"], entry["row"]))
-    return found
 
 
 def markdown(todo: Sequence[RosJob], rows: Sequence[dict[str, Any]]) -> str:

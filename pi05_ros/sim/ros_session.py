@@ -6,6 +6,7 @@ This process only watches and referees: it starts episodes by the nodes' service
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -29,7 +30,7 @@ from pi05_ros.ros import qos
 from pi05_ros.ros.bring_up import bring_up
 from pi05_ros.ros.conversion import image_to_rgb, stamp_ns
 from pi05_ros.sim.evaluation import LIMITS_FILE
-from pi05_ros.sim.tasks import task_by_name
+from pi05_ros.sim.ros_grid import RosJob
 
 EPISODE_S = 15.0
 """Wall time an episode may take."""
@@ -155,36 +156,18 @@ def split(chunk: ActionChunk, command_ns: int) -> dict[str, float]:
 
 def run_session(
     checkpoint: str,
-    task: str,
-    seeds: Sequence[int],
+    job: RosJob,
     logs: Path,
-    rate_hz: float = 4.0,
-    denoise_steps: int = 10,
-    strategy: str = "rtc",
-    chunk_mode: str = "plain",
-    kv_reuse: str = "1",
     renderer: str | None = None,
-    threads: int = 1,
-    backend: str = "eager",
-    precision: str = "fp32",
     progress: Callable[[int, bool], None] = lambda seed, done: None,
 ) -> Session:
     """Run one episode per seed.
 
     Args:
         checkpoint: as for the policy node.
-        task: name or prompt.
-        seeds: consecutive; the driver's reset service takes the next one each time.
+        job: what the nodes are started with; the driver's reset service takes the next seed.
         logs: directory of the processes' logs.
-        rate_hz: inferences per second.
-        denoise_steps: of the policy node.
-        strategy: of the executor node.
-        chunk_mode: of the policy node.
-        kv_reuse: of the policy node.
         renderer: of the driver node.
-        threads: CPU threads of the policy node.
-        backend: of the policy node.
-        precision: of all its stages.
         progress: called after each episode.
 
     Raises:
@@ -192,8 +175,6 @@ def run_session(
         BringUpError: the policy node cannot be activated.
 
     """
-    if list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
-        raise ValueError("through ROS the seeds must be consecutive")
     environment, domain = ros_environment()
     session = Session()
     rclpy.init(domain_id=domain)
@@ -201,33 +182,10 @@ def run_session(
     executor = SingleThreadedExecutor()
     try:
         with Children(environment, logs) as children:
-            _start(
-                children,
-                {
-                    "task": task_by_name(task).name,
-                    "seed": seeds[0],
-                    "renderer": renderer or "",
-                    "joint_rate_hz": 60.0,
-                },
-                {
-                    "checkpoint": checkpoint,
-                    "robot": "sim_arm",
-                    "rate_hz": rate_hz,
-                    "denoise_steps": denoise_steps,
-                    "chunk_mode": chunk_mode,
-                    "kv_reuse": kv_reuse,
-                    "threads": threads,
-                    "device": "cpu" if backend == "eager" else "auto",
-                    "backend": backend,
-                    "precision.vision": precision,
-                    "precision.prefill": precision,
-                    "precision.denoise": precision,
-                },
-                {"limits_file": str(config_dir() / LIMITS_FILE), "strategy": strategy},
-            )
+            _start(children, checkpoint, job, renderer)
             bring_up(node, "/pi05_policy", _CONFIGURE_S, lambda: None)
             executor.add_node(node)
-            for index, seed in enumerate(seeds):
+            for index, seed in enumerate(job.seeds):
                 if index:
                     _restart(node, executor)
                 session.done[seed] = _episode(node, executor, children, session)
@@ -239,20 +197,22 @@ def run_session(
     return session
 
 
-def _start(children: Children, *parameters: dict[str, Any]) -> None:
-    modules = (
-        ("sim_arm", "pi05_ros.sim.driver_node"),
-        ("pi05_policy", "pi05_ros.ros.policy_node"),
-        ("pi05_executor", "pi05_ros.ros.executor_node"),
-    )
-    for (name, module), values in zip(modules, parameters, strict=True):
-        words = [f"{key}:={_yaml(value)}" for key, value in values.items()]
+def _start(children: Children, checkpoint: str, job: RosJob, renderer: str | None) -> None:
+    driver = {
+        "task": job.task,
+        "seed": job.seeds[0],
+        "renderer": renderer or "",
+        "joint_rate_hz": 60.0,
+    }
+    limits = {"limits_file": str(config_dir() / LIMITS_FILE), "strategy": job.strategy}
+    for name, module, values in (
+        ("sim_arm", "pi05_ros.sim.driver_node", driver),
+        ("pi05_policy", "pi05_ros.ros.policy_node", job.policy_parameters(checkpoint)),
+        ("pi05_executor", "pi05_ros.ros.executor_node", limits),
+    ):
+        words = [f"{key}:={json.dumps(value)}" for key, value in values.items()]
         arguments = [word for item in words for word in ("-p", item)]
         children.start_module(name, module, "--ros-args", *arguments)
-
-
-def _yaml(value: Any) -> str:
-    return f"'{value}'" if isinstance(value, str) else str(value)
 
 
 def _restart(node: Node, executor: SingleThreadedExecutor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +11,14 @@ from pi05_ros.model import checkpoint_hash
 from pi05_ros.policy.recipe import RANDOM_PREFIX
 
 FILE = "run.json"
-RESULT_FILES = ("results.jsonl", "latency.json")
-"""What a run adds to, and what is removed to start over."""
+RESULT_FILES = ("results.jsonl", "ros.jsonl", "latency.json")
+"""What a run adds to, and what is put aside to start over."""
+OLD = ".old"
+"""Added to the names of results that were put aside: a slip of the pen must not cost them."""
 
 
 def claim(out: Path, checkpoint: str, resume: bool, **facts: str | int) -> None:
-    """Note in ``out`` what is evaluated there; without ``resume`` remove earlier results first.
+    """Note in ``out`` what is evaluated there; without ``resume`` put earlier results aside.
 
     Args:
         out: directory of results, made if it is not there.
@@ -34,13 +37,24 @@ def claim(out: Path, checkpoint: str, resume: bool, **facts: str | int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not resume:
         for name in RESULT_FILES:
-            (out / name).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                (out / name).replace(out / (name + OLD))
     elif path.is_file() and any((out / name).is_file() for name in RESULT_FILES):
-        before = json.loads(path.read_text("utf-8"))
-        other = [name for name in now if before.get(name) != now[name]]
+        before = _read(path)
+        other = [name for name in now if name in before and before[name] != now[name]]
         if other:
             raise ValueError(
-                f"{out} holds results of {other[0]} {before.get(other[0])}, not "
-                f"{now[other[0]]}; take another --out, or --no-resume to replace them"
+                f"{out} holds results of {other[0]} {before[other[0]]}, not "
+                f"{now[other[0]]}; take another --out, or --no-resume to put them aside"
             )
     path.write_text(json.dumps({**now, "checkpoint": checkpoint}, indent=1) + "\n", "utf-8")
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not say whose results are there ({error}); take another --out, or "
+            "--no-resume to put them aside"
+        ) from error

@@ -124,11 +124,56 @@ def test_command_writes_tables_plots_and_gif(checkpoint, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", ["--tasks dance", "--chunking wild", "--seeds 5:2", "--steps x", "--kv-reuse never"]
+    ("words", "said"),
+    [
+        ("--tasks dance", "'dance'; accepted: pick_red"),
+        ("--tasks ,", "--tasks ','; accepted: words"),
+        ("--chunking wild", "'wild'; accepted: naive"),
+        ("--seeds 5:2", "--seeds '5:2'; accepted: FIRST:END"),
+        ("--seeds a:b", "--seeds 'a:b'; accepted: FIRST:END"),
+        ("--seeds 0:999999999999", "up to 1000000"),
+        ("--seeds 1,x", "--seeds '1,x'; accepted: whole numbers"),
+        ("--gif x", "--gif 'x'; accepted: whole numbers"),
+        ("--steps x", "--steps 'x'; accepted: whole numbers"),
+        ("--steps 0", "denoise_steps 0; accepted: 1 to 1000"),
+        ("--steps ,", "--steps ','"),
+        ("--drop-wrist nan", "drop_wrist nan; accepted: 0 to 1"),
+        ("--max-steps 161", "max_steps 161; accepted: 1 to 160"),
+        ("--kv-reuse never", "'never'; accepted: a number"),
+        ("--backend gpu", "'gpu'; accepted: auto, eager"),
+        ("--precision fp4", "'fp4'; accepted: auto, fp32"),
+        ("--engines cuda/fake-fp8", "fake-fp8 needs backend eager, not cuda"),
+        ("--engines eager", "--engines eager; accepted: BACKEND/PRECISION"),
+        ("--engines eager/fp32 --backend cuda", "takes the place of"),
+        ("--workers 0 --checkpoint random:tiny", "--workers 0; accepted: a number from 1"),
+        ("--rate 3", "--rate needs --ros"),
+        ("--checkpoint none", "none: no such file"),
+    ],
 )
-def test_bad_options_are_named(words, tmp_path, capsys):
-    assert main(["eval", "--out", str(tmp_path), "--checkpoint", "none", *words.split()]) == 2
-    assert words.split()[1].split(":")[0] in capsys.readouterr().err
+def test_bad_options_are_named_and_nothing_is_written(words, said, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["eval", "--out", str(out), "--renderer", "ray", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_pictures_of_rays_and_of_opengl_are_not_mixed(checkpoint, tmp_path, capsys, monkeypatch):
+    """Without OpenGL it goes on, and says so; with it, the coarse results are not taken."""
+
+    def missing(model, backend):
+        raise ImportError(f"no {backend} here")
+
+    words = f"eval --checkpoint {checkpoint} --out {tmp_path} --tasks pick_red --seeds 0:1"
+    short = [*words.split(), "--steps", "1", "--max-steps", "2"]
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("pi05_ros.sim.render.GlRenderer", missing)
+        assert main(short) == 0
+    assert "OpenGL is missing, coarse pictures" in capsys.readouterr().err
+    assert main(short) == 2
+    assert "holds results of pictures ray, not OpenGL" in capsys.readouterr().err
 
 
 def test_jobs_are_told_apart_by_all_their_parts():

@@ -208,7 +208,7 @@ def test_settings_have_liberos_defaults():
     }
     with pytest.raises(ValueError, match="nudge"):
         LiberoSetting(nudge=0.5)
-    with pytest.raises(ValueError, match="max_steps: 0 to 900"):
+    with pytest.raises(ValueError, match="max_steps 1000; accepted: 0 to 900"):
         LiberoSetting(max_steps=1000)
 
 

@@ -39,12 +39,54 @@ def test_sessions_are_run_once_and_tabulated(tmp_path):
     rows = run_grid(todo, tmp_path, run, said.append)
     assert (len(rows), len(asked), len(said)) == (8, 3, 5)
     assert {job.task for job in asked} == {"pick_red", "push_blue"}
+    run_grid(todo, tmp_path, lambda job: pytest.fail(f"{job.name} is there"))
     table = (tmp_path / TABLE).read_text()
     assert "| denoise_steps=3 chunking=rtc-trained | 10 | push_blue | 1 of 2 | 4.0 |" in table
     assert "| 100 / 120 | 20.0 | - |" in table
     assert len({job.name for job in todo}) == 8
     assert todo[0].name == "ros-pick_red"
     assert todo[-1].name == "ros-push_blue-denoise_steps-3-chunking-rtc-trained-10Hz"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--rate 0", "rate_hz is 0.0; accepted: 0.1 to 200"),
+        ("--rate ,", "--rate ','; accepted: numbers"),
+        ("--precision fake-fp8", "precision.vision is 'fake-fp8'"),
+        ("--seeds 3,5", "--seeds [3, 5]: with --ros they must be consecutive"),
+        ("--workers 2", "--workers is not for --ros"),
+        ("--wrong-prompts", "--wrong-prompts is not for --ros"),
+        ("--gif 0", "--gif is not for --ros"),
+        ("--latency", "--latency is not for --ros"),
+    ],
+)
+def test_bad_options_are_named_before_nodes_start(words, said, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["eval", "--ros", "--out", str(out), *words.split()]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_sessions_of_another_checkpoint_are_not_taken(tmp_path, capsys, monkeypatch):
+    from pi05_ros.cli import eval as command
+
+    monkeypatch.setattr(command, "_session", lambda job, **_: session(job))
+    words = f"eval --ros --tasks pick_red --seeds 0:2 --renderer ray --out {tmp_path}".split()
+    assert main(words) == 0
+    assert main([*words, "--checkpoint", "random:tiny"]) == 2
+    assert "holds results of weights sha256" in capsys.readouterr().err
+    assert main([*words, "--checkpoint", "random:tiny", "--no-resume"]) == 0
+    assert (tmp_path / f"{RESULTS}.old").is_file()
+
+
+def test_a_setting_becomes_parameters_of_the_nodes():
+    (job,) = ros_jobs([FAST], [10], ["pick_red"], [4, 5])
+    values = job.policy_parameters("weights")
+    assert (values["chunk_mode"], values["denoise_steps"], values["rate_hz"]) == ("trained", 3, 10)
+    assert job.strategy == "rtc"
+    (job,) = ros_jobs([Setting(chunking="ensemble")], [4.0], ["pick_red"], [0])
+    assert (job.policy_parameters("x")["chunk_mode"], job.strategy) == ("plain", "ensemble")
 
 
 def test_what_nodes_do_not_have_is_refused(tmp_path, capsys):

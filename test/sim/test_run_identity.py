@@ -58,3 +58,15 @@ def test_checkpoints_are_told_apart_by_their_contents(tmp_path):
     claim(tmp_path, str(copy), True)
     with pytest.raises(CheckpointError):
         claim(tmp_path, str(tmp_path / "none"), True)
+
+
+def test_damaged_facts_are_named_and_results_put_aside_not_removed(tmp_path):
+    claim(tmp_path, "random:tiny", True)
+    with_results(tmp_path)
+    for text in ("{", "7"):
+        (tmp_path / FILE).write_text(text)
+        with pytest.raises(ValueError, match=rf"{FILE} does not say.*--no-resume"):
+            claim(tmp_path, "random:tiny", True)
+    for _ in range(2):  # the second time there is nothing to put aside
+        claim(tmp_path, "random:tiny", False)
+        assert all((tmp_path / f"{name}.old").read_text() == "{}\n" for name in RESULT_FILES)

@@ -1,0 +1,205 @@
+"""Options of `pi05 eval`, and what their words mean."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from pi05_ros.sim.episodes import Setting
+
+T = TypeVar("T")
+S = TypeVar("S", bound="Setting")
+BENCHMARKS = ("arm", "libero")
+DEFAULT_SEEDS = "0:50"
+MOST_SEEDS, LAST_SEED = 10**6, 2**31 - 1
+OWN_OPTIONS = {
+    "arm": ("seeds", "nudge", "wrong_prompts", "ros", "rate"),
+    "libero": ("suite", "trials", "scene_seed", "robot", "tokenizer"),
+}
+"""Options that only one benchmark has; None or False when they are not given."""
+NOT_WITH_ROS = ("wrong_prompts", "workers", "device", "latency", "gif")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options; lists are separated by commas and combined with each other."""
+    parser.add_argument(
+        "benchmark",
+        nargs="?",
+        choices=BENCHMARKS,
+        default="arm",
+        help="arm: the simulated arm (default); libero: LIBERO, which needs hf-libero",
+    )
+    parser.add_argument(
+        "--checkpoint", help="default for the arm: the trained policy that comes with pi05_ros"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="directory of results (default out/eval or out/libero)"
+    )
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the episodes that are in --out already (default); else put them aside",
+    )
+    parser.add_argument(
+        "--tasks", default="all", help="names, for LIBERO also numbers; or all (default)"
+    )
+    parser.add_argument("--backend", help="default eager")
+    parser.add_argument("--precision", help="fp32 (default), bf16, fake-fp8, ...")
+    parser.add_argument(
+        "--engines", help="instead of these two, pairs: eager/fp32,cuda/bf16,cuda/auto"
+    )
+    parser.add_argument("--steps", help="denoise steps, e.g. 1,3,10 (default 10)")
+    parser.add_argument(
+        "--chunking",
+        help="naive (default), ensemble, rtc-vjp, rtc-vjp-scaled, rtc-identity, rtc-trained",
+    )
+    parser.add_argument("--max-guidance", help="clip of the gain of rtc-vjp... and rtc-identity")
+    parser.add_argument(
+        "--replan", help="control steps between observations (default 8, for LIBERO 5)"
+    )
+    parser.add_argument("--delay-ms", help="injected inference delay, 0 (default) to 2000")
+    parser.add_argument("--kv-reuse", help="1 (default), 2, 3, ..., dynamic")
+    parser.add_argument("--drop-wrist", help="probability of a missing wrist picture (default 0)")
+    parser.add_argument(
+        "--max-steps", help="control steps an episode may take (default 160, for LIBERO its own)"
+    )
+    parser.add_argument("--workers", type=int, help="processes (default 1)")
+    parser.add_argument("--renderer", choices=("egl", "osmesa", "ray"), help="LIBERO: not ray")
+    parser.add_argument("--device", help="auto (default), cpu, cuda or cuda:<n>")
+    parser.add_argument(
+        "--latency",
+        action=argparse.BooleanOptionalAction,
+        help="measure inferences alone afterwards (default: for the arm, where settings differ "
+        "in what an inference costs)",
+    )
+    parser.add_argument("--gif", help="seeds or trials whose episodes become GIFs, e.g. 0,3")
+    arm = parser.add_argument_group("only for the arm")
+    arm.add_argument("--seeds", help="FIRST:END or a list (default 0:50)")
+    arm.add_argument("--nudge", help="probability that the block is moved once")
+    arm.add_argument(
+        "--wrong-prompts", action="store_true", help="also give each task the others' prompts"
+    )
+    arm.add_argument(
+        "--ros",
+        action="store_true",
+        help="through real ROS 2 nodes in wall time: consecutive seeds; lists of --rate, --steps, "
+        "--chunking, --kv-reuse, --backend, --precision",
+    )
+    arm.add_argument("--rate", help="inferences per second, with --ros (default 4)")
+    libero = parser.add_argument_group("only for LIBERO")
+    libero.add_argument(
+        "--suite",
+        help="libero_spatial (default), libero_object, libero_goal, libero_10, libero_90, or "
+        "several separated by commas",
+    )
+    libero.add_argument(
+        "--trials", help="initial states of each task: how many, or FIRST:END (default 50)"
+    )
+    libero.add_argument("--scene-seed", type=int, help="of what is drawn (default 7)")
+    libero.add_argument("--robot", help="robot profile: a name or YAML file (default libero)")
+    libero.add_argument("--tokenizer", help="default: the one beside the checkpoint")
+
+
+def refuse_foreign(args: argparse.Namespace) -> None:
+    """Raise ValueError for an option of the other benchmark, or of the other way of running."""
+
+    def given(names: Sequence[str]) -> str | None:
+        found = [name for name in names if getattr(args, name) not in (None, False)]
+        return "--" + found[0].replace("_", "-") if found else None
+
+    other = "arm" if args.benchmark == "libero" else "libero"
+    if option := given(OWN_OPTIONS[other]):
+        raise ValueError(f"{option} is only for pi05 eval {other}, not for {args.benchmark}")
+    if option := given(NOT_WITH_ROS if args.ros else ("rate",)):
+        raise ValueError(f"{option} is not for --ros" if args.ros else f"{option} needs --ros")
+
+
+def listed(option: str, text: str, convert: Callable[[str], T]) -> list[T]:
+    """Values separated by commas, at least one."""
+    try:
+        found = [convert(item.strip()) for item in text.split(",") if item.strip()]
+    except ValueError:
+        found = []
+    if not found:
+        kind = {int: "whole numbers", float: "numbers"}.get(convert, "words")  # type: ignore[call-overload]
+        raise ValueError(f"{option} {text!r}; accepted: {kind} separated by commas")
+    return found
+
+
+def settings_of(args: argparse.Namespace, kind: type[S]) -> list[S]:
+    """All combinations of the lists; an option that is left out has the setting's own default."""
+    given = {
+        "backend": ("--backend", args.backend, str),
+        "precision": ("--precision", args.precision, str),
+        "denoise_steps": ("--steps", args.steps, int),
+        "chunking": ("--chunking", args.chunking, str),
+        "max_guidance": ("--max-guidance", args.max_guidance, float),
+        "replan": ("--replan", args.replan, int),
+        "delay_ms": ("--delay-ms", args.delay_ms, int),
+        "kv_reuse": ("--kv-reuse", args.kv_reuse, str),
+        "drop_wrist": ("--drop-wrist", args.drop_wrist, float),
+        "max_steps": ("--max-steps", args.max_steps, int),
+        "nudge": ("--nudge", args.nudge, float),
+    }
+    columns: dict[str, list[Any]] = {
+        name: listed(option, text, convert)
+        for name, (option, text, convert) in given.items()
+        if text is not None
+    }
+    engines: list[dict[str, Any]] = [{}]
+    if args.engines is not None:
+        if args.backend is not None or args.precision is not None:
+            raise ValueError("--engines takes the place of --backend and --precision")
+        pairs = [item.partition("/") for item in listed("--engines", args.engines, str)]
+        if not all(backend and precision for backend, _, precision in pairs):
+            raise ValueError(f"--engines {args.engines}; accepted: BACKEND/PRECISION pairs")
+        engines = [{"backend": pair[0], "precision": pair[2]} for pair in pairs]
+    return [
+        kind(**engine, **dict(zip(columns, values, strict=True)))
+        for engine in engines
+        for values in itertools.product(*columns.values())
+    ]
+
+
+def arm_tasks(text: str) -> list[str]:
+    """Names of the arm's tasks, from names or prompts, or all."""
+    from pi05_ros.sim.tasks import TASKS, task_by_name
+
+    if text == "all":
+        return list(TASKS)
+    return [task_by_name(name).name for name in listed("--tasks", text, str)]
+
+
+def seeds_of(option: str, text: str) -> list[int]:
+    """Seeds of FIRST:END or of a list."""
+    first, colon, end = text.partition(":")
+    ends = [int(word) for word in (first, end) if word.isascii() and word.isdecimal()]
+    if not colon:
+        seeds: Sequence[int] = listed(option, text, int)
+    else:
+        seeds = range(*ends) if len(ends) == 2 else ()
+    if not seeds or len(seeds) > MOST_SEEDS or min(seeds) < 0 or max(seeds) > LAST_SEED:
+        raise ValueError(
+            f"{option} {text!r}; accepted: FIRST:END or a list, up to {MOST_SEEDS} numbers "
+            f"from 0 to {LAST_SEED}"
+        )
+    return list(seeds)
+
+
+def films_of(args: argparse.Namespace) -> list[int]:
+    """Seeds or trials that become GIFs."""
+    return [] if args.gif is None else seeds_of("--gif", args.gif)
+
+
+def trials_of(text: str | None, default: int) -> list[int]:
+    """LIBERO's initial states of a number or of FIRST:END."""
+    if text is not None and ":" in text:
+        return seeds_of("--trials", text)
+    if text is not None and not (text.isascii() and text.isdecimal() and int(text)):
+        raise ValueError(f"--trials {text!r}; accepted: a number from 1, or FIRST:END")
+    return seeds_of("--trials", f"0:{default if text is None else text}")
