@@ -314,12 +314,14 @@ def save_policy(model: Pi05, directory: Path) -> None:
     write_file(directory / "model.safetensors", tensors, {"format": "pt"})
 
 
-def evaluate(model: Pi05, directory: Path, seeds: Sequence[int]) -> dict[str, float]:
+def evaluate(
+    model: Pi05, directory: Path, seeds: Sequence[int], renderer: str | None = None
+) -> dict[str, float]:
     """Success rate per task over the seeds, printed with the wrong tasks that were done."""
     act = batched_policy(model, directory)
     rates = {}
     for name, task in TASKS.items():
-        outcomes = rollout(act, task, seeds)
+        outcomes = rollout(act, task, seeds, renderer=renderer)
         rates[name] = float(np.mean([name in o.done for o in outcomes]))
         wrong = sum(any(d != name for d in o.done) for o in outcomes)
         print(f"{name}: success {rates[name]:.3f} over {len(seeds)} seeds, wrong task {wrong}")
@@ -380,7 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_policy(trainer.averaged(), args.out)
     print(f"saved {args.out} after {time.monotonic() - began:.0f} s", flush=True)
     if args.eval_seeds:
-        evaluate(model, args.out, range(args.eval_seeds))
+        evaluate(model, args.out, range(args.eval_seeds), args.renderer)
     return 0
 
 

@@ -91,3 +91,14 @@ def test_saved_policy_loads_and_drives_the_arm(checkpoint):
     act = batched_policy(model, root / "ckpt", steps=1)
     outcomes = rollout(act, TASKS["push_blue"], seeds=[1, 2], max_steps=16)
     assert [o.steps for o in outcomes] == [16, 16]
+
+
+def test_rollouts_use_the_renderer_that_was_asked_for(monkeypatch, tmp_path):
+    from pi05_ros.sim import training
+
+    asked = []
+    monkeypatch.setattr(training, "batched_policy", lambda *_: None)
+    monkeypatch.setattr(training, "rollout", lambda *_, renderer: asked.append(renderer) or [])
+    with pytest.warns(RuntimeWarning):  # no episodes, no mean
+        training.evaluate(None, tmp_path, [], "ray")
+    assert asked == ["ray"] * len(TASKS)
