@@ -1,4 +1,4 @@
-"""Launch sequence of the flow: N steps of the action expert, six launches per layer."""
+"""Launch sequence of the flow: N steps of the expert, five or six launches per layer."""
 
 from __future__ import annotations
 

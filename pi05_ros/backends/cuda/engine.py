@@ -2,7 +2,10 @@
 
 A bucket is (camera picture sizes, prompt bucket, horizon, steps). Inside a bucket the prompt
 length is an integer on the device: keys behind it get no weight, so results equal those of the
-exact size. A new bucket costs one capture (a fraction of a second), never a recompilation.
+exact size. A new bucket costs one capture, and on a new machine the compilation of other sizes.
+
+Threads take turns on the host; on the device their calls must share a stream or be put in order,
+as `pipeline.Pipeline` does: there is one set of buffers.
 """
 
 from __future__ import annotations
@@ -289,10 +292,9 @@ class CudaEngine:
 
     @property
     def timings(self) -> EngineTimings:
-        """Device times of the last call.
+        """Device times of the last call; kept image tokens take none.
 
-        `sample` is one graph, so only its total is known; `context` is one too unless it has
-        camera keys. Kept image tokens take no time, and vision is then what was encoded again.
+        `sample` is one graph, so only its total is known; so is `context` without camera keys.
         """
         return self._watch.timings()
 
@@ -346,10 +348,9 @@ class CudaEngine:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # replays of any stream use what is freed
             self.graphs.clear()
-            stages = ["context_stages", "denoise_stage", "launches"]
-            for name in ["weights", "buffers", *stages, "_inputs", "_kept", "_steering"]:
-                if hasattr(self, name):
-                    delattr(self, name)
+            parts = "weights buffers context_stages denoise_stage launches _inputs _kept _steering"
+            for name in parts.split():
+                self.__dict__.pop(name, None)
             self._modulation.clear()
             gc.collect()
             if self.device.type == "cuda":
