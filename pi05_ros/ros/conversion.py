@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 NS = 1_000_000_000
 
@@ -148,6 +148,8 @@ def compressed_to_rgb(message: Any) -> np.ndarray:
         raise
     except Image.DecompressionBombError as error:
         raise ConversionError("size", f"compressed image: {_line(error)}") from error
+    except UnidentifiedImageError as error:
+        raise ConversionError("undecodable", "compressed image: neither JPEG nor PNG") from error
     except Exception as error:
         raise ConversionError("undecodable", f"compressed image: {_line(error)}") from error
 
