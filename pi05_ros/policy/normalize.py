@@ -66,6 +66,17 @@ class Normalizer:
         needed = NEEDED[self.kind]
         return len(self.stats[needed[0]]) if needed else None
 
+    def constant(self, count: int) -> np.ndarray:
+        """Columns ``[count]`` whose statistics have no range, bool.
+
+        There the small constant alone sets the scale: a millionth of a unit is the whole of it.
+        """
+        flat = np.zeros(count, dtype=bool)
+        if self.kind != "identity":
+            a, b = (self.stats[name][:count] for name in NEEDED[self.kind])
+            flat[: len(a)] = np.abs(b if self.kind == "zscore" else b - a) <= OPENPI_EPS
+        return flat
+
     def normalize(self, x: np.ndarray) -> np.ndarray:
         """Robot units ``[..., n]`` to the model's range; longer statistics are cut to n.
 

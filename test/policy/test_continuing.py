@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+import yaml
 
 from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.policy import Observation, Policy
+from pi05_ros.policy.aloha import JOINT_SIGNS
 from pi05_ros.policy.continuing import ContinuingPolicy
+from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.execution.continuation import rows_from
+from pi05_ros.policy.resources import config_dir
 
 STEP = 50_000_000
 
@@ -70,6 +76,69 @@ def test_a_policy_that_keeps_few_rows_is_continued_too():
         continuing = ContinuingPolicy(short, mode)
         first = continuing.infer(observation(0), seed=1)
         assert continuing.infer(observation(2, 1), seed=2).actions.shape == first.actions.shape
+
+
+@pytest.mark.parametrize("robot", ["aloha", "ur5e", "droid"])
+def test_a_chunk_is_continued_in_the_model_s_own_numbers(tmp_path, robot):
+    """Joint signs and gripper conventions of the robot must not reach the guidance."""
+    data = yaml.safe_load((config_dir() / "robots" / f"{robot}.yaml").read_text())
+    if robot == "ur5e":
+        data["grippers"][0].update(open=0.085, closed=0.0)
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(data))
+    policy = Policy.load("random:tiny", robot=file, device="cpu", denoise_steps=2)
+    engine, seen = policy.engine, []
+    denoise = engine.denoise
+
+    def watched(*args, **options):
+        seen.append(options.get("guidance"))
+        return denoise(*args, **options)
+
+    engine.denoise = watched
+    continuing = ContinuingPolicy(policy, "identity")
+    rng = np.random.default_rng(0)
+    columns = len(policy.robot.action_names)
+    mask = np.zeros(columns, bool)
+    mask[: len(policy.robot.delta_mask)] = policy.robot.delta_mask
+    states = rng.uniform(0.1, 0.9, (2, len(policy.robot.state_names)))
+    images = {"base": np.zeros((56, 56, 3), np.uint8)}
+    step_ns = round(policy.info.step_s * 1e9)
+    chunks = [
+        continuing.infer(Observation(images, state, "go", 10**9 + 3 * i * step_ns), seed=i)
+        for i, state in enumerate(states)
+    ]
+    target = seen[1].target.numpy()[:, :columns]
+    old = chunks[0].normalized[3:, :columns]
+    signs = JOINT_SIGNS if robot == "aloha" else np.ones(columns)
+    wanted = np.where(mask, old + (signs * (states[0] - states[1]))[:columns], old)
+    assert target[: len(old)] == pytest.approx(wanted, abs=1e-5)
+    assert not target[len(old) :].any()
+
+
+def test_a_dynamic_rule_takes_every_picture_that_a_policy_takes(policy):
+    continuing = ContinuingPolicy(policy, reuse="dynamic:slow=0:share=1:max_age=9")
+    dark, bright = np.zeros((40, 56, 3), np.uint8), np.full((40, 56, 3), 255, np.uint8)
+
+    def age(picture, stamp):
+        obs = Observation({"base": picture}, np.zeros(7), "go", 10**9 + stamp * STEP)
+        return continuing.infer(obs).kv_age
+
+    ages = [age(dark, 0), age(dark.transpose(2, 0, 1), 1), age(bright / 255.0, 2)]
+    assert ages == [0, 1, 0]
+    for wrong in (dark[0], dark[:, :, :2], None):
+        with pytest.raises(PolicyError, match="camera 'base'"):
+            age(wrong, 3)
+
+
+def test_a_reused_cache_keeps_the_state_it_was_made_with(policy):
+    continuing = ContinuingPolicy(policy, reuse="2")
+    state = np.full(7, 0.25)  # one buffer, overwritten by each joint state
+    obs = observation(0)
+    first = continuing.infer(dataclasses.replace(obs, state=state), seed=1)
+    state[:] = 0.75
+    again = continuing.infer(dataclasses.replace(obs, state=state), seed=1)
+    assert again.kv_age == 1
+    assert np.array_equal(first.actions, again.actions)
 
 
 def test_warm_up_runs_the_steered_flow_too(policy):

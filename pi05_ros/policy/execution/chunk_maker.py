@@ -15,9 +15,9 @@ from pi05_ros.backends.errors import BackendError
 from pi05_ros.policy import ActionChunk, Observation, Policy
 from pi05_ros.policy.execution.continuation import Continuation, continuation, rows_from
 from pi05_ros.policy.execution.rtc import MAX_GUIDANCE, guidance_weights
+from pi05_ros.policy.images import to_uint8_hwc
 from pi05_ros.policy.kv_reuse import MODES, EveryN, Plan, ReuseRule
 from pi05_ros.policy.policy import Prefilled
-from pi05_ros.policy.transforms import state_to_model
 from pi05_ros.policy.vision_cache import VisionCache
 
 
@@ -183,7 +183,8 @@ class ChunkMaker:
         self.reuse = reuse or EveryN(1)
         self.margin = margin
         self._episode = 0
-        self._last: tuple[int, MadeChunk] | None = None
+        # Finished last: its episode, the chunk, and the model's state that its deltas refer to.
+        self._last: tuple[int, MadeChunk, np.ndarray] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -231,7 +232,11 @@ class ChunkMaker:
         another thread. A new prompt always gets a new cache.
         """
         prompt = self.policy.prompt_of(obs)
-        pictures = {role: np.asarray(image) for role, image in obs.images.items()}
+        pictures = {
+            role: to_uint8_hwc(image, role)
+            for role, image in obs.images.items()
+            if image is not None
+        }
         kept, self._anchor = self._anchor, None  # stays so if prefill fails
         if kept is not None and kept.prompt != prompt:
             self.reuse.reset()
@@ -239,7 +244,7 @@ class ChunkMaker:
         old = kept is not None and step - kept.step > self.policy.info.horizon // 2
         fresh = self.reuse.fresh(pictures, self._plan(step, old))
         if kept is None or fresh:
-            anchor = Anchor(step, obs.state, prompt)
+            anchor = Anchor(step, np.array(obs.state), prompt)
         else:
             anchor = dataclasses.replace(kept, age=kept.age + 1)
         self.engine.keep = anchor.age > 0
@@ -254,7 +259,7 @@ class ChunkMaker:
 
     def _plan(self, step: float, old: bool) -> Plan:
         """What the chunk finished last has still to do at a step."""
-        episode, last = self._last or (0, None)
+        episode, last, _ = self._last or (0, None, None)
         if last is None or episode != self._episode:
             return Plan(old=old)
         # Grippers (no deltas) do not count, nor do columns beyond the robot's.
@@ -276,22 +281,24 @@ class ChunkMaker:
             dataclasses.replace(chunk, kv_age=started.anchor.age), started.anchor.step
         )
         if np.isfinite(chunk.actions).all():
-            self._last = (started.episode, made)
+            self._last = (started.episode, made, started.prefilled.model_state)
         return made
 
     def _continuation(self, started: StartedChunk, delay: int) -> Continuation | None:
         """What of the chunk before ``started`` has to continue."""
-        episode, last = self._last or (0, None)
-        if last is None or episode != started.episode or self.engine.mode == "plain":
+        if self._last is None or self.engine.mode == "plain":
+            return None
+        episode, last, state = self._last
+        if episode != started.episode:
             return None
         policy, anchor = self.policy, started.anchor
         return continuation(
-            np.asarray(last.chunk.actions, dtype=np.float64),
+            np.asarray(last.chunk.normalized, dtype=np.float64),
             anchor.step - last.anchor,
-            state_to_model(policy.robot, np.asarray(anchor.state, dtype=np.float64)),
+            np.subtract(started.prefilled.model_state, state, dtype=np.float64),
             delta_mask=policy.robot.delta_mask,
             normalizer=policy.recipe.normalization.actions,
+            columns=len(policy.robot.action_names),
             horizon=len(last.chunk.normalized),
-            model_dim=last.chunk.normalized.shape[1],
             delay=delay + self.margin + round(started.step - anchor.step),
         )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from pi05_ros.policy.normalize import Normalizer
-from pi05_ros.policy.transforms import absolute_to_delta, pad_to
 
 
 @dataclass(frozen=True)
@@ -29,35 +28,43 @@ class Continuation:
 
 
 def continuation(
-    actions: np.ndarray,
+    normalized: np.ndarray,
     consumed: float,
-    state: np.ndarray,
+    moved: np.ndarray,
     *,
     delta_mask: tuple[bool, ...],
     normalizer: Normalizer,
+    columns: int,
     horizon: int,
-    model_dim: int,
     delay: int,
 ) -> Continuation:
     """Express the rest of a chunk as the model would have output it for the new observation.
 
+    Only deltas depend on the observation; all other columns stay what the model said.
+
     Args:
-        actions: previous chunk ``[H', A]``, absolute, in the model's conventions.
+        normalized: previous chunk ``[H', 32]``, as the model gave it.
         consumed: rows that lie before the new observation; between rows it is interpolated.
-        state: state of the new observation ``[n]``, model conventions; deltas refer to it.
+        moved: state of the new observation less that of the previous chunk ``[n]``, both in the
+            model's conventions.
         delta_mask: as in the robot profile.
         normalizer: of the actions.
+        columns: actions of the robot; those behind are tied to zero.
         horizon: H of the new chunk.
-        model_dim: columns of the model's actions, 32.
         delay: expected delay in steps; limited to the rows that are left.
 
     """
-    rest = rows_from(actions, consumed)[:horizon]
+    rest = rows_from(normalized[:, :columns], consumed)[:horizon]
     left = len(rest)
-    previous = np.zeros((horizon, model_dim), dtype=np.float32)
-    if left:
-        relative = absolute_to_delta(rest, state, delta_mask)
-        previous[:left] = pad_to(normalizer.normalize(relative), model_dim)
+    previous = np.zeros((horizon, normalized.shape[1]), dtype=np.float32)
+    previous[:left, :columns] = rest
+    # A delta that never varied in training is the same from any state.
+    deltas = np.flatnonzero(delta_mask)
+    deltas = deltas[~normalizer.constant(columns)[deltas]]
+    if left and deltas.size:
+        actions = normalizer.unnormalize(rest)
+        actions[:, deltas] -= moved[deltas]
+        previous[:left, deltas] = normalizer.normalize(actions)[:, deltas]
     return Continuation(previous, left, max(0, min(delay, left)))
 
 

@@ -103,20 +103,38 @@ def test_wrong_words_are_refused():
 
 
 def test_continuation_is_relative_to_the_new_state():
-    actions = np.arange(12, dtype=float).reshape(6, 2)
-    normalizer = Normalizer("identity")
+    output = np.arange(24, dtype=float).reshape(6, 4)
     got = continuation(
-        actions,
+        output,
         4,
         np.array([1.0, 100.0]),
         delta_mask=(True, False),
-        normalizer=normalizer,
+        normalizer=Normalizer("identity"),
+        columns=2,
         horizon=5,
-        model_dim=4,
         delay=9,
     )
     assert got.left == got.delay == 2
-    assert got.previous.tolist() == [[7, 9, 0, 0], [9, 11, 0, 0], *[[0.0] * 4] * 3]
+    assert got.previous.tolist() == [[15, 17, 0, 0], [19, 21, 0, 0], *[[0.0] * 4] * 3]
+
+
+@pytest.mark.parametrize("family", ["openpi", "lerobot"])
+def test_actions_that_never_varied_in_training_are_continued_as_they_were(family):
+    """A range of zero makes a millionth of a unit the whole scale of a column."""
+    stats = {"q01": np.array([0.5, 0.0, 100.0]), "q99": np.array([0.5, 2.0, 100.0])}
+    output = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    got = continuation(
+        output,
+        1,
+        np.array([0.3, 0.5, 7.0]),
+        delta_mask=(True, True, False),
+        normalizer=Normalizer("quantile", stats, family),
+        columns=3,
+        horizon=6,
+        delay=1,
+    )
+    assert np.array_equal(got.previous[:5, [0, 2]], output[1:, [0, 2]])
+    assert got.previous[:5, 1] == pytest.approx(output[1:, 1] - 0.5, abs=1e-5)
 
 
 def test_delay_is_the_longest_recent_one_in_steps():
