@@ -45,7 +45,12 @@ def _run(args: argparse.Namespace) -> int:
     from pi05_ros.backends.tensorrt.presets import preset
     from pi05_ros.backends.tensorrt.quantize import calibrate, modelopt_version, require_intent
     from pi05_ros.backends.tensorrt.samples import save_samples
-    from pi05_ros.backends.tensorrt.store import model_folder, require_writable, whole_folder
+    from pi05_ros.backends.tensorrt.store import (
+        make_model_folder,
+        model_folder,
+        require_writable,
+        whole_folder,
+    )
 
     modelopt_version()
     choice = preset(args.preset)
@@ -67,6 +72,7 @@ def _run(args: argparse.Namespace) -> int:
         progress=show_progress,
     )
     if args.out is None:
+        make_model_folder(subject.weights, args.cache)
         folder /= calibration.digest[:16]
     with whole_folder(folder, "calibration.json") as part:
         calibration.save(part)

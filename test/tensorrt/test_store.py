@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,19 @@ import torch
 
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt import engines
+from pi05_ros.backends.tensorrt import engines, proven, store
+from pi05_ros.backends.tensorrt.artifacts import graphs_for
+from pi05_ros.backends.tensorrt.calibration import Calibration
 from pi05_ros.backends.tensorrt.engines import UnprovenEngineError, build_engines, find_proven
 from pi05_ros.backends.tensorrt.identity import weights_id
 from pi05_ros.backends.tensorrt.shapes import StageShapes
-from pi05_ros.backends.tensorrt.store import require_writable, whole_folder, write_atomically
+from pi05_ros.backends.tensorrt.store import (
+    cache_root,
+    require_writable,
+    wait_for_writer,
+    whole_folder,
+    write_atomically,
+)
 from pi05_ros.model import Pi05
 
 CPU = torch.device("cpu")
@@ -97,3 +107,93 @@ def test_a_folder_of_others_does_not_hide_a_good_one(
     good.folder.chmod(0o777)
     with pytest.raises(UnprovenEngineError, match=r"none of 2 .*others may write into"):
         find_proven(weights, shapes, Precision(), CPU, tmp_path)
+
+
+def test_one_writer_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, started = tmp_path / "graphs", threading.Event()
+    waiting, ended = threading.Event(), threading.Event()
+    seen: list[list[str]] = []
+
+    def second() -> None:
+        started.wait(10)
+        with whole_folder(folder, "index") as part:
+            seen.append([path.name for path in part.iterdir()])
+            (part / "index").write_text("second")
+        ended.set()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.log, "warning", lambda *words: waiting.set())
+        with whole_folder(folder, "index") as part:
+            (part / "a").write_text("first")
+            started.set()
+            assert waiting.wait(10)
+            assert not ended.is_set()
+            (part / "index").write_text("first")
+        thread.join(10)
+    assert ended.is_set()
+    assert seen == [[]]
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "index": "second", "a": "first",
+    }  # fmt: skip
+    assert not wait_for_writer(folder)
+
+
+def test_leftovers_of_a_killed_process_do_not_count(tmp_path: Path) -> None:
+    left = tmp_path / ".graphs.part"
+    left.mkdir(mode=0o700)
+    (left / "full.onnx").write_text("half of it")
+    assert wait_for_writer(tmp_path / "graphs")
+    left.mkdir(mode=0o700)
+    (left / "full.onnx").write_text("half of it")
+    with whole_folder(tmp_path / "graphs", "index") as part:
+        (part / "index").write_text("")
+    assert [path.name for path in tmp_path.rglob("*")] == ["graphs", "index"]
+
+
+def test_a_folder_that_is_there_is_written_inside(tmp_path: Path) -> None:
+    """It may be another disk, or the one place in its parent where we may write."""
+    with whole_folder(tmp_path, "index") as part:
+        assert part.parent == tmp_path
+        (part / "index").write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_engines_can_be_built_after_an_export_under_any_umask(
+    install: Callable[..., Any],
+    model: Pi05,
+    shapes: StageShapes,
+    calibration: Calibration,
+    tmp_path: Path,
+) -> None:
+    """Ubuntu gives users the umask 0002."""
+    install()
+    from pi05_ros.backends.tensorrt.compile import BuildFlags
+
+    before = os.umask(0o002)
+    try:
+        graphs, _ = graphs_for(model, weights_id(model), shapes, "fp16", calibration, tmp_path)
+        found = build_engines(graphs, BuildFlags(), CPU, root=tmp_path)
+    finally:
+        os.umask(before)
+    assert engines.open_set(found.folder).graphs == found.graphs
+
+
+def test_a_user_without_a_home(
+    install: Callable[..., Any], model: Pi05, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    install()
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_root() == tmp_path / "pi05_ros" / "trt"
+    for value in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        with pytest.raises(BackendError, match=r"no home directory.*set XDG_CACHE_HOME"):
+            cache_root()
+    works, why = proven(model, Precision(), 2, 10, 12)
+    assert not works
+    assert "no home directory" in why

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from functools import cache
 from pathlib import Path
+
+from pi05_ros.backends.cache_place import cache_place
 
 
 def cache_folder(kind: str) -> Path:
@@ -14,13 +15,7 @@ def cache_folder(kind: str) -> Path:
     A user without a home directory (a container's numeric user) gets a new folder of this process:
     a fixed name in the system's temporary folder could be somebody else's, and holds machine code.
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # the XDG specification: relative paths are to be ignored
-        return Path(base) / "pi05_ros" / kind
-    try:
-        return Path.home() / ".cache" / "pi05_ros" / kind
-    except RuntimeError:
-        return _folder_of_this_process() / kind
+    return (cache_place() or _folder_of_this_process()) / kind
 
 
 @cache

@@ -21,7 +21,11 @@ from pi05_ros.backends.tensorrt.export import (
 )
 from pi05_ros.backends.tensorrt.identity import canonical
 from pi05_ros.backends.tensorrt.shapes import StageShapes
-from pi05_ros.backends.tensorrt.store import model_folder
+from pi05_ros.backends.tensorrt.store import (
+    make_model_folder,
+    model_folder,
+    wait_for_writer,
+)
 from pi05_ros.model import Pi05
 
 log = logging.getLogger(__name__)
@@ -133,14 +137,13 @@ def graphs_for(
     }
     name = hashlib.sha256(canonical(identity)).hexdigest()[:16]
     folder = model_folder(weights, root) / "onnx" / name
-    try:
-        document = read_export(folder)
-        if all(document.get(key) == value for key, value in identity.items()):
-            verify_export(folder, document)
-            return folder, document
-    except BackendError as error:
-        log.info("%s", error)
+    kept = _kept_graphs(folder, identity)
+    if kept is None and wait_for_writer(folder):
+        kept = _kept_graphs(folder, identity)
+    if kept is not None:
+        return folder, kept
     log.info("exporting graphs into %s", folder)
+    make_model_folder(weights, root)
     document = export_all(
         model,
         weights,
@@ -152,3 +155,16 @@ def graphs_for(
         layout=layout,
     )
     return folder, document
+
+
+def _kept_graphs(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """``export.json`` of graphs in the cache; None if they are not there as they were written."""
+    try:
+        document = read_export(folder)
+        if any(document.get(key) != value for key, value in identity.items()):
+            return None
+        verify_export(folder, document)
+    except BackendError as error:
+        log.info("%s", error)
+        return None
+    return document
