@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 from pi05_ros.policy.errors import PolicyError
+from pi05_ros.policy.norm_stats import stays_inside
 from pi05_ros.policy.normalize import LEROBOT_EPS, NEEDED, Normalizer
 from pi05_ros.policy.recipe import read_json
 
@@ -151,8 +153,8 @@ def named_tokenizer(folder: Path, config: Mapping[str, Any]) -> str | None:
     if not isinstance(name, str) or not name:
         return None
     try:
-        path = (folder / name).resolve()
-        inside = folder.resolve() in path.parents and (path / "tokenizer.json").is_file()
+        path = folder / name
+        inside = stays_inside(name) and (path / "tokenizer.json").is_file()
     except (OSError, ValueError):  # too long, or with a null character
         return None
     return str(path) if inside else None
@@ -163,8 +165,8 @@ def _read_stats(folder: Path, step: Mapping[str, Any], feature: str) -> dict[str
     if name is None:
         return {}
     try:
-        path = (folder / str(name)).resolve()
-        inside = folder.resolve() in path.parents and path.is_file()
+        path = folder / str(name)
+        inside = stays_inside(str(name)) and path.is_file()
     except (OSError, ValueError):  # too long, or with a null character
         inside = False
     if not inside:
@@ -175,7 +177,7 @@ def _read_stats(folder: Path, step: Mapping[str, Any], feature: str) -> dict[str
         raise PolicyError(f"{path} is not a readable safetensors file: {error}") from error
     wanted = {stat for pair in NEEDED.values() for stat in pair}
     return {
-        stat: np.asarray(values, dtype=np.float32)
+        stat: values.to(torch.float32, copy=True).numpy()
         for key, values in tensors.items()
         for part, _, stat in [key.rpartition(".")]
         if part == feature and stat in wanted

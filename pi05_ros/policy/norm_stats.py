@@ -28,9 +28,9 @@ def find_norm_stats(checkpoint: Path, asset_id: str | None) -> Path:
     """
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     assets = folder / "assets"
-    if asset_id:
+    if asset_id and stays_inside(asset_id):
         wanted = assets / asset_id / FILE_NAME
-        if wanted.is_file() and assets.resolve() in wanted.resolve().parents:
+        if wanted.is_file():
             return wanted
     found = sorted(assets.rglob(FILE_NAME)) if assets.is_dir() else []
     if (folder / FILE_NAME).is_file():
@@ -49,6 +49,15 @@ def find_norm_stats(checkpoint: Path, asset_id: str | None) -> Path:
     )
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a relative path leads nowhere above its folder.
+
+    By its words alone: in the Hugging Face cache the files of a checkpoint are links to a folder
+    beside it.
+    """
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
 def read_norm_stats(path: Path) -> dict[str, dict[str, np.ndarray]]:
     """Statistics of a norm_stats.json: "state"/"actions" -> statistic -> float64 ``[n]``.
 
@@ -58,6 +67,8 @@ def read_norm_stats(path: Path) -> dict[str, dict[str, np.ndarray]]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PolicyError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise PolicyError(f"{path} is not valid JSON: {error}") from error
     groups = data.get("norm_stats") if isinstance(data, dict) else None
@@ -80,17 +91,20 @@ def read_norm_stats(path: Path) -> dict[str, dict[str, np.ndarray]]:
 def _vector(path: Path, where: str, value: Any) -> np.ndarray:
     try:
         vector = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise PolicyError(f"{path}: {where} is not a list of numbers") from error
     if vector.ndim != 1:
         raise PolicyError(f"{path}: {where} is not a list of numbers")
     return vector
 
 
-def openpi_normalization(checkpoint: Path, profile: RobotProfile) -> Normalization:
+def openpi_normalization(
+    checkpoint: Path, profile: RobotProfile, assumptions: list[str] | None = None
+) -> Normalization:
     """Normalisation of an openpi checkpoint for a robot.
 
-    A key that the file lacks passes unchanged, as in openpi.
+    A key that the file lacks passes unchanged, as in openpi. That, and a file of another asset
+    id than the profile's, is added to ``assumptions``.
 
     Raises:
         PolicyError: no usable file, or fewer values than the robot has.
@@ -100,6 +114,13 @@ def openpi_normalization(checkpoint: Path, profile: RobotProfile) -> Normalizati
         return Normalization(source="identity (robot profile)")
     path = find_norm_stats(checkpoint, profile.asset_id)
     stats = read_norm_stats(path)
+    notes: list[str] = [] if assumptions is None else assumptions
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if profile.asset_id and path != folder / "assets" / profile.asset_id / FILE_NAME:
+        notes.append(
+            f"statistics of {path} are used, the only ones there; robot profile "
+            f"{profile.name!r} names the asset {profile.asset_id!r}"
+        )
     parts = {}
     for key, count in (
         ("state", len(profile.state_names)),
@@ -107,6 +128,10 @@ def openpi_normalization(checkpoint: Path, profile: RobotProfile) -> Normalizati
     ):
         if key not in stats:
             parts[key] = Normalizer("identity")
+            notes.append(
+                f"{path} has no statistics for {key!r} (it has {', '.join(stats) or 'none'}): "
+                "values pass unchanged"
+            )
             continue
         try:
             parts[key] = Normalizer(profile.normalization, stats[key])

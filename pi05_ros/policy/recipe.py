@@ -62,6 +62,8 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PolicyError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise PolicyError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(data, dict):
@@ -135,10 +137,11 @@ def openpi_recipe(checkpoint: Path, robot: str | Path | None) -> Recipe:
     tokenizer = config.get("tokenizer")
     if tokenizer is not None and tokenizer != "bytes":
         tokenizer = str(folder / str(tokenizer))
+    normalization = openpi_normalization(checkpoint, profile, assumptions)
     return Recipe(
         family="openpi",
         profile=profile,
-        normalization=openpi_normalization(checkpoint, profile),
+        normalization=normalization,
         max_prompt_tokens=whole_number(config, "max_token_len", MAX_PROMPT_TOKENS),
         tokenizer=tokenizer,
         assumptions=tuple(assumptions),

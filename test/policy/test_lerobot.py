@@ -5,10 +5,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lerobot_files import ACTION_FILE, STATE_FILE, edit, stats, write_lerobot
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
 
 from pi05_ros.policy import PolicyError
 from pi05_ros.policy.lerobot import derive_roles, is_lerobot, lerobot_recipe, relative_mask
@@ -55,6 +57,28 @@ def test_state_file_must_lie_in_the_directory(tmp_path, name):
     )
     with pytest.raises(PolicyError, match="is not a file in"):
         lerobot_recipe(tmp_path / "policy")
+
+
+def test_files_that_are_links_as_in_the_hugging_face_cache(tmp_path):
+    folder = write_lerobot(tmp_path / "snapshots" / "r0")
+    for number, file in enumerate(sorted(folder.iterdir())):
+        blob = tmp_path / f"blob{number}"
+        file.rename(blob)
+        file.symlink_to(blob)
+    recipe = lerobot_recipe(folder)
+    assert (recipe.normalization.state.kind, recipe.normalization.actions.kind) == (
+        "quantile",
+        "quantile",
+    )
+
+
+def test_statistics_in_bfloat16_are_read_as_float32(tmp_path):
+    write_lerobot(tmp_path)
+    held = {k: torch.from_numpy(v).bfloat16() for k, v in load_file(tmp_path / STATE_FILE).items()}
+    save_torch(held, tmp_path / STATE_FILE)
+    q01 = lerobot_recipe(tmp_path).normalization.state.stats["q01"]
+    assert q01.dtype == np.float32
+    assert np.array_equal(q01, held["observation.state.q01"].float().numpy())
 
 
 def test_no_statistics_mean_identity_and_are_said(tmp_path):

@@ -1,5 +1,6 @@
 """openpi's norm_stats.json: where it is found and what is wrong with the ones that do not fit."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -31,10 +32,33 @@ def test_asset_id_with_a_slash(tmp_path):
 
 def test_the_only_file_is_used_whatever_its_name(tmp_path):
     path = write(tmp_path, "my/robot")
-    assert openpi_normalization(tmp_path, load_profile("libero")).source == str(path)
+    said: list[str] = []
+    assert openpi_normalization(tmp_path, load_profile("libero"), said).source == str(path)
+    assert len(said) == 1  # it may be another robot's
+    assert str(path) in said[0]
+    assert "'physical-intelligence/libero'" in said[0]
     weights = tmp_path / "model.safetensors"
     weights.touch()
     assert openpi_normalization(weights, load_profile("libero")).source == str(path)
+
+
+def test_files_that_are_links_as_in_the_hugging_face_cache(tmp_path):
+    path = write(tmp_path / "snapshot", "physical-intelligence/libero")
+    write(tmp_path / "snapshot", "other")
+    blob = tmp_path / "blob"
+    path.rename(blob)
+    path.symlink_to(blob)
+    said: list[str] = []
+    norm = openpi_normalization(tmp_path / "snapshot", load_profile("libero"), said)
+    assert (norm.source, said) == (str(path), [])
+
+
+def test_an_asset_id_cannot_lead_out_of_the_assets(tmp_path):
+    write(tmp_path, "a")
+    profile = dataclasses.replace(load_profile("libero"), asset_id="../assets/a")
+    write(tmp_path, "b")
+    with pytest.raises(PolicyError, match="one of: a, b"):
+        openpi_normalization(tmp_path, profile)
 
 
 def test_several_others_are_listed(tmp_path):
@@ -64,7 +88,9 @@ def test_null_quantiles_are_named(tmp_path):
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", '{"norm_stats": 3}', '{"norm_stats": {"state": []}}',
-     '{"norm_stats": {"state": {"q01": "x"}}}', '{"norm_stats": {"state": {"q01": [[1]]}}}'],
+     '{"norm_stats": {"state": {"q01": "x"}}}',
+     '{"norm_stats": {"state": {"q01": [1' + "0" * 400 + "]}}}",
+     '{"norm_stats": {"state": {"q01": [[1]]}}}'],
 )  # fmt: skip
 def test_broken_files(tmp_path, text):
     path = tmp_path / "norm_stats.json"
@@ -78,8 +104,11 @@ def test_absent_key_passes_unchanged(tmp_path):
     data = json.loads(path.read_text())
     del data["norm_stats"]["actions"]
     path.write_text(json.dumps(data))
-    norm = openpi_normalization(tmp_path, load_profile("droid"))
+    said: list[str] = []
+    norm = openpi_normalization(tmp_path, load_profile("droid"), said)
     assert norm.actions.kind == "identity"
+    assert len(said) == 1
+    assert "no statistics for 'actions' (it has state)" in said[0]
 
 
 def test_ranges_stand_in_where_there_are_no_statistics():
