@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from pi05_ros.sim.expert import expert_target
 from pi05_ros.sim.kinematics import inverse
 from pi05_ros.sim.shipped import CONFIG, HORIZON
 from pi05_ros.sim.tasks import MAX_STEPS, TASKS, Referee, Task
+from pi05_ros.sim.workers import as_done
 from pi05_ros.sim.world import CAMERAS, World
 
 TRAIN_SEED = 1_000_000
@@ -28,6 +28,8 @@ TRAIN_SEED = 1_000_000
 RENDER_SIZE = 224
 AFTER_DONE = 8
 """Frames kept after success: holding still is learnt too."""
+FACTS = "demonstrations.json"
+"""Written last: a directory without it is not complete."""
 _TASKS = tuple(TASKS.values())
 
 
@@ -132,6 +134,9 @@ def _write_part(job: tuple[range, str, str | None]) -> int:
     world = World(renderer)
     frames = list(collect(world, seeds))
     path = Path(name)
+    if not frames:  # the expert failed in all of them
+        world.close()
+        return 0
     np.save(path.with_suffix(".images.npy"), np.stack([f.images for _, f in frames]))
     np.save(path.with_suffix(".states.npy"), np.stack([f.state for _, f in frames]))
     np.save(path.with_suffix(".actions.npy"), np.stack([f.actions for _, f in frames]))
@@ -153,8 +158,19 @@ def generate(
         renderer: see `make_renderer`.
         first: offset of the first seed.
 
+    What an earlier run has left is removed first.
+
+    Raises:
+        ValueError: less than one episode or worker.
+        ChildProcessError: a worker process died.
+
     """
+    if episodes < 1 or workers < 1:
+        raise ValueError(f"{episodes} episodes, {workers} workers; accepted: 1 or more of each")
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / FACTS).unlink(missing_ok=True)
+    for old in directory.glob("part-*.npy"):
+        old.unlink()
     parts = max(workers, episodes // 200)
     edges = TRAIN_SEED + first + np.linspace(0, episodes, parts + 1).astype(int)
     jobs = [
@@ -165,15 +181,14 @@ def generate(
     if workers == 1:
         frames = sum(_write_part(job) for job in jobs)
     else:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            frames = sum(pool.imap_unordered(_write_part, jobs))
+        frames = sum(as_done(_write_part, jobs, workers))
     facts = {
         "episodes": episodes,
         "frames": frames,
         "horizon": HORIZON,
         "first_seed": int(edges[0]),
     }
-    (directory / "demonstrations.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    (directory / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
     return frames
 
 

@@ -6,9 +6,9 @@ import contextlib
 import csv
 import json
 import math
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from pi05_ros.sim.demonstrations import RENDER_SIZE
 from pi05_ros.sim.episodes import Result, Setting, chunk_maker, run_episode
 from pi05_ros.sim.fake_quant import IMITATED, fake_quantise
 from pi05_ros.sim.tasks import TASKS
+from pi05_ros.sim.workers import as_done
 from pi05_ros.sim.world import CAMERAS, World
 
 RESULTS = "results.jsonl"
@@ -158,6 +159,9 @@ class Runner:
     """Runs episodes of the simulated arm in this process."""
 
     def __init__(self, checkpoint: str, renderer: str | None = None, device: str = "auto") -> None:
+        self._threads = torch.get_num_threads()
+        # Sums over another number of threads round differently, and the small policy is slower.
+        torch.set_num_threads(1)
         self.world = World(renderer)
         self.limits = arm_limits()
         self.policies = PolicyOfSetting(checkpoint, "sim_arm", device)
@@ -195,21 +199,27 @@ class Runner:
         self._primed = policy
 
     def close(self) -> None:
-        """Free the GL context."""
+        """Free the GL context, and give torch its threads back."""
         self.world.close()
+        torch.set_num_threads(self._threads)
 
 
+_make: Callable[[], EpisodeRunner] | None = None
 _runner: EpisodeRunner | None = None
 
 
-def _start(make: MakeRunner, checkpoint: str, renderer: str | None, device: str) -> None:
-    global _runner
+def _start(make: Callable[[], EpisodeRunner]) -> None:
+    global _make
     torch.set_num_threads(1)
-    _runner = make(checkpoint, renderer, device)
+    _make = make
 
 
 def _work(job: Job) -> tuple[Job, Result]:
-    assert _runner is not None
+    """Run an episode in a worker; what goes wrong in making the runner is raised like the rest."""
+    global _runner
+    if _runner is None:
+        assert _make is not None
+        _runner = _make()
     return job, _runner.run(job)
 
 
@@ -255,9 +265,8 @@ def _results(
             for job in missing:
                 yield job, runner.run(job)
         return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, _start, (make, checkpoint, renderer, device)) as pool:
-        yield from pool.imap_unordered(_work, missing)
+    setup = partial(make, checkpoint, renderer, device)
+    yield from as_done(_work, missing, workers, _start, (setup,))
 
 
 def write_csv(rows: Sequence[dict[str, object]], path: Path) -> None:

@@ -47,7 +47,9 @@ def claim(out: Path, checkpoint: str, resume: bool, **facts: str | int) -> None:
                 f"{out} holds results of {other[0]} {before[other[0]]}, not "
                 f"{now[other[0]]}; take another --out, or --no-resume to put them aside"
             )
-    path.write_text(json.dumps({**now, "checkpoint": checkpoint}, indent=1) + "\n", "utf-8")
+    whole = path.with_name(FILE + ".new")  # whoever is killed here leaves the old or the new one
+    whole.write_text(json.dumps({**now, "checkpoint": checkpoint}, indent=1) + "\n", "utf-8")
+    whole.replace(path)
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -34,12 +34,13 @@ from pi05_ros.policy.profile_yaml import load_profile
 from pi05_ros.policy.prompt import PromptEncoder
 from pi05_ros.policy.tokenizer import load_tokenizer
 from pi05_ros.policy.transforms import absolute_to_delta, delta_to_absolute, pad_to
-from pi05_ros.sim.demonstrations import Demonstrations, generate
+from pi05_ros.sim.demonstrations import FACTS, Demonstrations, generate
 from pi05_ros.sim.rollout import Act, rollout
 from pi05_ros.sim.shipped import ASSET_ID, CONFIG, HORIZON
 from pi05_ros.sim.tasks import TASKS
 from pi05_ros.sim.vocabulary import train_tokenizer
 
+SAVE_EVERY_S = 60.0
 DELTA_MASK = (True,) * 6 + (False,)
 PADDING_WEIGHT = 0.1
 MIN_SPAN = 0.05
@@ -202,6 +203,7 @@ class Trainer:
             fused=device.type == "cuda",
         )
         self.step = 0
+        self.seconds = 0.0  # of training, all runs together
         self.generator = torch.Generator(device).manual_seed(recipe.seed)
         self.loss: Callable[..., Tensor] = torch.compile(loss_of) if compiled else loss_of
 
@@ -255,16 +257,21 @@ class Trainer:
         return model
 
     def save(self, path: Path) -> None:
-        """Write everything needed to go on."""
+        """Write everything needed to go on; whoever is killed here leaves the old file or this."""
         tensors = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"adam.{key}.{name}"] = value
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path, {"step": str(self.step)})
+        tensors[f"generator.{self.device.type}"] = self.generator.get_state()
+        facts = {"step": str(self.step), "seconds": str(self.seconds)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.with_name(path.name + ".new")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, whole, facts)
+        whole.replace(path)
 
     def resume(self, path: Path) -> None:
-        """Continue from a file that `save` wrote."""
+        """Continue from a file that `save` wrote, with the same draws if the device is alike."""
         tensors = load_file(path, device=str(self.device))
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
@@ -275,7 +282,13 @@ class Trainer:
             if keys["step"] in tensors:
                 self.optimizer.state[parameter] = {k: tensors[key] for k, key in keys.items()}
         with safe_open(path, framework="pt") as file:
-            self.step = int(file.metadata()["step"])
+            facts = file.metadata()
+        self.step, self.seconds = int(facts["step"]), float(facts.get("seconds", 0.0))
+        state = tensors.get(f"generator.{self.device.type}")
+        if state is None:
+            self.generator.manual_seed(self.recipe.seed + self.step)
+        else:
+            self.generator.set_state(state.cpu())
 
 
 def batched_policy(model: Pi05, directory: Path, steps: int = 10) -> Act:
@@ -336,17 +349,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=6000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--renderer", default=None, help="egl, osmesa or ray")
-    parser.add_argument("--minutes", type=float, default=6.0, help="training time")
+    parser.add_argument(
+        "--minutes", type=float, default=6.0, help="training time, resumed runs included"
+    )
     parser.add_argument("--batch", type=int, default=Recipe.batch)
     parser.add_argument("--eval-seeds", type=int, default=100)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the loss")
     parser.add_argument("--resume", type=Path, help="state file of an earlier run")
-    parser.add_argument("--state", type=Path, help="write the state here for --resume")
+    parser.add_argument(
+        "--state", type=Path, help="write the state for --resume here, each minute"
+    )
     args = parser.parse_args(argv)
     began = time.monotonic()
     directory = args.data or args.out.parent / "demonstrations"
-    if not (directory / "demonstrations.json").is_file():
+    if args.resume and not args.resume.is_file():
+        parser.error(f"--resume {args.resume}: no such file")
+    if (directory / FACTS).is_file():
+        facts = (directory / FACTS).read_text("utf-8").strip()
+        print(f"demonstrations in {directory} are kept, whatever --episodes says: {facts}")
+    else:
         frames = generate(directory, args.episodes, args.workers, args.renderer)
         print(f"{frames} frames in {time.monotonic() - began:.0f} s", flush=True)
     data = Demonstrations.read(directory)
@@ -369,13 +391,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as error:  # the compiler needs a C compiler and Triton
             print(f"not compiled: {str(error).splitlines()[0]}", flush=True)
             trainer.loss = loss_of
-    start, limit = time.monotonic(), args.minutes * 60
-    shown = start
-    while (spent := time.monotonic() - start) < limit:
-        loss = trainer.train_step(tensors, min(1.0, spent / limit))
-        if time.monotonic() - shown > 15 or trainer.step == 1:
-            shown = time.monotonic()
-            print(f"step {trainer.step} loss {float(loss):.4f} after {spent:.0f} s", flush=True)
+    start, limit = time.monotonic() - trainer.seconds, args.minutes * 60
+    shown = saved = time.monotonic()
+    while trainer.seconds < limit:
+        loss = trainer.train_step(tensors, trainer.seconds / limit)
+        now = time.monotonic()
+        trainer.seconds = now - start
+        if now - shown > 15 or trainer.step == 1:
+            shown = now
+            text = f"step {trainer.step} loss {float(loss):.4f} after {trainer.seconds:.0f} s"
+            print(text, flush=True)
+        if args.state and now - saved > SAVE_EVERY_S:
+            trainer.save(args.state)
+            saved = time.monotonic()
     if args.state:
         trainer.save(args.state)
     model = trainer.averaged()

@@ -68,6 +68,30 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(checkpoint, tmp_path, mo
     assert again == rows[:1]
 
 
+def test_one_worker_computes_as_many_do(checkpoint, tmp_path):
+    """In float32 a sum depends on how many threads share it, so every process takes one."""
+    import torch
+
+    todo = jobs([Setting(denoise_steps=1, max_steps=12)], ["pick_red"], [0, 1])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        runner = evaluation.Runner(checkpoint)
+        assert torch.get_num_threads() == 1
+        runner.close()
+        alone = evaluate(todo, tmp_path / "1", checkpoint)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert evaluate(todo, tmp_path / "2", checkpoint, workers=2) == alone
+
+
+def test_what_a_worker_cannot_do_is_said_as_by_one(tmp_path):
+    todo = jobs([Setting()], ["pick_red"], [0, 1])
+    with pytest.raises(ValueError, match="nowhere"):
+        evaluate(todo, tmp_path, str(tmp_path / "nowhere"), workers=2)
+
+
 def test_wrong_prompts_are_crossed_with_tasks():
     got = jobs([Setting()], ["pick_red", "push_blue"], [7], wrong_prompts=True)
     assert {(j.task, j.prompted) for j in got} == {

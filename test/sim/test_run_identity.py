@@ -70,3 +70,18 @@ def test_damaged_facts_are_named_and_results_put_aside_not_removed(tmp_path):
     for _ in range(2):  # the second time there is nothing to put aside
         claim(tmp_path, "random:tiny", False)
         assert all((tmp_path / f"{name}.old").read_text() == "{}\n" for name in RESULT_FILES)
+
+
+def test_who_is_killed_while_noting_it_can_go_on(tmp_path, monkeypatch):
+    claim(tmp_path, "random:tiny", True)
+    with_results(tmp_path)
+
+    def killed(path, text, encoding):
+        path.write_bytes(text.encode(encoding)[:5])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            claim(tmp_path, "random:tiny", True)
+    claim(tmp_path, "random:tiny", True)

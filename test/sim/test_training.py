@@ -71,14 +71,52 @@ def test_training_lowers_the_loss_and_a_resumed_run_goes_on_alike(checkpoint, tm
     trainer = Trainer(torch.device("cpu"), RECIPE, compiled=False)
     losses = [float(trainer.train_step(tensors, 0.0)) for _ in range(6)]
     assert losses[-1] < losses[0]
+    trainer.seconds = 40.5
     trainer.save(tmp_path / "state.safetensors")
     other = Trainer(torch.device("cpu"), RECIPE, compiled=False)
     other.resume(tmp_path / "state.safetensors")
-    other.generator.set_state(trainer.generator.get_state())
-    assert other.step == 6
+    assert (other.step, other.seconds) == (6, 40.5)
     assert float(trainer.train_step(tensors, 0.5)) == pytest.approx(
         float(other.train_step(tensors, 0.5)), rel=1e-4
     )
+
+
+def test_a_training_that_is_cut_off_goes_on_in_the_middle_of_its_schedule(
+    checkpoint, tmp_path, monkeypatch, capsys
+):
+    """The state is there before the end, and the second run trains what is left of --minutes."""
+    from pi05_ros.sim import training
+
+    root, _, _ = checkpoint
+    progress = []
+    take = Trainer.train_step
+
+    def step(self, data, share):
+        progress.append(share)
+        if len(progress) == 3:
+            raise KeyboardInterrupt
+        return take(self, data, share)
+
+    monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(Trainer, "train_step", step)
+    words = f"{tmp_path / 'ckpt'} --data {root / 'data'} --batch 2 --eval-seeds 0 --device cpu"
+    state = ["--state", str(tmp_path / "state"), "--minutes", "0.05", "--episodes", "9"]
+    with pytest.raises(KeyboardInterrupt):
+        training.main([*words.split(), *state])
+    assert training.main([*words.split(), *state, "--resume", str(tmp_path / "state")]) == 0
+    assert progress[0] == 0.0
+    assert progress[3] == pytest.approx(progress[2])
+    assert "are kept, whatever --episodes says" in capsys.readouterr().out
+
+
+def test_parts_of_an_interrupted_run_do_not_stay(tmp_path):
+    for name in ("part-000", "part-007"):
+        for kind in ("images", "states", "actions", "tasks"):
+            np.save(tmp_path / f"{name}.{kind}.npy", np.zeros((5, 1)))
+    frames = generate(tmp_path, episodes=1, workers=1, renderer="ray")
+    assert frames == len(Demonstrations.read(tmp_path).tasks)
+    with pytest.raises(ValueError, match="accepted: 1 or more"):
+        generate(tmp_path, episodes=0, workers=1)
 
 
 def test_saved_policy_loads_and_drives_the_arm(checkpoint):
