@@ -15,6 +15,8 @@ import numpy as np
 
 MODES = ("plain", "vjp", "vjp-scaled", "identity", "trained")
 """Ways in which a chunk can continue the one before; `ChunkMaker` describes them."""
+MAX_DIGITS = 9
+"""Of the number in "every N"."""
 THUMBNAIL = 32
 """Side of the grey picture that changes are looked for in."""
 DYNAMIC: dict[str, float | int] = {
@@ -107,10 +109,10 @@ class OnChange:
     ) -> None:
         if not 0 <= low <= high:
             raise ValueError(f"low {low} and high {high}: accepted are 0 <= low <= high")
-        if not (0 < share <= 1 <= save and max_age >= 0):
+        if not (0 < share <= 1 <= save and max_age >= 0 and slow >= 0):
             raise ValueError(
-                f"share {share}, save {save}, max_age {max_age}: accepted are 0 < share <= 1, "
-                "save from 1, max_age from 0"
+                f"share {share}, save {save}, max_age {max_age}, slow {slow}: accepted are "
+                "0 < share <= 1, save from 1, max_age and slow from 0"
             )
         self.high = high
         self.low = low
@@ -175,7 +177,7 @@ def change(before: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> f
 
 def make_rule(word: str) -> ReuseRule:
     """Rule by name: a number N, "dynamic", or "dynamic:high=30:share=1": values of `OnChange`."""
-    if word.isdigit() and int(word) >= 1:
+    if word.isascii() and word.isdigit() and len(word) <= MAX_DIGITS and int(word) >= 1:
         return EveryN(int(word))
     name, *options = word.split(":")
     if name == "dynamic":

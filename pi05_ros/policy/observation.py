@@ -13,7 +13,7 @@ class Observation:
     """One moment of the robot.
 
     Attributes:
-        images: camera role ("base", "wrist", "wrist_2", or what the robot profile names) ->
+        images: camera role ("base", "wrist", "wrist_2", or as `PolicyInfo.camera_roles` says) ->
             RGB picture, uint8 ``[H, W, 3]``. ``[3, H, W]`` and float in [0, 1] are accepted too.
             A role that is absent is a missing camera: the model sees it masked.
         state: joint and gripper values ``[n]``, robot units, in the order of the profile's

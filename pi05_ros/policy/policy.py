@@ -438,4 +438,8 @@ def _check_seed(value: Any) -> None:
 def _text(prompt: object) -> str:
     if not isinstance(prompt, str):
         raise PolicyError(f"prompt is {type(prompt).__name__}; accepted: a text")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:  # half of a surrogate pair: bytes that were no UTF-8
+        raise PolicyError(f"prompt {prompt!r:.80} is not Unicode text: {error.reason}") from error
     return prompt

@@ -11,6 +11,8 @@ from pi05_ros.policy.chunk import ActionMeaning, ActionUnit
 from pi05_ros.policy.errors import RobotProfileError
 
 # The camera inputs of openpi's pi0.5, in the order of the prefix.
+ROLES = ("base", "wrist", "wrist_2")
+"""Cameras of a profile file. A LeRobot checkpoint with more cameras names the others itself."""
 SLOTS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 NORMALIZATIONS = ("quantile", "quantile10", "zscore", "minmax", "identity")
 ADAPTATIONS = ("none", "aloha")
@@ -22,7 +24,7 @@ class Camera:
     """One camera of the robot.
 
     Attributes:
-        role: name in `Observation.images` ("base", "wrist", "wrist_2").
+        role: name in `Observation.images`, one of ROLES unless a LeRobot checkpoint has more.
         slot: model input it fills (openpi's names; LeRobot's feature name for LeRobot files).
         required: an observation without it is an error; otherwise its slot is masked.
         rotate_180: turn the picture before the model sees it (a camera mounted upside down).

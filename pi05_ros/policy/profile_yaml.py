@@ -15,10 +15,13 @@ import yaml
 
 from pi05_ros.policy.chunk import ActionMeaning, ActionUnit
 from pi05_ros.policy.errors import RobotProfileError
-from pi05_ros.policy.profile import SLOTS, Camera, Gripper, Ranges, RobotProfile
+from pi05_ros.policy.profile import ROLES, SLOTS, Camera, Gripper, Ranges, RobotProfile
 from pi05_ros.policy.resources import robots_dir
 
 _E = TypeVar("_E", bound=IntEnum)
+# PyYAML raises its own type for its grammar, and whatever comes for values of a type's tag or
+# form: a thirteenth month, `!!int x`, `!!bool maybe`.
+YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 
 _TOP = (
     "description", "control_hz", "horizon", "prompt", "cameras", "state", "actions",
@@ -56,7 +59,11 @@ def load_profile(robot: str | Path) -> RobotProfile:
         raise RobotProfileError(f"robot profile {path} does not exist or is not a file")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise RobotProfileError(
+            f"robot profile {path} cannot be read: {error.strerror or error}"
+        ) from error
+    except YAML_ERRORS as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RobotProfileError(f"robot profile {path} is not valid YAML: {first}") from error
     return parse_profile(path.stem, data)
@@ -133,8 +140,10 @@ def _camera(where: str, data: Any) -> Camera:
             f"{where}.slot is {slot!r}{_closest(slot, SLOTS)}; accepted: {', '.join(SLOTS)}"
         )
     role = _text(f"{where}.role", item["role"])
-    if not role:
-        raise RobotProfileError(f"{where}.role is empty")
+    if role not in ROLES:
+        raise RobotProfileError(
+            f"{where}.role is {role!r}{_closest(role, ROLES)}; accepted: {', '.join(ROLES)}"
+        )
     return Camera(
         role=role,
         slot=slot,

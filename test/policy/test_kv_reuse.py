@@ -64,7 +64,7 @@ def test_cameras_that_come_go_or_resize_count_as_change():
 def test_rules_by_name():
     assert isinstance(make_rule("dynamic"), OnChange)
     assert make_rule("2").n == 2
-    for bad in ("0", "often", "-1"):
+    for bad in ("0", "often", "-1", "", "²", "٣", "1" * 5000):
         with pytest.raises(ValueError, match="dynamic"):
             make_rule(bad)
 

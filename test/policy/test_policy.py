@@ -166,6 +166,14 @@ def test_prompt_that_is_not_a_text(policy):
             act(3)
 
 
+def test_prompt_of_half_a_surrogate_pair(policy):
+    """What `os.fsdecode` makes of an argument that is no UTF-8; SentencePiece fails on it."""
+    with pytest.raises(PolicyError, match=r"prompt 'pick\\udcff' is not Unicode text"):
+        policy.set_prompt("pick\udcff")
+    with pytest.raises(PolicyError, match="not Unicode text"):
+        policy.infer(observe(prompt="\ud800"))
+
+
 def test_empty_checkpoint_is_not_the_current_folder():
     with pytest.raises(PolicyError, match="checkpoint is empty"):
         Policy.load("", robot="sim_arm")

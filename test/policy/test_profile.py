@@ -116,6 +116,8 @@ def change(path, value):
         (("cameras", 0, "required"), False, ["no camera is required"]),
         (("cameras", 0, "slot"), "base_0_rbg", ["did you mean 'base_0_rgb'"]),
         (("cameras", 0, "role"), 3, ["cameras[0].role", "text"]),
+        (("cameras", 0, "role"), "bsae", ["did you mean 'base'", "base, wrist, wrist_2"]),
+        (("cameras", 0, "role"), "", ["cameras[0].role is ''", "accepted: base"]),
         (("cameras", 0), "base", ["cameras[0] is str", "mapping"]),
         (("state",), [], ["state has 0 names"]),
         (("state",), [{"name": "j", "unit": "radian"}] * 2, ["name twice"]),
@@ -156,11 +158,17 @@ def test_unknown_robot_lists_the_known_and_the_closest():
         load_profile("../robots/libero")
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", "", "!!python/object/apply:os.system ['true']"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a: [", "- 1", "", "!!python/object/apply:os.system ['true']", "a: 2024-13-01"),
+        *("a: !!int x", "a: !!int ''", "a: !!bool maybe", "a: !!timestamp x", "a: " + "9" * 5000),
+    ],
+)
 def test_files_that_are_no_profile(tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    with pytest.raises(RobotProfileError):
+    with pytest.raises(RobotProfileError, match="robot profile"):
         load_profile(path)
 
 

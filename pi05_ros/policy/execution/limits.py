@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pi05_ros.policy.profile_yaml import YAML_ERRORS
+
 _KEYS = ("min_position", "max_position", "max_velocity", "max_acceleration")
 DEFAULT_ACCELERATION_TIME_S = 0.1
 """A URDF has no acceleration limits: reach the velocity limit in this time by default."""
@@ -80,9 +82,11 @@ def limits_from_mapping(data: Any, source: str = "limits") -> JointLimits:
             raise LimitsError(f"{source}: joint_limits.{name} is not a mapping")
         for key in _KEYS:
             value = entry.get(key)
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not abs(value) < 1e300:
                 raise LimitsError(
-                    f"{source}: joint_limits.{name}.{key} is {value!r}; accepted: a number"
+                    f"{source}: joint_limits.{name}.{key} is {value!s:.50}; accepted: a finite "
+                    "number"
                 )
         rows.append([float(entry[key]) for key in _KEYS])
     lower, upper, velocity, acceleration = np.array(rows).T
@@ -93,7 +97,7 @@ def limits_from_yaml(path: Path) -> JointLimits:
     """Read a YAML file, see `limits_from_mapping`."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, *YAML_ERRORS) as error:
         raise LimitsError(f"cannot read {path}: {error}") from error
     return limits_from_mapping(data, str(path))
 

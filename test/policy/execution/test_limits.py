@@ -100,6 +100,7 @@ def test_yaml_and_selection(tmp_path):
         ({}, "joint_limits"),
         ({"joint_limits": {"a": 3}}, "not a mapping"),
         ({"joint_limits": {"a": {"min_position": "x"}}}, "min_position"),
+        ({"joint_limits": {"a": {"min_position": 10**400}}}, "min_position is 1000"),
         (
             {
                 "joint_limits": {
@@ -131,6 +132,14 @@ def test_yaml_and_selection(tmp_path):
 def test_bad_limits_are_named(data, message):
     with pytest.raises(LimitsError, match=message):
         limits_from_mapping(data)
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: 2024-13-01", "a: !!bool maybe"])
+def test_files_that_are_no_limits(tmp_path, text):
+    path = tmp_path / "limits.yaml"
+    path.write_text(text)
+    with pytest.raises(LimitsError, match=r"limits\.yaml"):
+        limits_from_yaml(path)
 
 
 def test_urdf():
