@@ -1,7 +1,7 @@
 """`pi05 inspect CHECKPOINT`: what a checkpoint holds, what it means and what is assumed.
 
-Reads headers and JSON files only, so it is as fast on 14 GB as on 2 MB. Exits 1 when the
-checkpoint would not load, 2 when the named robot profile cannot be used.
+Reads headers and JSON files only, so it is as fast on 14 GB as on 2 MB. Exits 1 when there is
+no checkpoint or it would not load, 2 when the named robot profile cannot be used.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from pi05_ros.model import CheckpointError, checkpoint_hash
+from pi05_ros.model.checkpoint import ACCEPTED
 from pi05_ros.model.report import WeightReport, describe
 from pi05_ros.policy.errors import PolicyError, RobotProfileError
 from pi05_ros.policy.lerobot import is_lerobot, lerobot_recipe
 from pi05_ros.policy.normalize import Normalizer
 from pi05_ros.policy.profile_yaml import available_robots, load_profile
-from pi05_ros.policy.recipe import Recipe, openpi_recipe
+from pi05_ros.policy.recipe import RANDOM_PREFIX, Recipe, openpi_recipe
 
 NAMES_SHOWN = 3
 
@@ -41,6 +42,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
+        if args.checkpoint.startswith(RANDOM_PREFIX):
+            raise CheckpointError(
+                f"{args.checkpoint}: random weights are made when they are loaded, there is no "
+                f"file to look into; {ACCEPTED}"
+            )
         report = inspect(args.checkpoint, args.robot, args.hash)
     except CheckpointError as error:
         if args.json:

@@ -85,6 +85,13 @@ def test_what_does_not_load(capsys, tmp_path, flags):
     assert "convert_jax_model_to_pytorch" in out.out + out.err
 
 
+def test_random_weights_have_no_file(capsys):
+    assert main(["inspect", "random:tiny"]) == 1
+    error = capsys.readouterr().err
+    for words in ("random:tiny", "made when they are loaded", "accepted: a pi0.5 safetensors"):
+        assert words in error
+
+
 def test_counts_add_up(tmp_path):
     for layout in ("openpi fp32", "lerobot 0.4 old names", "openpi no junk"):
         found = describe(write_layout(tmp_path / layout, layout))
