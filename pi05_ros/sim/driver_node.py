@@ -57,7 +57,7 @@ class DriverNode(Node):
         self.seed = self._p.seed
         self._elapsed_ns = 0
         self._step_ns = round(1e9 / self._p.joint_rate_hz)
-        self._images_every = max(1, round(self._p.joint_rate_hz / self._p.image_rate_hz))
+        self._pictures = 0
         self._watch_every = max(1, round(CONTROL_DT * self._p.joint_rate_hz))
         self._ticks = 0
         self.refused = 0
@@ -98,6 +98,7 @@ class DriverNode(Node):
         """Begin the episode of a seed."""
         self.seed = seed
         self.world.reset(seed)
+        self._began_ns = self._elapsed_ns
         self.referee = Referee()
         self._plan = JointPlan(JOINT_NAMES, self.world.targets)
         self._reported: bool | None = None
@@ -106,11 +107,15 @@ class DriverNode(Node):
         self._report()
 
     def tick(self) -> None:
-        """Advance the world by one period and publish what is due."""
-        period = self._step_ns / 1e9
-        self.world.step(self._plan.at(self.world.time + period), period)
+        """Advance the world by one period and publish what is due.
+
+        The world goes in whole steps of its own, so it may be ahead or behind by half of one.
+        """
         self._elapsed_ns += self._step_ns
         self._ticks += 1
+        behind_s = self._episode_s - self.world.time
+        if behind_s > self.world.model.opt.timestep / 2:
+            self.world.step(self._plan.at(self._episode_s), behind_s)
         stamp = time_msg(self._now_ns())
         if self._clock_out is not None:
             self._clock_out.publish(Clock(clock=stamp))
@@ -121,12 +126,18 @@ class DriverNode(Node):
         )
         state.header.stamp = stamp
         self._states.publish(state)
-        if self._ticks % self._images_every == 0:
+        pictures = int(self._elapsed_ns * self._p.image_rate_hz / 1e9 + 1e-6)
+        if pictures > self._pictures:
+            self._pictures = pictures
             for camera in CAMERAS:
                 self._publish_image(camera, stamp)
         if self._ticks % self._watch_every == 0:
             self.referee.watch(self.world)
             self._report()
+
+    @property
+    def _episode_s(self) -> float:
+        return (self._elapsed_ns - self._began_ns) / 1e9
 
     def _now_ns(self) -> int:
         """Time that stamps are in: simulated where this node publishes it, else the node's."""
@@ -167,11 +178,11 @@ class DriverNode(Node):
                 )
                 return
             times = times + shift_s
-            past = int(np.searchsorted(times, 0.0))
-            if past == len(times):
+            ahead = np.flatnonzero(times >= 0.0)
+            if not ahead.size:
                 self._refuse(f"trajectory was over {-times.max(initial=shift_s):.2f} s ago")
                 return
-            times, rows = times[past:], rows[past:]
+            times, rows = times[ahead[0] :], rows[ahead[0] :]
         self._command(message.joint_names, times, rows)
 
     def _on_forward(self, message: Float64MultiArray) -> None:
@@ -184,7 +195,7 @@ class DriverNode(Node):
     def _command(self, names: Any, times: np.ndarray, rows: list[list[float]]) -> None:
         try:
             table = np.array(rows, dtype=np.float64)
-            self._plan.command(tuple(names), self.world.time, times, table)
+            self._plan.command(tuple(names), self._episode_s, times, table)
         except ValueError as error:
             self._refuse(str(error))
 

@@ -130,6 +130,23 @@ def test_all_three_kinds_of_commands_move_the_arm(rig):
     assert rig.until(lambda: rig.node.refused >= 1)
 
 
+@pytest.mark.parametrize(("joints_hz", "images_hz"), [(60.0, 20.0), (1000.0, 30.0), (100.0, 30.0)])
+def test_the_arm_and_the_cameras_keep_time_at_any_rate(rig, joints_hz, images_hz, monkeypatch):
+    """Rates that are no multiples of MuJoCo's step, or of each other."""
+    rig = rig(joint_rate_hz=joints_hz, image_rate_hz=images_hz)
+    node, taken = rig.node, []
+    monkeypatch.setattr(node, "_publish_image", lambda camera, stamp: taken.append(camera))
+    node._on_forward(Float64MultiArray(data=(node.world.targets[:6] + 0.1).tolist()))
+    goal = node._plan.at(9.0)
+    for _ in range(round(joints_hz)):
+        node.tick()
+        assert node.world.time == pytest.approx(node._episode_s, abs=0.0026)
+    assert node.world.targets == pytest.approx(goal)
+    assert taken.count("base") == images_hz
+    node.start(1)
+    assert node.world.time == node._episode_s == 0.0
+
+
 def trajectory(node, stamp_s, *points):
     """Joint 1 alone; points are (seconds from start, position)."""
     message = JointTrajectory(joint_names=["joint1"])
@@ -137,7 +154,8 @@ def trajectory(node, stamp_s, *points):
     message.header.stamp.sec, message.header.stamp.nanosec = divmod(now, 10**9)
     for seconds, position in points:
         point = JointTrajectoryPoint(positions=[position])
-        point.time_from_start = Duration(sec=0, nanosec=round(seconds * 1e9))
+        sec, nanosec = divmod(round(seconds * 1e9), 10**9)
+        point.time_from_start = Duration(sec=sec, nanosec=nanosec)
         message.points.append(point)
     return message
 
@@ -155,7 +173,8 @@ def test_stamps_of_trajectories_shift_their_points(rig):
     node._on_trajectory(trajectory(node, -2.0, (0.1, 0.9)))
     node._on_trajectory(trajectory(node, 3600.0, (0.1, 0.9)))
     node._on_trajectory(trajectory(node, -2.0))
-    assert node.refused == 3
+    node._on_trajectory(trajectory(node, -0.7, (1.0, 0.9), (0.5, 0.9), (2.0, 0.9)))
+    assert node.refused == 4
     assert node._plan.at(start + 0.4)[0] == pytest.approx(-0.2, abs=0.01)
 
 
