@@ -82,8 +82,11 @@ def limits_from_mapping(data: Any, source: str = "limits") -> JointLimits:
             raise LimitsError(f"{source}: joint_limits.{name} is not a mapping")
         for key in _KEYS:
             value = entry.get(key)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not abs(value) < 1e300:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not abs(value) < 1e300
+            ):
                 raise LimitsError(
                     f"{source}: joint_limits.{name}.{key} is {value!s:.50}; accepted: a finite "
                     "number"
