@@ -41,7 +41,9 @@ class DriverParameters:
     )
     width: int = param(224, "Width of the pictures.", low=1, high=MOST_PIXELS[0])
     height: int = param(224, "Height of the pictures.", low=1, high=MOST_PIXELS[1])
-    image_rate_hz: float = param(20.0, "Pictures per second and camera, no more than `joint_rate_hz`.", low=0.1, high=1000.0)
+    image_rate_hz: float = param(
+        20.0, "Pictures per second and camera, no more than `joint_rate_hz`.", low=0.1, high=1000.0
+    )
     joint_rate_hz: float = param(
         100.0, "Joint states per second; the arm moves in steps of 5 ms.", low=1.0, high=1000.0
     )
