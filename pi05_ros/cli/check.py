@@ -140,7 +140,7 @@ def check_engines(
         retry_of,
         write_report,
     )
-    from pi05_ros.backends.tensorrt.export import read_export
+    from pi05_ros.backends.tensorrt.export import read_export, verify_export
     from pi05_ros.backends.tensorrt.inspector import quantised_products, read_layers
     from pi05_ros.backends.tensorrt.presets import preset
     from pi05_ros.backends.tensorrt.report import write_files
@@ -150,6 +150,7 @@ def check_engines(
         raise UnprovenEngineError(
             f"the graphs in {export} are not those of the engines any more; {HOW_TO}"
         )
+    verify_export(export, document)
     facts = {}
     kind = preset(document["preset"]).weights if document["preset"] else "fp8"
     for stage in engines.graphs:

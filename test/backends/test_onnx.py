@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,21 @@ def test_fp8_needs_a_calibration_of_these_weights(model: Pi05, cache: Path) -> N
     actions = engine.sample(sample.images, sample.tokens, sample.noise)
     error = float((actions - expected).norm() / expected.norm())
     assert 1e-4 < error < 0.1  # quantised, and still the same policy
+
+
+@pytest.mark.parametrize("name", ["stages", "shapes", "layout", "quantised_stages", "preset"])
+def test_graphs_whose_description_is_damaged_are_refused(
+    name: str, model: Pi05, cache: Path
+) -> None:
+    create_engine(model, "onnx", cache=cache, **SIZES).close()
+    path = next(cache.rglob("export.json"))
+    whole = path.read_text()
+    content = json.loads(whole)
+    for other in ({k: v for k, v in content.items() if k != name}, {**content, name: [[3]]}):
+        path.write_text(json.dumps(other))
+        with pytest.raises(BackendError, match=r"damaged .*export again: pi05 export"):
+            create_engine(model, "onnx", graphs=path.parent, **SIZES)
+    path.write_text(whole)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,11 @@ def test_check_takes_the_calibration_of_the_engines_not_the_newest(
     assert main(["check", *words]) == 2
     assert "layers_vision.json cannot be read" in capsys.readouterr().err
     key = report.with_name("key.json")
+    stage = Path(json.loads(key.read_text())["export"]) / "prefill.onnx"
+    stage.rename(stage.with_name("elsewhere"))
+    assert main(["check", *words]) == 2
+    assert "prefill.onnx is not what was exported" in capsys.readouterr().err
+    stage.with_name("elsewhere").rename(stage)
     graphs = Path(json.loads(key.read_text())["export"]) / "export.json"
     content = json.loads(graphs.read_text())
     graphs.write_text(json.dumps({**content, "graph_hash": "other"}))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +27,7 @@ from pi05_ros.backends.tensorrt.engines import (
     require_proof,
     write_report,
 )
-from pi05_ros.backends.tensorrt.identity import weights_id
+from pi05_ros.backends.tensorrt.identity import engine_key, weights_id
 from pi05_ros.backends.tensorrt.pipeline import StagedEngine
 from pi05_ros.backends.tensorrt.samples import Sample
 from pi05_ros.model import Pi05
@@ -94,6 +97,71 @@ def test_altered_files_are_refused(
         open_set(found.folder)
     with pytest.raises(UnprovenEngineError, match="no engines of this checkpoint"):
         find_proven("sha256:none", found.shapes, Precision(), CPU, tmp_path)
+
+
+def _without(*names: str) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        inner = document
+        for name in names[:-1]:
+            inner = inner[name]
+        del inner[names[-1]]
+
+    return change
+
+
+def _other(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda document: document.__setitem__(name, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_other("schema", 0), "from another version of this package"),
+        (_without("flags", "layout"), "damaged .KeyError"),
+        (_without("shapes", "depth"), "damaged .TypeError"),
+        (_other("machine", []), "damaged .TypeError: machine is"),
+        (_other("weights", 3), "damaged .TypeError: weights is"),
+    ],
+)
+def test_keys_that_cannot_be_read_hide_no_good_engines(
+    change: Callable[[dict[str, Any]], None],
+    message: str,
+    install: Install,
+    graphs_fp16: Path,
+    tmp_path: Path,
+    model: Pi05,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another version's folder, say: named, and passed over in the search."""
+    install()
+    good = build(graphs_fp16, tmp_path)
+    monkeypatch.setattr(engines, "require_proof", lambda found: {})
+    content = json.loads((good.folder / "key.json").read_text())
+    change(content["document"])
+    content["key"] = engine_key(content["document"])
+    bad = good.folder.with_name(content["key"])
+    shutil.copytree(good.folder, bad)
+    (bad / "key.json").write_text(json.dumps(content))
+    with pytest.raises(UnprovenEngineError, match=message):
+        open_set(bad)
+    found = find_proven(weights_id(model), good.shapes, Precision(), CPU, tmp_path)
+    assert found.folder == good.folder
+
+
+def test_a_refusing_report_that_is_damaged_still_refuses(
+    install: Install, graphs_fp16: Path, tmp_path: Path
+) -> None:
+    install()
+    found = build(graphs_fp16, tmp_path)
+    content = {
+        "schema": 1,
+        "key": found.folder.name,
+        "plans": json.loads((found.folder / "key.json").read_text())["plans"],
+    }
+    for findings in (None, 3, [3], [{"ok": False}]):
+        (found.folder / "check.json").write_text(json.dumps({**content, "findings": findings}))
+        with pytest.raises(UnprovenEngineError, match="failed their check"):
+            require_proof(found)
 
 
 def test_reports_of_other_plans_or_refusals_do_not_count(

@@ -201,7 +201,8 @@ def test_inspector_reads_both_forms_and_fused_kernels() -> None:
     text = json.dumps({"Layers": [_layer("gemm", half, "a"), _layer("SoftMax", half, "b")]})
     facts = read_layers(text, ["a"])
     assert (facts.quantised, facts.half_islands) == (0, ["kernel"])
-    assert not read_layers(json.dumps({"Layers": ["only a name"]}), ["a"]).detailed
+    for nothing in ({"Layers": ["only a name"]}, {"Layers": []}, {"Layers": 3}, {}, []):
+        assert not read_layers(json.dumps(nothing), ["a"]).detailed
 
 
 def test_inspector_looks_for_the_number_type_that_was_asked_for() -> None:

@@ -22,7 +22,12 @@ from pi05_ros.backends.tensorrt.export import (
     stage_precision,
     verify_export,
 )
-from pi05_ros.backends.tensorrt.identity import engine_key, key_document, machine_facts
+from pi05_ros.backends.tensorrt.identity import (
+    KEY_SCHEMA,
+    engine_key,
+    key_document,
+    machine_facts,
+)
 from pi05_ros.backends.tensorrt.presets import preset
 from pi05_ros.backends.tensorrt.prove import REPORT_SCHEMA, Report
 from pi05_ros.backends.tensorrt.room import require_room
@@ -191,12 +196,37 @@ def open_set(folder: Path) -> EngineSet:
         raise UnprovenEngineError(f"{folder / 'key.json'} is damaged; {HOW_TO}")
     if engine_key(document) != content.get("key") or content.get("key") != folder.name:
         raise UnprovenEngineError(f"the key of {folder} does not match its content; {HOW_TO}")
+    if document.get("schema") != KEY_SCHEMA:
+        raise UnprovenEngineError(
+            f"the engines in {folder} are from another version of this package; {HOW_TO}"
+        )
     engines = EngineSet(folder, document)
+    try:
+        _require_whole(engines)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnprovenEngineError(
+            f"{folder / 'key.json'} is damaged ({type(error).__name__}: {error}); {HOW_TO}"
+        ) from None
     for stage in engines.graphs:
         plan = folder / f"{stage}.plan"
         if not plan.is_file() or sha256_file(plan) != plans.get(stage):
             raise UnprovenEngineError(f"{plan} is missing, cut short or altered; {HOW_TO}")
     return engines
+
+
+def _require_whole(engines: EngineSet) -> None:
+    """Fail, somehow, if anything is missing that readers of a key document count on."""
+    document = engines.document
+    for key, kind in (("weights", str), ("tensorrt", str), ("graph_hash", str), ("machine", dict)):
+        if not isinstance(document[key], kind):
+            raise TypeError(f"{key} is {document[key]!r}")
+    if document["flags"]["activation"] not in DTYPES:
+        raise ValueError(f"activation {document['flags']['activation']!r}")
+    if document["flags"]["preset"] is not None:
+        preset(document["flags"]["preset"])
+    Precision(**document["flags"]["precision"])
+    if engines.shapes.depth < 1 or not engines.graphs:
+        raise ValueError("no layers")
 
 
 def export_of(engines: EngineSet) -> Path:
@@ -289,14 +319,21 @@ def require_proof(engines: EngineSet) -> dict[str, Any]:
     if report.get("key") != engines.folder.name or report.get("plans") != plans:
         raise UnprovenEngineError(f"the report is not about these plans; {HOW_TO}")
     if report.get("verdict") != "pass":
-        bad = [f for f in report.get("findings", []) if not f["ok"] and f["level"] == "refuse"]
-        first = bad[0]["item"] if bad else "unknown"
+        bad = [f["item"] for f in _findings(report) if not f["ok"] and f["level"] == "refuse"]
+        first = bad[0] if bad else "unknown"
         raise UnprovenEngineError(
             f"the engines failed their check ({len(bad)} findings, the first: {first}); see "
             f"{engines.folder / 'check.md'}. Build them again with --optimization-level 2 or "
             "--precision fp16"
         )
     return report
+
+
+def _findings(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a report judged, as far as it can be read."""
+    found = report.get("findings")
+    listed = found if isinstance(found, list) else []
+    return [f for f in listed if isinstance(f, dict) and {"item", "ok", "level"} <= f.keys()]
 
 
 def find_proven(

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.tensorrt.calibration import Calibration
 from pi05_ros.backends.tensorrt.fp4 import require_exportable
@@ -383,7 +384,29 @@ def read_export(directory: Path) -> dict[str, Any]:
             f"{path} has schema {document.get('schema')!r}, this version reads {SCHEMA}; "
             "export again: pi05 export"
         )
+    try:
+        _require_whole(document)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BackendError(
+            f"{path} is damaged ({type(error).__name__}: {error}); export again: pi05 export"
+        ) from None
     return document
+
+
+def _require_whole(document: dict[str, Any]) -> None:
+    """Fail, somehow, if anything is missing that readers of ``export.json`` count on."""
+    if document["activation"] not in DTYPES:
+        raise ValueError(f"activation {document['activation']!r}")
+    Precision(**stage_precision(document))
+    depth = StageShapes(**document["shapes"]).depth
+    stages = document["stages"]
+    missing = set(graphs_of(document["layout"], depth)) - set(stages)
+    if missing:
+        raise ValueError(f"no {min(missing)}")
+    graph_hash(document)
+    texts = [document["weights"], document["graph_hash"]]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("weights or graph_hash is no text")
 
 
 def verify_export(directory: Path, document: dict[str, Any]) -> None:

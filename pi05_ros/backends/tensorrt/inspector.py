@@ -37,8 +37,14 @@ class EngineFacts:
     detailed: bool = True
 
 
+def _list(document: Any, key: str) -> list[Any]:
+    """A list inside a mapping; empty if there is none."""
+    found = document.get(key) if isinstance(document, dict) else None
+    return found if isinstance(found, list) else []
+
+
 def _types(layer: dict[str, Any], side: str) -> Iterator[str]:
-    for tensor in layer.get(side, []):
+    for tensor in _list(layer, side):
         if isinstance(tensor, dict):
             for key in ("Format/Datatype", "Datatype", "DataType", "Format"):
                 if key in tensor:
@@ -66,10 +72,9 @@ def read_layers(text: str, expected: list[str], kind: str = "fp8") -> EngineFact
         kind: their number type, "fp8" or "int8".
 
     """
-    document = json.loads(text)
-    layers = document.get("Layers", [])
+    layers = _list(json.loads(text), "Layers")
     detailed = [layer for layer in layers if isinstance(layer, dict)]
-    if layers and not detailed:
+    if not detailed:
         return EngineFacts(len(layers), 0, list(expected), [], detailed=False)
     named: set[str] = set()
     anonymous = 0
