@@ -110,13 +110,12 @@ class EagerEngine:
         start = self._now()
         x = noise.to(self.device, torch.float32)[None]
         clock = self.model.config.clock
+        _check_steering(tuple(noise.shape), guidance, frozen)
 
         def velocity(x_t: Tensor, t: float | Tensor) -> Tensor:
             return self.model.velocity(x_t, t, context)
 
         if frozen is not None:
-            if guidance is not None:
-                raise BackendError("give guidance or frozen actions, not both")
             given = torch.zeros_like(x)
             given[0, : len(frozen)] = frozen.to(x)
             actions = sample_decided(velocity, x, given, len(frozen), steps, clock)[0]
@@ -180,6 +179,8 @@ class EagerEngine:
         views: list[Tensor] = []
         for image in images:
             view = image[0] if image.ndim == 4 and image.shape[0] == 1 else image
+            if 0 in view.shape:
+                raise BackendError(f"image is empty: {list(view.shape)}")
             if view.dtype == torch.uint8 and view.ndim == 3 and view.shape[-1] == 3:
                 if self.device.type == "cuda":
                     view = view.to(self.device)
@@ -192,6 +193,30 @@ class EagerEngine:
                     f"float [3, {size}, {size}] in [-1, 1]"
                 )
         return torch.stack(views) if views else None
+
+
+def _check_steering(
+    shape: tuple[int, ...], guidance: Guidance | None, frozen: Tensor | None
+) -> None:
+    """Raise BackendError unless what continues a chunk fits noise of a shape ``(H, A)``.
+
+    Torch would spread one row, column or weight over all.
+    """
+    H, A = shape
+    if frozen is not None:
+        if guidance is not None:
+            raise BackendError("give guidance or frozen actions, not both")
+        if frozen.ndim != 2 or frozen.shape[1] != A or len(frozen) > H:
+            raise BackendError(
+                f"frozen actions have shape {list(frozen.shape)}; accepted: [0 to {H}, {A}]"
+            )
+    if guidance is not None:
+        target, weights = tuple(guidance.target.shape), tuple(guidance.weights.shape)
+        if target != shape or weights != (H,):
+            raise BackendError(
+                f"guidance has target {list(target)} and weights {list(weights)}; accepted: "
+                f"{[H, A]} and [{H}]"
+            )
 
 
 def resolve_precision(model: Pi05, precision: Precision) -> Precision:

@@ -198,6 +198,33 @@ def test_guided_and_decided_chunks_are_those_of_the_samplers(model):
         engine.denoise(context, noise, 3, guidance=Guidance(target, weights), frozen=target[:2])
 
 
+@pytest.mark.parametrize(
+    ("steering", "words"),
+    [
+        ({"frozen": torch.zeros(11, 32)}, r"\[11, 32\]; accepted: \[0 to 10, 32\]"),
+        ({"frozen": torch.zeros(3, 1)}, r"\[3, 1\]; accepted"),
+        (
+            {"guidance": Guidance(torch.zeros(1, 32), torch.ones(10))},
+            r"target \[1, 32\] and weights \[10\]; accepted: \[10, 32\] and \[10\]",
+        ),
+        ({"guidance": Guidance(torch.zeros(10, 32), torch.ones(1))}, r"weights \[1\]; accepted"),
+        (
+            {
+                "guidance": Guidance(torch.zeros(10, 32), torch.ones(10)),
+                "frozen": torch.zeros(3, 32),
+            },
+            "not both",
+        ),
+    ],
+)
+def test_what_continues_a_chunk_must_fit_it(engine, steering, words):
+    images, tokens, noise = inputs()
+    context = engine.context(images, tokens)
+    with pytest.raises(BackendError, match=words):
+        engine.denoise(context, noise, 1, **steering)
+    assert engine.denoise(context, noise, 1, frozen=torch.zeros(10, 32)).eq(0).all()
+
+
 def test_a_camera_with_the_key_it_had_is_not_encoded_again(model):
     images, tokens, noise = inputs()
     engine = EagerEngine(model)
