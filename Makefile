@@ -7,7 +7,7 @@ ENV = source .venv/ros_env.sh
 demo:  ## A rendered scene replayed into the policy node, then the simulated arm in closed loop.
 	@scripts/setup_env.sh run
 	@$(ENV) && pi05 demo $(DEMO_ARGS)
-	@$(ENV) && pi05 eval --ros --tasks pick_red --seeds 0:2 --out out/demo/closed_loop
+	@$(ENV) && pi05 eval --ros --tasks pick_red --seeds 0:2 --no-resume --out out/demo/closed_loop
 
 test: lint  ## Everything that CI runs.
 	@$(ENV) && scripts/test.sh $(TEST_ARGS)

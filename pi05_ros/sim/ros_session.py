@@ -36,6 +36,8 @@ EPISODE_S = 15.0
 """Wall time an episode may take."""
 MAX_FILM = 600
 """Pictures that are kept; later ones are not filmed."""
+DRAIN_S = 0.05
+"""Time to read what has queued up while nobody looked."""
 _CONFIGURE_S = 120.0
 _RESTART = ("pi05_executor/stop", "sim_arm/reset", "pi05_policy/reset", "pi05_executor/resume")
 PARTS = ("input", "queue", "convert", "vision", "prefill", "denoise", "node", "output")
@@ -101,6 +103,7 @@ class Referee(Node):
         super().__init__("referee")
         self.session = session
         self.task_done = False
+        self.watching = False
         self._waiting: ActionChunk | None = None
         self.create_subscription(Image, "base_camera/image_raw", self._on_image, qos.INPUT)
         self.create_subscription(Bool, "sim_arm/task_done", self._on_done, qos.LATCHED)
@@ -118,7 +121,14 @@ class Referee(Node):
         if len(self.session.film) < MAX_FILM:
             self.session.film.append(image_to_rgb(message).copy())
 
+    def watch(self, on: bool) -> None:
+        """Whether chunks and commands count; what waits in a queue between episodes is old."""
+        self.watching = on
+        self._waiting = None
+
     def _on_chunk(self, message: ActionChunk) -> None:
+        if not self.watching:
+            return
         self.session.chunks += 1
         self._waiting = message
         for stage in _STAGES:
@@ -233,9 +243,12 @@ def _restart(node: Node, executor: SingleThreadedExecutor) -> None:
 def _episode(
     node: Referee, executor: SingleThreadedExecutor, children: Children, session: Session
 ) -> bool:
+    _spin(executor, DRAIN_S, lambda: False)
     node.task_done = False
+    node.watch(True)
     began = time.monotonic()
     done = _spin(executor, EPISODE_S, lambda: node.task_done, children.check)
+    node.watch(False)
     took = time.monotonic() - began
     session.watched_s += took
     if done:
