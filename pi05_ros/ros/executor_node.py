@@ -16,6 +16,7 @@ import rclpy
 from builtin_interfaces.msg import Duration
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
@@ -232,7 +233,7 @@ def main(args: list[str] | None = None) -> int:
         return 2
     try:
         node = ExecutorNode()
-    except (ParameterError, LimitsError) as error:
+    except (ParameterError, LimitsError, ParameterException) as error:
         print(f"pi05_executor: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 1

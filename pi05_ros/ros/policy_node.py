@@ -18,6 +18,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.exceptions import ParameterException
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -110,7 +111,7 @@ class PolicyNode(LifecycleNode):
             parameters = self._params.validated()
             self._load(parameters)
             self._create_topics(parameters)
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
+        except (ValueError, OSError, RuntimeError, ImportError, ParameterException) as error:
             self._tear_down()
             self._refuse(f"configure failed: {_one_line(error)}")
             return FAILURE
@@ -223,7 +224,10 @@ class PolicyNode(LifecycleNode):
         roles = parameters.roles or robot.camera_roles
         _check_roles(roles, robot)
         self._chunk_publisher = self.create_lifecycle_publisher(
-            ActionChunk, "~/action_chunk", qos.CHUNK, qos_overriding_options=qos.overridable()
+            ActionChunk,
+            "~/action_chunk",
+            qos.own(qos.CHUNK),
+            qos_overriding_options=qos.overridable(),
         )
         self._sources = Sources(
             self, roles, robot.state_names, parameters, self._on_sample, self._log

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions, QoSPolicyKind
 
@@ -20,6 +22,11 @@ LATCHED = QoSProfile(
 )
 PROMPT = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 DIAGNOSTICS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+
+
+def own(profile: QoSProfile) -> QoSProfile:
+    """Copy for one topic whose profile users may override: rclpy writes overrides into it."""
+    return copy.copy(profile)
 
 
 def overridable_depth() -> QoSOverridingOptions:

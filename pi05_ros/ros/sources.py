@@ -53,7 +53,7 @@ class _CameraSubscription:
                 self._kind,
                 self._topic,
                 self._received,
-                wanted,
+                qos.own(wanted),
                 qos_overriding_options=qos.overridable_depth(),
             )
 
@@ -121,7 +121,7 @@ class Sources:
                 JointState,
                 JOINTS,
                 self._receiver(JOINTS, self._joints.state),
-                qos.INPUT,
+                qos.own(qos.INPUT),
                 qos_overriding_options=qos.overridable(),
             )
         except Exception:

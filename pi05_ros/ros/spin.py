@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import rclpy
+from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
@@ -98,7 +99,12 @@ def run(
     stop = start(args)
     if stop is None:
         return 2
-    node = make_node(stop)
+    try:
+        node = make_node(stop)
+    except ParameterException as error:  # of a parameter that rclpy declares, as use_sim_time
+        print(f"cannot start: {error}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 2
     executor = EnduringExecutor(node)
     while not stop.is_set():
         executor.spin_once(0.1)

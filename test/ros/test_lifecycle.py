@@ -383,11 +383,15 @@ def test_bad_dynamic_value_at_start_is_repaired_by_setting_it(bench):
     assert b.client.change_state(CONFIGURE)
 
 
-def test_unknown_log_level_is_one_clear_line():
-    words = [sys.executable, "-m", "pi05_ros.ros.policy_node", "--ros-args"]
-    done = subprocess.run(
-        [*words, "--log-level", "loud"], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2
-    assert "cannot start" in done.stderr
+@pytest.mark.parametrize("module", ["policy_node", "executor_node"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--log-level", "loud"], "cannot start"), (["-p", "use_sim_time:=1"], "'use_sim_time'")],
+)
+def test_arguments_that_rclpy_refuses_are_one_clear_line(module, words, said):
+    limits = f"limits_file:={ROOT / 'config' / 'sim_arm_limits.yaml'}"
+    command = [sys.executable, "-m", f"pi05_ros.ros.{module}", "--ros-args", "-p", limits]
+    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
     assert "Traceback" not in done.stderr

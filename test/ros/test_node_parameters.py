@@ -2,6 +2,7 @@
 
 from node_client import ACTIVATE, DEACTIVATE, set_parameter
 from rcl_interfaces.srv import DescribeParameters
+from rclpy.qos import ReliabilityPolicy
 from std_msgs.msg import String
 
 # -- prompt -----------------------------------------------------------------------------
@@ -118,3 +119,32 @@ def test_qos_overrides(bench):
     b.activate()
     assert b.node.get_parameter(name).value == 7
     b.chunks(1)
+
+
+def test_a_qos_override_is_for_its_topic_alone(bench):
+    base, wrist, joints = (
+        f"qos_overrides./{topic}.subscription"
+        for topic in ("base_camera/image_raw", "wrist_camera/image_raw", "joint_states")
+    )
+    b = bench({f"{base}.depth": 5, f"{joints}.reliability": "reliable"})
+    assert b.client.change_state(1)
+    assert b.node.get_parameter(f"{base}.depth").value == 5
+    assert b.node.get_parameter(f"{wrist}.depth").value == 1
+    # Also of the subscriptions that a second configure makes.
+    assert b.client.change_state(2)
+    assert b.client.change_state(1)
+    reliability = {
+        topic: info.qos_profile.reliability
+        for topic in ("/wrist_camera/image_raw", "/joint_states")
+        for info in b.node.get_subscriptions_info_by_topic(topic)
+    }
+    assert reliability["/wrist_camera/image_raw"] == ReliabilityPolicy.BEST_EFFORT
+    assert reliability["/joint_states"] == ReliabilityPolicy.RELIABLE
+
+
+def test_a_qos_override_of_the_wrong_type_fails_configure_with_one_line(bench, capfd):
+    name = "qos_overrides./joint_states.subscription.depth"
+    b = bench({name: "deep"})
+    assert not b.client.change_state(1)
+    assert b.client.until(lambda: name in b.client.statuses[-1].message)
+    assert "Traceback" not in capfd.readouterr().err
