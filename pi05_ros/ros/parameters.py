@@ -201,7 +201,8 @@ class PolicyParameters:
     kv_reuse: str = _param(
         "1",
         "Vision and prefill are computed for every n-th observation, or `dynamic`: where a "
-        "picture has changed much or the arm slows down, at most every second time.",
+        "picture has changed much or the arm slows down, at most every second time. A KV cache is "
+        "kept for half of a chunk's steps (see `horizon`) at most, whatever n says.",
         check=_check_reuse,
     )
     vision_cache_levels: int = _param(
