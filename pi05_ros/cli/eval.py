@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from pi05_ros.sim.evaluation import EpisodeRunner, Job, MakeRunner
     from pi05_ros.sim.ros_grid import RosJob
 
+PAIRED = "paired.json"
 __all__ = ["add_arguments", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and write results.{csv,json}, summary.md and plots.
+    """Evaluate and write results.csv, summary.{json,md} and plots.
 
     Exit code 2 for what cannot be run, 1 if ROS nodes fail.
     """
@@ -149,6 +150,7 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
     if workers < 1:
         raise ValueError(f"--workers {workers}; accepted: a number from 1")
     claim(plan.out, plan.checkpoint, args.resume, benchmark=args.benchmark, **plan.facts)
+    _say_what_is_kept(plan)
     rows = evaluation.evaluate(
         plan.todo,
         plan.out,
@@ -170,10 +172,11 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
     evaluation.write_csv(rows, plan.out / "results.csv")
     (plan.out / "summary.json").write_text(json.dumps(summary + totals, indent=1) + "\n", "utf-8")
     table = evaluation.markdown(summary + totals, plan.setting_type)
+    (plan.out / PAIRED).unlink(missing_ok=True)  # an earlier run's, of other settings
     if len(comparisons) > 1:
         table += "\nAll tasks, against the first setting on the same episodes:\n\n"
         table += paired.markdown(comparisons)
-        (plan.out / "paired.json").write_text(
+        (plan.out / PAIRED).write_text(
             json.dumps([item.row() for item in comparisons], indent=1) + "\n", "utf-8"
         )
     (plan.out / "summary.md").write_text(table, "utf-8")
@@ -188,6 +191,19 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
             for job in plan.films:
                 print(f"wrote {_film(runner, job, plan.out)}")
     return 0
+
+
+def _say_what_is_kept(plan: _Plan) -> None:
+    from pi05_ros.sim import evaluation, results_file
+
+    path, asked = plan.out / evaluation.RESULTS, {job.key for job in plan.todo}
+    known = results_file.read(path).keys()
+    if known:
+        print(
+            f"{path}: {len(asked & known)} of {len(asked)} episodes are kept; "
+            f"{len(known - asked)} others there belong to other options and are left out",
+            file=sys.stderr,
+        )
 
 
 def _wants_latency(args: argparse.Namespace, todo: Sequence[Job]) -> bool:
@@ -205,8 +221,12 @@ def _film(runner: EpisodeRunner, job: Job, out: Path) -> Path:
     frames: list[Any] = []
     result = runner.run(job, frames)
     name = re.sub(r"\W+", "_", job.task)
-    path = out / f"{name}-{job.seed}-{'done' if result.success else 'failed'}.gif"
+    path, other = (
+        out / f"{name}-{job.seed}-{'done' if done else 'failed'}.gif"
+        for done in (result.success, not result.success)
+    )
     report.write_gif(frames, path)
+    other.unlink(missing_ok=True)  # an earlier run's, of another setting
     return path
 
 

@@ -20,6 +20,13 @@ SEAM_FLOOR = 1e-3
 """Below this the seam axis is linear, so that 0 can be shown."""
 WIDE = 5.0
 """Ratio of latencies from which their axis is logarithmic."""
+LATENCY, REUSE, SEAM = "success_latency.png", "success_kv_reuse.png", "seam_delay.png"
+CURVES = {
+    "delay_ms": ("injected inference delay, ms", "success_delay.png"),
+    "denoise_steps": ("denoise steps", "success_steps.png"),
+    "drop_wrist": ("share of observations without the wrist picture", "success_drop_wrist.png"),
+}
+"""What is varied -> label of its axis, file."""
 _VARIED = tuple(item.name for item in fields(Setting))
 _SHORT = {"denoise_steps": "steps", "kv_reuse": "KV", "drop_wrist": "drop", "delay_ms": "delay"}
 
@@ -62,24 +69,23 @@ def _point(members: Sequence[Entry]) -> Point:
 
 
 def draw(summary: Sequence[Entry], out: Path) -> list[Path]:
-    """Draw what the settings vary; returns the PNG files that were written."""
+    """Draw what the settings vary, and remove plots of it that an earlier run has left in ``out``.
+
+    Returns the PNG files that were written.
+    """
+    for name in (LATENCY, REUSE, SEAM, *(file for _, file in CURVES.values())):
+        (out / name).unlink(missing_ok=True)
     found = points(summary)
     made = []
     if len({p.latency_ms for p in found if math.isfinite(p.latency_ms)}) > 1:
-        made.append(pareto(found, out / "success_latency.png"))
-    success = _success
-    for name, label, file in (
-        ("delay_ms", "injected inference delay, ms", "delay"),
-        ("denoise_steps", "denoise steps", "steps"),
-        ("drop_wrist", "share of observations without the wrist picture", "drop_wrist"),
-    ):
+        made.append(pareto(found, out / LATENCY))
+    for name, (label, file) in CURVES.items():
         if len({p.values[name] for p in found}) > 1:
-            made.append(_curves(found, name, label, success, out / f"success_{file}.png"))
+            made.append(_curves(found, name, label, _success, out / file))
     if len({p.values["delay_ms"] for p in found}) > 1:
-        path = out / "seam_delay.png"
-        made.append(_curves(found, "delay_ms", "injected inference delay, ms", _seam, path))
+        made.append(_curves(found, "delay_ms", CURVES["delay_ms"][0], _seam, out / SEAM))
     if len({p.values["kv_reuse"] for p in found}) > 1:
-        made.append(_reuse(found, out / "success_kv_reuse.png"))
+        made.append(_reuse(found, out / REUSE))
     return made
 
 

@@ -84,12 +84,15 @@ def jobs(
     seeds: Sequence[int],
     wrong_prompts: bool = False,
 ) -> list[Job]:
-    """All combinations, setting by setting; with wrong prompts every task under every prompt."""
+    """All combinations, setting by setting.
+
+    With wrong prompts every task is given the words of every task of the arm, asked for or not.
+    """
     return [
         Job(setting, task, prompted, seed)
         for setting in settings
         for task in tasks
-        for prompted in (tasks if wrong_prompts else (task,))
+        for prompted in (TASKS if wrong_prompts else (task,))
         for seed in seeds
     ]
 

@@ -10,11 +10,14 @@ from pi05_ros.sim.episodes import Setting
 from pi05_ros.sim.evaluation import Z95, mcnemar
 
 Row = dict[str, object]
+FEW = 10
+"""Discordant pairs below which half a pair is added to each of the four cells (Agresti, Min
+2005): Wald's own interval shrinks to nothing there, to +-0 points where all pairs are alike."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One setting against the first, over the episodes (task, prompt, seed) that both have.
+    """One setting against the first, over the episodes (task, seed) that both have.
 
     Attributes:
         setting: label of the setting, all tasks together.
@@ -23,7 +26,7 @@ class Comparison:
         fresh_share: inferences with a KV cache of their own over all inferences.
         gained: done here and not under the first setting; ``lost``: the other way round.
         difference: points (per cent) above the first setting, ``low95`` to ``high95``: its 95 %
-            interval from the discordant pairs (Wald).
+            interval from the discordant pairs (Wald; see `FEW`).
         p: exact McNemar test, two-sided; 1 for the first setting itself.
 
     """
@@ -45,11 +48,16 @@ class Comparison:
 
 
 def compare(rows: Sequence[Row], setting_type: type[Setting] = Setting) -> list[Comparison]:
-    """Every setting against the first, in order of appearance; rows as `evaluate` returns them."""
+    """Every setting against the first, in order of appearance; rows as `evaluate` returns them.
+
+    Episodes with a wrong prompt are left out: success is not what is wanted there.
+    """
     names = [item.name for item in fields(setting_type)]
     groups: dict[tuple[object, ...], dict[tuple[object, ...], Row]] = {}
     for row in rows:
-        episode = (row["task"], row["prompted"], row["seed"])
+        if row["task"] != row["prompted"]:
+            continue
+        episode = (row["task"], row["seed"])
         groups.setdefault(tuple(row[name] for name in names), {})[episode] = row
     first = next(iter(groups.values()), {})
     return [
@@ -68,7 +76,7 @@ def _compare(
     gained = sum(y and not x for x, y in zip(a, b, strict=True))
     lost = sum(x and not y for x, y in zip(a, b, strict=True))
     difference = (gained - lost) / n if n else math.nan
-    half = Z95 * math.sqrt(max(0.0, gained + lost - n * difference**2)) / n if n else math.nan
+    low, high = _interval(gained, lost, n)
     inferences = sum(int(str(other[episode]["inferences"])) for episode in both)
     fresh = sum(int(str(other[episode]["fresh"])) for episode in both)
     return Comparison(
@@ -79,10 +87,22 @@ def _compare(
         gained=gained,
         lost=lost,
         difference=100 * difference,
-        low95=100 * (difference - half),
-        high95=100 * (difference + half),
+        low95=100 * low,
+        high95=100 * high,
         p=mcnemar(a, b),
     )
+
+
+def _interval(gained: int, lost: int, n: int) -> tuple[float, float]:
+    """95 % interval of (gained - lost) / n."""
+    if not n:
+        return math.nan, math.nan
+    discordant, pairs = float(gained + lost), n
+    if discordant < FEW:
+        discordant, pairs = discordant + 1, pairs + 2
+    centre = (gained - lost) / pairs
+    half = Z95 * math.sqrt(max(0.0, discordant - pairs * centre**2)) / pairs
+    return max(-1.0, centre - half), min(1.0, centre + half)
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:

@@ -35,11 +35,32 @@ def test_settings_are_compared_on_the_episodes_they_share():
     assert (same.gained, same.lost, same.difference, same.p) == (0, 0, 0, 1)
     assert (other.pairs, other.gained, other.lost) == (100, 1, 3)
     assert other.difference == pytest.approx(-2.0)
-    assert other.low95 == pytest.approx(-2 - 196 * np.sqrt(4 - 0.04) / 100, abs=0.01)
+    assert other.low95 == pytest.approx(100 * (-2 - 1.96 * np.sqrt(5 - 4 / 102)) / 102, abs=0.01)
     assert other.p == pytest.approx(0.625)
     assert other.fresh_share == 0.5
     text = paired.markdown([same, other])
     assert "| backend=cuda precision=auto | 100 | 78.0 | 0.50 | -2.0 |" in text
+
+
+def test_intervals_follow_wald_where_there_are_pairs_enough():
+    other = paired.compare(rows(FP32, [1] * 60 + [0] * 40) + rows(FP8, [0] * 12 + [1] * 88))[1]
+    assert (other.gained, other.lost) == (40, 12)
+    half = 196 * np.sqrt(52 - 28**2 / 100) / 100
+    assert (other.low95, other.high95) == pytest.approx((28 - half, 28 + half), abs=0.01)
+
+
+@pytest.mark.parametrize(("first", "second"), [([1], [1]), ([1], [0]), ([1] * 12, [1] * 12)])
+def test_few_or_equal_pairs_do_not_make_certainty(first, second):
+    other = paired.compare(rows(FP32, first) + rows(FP8, second))[1]
+    assert other.p == 1.0
+    assert -100 <= other.low95 < other.difference + 1e-9 < other.high95 + 1e-9 <= 100 + 1e-9
+    assert other.high95 - other.low95 > 20
+
+
+def test_wrong_prompts_do_not_count_as_successes():
+    wrong = [{**row(FP8, 1, False), "prompted": "push_blue"}]
+    other = paired.compare([*rows(FP32, [1, 1]), *rows(FP8, [1]), *wrong])[1]
+    assert (other.pairs, other.success) == (1, 1.0)
 
 
 def test_settings_without_common_episodes_are_not_judged():

@@ -95,9 +95,9 @@ def test_what_a_worker_cannot_do_is_said_as_by_one(tmp_path):
 def test_wrong_prompts_are_crossed_with_tasks():
     got = jobs([Setting()], ["pick_red", "push_blue"], [7], wrong_prompts=True)
     assert {(j.task, j.prompted) for j in got} == {
-        (a, b) for a in ("pick_red", "push_blue") for b in ("pick_red", "push_blue")
+        (a, b) for a in ("pick_red", "push_blue") for b in ("pick_red", "pick_green", "push_blue")
     }
-    assert len({j.key for j in got}) == 4
+    assert len({j.key for j in got}) == 6
 
 
 def test_rates_and_paired_comparison():
@@ -145,6 +145,24 @@ def test_command_writes_tables_plots_and_gif(checkpoint, tmp_path, capsys):
     assert (tmp_path / "success_steps.png").stat().st_size > 1000
     with Image.open(tmp_path / "pick_red-0-failed.gif") as gif:
         assert gif.n_frames == 8
+
+
+def test_a_directory_holds_what_the_last_run_asked_for(checkpoint, tmp_path, capsys):
+    words = f"eval --checkpoint {checkpoint} --out {tmp_path} --tasks pick_red --seeds 0:1"
+    many = [*words.split(), "--max-steps", "3", "--steps", "1,2", "--gif", "0"]
+    (tmp_path / "pick_red-0-done.gif").touch()  # of a better policy
+    assert main(many) == 0
+    assert "kept" not in capsys.readouterr().err
+    assert {p.name for p in tmp_path.glob("*.gif")} == {"pick_red-0-failed.gif"}
+    plots = {"success_steps.png", "success_latency.png"}
+    assert {p.name for p in tmp_path.glob("*.png")} == plots
+    assert (tmp_path / "paired.json").is_file()
+    assert main([*words.split(), "--max-steps", "3", "--steps", "2"]) == 0
+    said = "1 of 1 episodes are kept; 1 others there belong to other options and are left out"
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.png"))
+    assert not (tmp_path / "paired.json").exists()
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
