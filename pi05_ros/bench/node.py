@@ -50,6 +50,14 @@ LIMITS = (
     ("rss_growth_mib", 5.0, "resident memory growth <= 5 MiB"),
 )
 
+ACCEPTED = (
+    ("duration", 2, 86400, "seconds"),
+    ("width", 1, 4096, "pixels"),
+    ("height", 1, 4096, "pixels"),
+    ("camera-hz", 0.1, 1000, "per second"),
+    ("joint-hz", 0.1, 10000, "per second"),
+)
+
 
 @dataclass(frozen=True)
 class NodeFigures:
@@ -128,7 +136,12 @@ def measure(args: argparse.Namespace) -> NodeFigures:
         RosMissingError, ChildError, BagError, ParameterError: it cannot run; one clear text.
 
     """
-    roles = load_profile(args.robot).camera_roles[: args.cameras]
+    roles = load_profile(args.robot).camera_roles
+    if not 1 <= args.cameras <= len(roles):
+        raise ParameterError(
+            f"--cameras is {args.cameras}; accepted: 1 to {len(roles)} for robot {args.robot}"
+        )
+    roles = roles[: args.cameras]
     values = {
         "checkpoint": args.checkpoint,
         "robot": args.robot,
@@ -275,8 +288,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        if not 2.0 <= args.duration <= 86400.0:
-            raise ParameterError(f"--duration is {args.duration}; accepted: 2 to 86400 seconds")
+        for option, low, high, unit in ACCEPTED:
+            value = getattr(args, option.replace("-", "_"))
+            if not low <= value <= high:
+                raise ParameterError(f"--{option} is {value}; accepted: {low} to {high} {unit}")
         figures = measure(args)
     except (RosMissingError, ChildError, BagError, ValueError) as error:
         print(f"pi05 bench node: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.prompt import PromptEncoder, clean_prompt, discretize_state
 from pi05_ros.policy.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
@@ -85,12 +87,25 @@ def report(tokenizer: Tokenizer, states: np.ndarray) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit 0 if the 99th percentile is below the target for every tokenizer."""
+    """Exit 0 if the 99th percentile is below the target for every tokenizer, 2 on bad options."""
     parser = argparse.ArgumentParser(description="time to renew the prompt tokens at a tick")
     parser.add_argument("--tokenizer", help="SentencePiece .model or tokenizer.json")
     parser.add_argument("--states", type=int, default=14, help="state values in the prompt")
     parser.add_argument("--ticks", type=int, default=5000)
     args = parser.parse_args(argv)
+    try:
+        return _run(args)
+    except PolicyError as error:
+        print(f"pi05 bench prompt: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    if not (0 <= args.states <= 1000 and 1 <= args.ticks <= 10**6):
+        raise PolicyError(
+            f"--states is {args.states}, --ticks {args.ticks}; accepted: 0 to 1000 states, 1 to "
+            "1000000 ticks"
+        )
     states = np.random.default_rng(0).uniform(-1.05, 1.05, (args.ticks, args.states))
     with tempfile.TemporaryDirectory() as folder:
         if args.tokenizer:

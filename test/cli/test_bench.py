@@ -29,6 +29,20 @@ def test_unknown_benchmark() -> None:
     assert caught.value.code == 2
 
 
-def test_bad_duration(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "node", "--duration", "0"]) == 2
-    assert "accepted: 2 to" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("node --duration 0", "accepted: 2 to"),
+        ("node --cameras 0", "--cameras is 0; accepted: 1 to 2 for robot sim_arm"),
+        ("node --cameras 9", "--cameras is 9; accepted: 1 to 2"),
+        ("node --camera-hz 0", "--camera-hz is 0.0; accepted: 0.1 to 1000"),
+        ("node --joint-hz nan", "--joint-hz is nan; accepted: 0.1 to"),
+        ("node --width 0", "--width is 0; accepted: 1 to"),
+        ("prompt --ticks 0", "--ticks 0; accepted: 0 to 1000 states, 1 to"),
+        ("prompt --states -1", "--states is -1"),
+        ("prompt --tokenizer /nowhere", "tokenizer /nowhere does not exist"),
+    ],
+)
+def test_bad_options(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *words.split()]) == 2
+    assert said in capsys.readouterr().err
