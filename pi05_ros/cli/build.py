@@ -11,7 +11,7 @@ from typing import Any
 from rich.progress import Progress, TaskID
 
 from pi05_ros.backends.tensorrt.calibration import Calibration
-from pi05_ros.cli.check import PASSED, REFUSED, check_engines
+from pi05_ros.cli.check import PASSED, REFUSED, Golden, check_engines, golden_samples
 from pi05_ros.cli.engine_options import (
     add_model_arguments,
     add_sample_arguments,
@@ -107,22 +107,25 @@ def _run(args: argparse.Namespace) -> int:
 
     subject = load_subject(args)
     result = REFUSED
+    golden: Golden | None = None
     for rung in ladder(args):
         if rung.note:
             print(f"RETRY, {rung.note}")
         flags = BuildFlags(optimization_level=rung.level, workspace_mib=args.workspace_mib)
         given = argparse.Namespace(**{**vars(args), "prefill": rung.prefill})
-        export, _ = export_subject(given, subject, None)
+        export, document = export_subject(given, subject, None)
+        if golden is None and not args.no_check:  # missing ones must show before the long part
+            golden = golden_samples(args, subject, document["calibration"])
         print(f"TensorRT {version}, optimisation level {rung.level}, graphs {export}")
         with Progress(transient=True) as progress:
             bar: Any = _Bar(progress)
             engines = build_engines(export, flags, device, root=args.cache, progress=bar)
         print((engines.folder / "build.log").read_text(encoding="utf-8"), file=sys.stderr)
         print(f"built {engines.folder}")
-        if args.no_check:
+        if golden is None:
             print("not checked: nothing will load these engines until `pi05 check` has passed")
             return PASSED
-        result = check_engines(args, subject, engines, export, retry=rung.note)
+        result = check_engines(args, subject, engines, export, golden, rung.note)
         if result == PASSED:
             if rung.note:
                 print(f"NOTE: these engines are a second choice, {rung.note}")

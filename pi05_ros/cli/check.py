@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.tensorrt.samples import (
+    Sample,
+    edge_cases,
+    load_samples,
+    require_fit,
+    require_real,
+    set_digest,
+)
 from pi05_ros.cli.engine_options import (
     Subject,
     add_model_arguments,
@@ -23,6 +32,7 @@ from pi05_ros.cli.engine_options import (
 from pi05_ros.cli.export import add_precision_arguments, export_subject, quantised_by
 
 PASSED, REFUSED = 0, 1
+DRY_RUN = "observations or ranges were made up; says nothing about a robot"
 BACKENDS = ("tensorrt", "onnx", "simulated", "scaled_mm", "torch_tensorrt")
 
 
@@ -56,25 +66,48 @@ def run(args: argparse.Namespace) -> int:
     return guarded(lambda: _run(args))
 
 
-def golden_samples(args: argparse.Namespace, subject: Subject) -> tuple[list[Any], str]:
-    """Samples given on the command line, else those of the calibration; edge cases added."""
-    from pi05_ros.backends.tensorrt.samples import edge_cases, load_samples, require_fit
-    from pi05_ros.backends.tensorrt.store import model_folder
+@dataclass(frozen=True)
+class Golden:
+    """What a check runs on.
+
+    Attributes:
+        samples: observations, edge cases last.
+        digest: of the observations.
+        synthetic: some were made up.
+
+    """
+
+    samples: list[Sample]
+    digest: str
+    synthetic: bool
+
+
+def golden_samples(args: argparse.Namespace, subject: Subject, digest: str | None) -> Golden:
+    """Samples given on the command line, else those of the calibration; edge cases added.
+
+    Args:
+        args: the command line.
+        subject: what is checked.
+        digest: of the calibration of what is checked, if it has one.
+
+    Raises:
+        BackendError, CalibrationError: none, too few, made up without permission, or unfit.
+
+    """
+    from pi05_ros.backends.tensorrt.artifacts import find_golden
 
     if args.observations or args.bag or args.allow_synthetic:
         samples = collect_samples(args, subject)
-        digest = "given"
     else:
-        folder = args.calibration or (model_folder(subject.weights, args.cache) / "quant")
-        found = sorted(folder.rglob("golden.safetensors"), key=lambda p: p.stat().st_mtime)
-        if not found:
-            raise BackendError(
-                f"no observations to check with in {folder}; give --observations or --bag, or run "
-                "pi05 quantize first"
-            )
-        samples, digest = load_samples(found[-1])
+        path = find_golden(subject.weights, args.calibration, args.cache, digest)
+        samples, _ = load_samples(path)
         require_fit(samples, subject.shapes, subject.model.config.vocab)
-    return [*samples, *edge_cases(samples, subject.shapes.prompt_tokens)], digest
+    require_real(samples, allow_synthetic=args.allow_synthetic)
+    return Golden(
+        [*samples, *edge_cases(samples, subject.shapes.prompt_tokens)],
+        set_digest(samples),
+        any(sample.synthetic for sample in samples),
+    )
 
 
 def check_subject(
@@ -82,20 +115,37 @@ def check_subject(
     subject: Subject,
     engine: Any,
     document: dict[str, Any],
+    golden: Golden,
     inspector: dict[str, Any] | None = None,
-) -> tuple[Any, str]:
-    """Run the comparison; ``document`` says what was exported. Returns report and golden hash."""
+) -> tuple[Any, bool]:
+    """Run the comparison.
+
+    Args:
+        args: the command line.
+        subject: gives the reference.
+        engine: under test.
+        document: what was exported.
+        golden: observations.
+        inspector: see `prove.check_engine`.
+
+    Returns:
+        The report, and whether it is of a dry run: observations or ranges were made up.
+
+    """
     from pi05_ros.backends.tensorrt.artifacts import find_calibration
     from pi05_ros.backends.tensorrt.prove import check_engine
     from pi05_ros.backends.tensorrt.quantize import reference_engine
 
-    samples, golden = golden_samples(args, subject)
+    # The reference is float32 to the last bit: TF32 is torch's default for convolutions.
     torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     reference = reference_engine(subject.model, subject.shapes)
     fake = None
+    made_up = golden.synthetic
     if document["quantised_stages"]:
-        digest = document.get("calibration")
+        digest = document["calibration"]
         calibration = find_calibration(subject.weights, args.calibration, args.cache, digest)
+        made_up |= bool(calibration.info.get("synthetic"))
         fake = reference_engine(
             subject.model,
             subject.shapes,
@@ -107,12 +157,12 @@ def check_subject(
         engine,
         reference,
         fake,
-        samples,
+        golden.samples,
         steps=args.steps,
         inspector=inspector,
         progress=show_progress,
     )
-    return report, golden
+    return report, made_up
 
 
 def tell(report: Any, path: Path) -> int:
@@ -127,7 +177,12 @@ def tell(report: Any, path: Path) -> int:
 
 
 def check_engines(
-    args: argparse.Namespace, subject: Subject, engines: Any, export: Path, retry: str = ""
+    args: argparse.Namespace,
+    subject: Subject,
+    engines: Any,
+    export: Path,
+    golden: Golden,
+    retry: str = "",
 ) -> int:
     """Check a set of engines and keep the report with them.
 
@@ -137,6 +192,7 @@ def check_engines(
     from pi05_ros.backends.tensorrt.engines import (
         HOW_TO,
         UnprovenEngineError,
+        plan_digests,
         retry_of,
         write_report,
     )
@@ -161,19 +217,21 @@ def check_engines(
         except (OSError, ValueError) as error:
             raise UnprovenEngineError(f"{layers} cannot be read ({error}); {HOW_TO}") from None
         facts[stage] = (found, len(expected))
+    plans = plan_digests(engines)  # of what is loaded now: a build may replace them meanwhile
     engine = TensorrtEngine(subject.model, engines, _device(subject))
     try:
-        report, golden = check_subject(args, subject, engine, document, facts)
+        report, dry_run = check_subject(args, subject, engine, document, golden, facts)
     finally:
         engine.close()
     retry = retry or retry_of(engines)  # of the build, when this is a later check
-    write_report(engines, report, golden, retry)
+    write_report(engines, report, golden.digest, plans, retry, dry_run=dry_run)
     machine = engines.document["machine"]
     path = write_files(
         report,
         engines.folder,
         {
             **({"second choice": retry} if retry else {}),
+            **({"dry run": DRY_RUN} if dry_run else {}),
             "engine key": engines.folder.name,
             "preset": document["preset"] or "not quantised",
             "layout": document["layout"],
@@ -208,7 +266,8 @@ def simulated_engine(args: argparse.Namespace, subject: Subject) -> tuple[Any, d
         layout=args.layout,
     )
     engine.backend = f"simulated {calibration.preset}"
-    return engine, {"quantised_stages": stages, "layout": args.layout}
+    digest = calibration.digest
+    return engine, {"quantised_stages": stages, "layout": args.layout, "calibration": digest}
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -241,9 +300,16 @@ def _run(args: argparse.Namespace) -> int:
         document = {
             "quantised_stages": ["prefill", "denoise_step"],
             "layout": "stages" if whole else "mlp_only",
+            "calibration": calibration.digest,
         }
-    report, golden = check_subject(args, subject, engine, document)
-    facts = {"weights": subject.weights, "golden": golden, **machine_facts(subject.model.device)}
+    golden = golden_samples(args, subject, document["calibration"])
+    report, dry_run = check_subject(args, subject, engine, document, golden)
+    facts = {
+        **({"dry run": DRY_RUN} if dry_run else {}),
+        "weights": subject.weights,
+        "golden": golden.digest,
+        **machine_facts(subject.model.device),
+    }
     path = write_files(report, args.out, facts)
     write_json(report, args.out / "check.json", facts)
     return tell(report, path)
@@ -257,6 +323,7 @@ def _run_tensorrt(args: argparse.Namespace) -> int:
         open_set,
         require_match,
     )
+    from pi05_ros.backends.tensorrt.export import read_export
     from pi05_ros.backends.tensorrt.store import model_folder
 
     require_tensorrt()
@@ -270,4 +337,6 @@ def _run_tensorrt(args: argparse.Namespace) -> int:
         folder = found[-1].parent
     engines = open_set(folder)
     require_match(engines, subject.weights, _device(subject))
-    return check_engines(args, subject, engines, export_of(engines))
+    export = export_of(engines)
+    golden = golden_samples(args, subject, read_export(export)["calibration"])
+    return check_engines(args, subject, engines, export, golden)

@@ -11,6 +11,8 @@ import torch
 from pi05_ros.backends.tensorrt.engines import (
     EngineSet,
     build_engines,
+    plan_digests,
+    write_report,
 )
 from pi05_ros.backends.tensorrt.inspector import quantised_products, read_layers
 from pi05_ros.backends.tensorrt.pipeline import StagedEngine
@@ -58,3 +60,7 @@ def check(
     )
     engine.close()
     return report
+
+
+def keep(found: EngineSet, report: Report) -> Path:
+    return write_report(found, report, "golden", plan_digests(found))

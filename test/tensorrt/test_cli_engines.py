@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,11 @@ import pytest
 import torch
 
 from pi05_ros.backends import BackendError, Precision, tensorrt
+from pi05_ros.backends.tensorrt.artifacts import find_calibration, find_golden
+from pi05_ros.backends.tensorrt.samples import load_samples, save_samples
+from pi05_ros.backends.tensorrt.store import sha256_file
 from pi05_ros.cli import build as build_command
+from pi05_ros.cli import check as check_command
 from pi05_ros.cli.main import main
 from pi05_ros.policy import Policy
 
@@ -167,6 +173,108 @@ def test_check_takes_the_calibration_of_the_engines_not_the_newest(
     key.write_text(json.dumps({**content, "export": None}))
     assert main(["check", *words]) == 2
     assert "key.json is damaged" in capsys.readouterr().err
+
+
+def test_what_proves_too_little_is_refused_before_the_build(
+    install: Callable[..., Any],
+    cache: Path,
+    observations: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install()
+    few = [str(observations / f"{index:03d}.safetensors") for index in range(7)]
+    words = ["build", CHECKPOINT, "--cache", str(tmp_path), "--precision", "fp16"]
+    made_up = tmp_path / "golden.safetensors"
+    samples, _ = load_samples(next(cache.rglob("golden.safetensors")))
+    save_samples(made_up, [replace(samples[0], synthetic=True), *samples[1:]])
+    for extra, message in (
+        ([], "no observations to check with"),
+        (["--observations", *few], "7 observations are too few; at least 8"),
+        (["--observations", str(made_up)], "1 of 10 observations are synthetic"),
+    ):
+        assert main([*words, *extra]) == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.plan"))
+
+
+def test_dry_runs_are_marked_wherever_their_engines_go(
+    install: Callable[..., Any],
+    tmp_path: Path,
+    observations: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from pi05_ros.backends.tensorrt import prove
+
+    easy = prove.Thresholds(actions_mean_abs=1.0)
+    monkeypatch.setattr(prove, "Thresholds", lambda: easy)
+    install()
+    words = [CHECKPOINT, "--cache", str(tmp_path), "--steps", "2"]
+    recorded = ["--observations", str(observations)]
+    options = {"cache": tmp_path}
+    plain = [*words, "--precision", "fp16"]
+
+    def told() -> tuple[bool, bool, bool]:
+        (path,) = tmp_path.rglob("check.json")
+        content = json.loads(path.read_text())
+        assert len(content["golden"]) == 64
+        policy = Policy.load(CHECKPOINT, backend="tensorrt", backend_options=options)
+        reason = policy.info.backend_reason
+        policy.close()
+        text = path.with_name("check.md").read_text()
+        return content["dry_run"], "DRY RUN" in reason, "- dry run: " in text
+
+    assert main(["build", *plain, "--allow-synthetic", "--samples", "8"]) == 0
+    assert told() == (True, True, True)
+    assert main(["check", *words, *recorded]) == 0
+    assert told() == (False, False, False)
+    shutil.rmtree(next(tmp_path.glob("sha256_*")) / "engines")
+    # Ranges of made-up observations, checked on recorded ones.
+    quantize = ["quantize", *words, "--samples", "8"]
+    assert main([*quantize, "--allow-synthetic"]) == 0
+    assert main(["build", *words]) == 2
+    assert "--allow-synthetic" in capsys.readouterr().err
+    assert main(["build", *words, *recorded]) == 0
+    assert told() == (True, True, True)
+    # Recorded ones are taken first, though older.
+    assert main([*quantize, *recorded]) == 0
+    made_up, real = sorted(tmp_path.rglob("calibration.json"), key=lambda p: p.stat().st_mtime)
+    os.utime(real, (0, 0))
+    weights = json.loads(real.read_text())["weights"]
+    assert find_calibration(weights, None, tmp_path).info["synthetic"] is False
+    assert find_golden(weights, None, tmp_path).parent == real.parent
+    digest = json.loads(made_up.read_text())["digest"]
+    assert find_golden(weights, None, tmp_path, digest).parent == made_up.parent
+
+
+def test_a_report_is_about_the_plans_that_ran(
+    install: Callable[..., Any],
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another build may replace the plans while they are checked."""
+    from pi05_ros.backends.tensorrt.engines import UnprovenEngineError, open_set, require_proof
+
+    root = tmp_path / "cache"
+    shutil.copytree(cache, root)
+    shutil.rmtree(next(root.iterdir()) / "engines", ignore_errors=True)
+    install()
+    words = [CHECKPOINT, "--cache", str(root), "--steps", "1"]
+    assert main(["build", *words, "--no-check"]) == 0
+    (key,) = root.rglob("key.json")
+
+    def replace_plan(done: int, total: int) -> None:
+        plan, content = key.with_name("prefill.plan"), json.loads(key.read_text())
+        plan.write_bytes(plan.read_bytes() + b" ")
+        content["plans"]["prefill"] = sha256_file(plan)
+        key.write_text(json.dumps(content))
+
+    monkeypatch.setattr(check_command, "show_progress", replace_plan)
+    main(["check", *words])
+    with pytest.raises(UnprovenEngineError, match="not about these plans"):
+        require_proof(open_set(key.parent))
 
 
 def test_engines_that_are_not_there(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_sets import CPU, SIZES, Install, build, check
+from engine_sets import CPU, SIZES, Install, build, check, keep
 
 from pi05_ros.backends import create_engine
 from pi05_ros.backends import tensorrt as backend
@@ -25,7 +25,6 @@ from pi05_ros.backends.tensorrt.engines import (
     open_set,
     require_match,
     require_proof,
-    write_report,
 )
 from pi05_ros.backends.tensorrt.identity import engine_key, weights_id
 from pi05_ros.backends.tensorrt.pipeline import StagedEngine
@@ -45,7 +44,7 @@ def test_only_the_exact_key_is_loaded(
 ) -> None:
     install()
     found = build(graphs_fp16, tmp_path)
-    write_report(found, check(found, graphs_fp16, reference, fake_quant, samples), "golden")
+    keep(found, check(found, graphs_fp16, reference, fake_quant, samples))
     weights = weights_id(model)
     require_proof(found)
     require_match(open_set(found.folder), weights, CPU)
@@ -175,7 +174,7 @@ def test_reports_of_other_plans_or_refusals_do_not_count(
     faults = install()
     found = build(graphs_fp16, tmp_path)
     report = check(found, graphs_fp16, reference, fake_quant, samples)
-    path = write_report(found, report, "golden")
+    path = keep(found, report)
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "plans": {}}))
     with pytest.raises(UnprovenEngineError, match="not about these plans"):
@@ -183,7 +182,7 @@ def test_reports_of_other_plans_or_refusals_do_not_count(
     faults.perturb = 0.3
     bad = check(found, graphs_fp16, reference, fake_quant, samples)
     assert not bad.ok
-    write_report(found, bad, "golden")
+    keep(found, bad)
     with pytest.raises(UnprovenEngineError, match=r"failed their check .*--optimization-level 2"):
         require_proof(found)
 

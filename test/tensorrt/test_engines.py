@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_sets import CPU, SIZES, Install, build, check
+from engine_sets import CPU, SIZES, Install, build, check, keep
 
 from pi05_ros.backends import tensorrt as backend
 from pi05_ros.backends.engine import Precision
@@ -15,7 +15,6 @@ from pi05_ros.backends.tensorrt.calibration import Calibration
 from pi05_ros.backends.tensorrt.engines import (
     UnprovenEngineError,
     load_runners,
-    write_report,
 )
 from pi05_ros.backends.tensorrt.export import read_export
 from pi05_ros.backends.tensorrt.pipeline import StagedEngine
@@ -53,7 +52,7 @@ def test_built_checked_loaded_and_run(
         backend.create(model, Precision(), cache=tmp_path, **SIZES)
     report = check(found, graphs_fp16, reference, fake_quant, samples)
     assert report.ok, [f.as_dict() for f in report.failures]
-    write_report(found, report, "golden")
+    keep(found, report)
     engine = backend.create(model, Precision(), cache=tmp_path, **SIZES)
     assert "passing report" in engine.reason
     sample = samples[3]

@@ -47,7 +47,7 @@ def create(
     fp8 = "fp8" in (precision.prefill, precision.denoise)
     device = require_gpu(fp8=fp8, near=model.device)
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
-    from pi05_ros.backends.tensorrt.engines import find_proven, retry_of
+    from pi05_ros.backends.tensorrt.engines import dry_run_of, find_proven, retry_of
     from pi05_ros.backends.tensorrt.identity import weights_id
     from pi05_ros.backends.tensorrt.shapes import StageShapes
 
@@ -60,6 +60,8 @@ def create(
     retry = retry_of(engines)
     if retry:
         reason += f"; second choice, {retry}"
+    if dry_run_of(engines):
+        reason += "; a DRY RUN: checked with made-up observations or ranges"
     return TensorrtEngine(model, engines, device, cuda_graph=cuda_graph, reason=reason)
 
 

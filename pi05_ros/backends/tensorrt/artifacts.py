@@ -31,6 +31,9 @@ from pi05_ros.model import Pi05
 log = logging.getLogger(__name__)
 
 
+GOLDEN = "golden.safetensors"
+
+
 def find_calibration(
     weights: str,
     directory: str | Path | None,
@@ -38,6 +41,8 @@ def find_calibration(
     digest: str | None = None,
 ) -> Calibration:
     """The named calibration, or the newest FP8 one of this checkpoint.
+
+    Those from recorded observations come before those of dry runs.
 
     Args:
         weights: of the checkpoint.
@@ -50,16 +55,15 @@ def find_calibration(
 
     """
     if directory is None:
-        folder = model_folder(weights, root) / "quant"
-        newest = sorted(folder.glob("[!.]*/calibration.json"), key=lambda p: p.stat().st_mtime)
-        found = [path for path in newest if _fits(path, digest)]
+        found = [folder for folder, about in _calibrations(weights, root) if _fits(about, digest)]
         if not found:
             what = "an FP8 calibration" if digest is None else f"calibration {digest[:16]}"
             raise BackendError(
-                f"{what} is needed and there is none in {folder}; make one from recorded "
-                "observations with: pi05 quantize, or name its folder with --calibration"
+                f"{what} is needed and there is none in {model_folder(weights, root) / 'quant'}; "
+                "make one from recorded observations with: pi05 quantize, or name its folder "
+                "with --calibration"
             )
-        directory = found[-1].parent
+        directory = found[-1]
     try:
         calibration = Calibration.load(Path(directory))
     except CalibrationError as error:
@@ -74,18 +78,63 @@ def find_calibration(
         raise BackendError(
             f"the calibration in {directory} is not the one that was exported ({digest[:16]})"
         )
+    if calibration.info.get("synthetic"):
+        log.warning("the ranges in %s are of made-up observations: for dry runs only", directory)
     return calibration
 
 
-def _fits(path: Path, digest: str | None) -> bool:
+def find_golden(
+    weights: str,
+    directory: Path | None,
+    root: Path | None = None,
+    digest: str | None = None,
+) -> Path:
+    """Observations to check with: those kept with a calibration, else with the best other one.
+
+    Args:
+        weights: of the checkpoint.
+        directory: folder of a calibration; None searches the cache.
+        root: cache root.
+        digest: of the calibration of what is checked; None if it has none.
+
+    Raises:
+        BackendError: there are none.
+
+    """
+    place = directory or model_folder(weights, root) / "quant"
+    folders = [directory] if directory else []
+    if directory is None:
+        rows = _calibrations(weights, root)
+        rows.sort(key=lambda row: row[1].get("digest") == digest)  # keeps their order otherwise
+        folders = [folder for folder, _ in rows]
+    found = [folder / GOLDEN for folder in folders if (folder / GOLDEN).is_file()]
+    if not found:
+        raise BackendError(
+            f"no observations to check with in {place}; give --observations or --bag, or run "
+            "pi05 quantize first"
+        )
+    return found[-1]
+
+
+def _calibrations(weights: str, root: Path | None) -> list[tuple[Path, dict[str, Any]]]:
+    """Folders of a checkpoint's calibrations with their calibration.json, the best last."""
+    found = []
+    for path in (model_folder(weights, root) / "quant").glob("[!.]*/calibration.json"):
+        try:
+            about, age = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
+        except (OSError, ValueError):
+            continue
+        if isinstance(about, dict):
+            found.append((not about.get("synthetic"), age, path.parent, about))
+    found.sort(key=lambda row: row[:2])
+    return [(folder, about) for _, _, folder, about in found]
+
+
+def _fits(about: dict[str, Any], digest: str | None) -> bool:
     """Whether a calibration.json is the one that is needed: by digest, else any FP8 preset."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if digest is not None:
-            return bool(content["digest"] == digest)
-        return str(content["preset"]).startswith("fp8")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    if digest is not None:
+        return bool(about.get("digest") == digest)
+    return str(about.get("preset")).startswith("fp8")
 
 
 def given_graphs(

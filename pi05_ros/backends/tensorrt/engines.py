@@ -270,26 +270,38 @@ def require_match(engines: EngineSet, weights: str, device: torch.device) -> Non
             )
 
 
-def _plan_digests(engines: EngineSet) -> dict[str, str]:
+def plan_digests(engines: EngineSet) -> dict[str, str]:
+    """sha256 of each plan as it lies there now."""
     return {name: sha256_file(engines.folder / f"{name}.plan") for name in engines.graphs}
 
 
-def write_report(engines: EngineSet, report: Report, golden: str, retry: str = "") -> Path:
+def write_report(
+    engines: EngineSet,
+    report: Report,
+    golden: str,
+    plans: dict[str, str],
+    retry: str = "",
+    *,
+    dry_run: bool = False,
+) -> Path:
     """Keep a check with the plans it was made with; returns the file.
 
     Args:
         engines: what was checked.
         report: the result.
         golden: hash of the observations.
+        plans: `plan_digests` of what was loaded.
         retry: why the engines are not what was asked for; empty if they are.
+        dry_run: observations or ranges were made up.
 
     """
     content = {
         **report.as_dict(),
         "key": engine_key(engines.document),
-        "plans": _plan_digests(engines),
+        "plans": plans,
         "golden": golden,
         "retry": retry,
+        "dry_run": dry_run,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     path = engines.folder / "check.json"
@@ -299,10 +311,20 @@ def write_report(engines: EngineSet, report: Report, golden: str, retry: str = "
 
 def retry_of(engines: EngineSet) -> str:
     """Why these engines are not what the build was asked for; empty if they are."""
+    return str(_report(engines).get("retry", ""))
+
+
+def dry_run_of(engines: EngineSet) -> bool:
+    """Whether the check was a dry run: it says nothing about a robot."""
+    return bool(_report(engines).get("dry_run"))
+
+
+def _report(engines: EngineSet) -> dict[str, Any]:
+    """Content of check.json; empty if it cannot be read."""
     try:
-        return str(_read(engines.folder / "check.json", "report").get("retry", ""))
+        return _read(engines.folder / "check.json", "report")
     except UnprovenEngineError:
-        return ""
+        return {}
 
 
 def require_proof(engines: EngineSet) -> dict[str, Any]:
@@ -315,7 +337,7 @@ def require_proof(engines: EngineSet) -> dict[str, Any]:
     report = _read(engines.folder / "check.json", "report; it was never checked here")
     if report.get("schema") != REPORT_SCHEMA:
         raise UnprovenEngineError(f"the report is from another version of this package; {HOW_TO}")
-    plans = _plan_digests(engines)
+    plans = plan_digests(engines)
     if report.get("key") != engines.folder.name or report.get("plans") != plans:
         raise UnprovenEngineError(f"the report is not about these plans; {HOW_TO}")
     if report.get("verdict") != "pass":

@@ -79,6 +79,14 @@ def synthetic_samples(
     return samples
 
 
+def set_digest(samples: Iterable[Sample]) -> str:
+    """sha256 over the digests of a set."""
+    state = hashlib.sha256()
+    for sample in samples:
+        state.update(sample.digest.encode())
+    return state.hexdigest()
+
+
 def edge_cases(samples: Sequence[Sample], prompt_tokens: int) -> list[Sample]:
     """Cases that recorded data may not hold: one camera missing, shortest and longest prompt."""
     first = samples[0]
@@ -97,7 +105,7 @@ def edge_cases(samples: Sequence[Sample], prompt_tokens: int) -> list[Sample]:
 def require_real(
     samples: Sequence[Sample], *, allow_synthetic: bool, minimum: int = MINIMUM
 ) -> None:
-    """Refuse what would calibrate badly.
+    """Refuse what would calibrate badly or prove nothing.
 
     Raises:
         CalibrationError: too few samples, repeated ones, or made-up ones without permission.
@@ -111,8 +119,8 @@ def require_real(
     made_up = [sample.name for sample in samples if sample.synthetic]
     if made_up and not allow_synthetic:
         raise CalibrationError(
-            f"{len(made_up)} of {len(samples)} observations are synthetic ({made_up[0]}); ranges "
-            "from random data are wrong for a robot. For a dry run: --allow-synthetic"
+            f"{len(made_up)} of {len(samples)} observations are synthetic ({made_up[0]}); random "
+            "data say nothing about a robot. For a dry run: --allow-synthetic"
         )
     different = {sample.digest for sample in samples}
     if len(different) < minimum:
@@ -151,7 +159,7 @@ def require_fit(samples: Sequence[Sample], shapes: StageShapes, vocabulary: int)
 
 
 def save_samples(path: Path, samples: Iterable[Sample]) -> str:
-    """Write a set; returns the sha256 over the samples' digests.
+    """Write a set; returns its `set_digest`.
 
     Raises:
         BackendError: the disk is full or the folder cannot be written.
@@ -159,15 +167,14 @@ def save_samples(path: Path, samples: Iterable[Sample]) -> str:
     """
     tensors: dict[str, Tensor] = {}
     names = []
-    state = hashlib.sha256()
+    samples = list(samples)
     for index, sample in enumerate(samples):
         tensors[f"{index:04d}/images"] = sample.images.float().contiguous()
         tensors[f"{index:04d}/tokens"] = sample.tokens.long().contiguous()
         tensors[f"{index:04d}/noise"] = sample.noise.float().contiguous()
         names.append({"name": sample.name, "synthetic": sample.synthetic})
-        state.update(sample.digest.encode())
     write_atomically(path, save(tensors, metadata={"samples": json.dumps(names)}))
-    return state.hexdigest()
+    return set_digest(samples)
 
 
 def load_samples(path: Path) -> tuple[list[Sample], str]:
@@ -194,7 +201,4 @@ def load_samples(path: Path) -> tuple[list[Sample], str]:
         raise CalibrationError(f"no samples at {path}; make them with: pi05 quantize") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path} is not a set of samples: {error}") from None
-    state = hashlib.sha256()
-    for sample in samples:
-        state.update(sample.digest.encode())
-    return samples, state.hexdigest()
+    return samples, set_digest(samples)
