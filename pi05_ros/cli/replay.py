@@ -225,11 +225,10 @@ def _run(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace, bag: Bag, sources: Any, parameters: PolicyParameters) -> int:
     """Recompute recorded chunks."""
     from pi05_ros.replay.chunks import read_chunks
-    from pi05_ros.replay.verify import verify
-    from pi05_ros.ros.policy_loading import load_policy
+    from pi05_ros.replay.verify import policy_for, verify
 
     chunks = read_chunks(args.verify)
-    comparison = verify(bag, sources, load_policy(parameters), chunks, args.tolerance)
+    comparison = verify(bag, sources, policy_for(parameters, chunks), chunks, args.tolerance)
     if comparison.compared < len(chunks):
         left_out = len(chunks) - comparison.compared
         print(f"{left_out} chunks reuse the KV cache of an earlier one and are left out")

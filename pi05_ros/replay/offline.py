@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.policy.chunk import MAX_SEED
+from pi05_ros.policy.chunk import MAX_SEED, ActionChunk
+from pi05_ros.policy.continuing import ContinuingPolicy, Started
+from pi05_ros.policy.execution.continuation import DelayEstimator
 from pi05_ros.replay.bag import Bag
 from pi05_ros.replay.chunks import ChunkRecord, chunk_message, record_from_message
 from pi05_ros.replay.messages import NS, decode
@@ -61,6 +63,19 @@ class OfflineCounts:
     jumps: int = 0
     leaps: int = 0
     clock_s: float = 0.0
+
+
+class UntimedPolicy(ContinuingPolicy):
+    """Chunks that continue each other are made for a delay of one step, whatever they took.
+
+    That is what the fastest machine has. A measured delay would change the chunks from run to run.
+    """
+
+    def denoise(self, started: Started) -> ActionChunk:
+        """Second half, see `ContinuingPolicy.denoise`."""
+        step_s = self.info.step_s
+        self._delay = DelayEstimator(step_s, initial_s=step_s)
+        return super().denoise(started)
 
 
 def converters(

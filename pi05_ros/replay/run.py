@@ -15,7 +15,7 @@ from pi05_ros.replay.bag import Bag, BagError, BagWriter, require_place
 from pi05_ros.replay.chunks import CHUNK_TOPIC, CHUNKS, ChunkRecord
 from pi05_ros.replay.live import LiveOptions, LiveResult, run_live
 from pi05_ros.replay.messages import ACTION_CHUNK
-from pi05_ros.replay.offline import OfflineReplay
+from pi05_ros.replay.offline import OfflineReplay, UntimedPolicy
 from pi05_ros.replay.plots import plot_replay
 from pi05_ros.replay.sources import JOINT_STATES, PROMPT, Source, find_sources
 from pi05_ros.replay.summary import ReplaySummary, Spread, latencies_ms
@@ -122,7 +122,7 @@ def run_offline(
 ) -> Outcome:
     """Offline replay into `out`/chunks; loads the policy unless one is given."""
     _require_place(path, out)
-    policy = policy if policy is not None else load_policy(parameters)
+    policy = policy if policy is not None else load_policy(parameters, UntimedPolicy)
     out.mkdir(parents=True, exist_ok=True)
     chunks: list[ChunkRecord] = []
     times: list[float] = []

@@ -6,6 +6,7 @@ the same machine must give the same actions again, bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,13 +16,32 @@ import numpy as np
 from pi05_ros.replay.bag import Bag, BagError, BagMessage
 from pi05_ros.replay.chunks import ChunkRecord
 from pi05_ros.replay.compare import Comparison, Difference
-from pi05_ros.replay.offline import converters
+from pi05_ros.replay.offline import UntimedPolicy, converters
 from pi05_ros.replay.sources import CAMERAS, JOINT_STATES, Source, by_topic
 from pi05_ros.replay.timeline import header_stamp_ns
 from pi05_ros.ros import conversion, inference
 from pi05_ros.ros.freshness import camera_source
 from pi05_ros.ros.inference import Job, PolicyLike
 from pi05_ros.ros.inputs import Sample, Snapshot
+from pi05_ros.ros.parameters import PolicyParameters
+from pi05_ros.ros.policy_loading import load_policy
+
+
+def policy_for(parameters: PolicyParameters, chunks: Sequence[ChunkRecord]) -> PolicyLike:
+    """Load the policy that computes recorded chunks again, each from a KV cache of its own.
+
+    Raises:
+        BagError: the chunks continue each other, and some of them are not computed again.
+
+    """
+    reused = sum(chunk.kv_age > 0 for chunk in chunks)
+    if parameters.chunk_mode != "plain" and reused:
+        raise BagError(
+            f"{reused} of {len(chunks)} recorded chunks reuse the KV cache of an earlier one and "
+            f"cannot be computed again, nor can those that continue them (chunk_mode "
+            f"{parameters.chunk_mode})"
+        )
+    return load_policy(dataclasses.replace(parameters, kv_reuse="1"), UntimedPolicy)
 
 
 def verify(

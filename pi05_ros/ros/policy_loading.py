@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pi05_ros.backends.engine import Precision
@@ -12,8 +13,15 @@ if TYPE_CHECKING:
     from pi05_ros.policy import Policy
 
 
-def load_policy(parameters: PolicyParameters) -> PolicyLike:
+def load_policy(
+    parameters: PolicyParameters, continuing: Callable[..., PolicyLike] | None = None
+) -> PolicyLike:
     """`Policy.load` with the node's parameters.
+
+    Args:
+        parameters: of the node.
+        continuing: makes the policy whose chunks continue or reuse something, if they shall;
+            `ContinuingPolicy` by default.
 
     Raises:
         ParameterError: no checkpoint was named.
@@ -51,13 +59,15 @@ def load_policy(parameters: PolicyParameters) -> PolicyLike:
         backend_options=options,
     )
     try:
-        return _continuing(policy, parameters)
+        return _continuing(policy, parameters, continuing)
     except Exception:
         policy.close()
         raise
 
 
-def _continuing(policy: Policy, parameters: PolicyParameters) -> PolicyLike:
+def _continuing(
+    policy: Policy, parameters: PolicyParameters, make: Callable[..., PolicyLike] | None
+) -> PolicyLike:
     """The policy with overlap, and wrapped if chunks shall continue or reuse anything."""
     if parameters.overlap:
         policy.allow_overlap()
@@ -67,4 +77,5 @@ def _continuing(policy: Policy, parameters: PolicyParameters) -> PolicyLike:
         return policy
     from pi05_ros.policy.continuing import ContinuingPolicy
 
-    return ContinuingPolicy(policy, parameters.chunk_mode, parameters.kv_reuse, change)
+    make = make or ContinuingPolicy
+    return make(policy, parameters.chunk_mode, parameters.kv_reuse, change)

@@ -82,6 +82,8 @@ def test_verify_says_what_it_leaves_out(
     out = capsys.readouterr().out
     assert "2 chunks reuse the KV cache of an earlier one and are left out" in out
     assert "compared 3 chunks" in out
+    same = ["-p", "threads=1", "-p", "kv_reuse=2"]  # as it was recorded
+    assert main(["replay", str(bag), *same, "--verify", str(tmp_path)]) == 0
     old = edit_bag(tmp_path / "chunks", tmp_path / "old", aged)
     assert main(["replay", str(bag), "--verify", str(old)]) == 2
     assert "none of 5 recorded chunks can be computed again" in capsys.readouterr().err

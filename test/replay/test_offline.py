@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,12 @@ import pytest
 from bags import START_NS, delay, drop, edit_bag, nan_joints, swap_joints, write_bag
 
 from pi05_ros.policy import Policy
-from pi05_ros.replay.bag import Bag
+from pi05_ros.replay.bag import Bag, BagError
 from pi05_ros.replay.compare import compare
 from pi05_ros.replay.messages import NS
 from pi05_ros.replay.offline import OfflineReplay
-from pi05_ros.replay.run import Outcome, choose, run_offline
-from pi05_ros.replay.verify import verify
+from pi05_ros.replay.run import Outcome, choose, robot_of, run_offline
+from pi05_ros.replay.verify import policy_for, verify
 from pi05_ros.ros.parameters import PolicyParameters
 
 FIRST, LAST = START_NS + 300_000_000, START_NS + 700_000_000
@@ -46,6 +48,27 @@ def test_bit_equal_from_run_to_run(
     assert compare(again.chunks, golden.chunks).equal
     first, second = (next(run.bag.glob("*.mcap")).read_bytes() for run in (golden, again))
     assert first == second
+
+
+@pytest.mark.parametrize("mode", ["identity", "trained"])
+def test_continued_chunks_do_not_depend_on_how_long_they_took(
+    bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    values = {"checkpoint": "random:tiny", "threads": 1, "denoise_steps": 1, "chunk_mode": mode}
+    parameters = PolicyParameters.from_values(values)
+    with Bag(bag) as opened:
+        chosen = choose(opened, robot_of(parameters), {})
+    quick = run_offline(bag, chosen, parameters, tmp_path / "quick", "auto", 1)
+    now = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: 100 * now())
+    slow = run_offline(bag, chosen, parameters, tmp_path / "slow", "auto", 1)
+    assert compare(slow.chunks, quick.chunks).equal
+    with Bag(bag) as opened:
+        policy = policy_for(parameters, quick.chunks)
+        assert verify(opened, chosen.sources, policy, quick.chunks).equal
+        reused = dataclasses.replace(quick.chunks[1], kv_age=1)
+        with pytest.raises(BagError, match="1 of 2 recorded chunks reuse"):
+            policy_for(parameters, [quick.chunks[0], reused])
 
 
 def test_what_a_chunk_says(golden: Outcome) -> None:
