@@ -55,6 +55,20 @@ def test_sick_camera(change: dict[str, Any], text: str) -> None:
     assert check.fix
 
 
+@pytest.mark.parametrize(
+    ("wish", "level", "text"),
+    [("vulkan", Level.WARN, "accepted: egl, osmesa, ray"), ("ray", Level.OK, " with ray")],
+)
+def test_rendering_is_judged_as_the_demo_will_find_it(
+    wish: str, level: Level, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", wish)
+    (check,) = hardware.rendering()
+    assert check.level is level
+    assert text in check.detail
+    assert check.fix == ("unset MUJOCO_GL" if level is Level.WARN else "")
+
+
 def test_missing_joint_is_named() -> None:
     check = judge({}, {**JOINTS, "names": ["a", "elbow"]})["/joint_states"]
     assert "also needs b" in check.detail

@@ -121,3 +121,10 @@ def test_every_message_field_is_described():
                 described = True
             else:
                 assert described or "#" in line, f"{path.name}: {line}"
+
+
+def test_readme_installs_what_comes_from_pip():
+    """Package.xml leaves these to pip and points to the README's line."""
+    (said,) = re.findall(r"<!-- (.*) come from pip: README", (ROOT / "package.xml").read_text())
+    line = re.search(r"^pip install (torch .*?) +#", (ROOT / "README.md").read_text(), re.M)
+    assert set(re.split(r", | and ", said)) <= set(line[1].split())
