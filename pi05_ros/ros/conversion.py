@@ -83,13 +83,12 @@ def check_image(message: Any) -> None:
 
 
 def _check_size(width: int, height: int) -> None:
-    if width <= 0 or height <= 0:
-        raise ConversionError("size", f"image of {width}x{height} pixels")
-    if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
+    inside = 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE
+    if not inside or width * height > MAX_PIXELS:
         raise ConversionError(
             "size",
-            f"image of {width}x{height} pixels; accepted up to {MAX_PIXELS} pixels and "
-            f"{MAX_SIDE} per side",
+            f"image of {width}x{height} pixels; accepted: 1 to {MAX_SIDE} per side, up to "
+            f"{MAX_PIXELS} in all",
         )
 
 
@@ -119,7 +118,9 @@ def check_compressed(message: Any) -> None:
     """Refuse a CompressedImage that is neither JPEG nor PNG by its first bytes."""
     size = len(message.data)
     if size > MAX_COMPRESSED_BYTES:
-        raise ConversionError("size", f"compressed image of {size} bytes")
+        raise ConversionError(
+            "size", f"compressed image of {size} bytes; accepted: up to {MAX_COMPRESSED_BYTES}"
+        )
     head = bytes(message.data[:8])
     if not (head.startswith(b"\xff\xd8\xff") or head == b"\x89PNG\r\n\x1a\n"):
         raise ConversionError(
