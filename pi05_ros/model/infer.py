@@ -175,6 +175,8 @@ class _Inference:
         )
         action_dim = self.agree("action_dim", action_dim, self.scalar("action_dim"))
         vision = self.vision()
+        horizon = self.told("horizon", HORIZON)
+        max_prompt_tokens = self.told("max_prompt_tokens", MAX_PROMPT_TOKENS)
         try:
             config = Pi05Config(
                 vision,
@@ -182,8 +184,8 @@ class _Inference:
                 expert,
                 vocab,
                 action_dim,
-                self.told("horizon", HORIZON),
-                self.told("max_prompt_tokens", MAX_PROMPT_TOKENS),
+                horizon,
+                max_prompt_tokens,
                 **{k: self.said[k] for k in ("rope", "clock") if k in self.said},
             )
         except (ValueError, TypeError) as error:

@@ -95,7 +95,7 @@ def lerobot_recipe(
     state_size = _size(inputs, STATE, "input_features")
     action_size = _size(_features(config, "output_features"), ACTION, "output_features")
     rename = config_of(pre, "rename_observations_processor").get("rename_map") or {}
-    if not isinstance(rename, Mapping):
+    if not isinstance(rename, Mapping) or not is_names(list(rename.values())):
         raise PolicyError(f"rename_map is {rename!r:.80}; accepted: a mapping of feature names")
     profile = _profile(
         robot,
@@ -291,7 +291,7 @@ def _profile(
             delta_mask=mask,
             horizon=horizon,
             discrete_state=True,
-            control_hz=control_hz or given.control_hz,
+            control_hz=given.control_hz if control_hz is None else control_hz,
             adapt="none",
         )
     if names is None or len(names) != action_size:
@@ -312,7 +312,7 @@ def _profile(
         action_names=tuple(str(n) for n in names),
         action_meanings=(ActionMeaning.ABSOLUTE,) * action_size,
         action_units=(ActionUnit.DIMENSIONLESS,) * action_size,
-        control_hz=control_hz or DEFAULT_HZ,
+        control_hz=DEFAULT_HZ if control_hz is None else control_hz,
         delta_mask=mask,
         horizon=horizon,
     )

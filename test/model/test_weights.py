@@ -198,8 +198,9 @@ def test_two_kv_heads_need_a_config(tmp_path):
     ],
 )
 def test_contradictions(said, text, tmp_path):
-    with pytest.raises(CheckpointError, match=text):
+    with pytest.raises(CheckpointError, match=text) as error:
         load_checkpoint(write_layout(tmp_path, "openpi fp32", said))
+    assert str(error.value).count(str(tmp_path)) == 1
 
 
 # errors -----------------------------------------------------------------------------------

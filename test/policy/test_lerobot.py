@@ -204,6 +204,9 @@ def test_camera_roles_can_be_set_through_the_rename_map(tmp_path):
     ]
     with pytest.raises(PolicyError, match=r"'nope'; accepted: observation\.images\.top"):
         lerobot_recipe(tmp_path, camera_roles={"base": "nope"})
+    write_lerobot(tmp_path, rename={"observation.images.cam0": ["observation.images.top"]})
+    with pytest.raises(PolicyError, match="rename_map"):
+        lerobot_recipe(tmp_path, camera_roles=roles)
 
 
 def test_a_robot_profile_names_what_the_files_do_not(tmp_path):
@@ -220,6 +223,9 @@ def test_rate(tmp_path):
     write_lerobot(tmp_path)
     assert lerobot_recipe(tmp_path).profile.control_hz == 30
     assert lerobot_recipe(tmp_path, control_hz=12.5).profile.step_s == pytest.approx(0.08)
+    for zero in (0, 0.0):
+        with pytest.raises(PolicyError, match="control_hz is 0"):
+            lerobot_recipe(tmp_path, control_hz=zero)
 
 
 def test_prompt_length(tmp_path):
