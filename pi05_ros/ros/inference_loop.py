@@ -152,7 +152,7 @@ class InferenceLoop:
             self._statistics.skip("busy")
             self._log.report("inference", "busy", "slower than rate_hz; ticks are skipped")
         wait_ns = self._wait_ns()
-        if not self._try_start() and not self._worker.busy and wait_ns:
+        if not self._try_start() and wait_ns:  # also while the worker is busy: it may end in time
             self._wait_timer.timer_period_ns = wait_ns
             self._wait_timer.reset()
 

@@ -90,6 +90,20 @@ def test_overload_is_visible_and_answers_the_newest_observation(bench):
     assert all(chunk.timings.queue_ms < 50 for chunk in chunks)
 
 
+def test_the_wait_for_pictures_ends_although_the_worker_was_busy_at_the_tick(bench, messages):
+    # Ticks at 0.5, 1.0 and 1.5 s; the first inference takes from 0.7 to 1.1 s.
+    limits = {"max_age_s": 100.0, "max_answer_age_s": 100.0, "max_skew_s": 100.0}
+    b = bench(
+        {"rate_hz": 2.0, "camera_wait_s": 0.2, **limits}, behave=lambda n, a: time.sleep(0.4)
+    )
+    b.activate()
+    b.client.until(lambda: False, 0.2, feed=b.feed)
+    assert b.client.until(lambda: len(b.policy.observations) == 1)
+    b.client.send(JOINTS, messages.joints())
+    assert b.client.until(lambda: len(b.policy.observations) == 2)
+    assert b.node._statistics.skipped["busy"] == 0
+
+
 # -- diagnostics and company ------------------------------------------------------------
 
 
