@@ -74,7 +74,7 @@ def _plan_arm(args: argparse.Namespace) -> _Plan:
     from pi05_ros.sim.evaluation import Runner, jobs
 
     settings, tasks = settings_of(args, Setting), arm_tasks(args.tasks)
-    seeds = seeds_of("--seeds", args.seeds or DEFAULT_SEEDS)
+    seeds = _seeds(args)
     return _Plan(
         out=args.out or Path("out/eval"),
         checkpoint=_checkpoint(args.checkpoint),
@@ -238,8 +238,9 @@ def _run_ros(args: argparse.Namespace) -> int:
     from pi05_ros.sim.run_identity import claim
 
     out = args.out or Path("out/eval")
-    rates = listed("--rate", args.rate or str(ros_grid.DEFAULT_RATE_HZ), float)
-    tasks, seeds = arm_tasks(args.tasks), seeds_of("--seeds", args.seeds or DEFAULT_SEEDS)
+    rate = str(ros_grid.DEFAULT_RATE_HZ) if args.rate is None else args.rate
+    rates = listed("--rate", rate, float)
+    tasks, seeds = arm_tasks(args.tasks), _seeds(args)
     todo = ros_grid.ros_jobs(settings_of(args, Setting), rates, tasks, seeds)
     checkpoint = _checkpoint(args.checkpoint)
     try:
@@ -281,6 +282,10 @@ def _session(
     report.write_gif(session.film, Path(f"{out / job.name}.gif"))
     print(f"wrote {path}, {job.name}.png, {job.name}.gif", flush=True)
     return session.row()
+
+
+def _seeds(args: argparse.Namespace) -> list[int]:
+    return seeds_of("--seeds", DEFAULT_SEEDS if args.seeds is None else args.seeds)
 
 
 def _checkpoint(given: str | None) -> str:

@@ -172,6 +172,8 @@ def test_a_directory_holds_what_the_last_run_asked_for(checkpoint, tmp_path, cap
         ("--tasks ,", "--tasks ','; accepted: words"),
         ("--chunking wild", "'wild'; accepted: naive"),
         ("--seeds 5:2", "--seeds '5:2'; accepted: FIRST:END"),
+        ("--seeds=", "--seeds ''; accepted: whole numbers"),
+        ("--ros --rate=", "--rate ''; accepted: numbers"),
         ("--seeds a:b", "--seeds 'a:b'; accepted: FIRST:END"),
         ("--seeds 0:999999999999", "up to 1000000"),
         ("--seeds 1,x", "--seeds '1,x'; accepted: whole numbers"),
