@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pi05_ros.model.config import MAX_PROMPT_TOKENS
+from pi05_ros.model.infer import SCALARS
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.norm_stats import openpi_normalization, range_normalization
 from pi05_ros.policy.normalize import Normalization
@@ -86,6 +87,17 @@ def whole_number(config: Mapping[str, Any], key: str, default: int, most: int = 
     return value
 
 
+def stated_scalar(config: Mapping[str, Any], field: str, most: int = 100_000) -> int | None:
+    """Positive whole number of config.json under any name in `model.infer.SCALARS`, or None.
+
+    That the names agree is checked with the weights.
+    """
+    for key in SCALARS[field]:
+        if config.get(key) is not None:
+            return whole_number(config, key, 0, most)
+    return None
+
+
 def random_recipe(robot: str | Path | None) -> Recipe:
     """Recipe of seeded random weights: the profile's ranges, a byte tokenizer."""
     profile = load_profile(DEFAULT_ROBOT if robot is None else robot)
@@ -118,8 +130,8 @@ def openpi_recipe(checkpoint: Path, robot: str | Path | None) -> Recipe:
         )
     profile = load_profile(robot)
     assumptions = []
-    if config.get("action_horizon") is not None:
-        horizon = whole_number(config, "action_horizon", 0, most=1024)
+    horizon = stated_scalar(config, "horizon", most=1024)
+    if horizon is not None:
         if profile.horizon not in (None, horizon):
             assumptions.append(
                 f"horizon {horizon} of config.json is used, not {profile.horizon} of robot "
@@ -142,7 +154,7 @@ def openpi_recipe(checkpoint: Path, robot: str | Path | None) -> Recipe:
         family="openpi",
         profile=profile,
         normalization=normalization,
-        max_prompt_tokens=whole_number(config, "max_token_len", MAX_PROMPT_TOKENS),
+        max_prompt_tokens=stated_scalar(config, "max_prompt_tokens") or MAX_PROMPT_TOKENS,
         tokenizer=tokenizer,
         assumptions=tuple(assumptions),
     )

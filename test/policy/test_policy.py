@@ -391,6 +391,16 @@ def test_config_json_wins_over_the_profile_and_it_is_said(tmp_path, weights):
     assert any("horizon 9 of config.json is used, not 15" in a for a in recipe.assumptions)
 
 
+@pytest.mark.parametrize("tokens", ["max_token_len", "max_prompt_tokens"])
+@pytest.mark.parametrize("horizon", ["action_horizon", "horizon"])
+def test_sizes_under_either_name_of_config_json_are_followed(tmp_path, weights, tokens, horizon):
+    """openpi's names, and those that `save_openpi` writes."""
+    openpi_checkpoint(tmp_path / "c", weights, "droid", 8, 8, {tokens: 40, horizon: 9})
+    one = Policy.load(tmp_path / "c", robot="droid", tokenizer="bytes", device="cpu", prompt="go")
+    assert one.info.horizon == 9
+    assert (one.recipe.max_prompt_tokens, one._reader.encoder.max_tokens) == (40, 40)
+
+
 def test_broken_weights_are_a_checkpoint_error(tmp_path, weights):
     openpi_checkpoint(tmp_path / "c", weights, "droid", 8, 8)
     (tmp_path / "c" / "model.safetensors").unlink()
