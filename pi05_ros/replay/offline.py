@@ -227,6 +227,10 @@ class OfflineReplay:
             for reason in sorted({f"{problem.source} {problem.code}" for problem in taken}):
                 self.counts.skipped[reason] += 1
             return
+        if now_ns - taken.stamp_ns > self._parameters.max_answer_age_s * NS:
+            self.counts.skipped["chunk late"] += 1  # the node computes it and drops it
+            self._inferences += 1
+            return
         try:
             yield self._infer(taken, now_ns)
         except BadSampleError as bad:

@@ -166,3 +166,14 @@ def test_rate_of_the_parameters_is_kept(bag: Path, policy: Policy) -> None:
         chosen = choose(opened, policy.robot, {})
         offline = OfflineReplay(opened, chosen.sources, policy, parameters, chosen.roles)
         assert len(list(offline)) == 4
+
+
+def test_chunks_that_the_node_would_drop_as_late_are_left_out(
+    bag: Path, policy: Policy, tmp_path: Path
+) -> None:
+    late = edit_bag(bag, tmp_path / "late", delay("/wrist_camera/image_raw", 100_000_000))
+    for limit_s, kept in ((0.09, False), (0.2, True)):
+        values = {"checkpoint": "random:tiny", "max_answer_age_s": limit_s}
+        run = replay(late, policy, PolicyParameters.from_values(values), tmp_path / "out")
+        assert bool(run.chunks) == kept
+        assert ("chunk late" in run.summary.skipped) != kept
