@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import logging
 from collections.abc import Mapping
 from types import ModuleType
@@ -95,7 +96,7 @@ def create_engine(
     except BackendError as error:
         if not allow_fallback:
             raise
-        other, _ = _choose(model, Precision(), views, horizon, max_prompt_tokens)
+        other, _ = _choose(model, Precision(), views, horizon, max_prompt_tokens, backend)
         log.error("backend %s cannot be used, %s is: %s", backend, other, error)
         engine = _build(other, model, Precision(), sizes, {})
         reason = f"fallback from {backend}: {error}"
@@ -118,6 +119,13 @@ def _build(
             f"backend {backend!r} cannot run here: {reason_not}; backend 'eager' always can"
         )
     factory = getattr(module, _FACTORIES[backend][1])
+    parameters = inspect.signature(factory).parameters.values()
+    accepted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    unknown = [name for name in options if name not in accepted]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        raise BackendError(
+            f"backend {backend!r} has no option {unknown[0]!r}; it has {', '.join(accepted)}"
+        )
     engine: Engine = factory(model, precision=precision, **sizes, **options)
     return engine
 
@@ -151,14 +159,19 @@ def _usable(backend: str) -> tuple[ModuleType | None, str]:
 
 
 def _choose(
-    model: Pi05, precision: Precision, views: int, horizon: int, max_prompt_tokens: int
+    model: Pi05,
+    precision: Precision,
+    views: int,
+    horizon: int,
+    max_prompt_tokens: int,
+    without: str = "",
 ) -> tuple[str, str]:
-    """Best usable backend for a model where it is, and why."""
+    """Best usable backend for a model where it is, and why; ``without`` one that has failed."""
     if model.device.type != "cuda":
         if torch.cuda.is_available():
             return "eager", f"the model is on {model.device.type}; cuda needs it on a CUDA device"
         return "eager", "no CUDA device"
-    module, why = _usable("tensorrt")
+    module, why = _usable("tensorrt") if without != "tensorrt" else (None, "it has failed")
     if module is not None:
         proven, why = module.proven(model, precision, views, horizon, max_prompt_tokens)
         if proven:
@@ -166,7 +179,7 @@ def _choose(
     log.info("backend auto: not tensorrt: %s", why)
     if not _exists(_FACTORIES["cuda"][0]):
         return "eager", "the cuda backend is not part of this installation"
-    module, why = _usable("cuda")
+    module, why = _usable("cuda") if without != "cuda" else (None, "it has failed")
     if module is None:
         return "eager", f"the cuda backend cannot run here: {why}"
     return "cuda", f"CUDA device {torch.cuda.get_device_name(model.device)}"

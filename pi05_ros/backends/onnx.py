@@ -29,6 +29,7 @@ from pi05_ros.backends.tensorrt.shapes import StageShapes, graphs_of
 from pi05_ros.model import Pi05
 
 INSTALL = "pip install onnx onnxruntime onnxscript (pins: requirements/tensorrt.txt)"
+CUDA_PROVIDER = "CUDAExecutionProvider"
 log = logging.getLogger(__name__)
 
 
@@ -37,15 +38,17 @@ def usable() -> tuple[bool, str]:
     for package in ("onnxruntime", "onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             return False, f"{package} is not installed: {INSTALL}"
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError as error:  # built for another numpy, say
+        return False, f"onnxruntime is there but does not load: {error}"
     return True, f"onnxruntime {onnxruntime.__version__}"
 
 
 def _has_cuda() -> bool:
     import onnxruntime
 
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return CUDA_PROVIDER in onnxruntime.get_available_providers()
 
 
 class OrtRunner:
@@ -58,24 +61,34 @@ class OrtRunner:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or torch.get_num_threads()
-        providers = ["CPUExecutionProvider"]
+        providers: list[Any] = ["CPUExecutionProvider"]
         if device.type == "cuda":
             if not _has_cuda():
                 raise BackendError(
                     "this onnxruntime has no CUDA provider; install onnxruntime-gpu or use "
                     "device cpu"
                 )
-            providers.insert(0, "CUDAExecutionProvider")
+            index = torch.cuda.current_device() if device.index is None else device.index
+            providers.insert(0, (CUDA_PROVIDER, {"device_id": index}))
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime's own exception types share no base
             raise BackendError(f"ONNX Runtime refuses {path}: {error}") from error
+        if device.type == "cuda" and CUDA_PROVIDER not in session.get_providers():
+            # It goes on without, on the CPU, if CUDA's or cuDNN's libraries do not load.
+            raise BackendError(
+                "ONNX Runtime could not start its CUDA provider; its release wants a CUDA and a "
+                "cuDNN of certain versions. Install them or use device cpu"
+            )
+        self.session: Any = session
         self.device = device
-        self.inputs = [value.name for value in self.session.get_inputs()]
-        self.outputs = [value.name for value in self.session.get_outputs()]
+        self.inputs = [value.name for value in session.get_inputs()]
+        self.outputs = [value.name for value in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run once; outputs are new tensors on the runner's device."""
+        if self.session is None:
+            raise BackendError("this engine is closed")
         feeds: dict[str, np.ndarray] = {
             name: inputs[name].detach().cpu().contiguous().numpy() for name in self.inputs
         }
@@ -87,7 +100,7 @@ class OrtRunner:
 
     def close(self) -> None:
         """Drop the session."""
-        del self.session
+        self.session = None
 
 
 def choose_precision(precision: Precision) -> tuple[Precision, str]:

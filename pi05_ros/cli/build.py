@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from rich.progress import Progress, TaskID
 
 from pi05_ros.backends.tensorrt.calibration import Calibration
@@ -101,7 +103,8 @@ def _run(args: argparse.Namespace) -> int:
     from pi05_ros.backends.tensorrt.binding import require_tensorrt
 
     version = require_tensorrt()
-    device = require_gpu(fp8=needs_fp8(args))
+    named = re.fullmatch(r"cuda(:\d+)?", args.device)
+    device = require_gpu(fp8=needs_fp8(args), near=torch.device(args.device) if named else None)
     from pi05_ros.backends.tensorrt.compile import BuildFlags
     from pi05_ros.backends.tensorrt.engines import build_engines
 

@@ -86,3 +86,34 @@ def test_eager_imports_no_other_backend():
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["onnx", "tensorrt"])
+def test_options_that_a_backend_does_not_have_are_named(name, model, monkeypatch):
+    module = create._FACTORIES[name][0]
+    monkeypatch.setattr(f"{module}.usable", lambda: (True, ""))
+    with pytest.raises(BackendError, match=f"backend '{name}' has no option 'chache'; .*cache"):
+        create_engine(model, name, chache="/tmp")
+
+
+@pytest.mark.parametrize("failed", ["tensorrt", "cuda"])
+def test_a_fallback_is_never_what_has_failed(failed, monkeypatch):
+    """Proven engines may not load: too little GPU memory, say."""
+    able = types.SimpleNamespace(proven=lambda *sizes: (True, "proven"))
+    monkeypatch.setattr(create, "_usable", lambda name: (able, ""))
+    monkeypatch.setattr(create.torch.cuda, "get_device_name", lambda device: "a GPU")
+    on_gpu = types.SimpleNamespace(device=types.SimpleNamespace(type="cuda"))
+    chosen = create._choose(on_gpu, create.Precision(), 2, 10, 12, failed)[0]
+    assert chosen == {"tensorrt": "cuda", "cuda": "tensorrt"}[failed]
+    built = []
+
+    def build(backend, *arguments):
+        built.append(backend)
+        if backend == "tensorrt":
+            raise BackendError("out of memory")
+        return types.SimpleNamespace(backend=backend, reason="")
+
+    monkeypatch.setattr(create, "_build", build)
+    engine = create_engine(on_gpu, "tensorrt", allow_fallback=True)
+    assert built == ["tensorrt", "cuda"]
+    assert engine.reason.startswith("fallback from tensorrt: out of memory")

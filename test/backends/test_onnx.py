@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -141,3 +143,56 @@ def test_missing_package_is_named(model: Pi05, monkeypatch: pytest.MonkeyPatch) 
     )
     with pytest.raises(BackendError, match="onnxruntime is not installed"):
         onnx_backend.create(model, Precision(), **SIZES)
+
+
+def test_onnxruntime_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_backend.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    works, why = onnx_backend.usable()
+    assert not works
+    assert "onnxruntime is there but does not load" in why
+
+
+class _Session:
+    """An ONNX Runtime session as far as its providers go."""
+
+    asked: ClassVar[list[Any]] = []
+    starts: ClassVar[list[str]] = []
+
+    def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+        self.asked[:] = providers
+
+    def get_providers(self) -> list[str]:
+        return self.starts
+
+    def get_inputs(self) -> list[Any]:
+        return []
+
+    get_outputs = get_inputs
+
+
+def test_cuda_means_cuda_and_the_device_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ONNX Runtime goes on without a word on the CPU where CUDA does not start."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", _Session)
+    monkeypatch.setattr(onnx_backend, "_has_cuda", lambda: True)
+    second = torch.device("cuda", 1)
+    monkeypatch.setattr(_Session, "starts", ["CPUExecutionProvider"])
+    with pytest.raises(BackendError, match=r"could not start its CUDA provider.*use device cpu"):
+        onnx_backend.OrtRunner(Path("x.onnx"), second)
+    monkeypatch.setattr(_Session, "starts", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    onnx_backend.OrtRunner(Path("x.onnx"), second)
+    assert _Session.asked == [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]
+
+
+def test_closing_twice_is_harmless(model: Pi05, cache: Path) -> None:
+    engine = create_engine(model, "onnx", cache=cache, **SIZES)
+    runner = engine.runners["vision"]
+    for _ in range(2):
+        runner.close()
+        engine.close()
+    with pytest.raises(BackendError, match="is closed"):
+        runner.run({"pixels": torch.zeros(2, 3, 56, 56)})

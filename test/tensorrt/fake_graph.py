@@ -38,6 +38,7 @@ class Faults:
     perturb: float = 0.0  # of all outputs from optimisation level 3 on
     perturb_fp8_prefill: float = 0.0
     stale_timing_cache: bool = False
+    damaged_timing_cache: bool = False
     calls: list[str] = field(default_factory=list)
     live_contexts: int = 0
 

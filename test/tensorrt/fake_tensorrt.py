@@ -54,7 +54,9 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
         def clear_flag(self, flag: Any) -> None:
             self._cleared.add(flag)
 
-        def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
+        def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
+            if faults.damaged_timing_cache and serialized_timing_cache:
+                return None
             return ITimingCache(bytes(serialized_timing_cache))
 
         def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:

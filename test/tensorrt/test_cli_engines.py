@@ -277,6 +277,22 @@ def test_a_report_is_about_the_plans_that_ran(
         require_proof(open_set(key.parent))
 
 
+def test_the_gpu_that_was_asked_for_is_the_one_that_is_judged(
+    install: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install()
+    seen: list[Any] = []
+
+    def require_gpu(*, fp8: bool, near: torch.device | None = None) -> torch.device:
+        seen.append(near)
+        raise BackendError("stop here")
+
+    monkeypatch.setattr(tensorrt, "require_gpu", require_gpu)
+    for word in ("auto", "cpu", "cuda", "cuda:1", "gpu"):
+        assert main(["build", CHECKPOINT, "--device", word]) == 2
+    assert seen == [None, None, torch.device("cuda"), torch.device("cuda", 1), None]
+
+
 def test_engines_that_are_not_there(
     install: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,10 @@ def test_timing_cache_is_reused_and_stale_ones_are_replaced(
     assert cache.read_bytes() == b"measured"
     faults.stale_timing_cache = True
     build(graphs_fp16, tmp_path, level=2)
+    faults.stale_timing_cache, faults.damaged_timing_cache = False, True
+    cache.write_bytes(b"half of it")
+    build(graphs_fp16, tmp_path, level=1)
+    assert cache.read_bytes() == b"measured"
 
 
 def test_builder_failures_name_their_reasons(

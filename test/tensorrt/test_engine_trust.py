@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,24 @@ def test_absent_old_and_new_tensorrt(
     works, why = backend.proven(model, Precision(), 2, 10, 12)
     assert not works
     assert "not supported" in why
+
+
+@pytest.mark.parametrize("error", [OSError("libnvinfer.so.10"), RuntimeError("no driver"), None])
+def test_a_tensorrt_that_does_not_load_is_not_taken(
+    error: Exception | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Pi05
+) -> None:
+    package = tmp_path / "tensorrt"
+    package.mkdir()
+    if error is not None:  # else a folder of that name, which Python takes for a package
+        name = type(error).__name__
+        (package / "__init__.py").write_text(f"raise {name}({str(error)!r})")
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    works, why = backend.proven(model, Precision(), 2, 10, 12)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    assert not works
+    assert "is there but does not load" in why
+    assert error is None or str(error) in why
 
 
 def test_gpu_without_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from pi05_ros.backends.tensorrt.calibration import Calibration
 from pi05_ros.backends.tensorrt.engines import (
     UnprovenEngineError,
     load_runners,
+    require_proof,
 )
 from pi05_ros.backends.tensorrt.export import read_export
 from pi05_ros.backends.tensorrt.pipeline import StagedEngine
@@ -173,3 +177,81 @@ def test_engines_of_the_mlps_alone(
     engine.runners["prefill"].module.layers[1].mlp = engine.runners["prefill"].module.layers[0].mlp
     assert not check_engine(engine, reference, simulated, samples[:2], steps=3).ok
     engine.close()
+
+
+@pytest.mark.parametrize("version", ["10.13.3.9", "11.4.0.106"])
+@pytest.mark.parametrize(
+    ("fault", "item"),
+    [
+        ("drop_fp8", "prefill: quantised products"),
+        ("half_softmax", "vision: softmax or norm in half precision"),
+        ("no_layer_details", "denoise_step: engine built without layer details"),
+    ],
+)
+def test_engines_that_are_not_what_was_asked_for_are_refused(
+    fault: str,
+    item: str,
+    version: str,
+    install: Install,
+    graphs_fp16: Path,
+    tmp_path: Path,
+    reference: StagedEngine,
+    fake_quant: StagedEngine,
+    samples: list[Sample],
+) -> None:
+    """Right numbers, and still not the engine: only its own description tells."""
+    faults = install(version)
+    setattr(faults, fault, True)
+    found = build(graphs_fp16, tmp_path)
+    report = check(found, graphs_fp16, reference, fake_quant, samples)
+    assert item in [finding.item for finding in report.failures]
+    assert not any("cosine" in finding.item for finding in report.failures)
+    keep(found, report)
+    with pytest.raises(UnprovenEngineError, match="failed their check"):
+        require_proof(found)
+
+
+def test_everything_happens_on_the_device_of_the_engine(
+    install: Install,
+    graphs_fp16: Path,
+    tmp_path: Path,
+    model: Pi05,
+    samples: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TensorRT takes the current CUDA device, whatever the addresses: there may be two."""
+    install()
+    from pi05_ros.backends.tensorrt import binding, denoise_graph, engines, runtime
+    from pi05_ros.backends.tensorrt.engine import TensorrtEngine
+
+    second = torch.device("cuda", 1)
+    assert isinstance(binding.on_device(second), torch.cuda.device)
+    current: list[torch.device] = []
+
+    @contextlib.contextmanager
+    def on_device(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    def only_there(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            assert current, name
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    trt = runtime.trt
+    for module in (engines, runtime, denoise_graph):
+        monkeypatch.setattr(module, "on_device", on_device)
+    only_there(trt.Builder, "build_serialized_network")
+    only_there(trt.Runtime, "deserialize_cuda_engine")
+    only_there(trt.ICudaEngine, "create_execution_context")
+    only_there(trt.IExecutionContext, "execute_async_v3")
+    engine = TensorrtEngine(model, build(graphs_fp16, tmp_path), CPU)
+    sample = samples[0]
+    engine.sample(sample.images, sample.tokens, sample.noise, 2)
+    engine.close()
+    assert not current

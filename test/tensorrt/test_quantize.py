@@ -203,6 +203,13 @@ def test_old_modelopt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         quantize_module.modelopt_version()
 
 
+def test_modelopt_without_what_it_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its wheels import packages that they do not ask for."""
+    monkeypatch.setitem(sys.modules, "modelopt.torch.quantization", None)
+    with pytest.raises(RuntimeError, match=r"does not load: .*requirements/tensorrt\.txt lists"):
+        quantize_module.modelopt_version()
+
+
 def test_calibration_file_round_trip(calibration: Calibration, tmp_path: Path) -> None:
     calibration.save(tmp_path)
     again = Calibration.load(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import re
@@ -18,11 +19,11 @@ INSTALL = (
 )
 
 
-def parse_version(text: str) -> tuple[int, int]:
+def parse_version(text: str, package: str = "TensorRT") -> tuple[int, int]:
     """Major and minor of "10.13.3.9"."""
     match = re.match(r"(\d+)\.(\d+)", text)
     if match is None:
-        raise BackendError(f"cannot read the TensorRT version {text!r}")
+        raise BackendError(f"cannot read the {package} version {text!r}")
     return int(match[1]), int(match[2])
 
 
@@ -37,7 +38,8 @@ def require_tensorrt() -> str:
         raise BackendError(f"the Python package tensorrt is not installed: {INSTALL}")
     try:
         version = str(importlib.import_module("tensorrt").__version__)
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        # AttributeError: no __version__, the package is some folder of that name.
         raise BackendError(
             f"the Python package tensorrt is there but does not load: {error}. Its libraries "
             "(libnvinfer, libnvonnxparser) must be of the same version and on the library path"
@@ -75,6 +77,11 @@ def require_gpu(*, fp8: bool, near: torch.device | None = None) -> torch.device:
             "--preset int8_smoothquant, and give its folder with --calibration"
         )
     return device
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """TensorRT and CUDA graphs work on the current CUDA device: make it this one for a block."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def usable() -> tuple[bool, str]:

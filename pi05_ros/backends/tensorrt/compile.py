@@ -139,9 +139,10 @@ def compile_plan(
     if monitor is not None:
         config.progress_monitor = monitor
     cache = config.create_timing_cache(timing_cache)
-    if not config.set_timing_cache(cache, False) and timing_cache:
-        # From another GPU or release: start a new one.
+    if timing_cache and (cache is None or not config.set_timing_cache(cache, False)):
+        # Damaged, or from another GPU or release: start a new one.
         cache = config.create_timing_cache(b"")
+    if cache is not None:
         config.set_timing_cache(cache, False)
     memory = builder.build_serialized_network(network, config)
     if memory is None:

@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pi05_ros.backends.tensorrt.binding import on_device
+
 
 class BoundStage(Protocol):
     """What the loop needs of a runner: buffers and an enqueue."""
@@ -63,15 +65,16 @@ class FlowLoop:
 
     def run(self, noise: Tensor) -> Tensor:
         """Noise ``[1, H, A]`` float32 to actions, a new tensor."""
-        self._noise.copy_(noise)
-        if not self.capture:
-            self._loop()
-        else:
-            if self.graph is None:
-                self._record()
-            assert self.graph is not None
-            self.graph.replay()
-        return self.stage.buffers["x_t"].clone()
+        with on_device(self.table.device):
+            self._noise.copy_(noise)
+            if not self.capture:
+                self._loop()
+            else:
+                if self.graph is None:
+                    self._record()
+                assert self.graph is not None
+                self.graph.replay()
+            return self.stage.buffers["x_t"].clone()
 
     def close(self) -> None:
         """Drop the graph; must happen before the engine's context goes."""

@@ -15,7 +15,7 @@ import torch
 
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.binding import require_tensorrt
+from pi05_ros.backends.tensorrt.binding import on_device, require_tensorrt
 from pi05_ros.backends.tensorrt.export import (
     DTYPES,
     read_export,
@@ -144,13 +144,15 @@ def build_engines(
             log.info("building %s; the same by hand: %s", stage, lines[-1])
             report = None if progress is None else functools.partial(progress, stage)
             timing = cache_path.read_bytes() if cache_path.is_file() else b""
-            plan = compile_plan(onnx, flags, timing_cache=timing, progress=report)
+            with on_device(device):
+                plan = compile_plan(onnx, flags, timing_cache=timing, progress=report)
             write_atomically(target, plan.data)
             if plan.timing_cache:
                 write_atomically(cache_path, plan.timing_cache)
             size = target.stat().st_size
             lines += [f"{stage}: {size} bytes in {plan.seconds:.1f} s", *plan.messages]
-            layers = PlanFile(target).layers_json()
+            with on_device(device):
+                layers = PlanFile(target).layers_json()
             write_atomically(part / f"layers_{stage}.json", layers.encode())
             plans[stage] = sha256_file(target)
         lines.append(time.strftime("finished %Y-%m-%dT%H:%M:%SZ", time.gmtime()))
@@ -419,10 +421,11 @@ def load_runners(engines: EngineSet, device: torch.device) -> dict[str, TrtRunne
     from pi05_ros.backends.tensorrt.runtime import PlanFile, Scratch, TrtRunner
 
     dtype = DTYPES[engines.document["flags"]["activation"]]
-    plans = {stage: PlanFile(engines.folder / f"{stage}.plan") for stage in engines.graphs}
-    scratch = Scratch(device)
-    scratch.reserve(max(plan.engine.device_memory_size_v2 for plan in plans.values()))
-    return {
-        stage: TrtRunner(plan, stage_spec(stage, engines.shapes, dtype), scratch)
-        for stage, plan in plans.items()
-    }
+    with on_device(device):
+        plans = {stage: PlanFile(engines.folder / f"{stage}.plan") for stage in engines.graphs}
+        scratch = Scratch(device)
+        scratch.reserve(max(plan.engine.device_memory_size_v2 for plan in plans.values()))
+        return {
+            stage: TrtRunner(plan, stage_spec(stage, engines.shapes, dtype), scratch)
+            for stage, plan in plans.items()
+        }

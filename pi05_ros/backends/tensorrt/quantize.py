@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import importlib.util
 import io
 import logging
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.tensorrt.binding import parse_version
 from pi05_ros.backends.tensorrt.calibration import Calibration, CalibrationError
 from pi05_ros.backends.tensorrt.layers import MatMul
 from pi05_ros.backends.tensorrt.pipeline import StagedEngine, TorchRunner
@@ -49,20 +51,28 @@ def modelopt_version() -> tuple[int, int]:
     """Major and minor release of the installed ModelOpt.
 
     Raises:
-        BackendError: not installed, or older than 0.43.
+        BackendError: not installed, does not load, or older than 0.43.
 
     """
     if importlib.util.find_spec("modelopt") is None:
         raise BackendError(f"calibrating needs nvidia-modelopt, which is not installed: {INSTALL}")
     import modelopt
 
-    words = str(modelopt.__version__).split(".")
-    version = int(words[0]), int(words[1])
+    version = parse_version(str(modelopt.__version__), "nvidia-modelopt")
     if version < OLDEST:
         raise BackendError(
             f"nvidia-modelopt {modelopt.__version__} is too old, 0.43 is the oldest that works: "
             f"{INSTALL}"
         )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module("modelopt.torch.quantization")
+    except ImportError as error:  # its wheels do not name all that it imports
+        raise BackendError(
+            f"nvidia-modelopt is there but does not load: {error}. It needs what "
+            "requirements/tensorrt.txt lists"
+        ) from None
     return version
 
 

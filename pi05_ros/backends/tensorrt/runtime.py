@@ -14,6 +14,7 @@ import tensorrt as trt
 import torch
 
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.tensorrt.binding import on_device
 from pi05_ros.backends.tensorrt.native import ErrorRecorder, Logger
 from pi05_ros.backends.tensorrt.shapes import StageSpec
 
@@ -144,7 +145,9 @@ class TrtRunner:
         """
         if self.context is None:
             raise BackendError(f"{self.plan.path.name} is closed")
-        if not self.context.execute_async_v3(self._stream()):
+        with on_device(self.device):
+            done = self.context.execute_async_v3(self._stream())
+        if not done:
             raise BackendError(
                 f"{self.plan.path.name} failed to run: {self.plan.logger.last_errors()}"
             )
@@ -174,5 +177,6 @@ class TrtRunner:
         if self.device.type == "cuda":
             with contextlib.suppress(RuntimeError):
                 torch.cuda.synchronize(self.device)
-        self.context = None
+        with on_device(self.device):
+            self.context = None
         self.buffers.clear()
