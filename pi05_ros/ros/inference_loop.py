@@ -70,6 +70,7 @@ class InferenceLoop:
         self._log = log
         self._gate = threading.Lock()
         self._generation = 0
+        self._worked = -1  # generation of the last job; worker thread only
         self._pacer = pacing.Pacer()
         self._bad_samples: deque[BadSampleError] = deque()
         self._timer: Any = None
@@ -103,9 +104,6 @@ class InferenceLoop:
         with self._gate:
             self._generation += 1
         self._inferences = 0
-        forget = getattr(self._policy, "forget", None)
-        if forget is not None:  # a policy that continues its chunks
-            forget()
         self._pacer.started()
         self._sources.inputs.reset()
         self._statistics.clear_latencies()
@@ -204,6 +202,12 @@ class InferenceLoop:
     def _work(self, job: Job) -> None:
         """Worker thread: one inference and its publication, or the first half; never raises."""
         with self._accounted():
+            if job.generation != self._worked:
+                # Here and not in `reset`: a job of the generation before may just have begun.
+                self._worked = job.generation
+                forget = getattr(self._policy, "forget", None)
+                if forget is not None:  # a policy that continues its chunks
+                    forget()
             if self._denoiser is None:
                 self._deliver(job, inference.run(self._policy, job))
                 return

@@ -17,6 +17,8 @@ from pi05_ros.msg import PolicyStatus
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
+from pi05_ros.ros import inference
+
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
 SHUTDOWN = {"unconfigured": 5, "inactive": 6, "active": 7}
 ROOT = Path(__file__).parents[2]
@@ -218,6 +220,40 @@ def test_reset_starts_the_seeds_again_and_keeps_counting_chunks(bench):
     assert 40 in [c.seed for c in after]
     ids = [c.chunk_id for c in b.client.chunks]
     assert ids == sorted(set(ids))
+
+
+def test_after_a_reset_nothing_of_an_inference_that_had_just_begun_is_continued(
+    bench, monkeypatch
+):
+    inside, go = threading.Event(), threading.Event()
+    convert = inference.convert
+
+    def slow(job):
+        inside.set()
+        assert go.wait(20)
+        return convert(job)
+
+    b = bench({"seed": 40})
+    assert b.client.change_state(CONFIGURE)
+    calls = []
+    prefill = b.policy.prefill
+    b.policy.forget = lambda: calls.append("forget")
+    monkeypatch.setattr(
+        b.policy,
+        "prefill",
+        lambda *a, seed, **k: calls.append(seed) or prefill(*a, seed=seed, **k),
+    )
+    assert b.client.change_state(ACTIVATE)
+    b.chunks(1)
+    assert calls[:2] == ["forget", 40]
+    monkeypatch.setattr(inference, "convert", slow)
+    assert b.client.until(inside.is_set, feed=b.feed)
+    old = b.node._loop._inferences + 39
+    calls.clear()
+    assert b.client.call(Trigger, "reset", Trigger.Request()).success
+    go.set()
+    assert b.client.until(lambda: len(calls) >= 4, feed=b.feed)
+    assert calls[:4] == [old, "forget", 40, 41]
 
 
 def test_a_hundred_rounds_leak_nothing(bench):
