@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.normalize import NEEDED, Normalization, Normalizer
 from pi05_ros.policy.profile import Ranges, RobotProfile
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "norm_stats.json"
 _NAMES = ("mean", "std", "q01", "q99", "q10", "q90", "min", "max")
@@ -104,7 +107,7 @@ def openpi_normalization(
     """Normalisation of an openpi checkpoint for a robot.
 
     A key that the file lacks passes unchanged, as in openpi. That, and a file of another asset
-    id than the profile's, is added to ``assumptions``.
+    id than the profile's, is warned of and added to ``assumptions``.
 
     Raises:
         PolicyError: no usable file, or fewer values than the robot has.
@@ -114,7 +117,7 @@ def openpi_normalization(
         return Normalization(source="identity (robot profile)")
     path = find_norm_stats(checkpoint, profile.asset_id)
     stats = read_norm_stats(path)
-    notes: list[str] = [] if assumptions is None else assumptions
+    notes: list[str] = []
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     if profile.asset_id and path != folder / "assets" / profile.asset_id / FILE_NAME:
         notes.append(
@@ -143,6 +146,10 @@ def openpi_normalization(
                 f"{path}: {key} has statistics for {size} values, robot {profile.name!r} has "
                 f"{count}; the file belongs to another robot"
             )
+    for note in notes:
+        logger.warning(note)
+    if assumptions is not None:
+        assumptions += notes
     return Normalization(parts["state"], parts["actions"], source=str(path))
 
 

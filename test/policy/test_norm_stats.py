@@ -99,7 +99,7 @@ def test_broken_files(tmp_path, text):
         read_norm_stats(path)
 
 
-def test_absent_key_passes_unchanged(tmp_path):
+def test_absent_key_passes_unchanged(tmp_path, caplog):
     path = write(tmp_path, "droid")
     data = json.loads(path.read_text())
     del data["norm_stats"]["actions"]
@@ -109,6 +109,7 @@ def test_absent_key_passes_unchanged(tmp_path):
     assert norm.actions.kind == "identity"
     assert len(said) == 1
     assert "no statistics for 'actions' (it has state)" in said[0]
+    assert said == caplog.messages
 
 
 def test_ranges_stand_in_where_there_are_no_statistics():
