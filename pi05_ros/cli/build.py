@@ -108,7 +108,7 @@ def _run(args: argparse.Namespace) -> int:
     from pi05_ros.backends.tensorrt.compile import BuildFlags
     from pi05_ros.backends.tensorrt.engines import build_engines
 
-    subject = load_subject(args)
+    subject = load_subject(args, "fp32")
     result = REFUSED
     golden: Golden | None = None
     for rung in ladder(args):

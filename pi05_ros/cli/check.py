@@ -280,7 +280,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.engine is not None:
         raise BackendError(f"--engine is for --backend tensorrt, not {args.backend}")
     require_writable(args.out)
-    subject = load_subject(args)
+    subject = load_subject(args, "fp32")
     if args.backend == "onnx":
         from pi05_ros.backends import onnx as backend
 
@@ -327,7 +327,7 @@ def _run_tensorrt(args: argparse.Namespace) -> int:
     from pi05_ros.backends.tensorrt.store import model_folder
 
     require_tensorrt()
-    subject = load_subject(args)
+    subject = load_subject(args, "fp32")
     folder = args.engine and args.engine.resolve()
     if folder is None:
         base = model_folder(subject.weights, args.cache) / "engines"

@@ -94,8 +94,14 @@ class Subject:
     weights: str
 
 
-def load_subject(args: argparse.Namespace) -> Subject:
-    """Load the checkpoint through the policy, so that all sizes are those of the node."""
+def load_subject(args: argparse.Namespace, precision: str | None = None) -> Subject:
+    """Load the checkpoint through the policy, so that all sizes are those of the node.
+
+    Args:
+        args: see `add_model_arguments`.
+        precision: "fp32" loads weights as they are; None in bfloat16 on a GPU.
+
+    """
     from pi05_ros.backends.tensorrt.identity import weights_id
 
     policy = Policy.load(
@@ -103,6 +109,7 @@ def load_subject(args: argparse.Namespace) -> Subject:
         robot=args.robot,
         tokenizer=args.tokenizer,
         backend="eager",
+        precision=precision,
         device=args.device,
         prompt=getattr(args, "prompt", None),
     )

@@ -111,7 +111,7 @@ def _run(args: argparse.Namespace) -> int:
         raise BackendError("--full-steps needs --out: the cache is for what backends load")
     if args.out is not None:
         require_writable(args.out)
-    subject = load_subject(args)
+    subject = load_subject(args, "fp32")
     started = time.perf_counter()
     folder, document = export_subject(args, subject, args.out, args.full_steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
     modelopt_version()
     choice = preset(args.preset)
     require_intent(choice, experimental=args.experimental)
-    subject = load_subject(args)
+    subject = load_subject(args, "fp32")
     folder = args.out or model_folder(subject.weights, args.cache) / "quant"
     require_writable(folder)
     samples = collect_samples(args, subject)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from pi05_ros.backends import BackendError
 from pi05_ros.backends.tensorrt import graph_checks
 from pi05_ros.backends.tensorrt.calibration import CalibrationError
 from pi05_ros.backends.tensorrt.samples import load_samples, save_samples
@@ -273,6 +274,23 @@ def test_fp4_is_an_experiment_that_only_a_check_can_judge(
     capsys.readouterr()
     assert main(["export", *words, "--calibration", str(folder)]) == 2
     assert "preset nvfp4 cannot be exported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["quantize", "export", "build", "check"])
+def test_weights_are_loaded_as_they_are(
+    command: str, install: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a GPU the default is bfloat16, which the float32 reference must not inherit."""
+    install()
+    seen: list[Any] = []
+
+    def load(checkpoint: str, **options: Any) -> Policy:
+        seen.append(options["precision"])
+        raise BackendError("enough")
+
+    monkeypatch.setattr(Policy, "load", load)
+    assert main([command, CHECKPOINT, "--cache", str(tmp_path)]) == 2
+    assert seen == ["fp32"]
 
 
 def test_spread_covers_the_whole_recording() -> None:

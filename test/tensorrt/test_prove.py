@@ -162,6 +162,43 @@ def test_thresholds_are_kept_and_used(
     assert report.as_dict()["thresholds"]["prefill_cosine"] == 0.999999
 
 
+@pytest.mark.parametrize(
+    ("limit", "item"),
+    [
+        ("vision_cosine", "vision: cosine"),
+        ("vision_relative", "vision: relative error"),
+        ("ratio", "prefill: values of layer 2: error ratio"),
+        ("ratio", "denoise: step 1: error ratio"),
+        ("prefill_cosine", "prefill: keys of layer 1: cosine"),
+        ("denoise_cosine", "denoise: step 2: cosine"),
+        ("actions_cosine", "actions, chained: cosine"),
+        ("actions_mean_abs", "actions, chained: mean absolute error"),
+        ("actions_ratio", "actions, chained: error ratio"),
+    ],
+)
+def test_every_limit_can_refuse(
+    limit: str,
+    item: str,
+    reference: StagedEngine,
+    fake_quant: StagedEngine,
+    samples: list[Sample],
+) -> None:
+    """Alone: an engine that is right but for a limit nothing can keep."""
+    beyond = 1.5 if limit.endswith("cosine") else -1.0
+    strict = replace(Thresholds(actions_mean_abs=1.0), **{limit: beyond})
+    report = check_engine(
+        fake_quant, reference, fake_quant, samples[:1], steps=3, thresholds=strict
+    )
+    word = item.rpartition(": ")[2]
+    found = [finding.item for finding in report.failures]
+    assert item in found
+    assert all(other.endswith(word) for other in found)
+    if limit == "actions_cosine":  # the other one is for engines without quantisation
+        plain = replace(Thresholds(), plain_cosine=beyond)
+        bad = check_engine(reference, reference, None, samples[:1], steps=3, thresholds=plain)
+        assert [finding.item for finding in bad.failures] == [item]
+
+
 def test_engine_without_fp8_kernels_is_refused(
     reference: StagedEngine, fake_quant: StagedEngine, samples: list[Sample]
 ) -> None:

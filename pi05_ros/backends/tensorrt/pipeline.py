@@ -81,6 +81,8 @@ def model_images(images: Sequence[Tensor] | Tensor, size: int, device: torch.dev
     """Cameras in any form that `Engine.context` accepts -> float32 ``[v, 3, S, S]``."""
     ready = []
     for image in images:
+        if image.numel() == 0:
+            raise BackendError(f"image is empty: {list(image.shape)}")
         picture = image.to(device)
         if picture.dtype == torch.uint8 and picture.ndim == 3 and picture.shape[-1] == 3:
             picture = to_model_range(resize_with_pad(picture, size))
@@ -208,6 +210,10 @@ class StagedEngine:
             self._tables[steps] = modulation_table(self.model, steps, self.device)
         return self._tables[steps]
 
+    def _require_open(self) -> None:
+        if not self.runners:
+            raise BackendError("this engine is closed")
+
     def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -226,6 +232,7 @@ class StagedEngine:
     @torch.no_grad()
     def context(self, images: Sequence[Tensor] | Tensor, tokens: Tensor) -> StagedContext:
         """Vision and prefill; see `Engine.context`."""
+        self._require_open()
         inputs = self.prefix(images, tokens)
         started = self._now()
         embeddings = self.embeddings(inputs)
@@ -240,6 +247,7 @@ class StagedEngine:
     @torch.no_grad()
     def denoise(self, context: StagedContext, noise: Tensor, steps: int = 10) -> Tensor:
         """Flow from noise ``[H, 32]`` to actions ``[H, 32]`` float32; see `Engine.denoise`."""
+        self._require_open()
         expected = (self.shapes.horizon, self.shapes.action_dim)
         if tuple(noise.shape) != expected:
             raise BackendError(f"noise is {tuple(noise.shape)}, these graphs need {expected}")
