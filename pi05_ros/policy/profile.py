@@ -164,6 +164,12 @@ def _check(p: RobotProfile) -> None:
             f"delta_mask has {len(p.delta_mask)} entries for {len(p.action_names)} actions and "
             f"{len(p.state_names)} state values"
         )
+    for name, meaning, delta in zip(p.action_names, p.action_meanings, p.delta_mask, strict=False):
+        if delta and meaning is not ActionMeaning.ABSOLUTE:
+            fail(
+                f"action {name!r} has delta: true, which adds the state, and meaning "
+                f"{meaning.name.lower()}; accepted with delta: absolute"
+            )
     if not (0.0 < p.control_hz <= 1000.0):
         fail(f"control_hz is {p.control_hz}; accepted: above 0, at most 1000")
     if p.horizon is not None and not 1 <= p.horizon <= 1024:
@@ -188,6 +194,10 @@ def _check(p: RobotProfile) -> None:
             or gripper.model_open == gripper.model_closed
         ):
             fail("a gripper's open and closed values are equal")
+    for key in ("state", "action"):
+        mapped = [name for g in p.grippers if (name := getattr(g, key)) is not None]
+        if len(set(mapped)) != len(mapped):
+            fail(f"two grippers map the same {key}: {', '.join(mapped)}")
     if p.ranges is not None:
         for what, low, high, n in (
             ("state", p.ranges.state_low, p.ranges.state_high, len(p.state_names)),

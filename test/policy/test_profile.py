@@ -131,6 +131,16 @@ def change(path, value):
         (("grippers",), [{"state": "x", "open": 0, "closed": 1}], ["gripper state 'x'"]),
         (("grippers",), [{"action": "g", "open": 1, "closed": 1}], ["equal"]),
         (("grippers",), [{"open": 0, "closed": 1}], ["neither"]),
+        (
+            ("grippers",),
+            [{"action": "g", "open": 0, "closed": 1}, {"action": "g", "open": 1, "closed": 0}],
+            ["two grippers map the same action: g, g"],
+        ),
+        (
+            ("actions", 0),
+            {"name": "j", "meaning": "velocity", "unit": "radian_per_second", "delta": True},
+            ["action 'j' has delta: true", "velocity; accepted with delta: absolute"],
+        ),
         (("state", 0, "range"), [0, 1], ["range for every state and action"]),
     ],
 )
