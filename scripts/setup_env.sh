@@ -91,7 +91,8 @@ make_venv() {
     say "keeping the CUDA torch that $PYTHON has"
     site=(--system-site-packages)
   fi
-  [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "${site[@]}" "$VENV"
+  # pip comes last: without it an earlier run was cut off here.
+  [ -x "$VENV/bin/pip" ] || "$PYTHON" -m venv "${site[@]}" "$VENV"
   install_torch
   say "installing ROS 2 $DISTRO and Python packages into ${VENV#"$ROOT"/}"
   local args=()

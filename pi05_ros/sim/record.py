@@ -34,7 +34,7 @@ KEY = "pi05_demonstration"
 def record_episode(world: World, task: Task, seed: int, path: Path) -> bool:
     """Write one episode; returns whether the expert did the task.
 
-    The bag's custom data (key "pi05_demonstration") is JSON with task, prompt, seed, success.
+    The bag's custom data (key "pi05_demonstration") is JSON with task, prompt, seed.
 
     Raises:
         BagError: the place is taken by something that is not a bag.
@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first episode")
     parser.add_argument("--renderer", default=None, help="egl, osmesa or ray")
     args = parser.parse_args(argv)
+    if args.episodes < 1 or args.seed < 0:
+        parser.error("accepted: --episodes from 1, --seed from 0")
     world = World(args.renderer)
     done = 0
     try:

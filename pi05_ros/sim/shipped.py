@@ -21,4 +21,4 @@ CONFIG = Pi05Config(
     horizon=HORIZON,
     max_prompt_tokens=48,
 )
-"""5.7 M parameters, the same blocks as the published model."""
+"""5.9 M parameters, the same blocks as the published model."""

@@ -361,10 +361,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--state", type=Path, help="write the state for --resume here, each minute"
     )
     args = parser.parse_args(argv)
-    began = time.monotonic()
-    directory = args.data or args.out.parent / "demonstrations"
+    for name in ("episodes", "workers", "batch"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}; accepted: a number from 1")
     if args.resume and not args.resume.is_file():
         parser.error(f"--resume {args.resume}: no such file")
+    began = time.monotonic()
+    directory = args.data or args.out.parent / "demonstrations"
     if (directory / FACTS).is_file():
         facts = (directory / FACTS).read_text("utf-8").strip()
         print(f"demonstrations in {directory} are kept, whatever --episodes says: {facts}")

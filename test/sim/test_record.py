@@ -6,6 +6,7 @@ import json
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from pi05_ros.replay.bag import Bag
 from pi05_ros.sim.expert import expert_target
@@ -32,3 +33,10 @@ def test_a_recorded_episode_holds_pictures_states_and_the_experts_commands(tmp_p
     assert np.allclose(first["/joint_commands"].position, want)
     picture = np.asarray(first["/base_camera/image_raw"].data).reshape(224, 224, 3)
     assert np.array_equal(picture, world.render("base"))
+
+
+@pytest.mark.parametrize("words", ["--seed=-1", "--episodes 0"])
+def test_bad_numbers_are_named(words, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), *words.split()])
+    assert "accepted: --episodes from 1, --seed from 0" in capsys.readouterr().err

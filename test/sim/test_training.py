@@ -140,3 +140,16 @@ def test_rollouts_use_the_renderer_that_was_asked_for(monkeypatch, tmp_path):
     with pytest.warns(RuntimeWarning):  # no episodes, no mean
         training.evaluate(None, tmp_path, [], "ray")
     assert asked == ["ray"] * len(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("--workers 0", "--workers 0; accepted"), ("--resume none", "--resume none: no such file")],
+)
+def test_bad_options_are_named_before_any_work(words, said, tmp_path, capsys):
+    from pi05_ros.sim import training
+
+    with pytest.raises(SystemExit, match="2"):
+        training.main([str(tmp_path / "ckpt"), *words.split()])
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
