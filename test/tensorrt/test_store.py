@@ -34,23 +34,26 @@ CPU = torch.device("cpu")
 def test_folder_is_whole_or_untouched(tmp_path: Path) -> None:
     folder = tmp_path / "graphs"
 
-    def write(words: list[str], fail: bool) -> None:
+    def write(words: list[str], fail: OSError | None = None) -> None:
         with whole_folder(folder, "index") as part:
             for word in words:
                 write_atomically(part / word, b"new")
-            if fail:
-                raise OSError(28, "No space left on device")
+            if fail is not None:
+                raise fail
 
+    full = OSError(28, "No space left on device")
     with pytest.raises(BackendError, match=r"cannot write into .*graphs: .*No space left"):
-        write(["index", "a"], fail=True)
+        write(["index", "a"], full)
+    with pytest.raises(BackendError, match=r"graphs: .*element 9.*is the disk full\?"):
+        write(["index", "a"], OSError("problem writing element 9 to file"))
     assert not list(tmp_path.iterdir())
-    write(["index", "a", "b"], fail=False)
+    write(["index", "a", "b"])
     (folder / "mine").write_text("kept")
     (folder / "a").write_text("old")
     with pytest.raises(BackendError):
-        write(["a"], fail=True)
+        write(["a"], full)
     assert (folder / "a").read_text() == "old"
-    write(["index", "a"], fail=False)
+    write(["index", "a"])
     assert {path.name for path in folder.iterdir()} == {"index", "a", "b", "mine"}
     assert (folder / "a").read_text() == "new"
     assert list(tmp_path.iterdir()) == [folder]

@@ -208,7 +208,8 @@ def whole_folder(directory: Path, last: str, mode: int = 0o777) -> Iterator[Path
             for path in sorted(part.iterdir(), key=lambda path: path.name == last):
                 path.replace(place / path.name)
     except OSError as error:
-        raise BackendError(f"cannot write into {directory}: {error}") from error
+        full = "" if error.errno else "; is the disk full?"  # numpy writes and does not ask why
+        raise BackendError(f"cannot write into {directory}: {error}{full}") from error
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
