@@ -11,7 +11,13 @@ from pi05_ros.replay.messages import COMPRESSED_IMAGE, IMAGE, JOINT_STATE, STRIN
 JOINT_STATES = "joint_states"
 PROMPT = "prompt"
 CAMERAS = ("base_camera", "wrist_camera", "wrist_camera_2")
+"""Those of the usual roles; a LeRobot policy of more cameras has others, called <role>_camera."""
 INPUT_NAMES = (*CAMERAS, JOINT_STATES, PROMPT)
+
+
+def is_camera(name: str) -> bool:
+    """Whether an input is a camera."""
+    return name not in (JOINT_STATES, PROMPT)
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Source:
     @property
     def node_topic(self) -> str:
         """Name under which a policy node without remaps expects it."""
-        if self.name not in CAMERAS:
+        if not is_camera(self.name):
             return self.name
         return f"{self.name}/image_raw" + ("/compressed" if self.compressed else "")
 
@@ -54,6 +60,8 @@ def accepted_types(name: str) -> tuple[str, ...]:
     """Message types that may feed an input."""
     if name in CAMERAS:
         return (IMAGE, COMPRESSED_IMAGE)
+    if is_camera(name):  # the node takes no compressed pictures of other roles
+        return (IMAGE,)
     return (JOINT_STATE,) if name == JOINT_STATES else (STRING,)
 
 
@@ -70,7 +78,7 @@ def parse_map(entries: Iterable[str]) -> dict[str, str]:
         name = name.strip().strip("/")
         if not separator or not topic.strip():
             raise BagError(f"--map {entry!r} is not NAME=TOPIC")
-        if name not in INPUT_NAMES:
+        if name not in INPUT_NAMES and not name.endswith("_camera"):
             raise BagError(f"--map names {name!r}; inputs are {', '.join(INPUT_NAMES)}")
         if name in mapping:
             raise BagError(f"--map names {name} twice")
@@ -143,7 +151,7 @@ def _search(bag: Bag, name: str, namespace: str) -> list[str]:
     """Topics that are called like the input, below the namespace, empty ones last resort."""
     prefix = "/" + namespace.strip("/") + "/" if namespace.strip("/") else "/"
     endings = [f"/{name}/image_raw", f"/{name}/image_raw/compressed"]
-    endings = endings if name in CAMERAS else [f"/{name}"]
+    endings = endings if is_camera(name) else [f"/{name}"]
     named = [
         topic
         for topic in bag.topics
@@ -165,4 +173,6 @@ def _camera_topic(topic: str) -> str:
 
 def _pattern(name: str, namespace: str) -> str:
     prefix = "/" + namespace.strip("/") if namespace.strip("/") else ""
-    return f"{prefix}/.../{name}/image_raw[/compressed]" if name in CAMERAS else f".../{name}"
+    if not is_camera(name):
+        return f".../{name}"
+    return f"{prefix}/.../{name}/image_raw" + ("[/compressed]" if name in CAMERAS else "")

@@ -17,7 +17,7 @@ from pi05_ros.replay.bag import Bag, BagError, BagMessage
 from pi05_ros.replay.chunks import ChunkRecord
 from pi05_ros.replay.compare import Comparison, Difference
 from pi05_ros.replay.offline import UntimedPolicy, converters
-from pi05_ros.replay.sources import CAMERAS, JOINT_STATES, Source, by_topic
+from pi05_ros.replay.sources import JOINT_STATES, PROMPT, Source, by_topic
 from pi05_ros.replay.timeline import header_stamp_ns
 from pi05_ros.ros import conversion, inference
 from pi05_ros.ros.freshness import camera_source
@@ -71,7 +71,7 @@ def verify(
             raise BagError(f"chunk {chunk.chunk_id} does not say which {JOINT_STATES} it used")
     uses = Counter(key for chunk in todo for key in chunk.inputs.items())
     kept: dict[tuple[str, int], BagMessage] = {}
-    names = by_topic({n: s for n, s in sources.items() if n in (*CAMERAS, JOINT_STATES)})
+    names = by_topic({n: s for n, s in sources.items() if n != PROMPT})
     joints = conversion.JointMap(policy.robot.state_names)
     differences: list[Difference] = []
     largest = 0.0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bags import START_NS, delay, edit_bag, write_bag
 
 from pi05_ros.replay.bag import Bag, BagError, BagWriter
 from pi05_ros.replay.messages import NS, clock_message, string_message
+from pi05_ros.replay.run import choose
 from pi05_ros.replay.sources import find_sources, parse_map
 from pi05_ros.replay.timeline import header_stamp_ns, read_timeline
 
@@ -69,6 +71,24 @@ def test_wrong_type_is_named(bag: Path) -> None:
 def test_bad_map_entries(entry: str) -> None:
     with pytest.raises(BagError, match="--map"):
         parse_map([entry])
+
+
+def test_a_camera_of_another_role_is_a_camera(tmp_path: Path) -> None:
+    cameras = ("base_camera", "ceiling_camera")
+    robot = SimpleNamespace(
+        camera_roles=("base", "ceiling"), required_roles=("base",), name="four"
+    )
+    with Bag(write_bag(tmp_path / "raw", 0.1, cameras=cameras)) as bag:
+        chosen = choose(bag, robot, {})
+        assert chosen.roles == ("base", "ceiling")
+        assert chosen.sources["ceiling_camera"].node_topic == "ceiling_camera/image_raw"
+        mapping = parse_map(["ceiling_camera=/base_camera/image_raw"])
+        assert choose(bag, robot, mapping).sources["ceiling_camera"].topic.startswith("/base")
+    with (
+        Bag(write_bag(tmp_path / "jpeg", 0.1, cameras=cameras, compressed=True)) as bag,
+        pytest.raises(BagError, match=r"ceiling_camera takes sensor_msgs/msg/Image$"),
+    ):
+        choose(bag, robot, {})
 
 
 def test_stamps_are_read_without_decoding(bag: Path) -> None:
