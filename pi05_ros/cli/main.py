@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pi05_ros.doctor.software import NEEDED  # module -> package, where names differ
 
         needs = f"needs the Python package {package}, which is not installed"
-        print(f"pi05 {command} {needs}: pip install {NEEDED.get(package, package)}", file=sys.stderr)
+        print(
+            f"pi05 {command} {needs}: pip install {NEEDED.get(package, package)}", file=sys.stderr
+        )
         return 2
     except OSError as error:
         print(f"pi05 {command}: {error}", file=sys.stderr)
