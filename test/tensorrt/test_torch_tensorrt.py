@@ -81,6 +81,13 @@ def test_modules_reach_the_compiler_quantised(
     assert 0.3 < error / float((simulated - truth).norm() / truth.norm()) < 3
     engine.close()
 
+    def cannot(program: Any, **options: Any) -> Any:
+        raise AssertionError("no converter for aten.sin")
+
+    fake.dynamo = SimpleNamespace(compile=cannot)  # type: ignore[attr-defined]
+    with pytest.raises(BackendError, match=r"cannot compile prefill_mlp_00: no converter"):
+        ours.torch_tensorrt_engine(model, shapes, calibration)
+
 
 def test_other_presets_are_refused(model: Pi05, calibration: Calibration) -> None:
     stage = ours.make_stage(model, "denoise_step", torch.float32)

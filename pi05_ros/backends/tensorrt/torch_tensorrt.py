@@ -48,11 +48,11 @@ def check_versions(torch_tensorrt: str, torch_version: str, tensorrt: str) -> tu
         BackendError: naming what does not fit and what would.
 
     """
-    release = parse_version(torch_tensorrt)
+    release = parse_version(torch_tensorrt, "torch-tensorrt")
     if release not in TENSORRT_OF:
         known = ", ".join(f"{a}.{b}" for a, b in TENSORRT_OF)
         raise BackendError(f"torch-tensorrt {torch_tensorrt} is not known; accepted: {known}")
-    if parse_version(torch_version) != release:
+    if parse_version(torch_version, "torch") != release:
         raise BackendError(
             f"torch-tensorrt {torch_tensorrt} needs torch {release[0]}.{release[1]}, here is "
             f"{torch_version}"
@@ -164,8 +164,11 @@ class CompiledRunner(TorchRunner):
         compiler, options = load_compiler()
         spec = stage_spec(graph, shapes, dtype)
         inputs = example_inputs(spec, device)
-        program = exported_program(module, inputs)
-        compiled = compiler.dynamo.compile(program, arg_inputs=list(inputs), **options)
+        try:
+            program = exported_program(module, inputs)
+            compiled = compiler.dynamo.compile(program, arg_inputs=list(inputs), **options)
+        except Exception as error:  # of torch's exporter, of converters, of TensorRT
+            raise BackendError(f"torch-tensorrt cannot compile {graph}: {error}") from error
         super().__init__(compiled, [t.name for t in spec.inputs], [t.name for t in spec.outputs])
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
