@@ -140,7 +140,7 @@ def find_files(path: str | Path) -> tuple[Path, ...]:
         raise CheckpointError(f"{path}: {_PICKLE}; {ACCEPTED}")
     if path.name.startswith("adapter_"):
         raise CheckpointError(f"{path}: {_LORA}; {ACCEPTED}")
-    return (path,)
+    return _whole(path)
 
 
 _PICKLE = (
@@ -180,7 +180,7 @@ def _files_in(directory: Path) -> tuple[Path, ...]:
         and (directory / name).is_file()
     ]
     if len(weights) == 1:
-        return (directory / weights[0],)
+        return _whole(directory / weights[0])
     if len(weights) > 1:
         raise CheckpointError(
             f"{directory}: {len(weights)} safetensors files and neither {WEIGHTS} nor {INDEX}: "
@@ -196,6 +196,16 @@ def _files_in(directory: Path) -> tuple[Path, ...]:
     hint = f"; did you mean {directory / inner[0]}?" if inner else ""
     held = shorten(names) if names else "nothing"
     raise CheckpointError(f"{directory}: no weights in it (it holds {held}){hint}; {ACCEPTED}")
+
+
+def _whole(file: Path) -> tuple[Path, ...]:
+    shard = re.search(r"-\d+-of-(\d+)\.safetensors$", file.name)
+    if shard and int(shard[1]) > 1:
+        raise CheckpointError(
+            f"{file}: one of {int(shard[1])} shards; accepted: the directory that holds all of "
+            f"them and {INDEX}, or that index file"
+        )
+    return (file,)
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

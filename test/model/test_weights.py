@@ -92,6 +92,16 @@ def test_shards(tmp_path):
             load_checkpoint(tmp_path)
 
 
+def test_one_shard_of_several_is_no_checkpoint(tmp_path):
+    for alone in (tmp_path, tmp_path / "model-00001-of-00002.safetensors"):
+        save_file(weights(), tmp_path / "model-00001-of-00002.safetensors")
+        with pytest.raises(CheckpointError, match=r"one of 2 shards; accepted: .*index\.json"):
+            open_checkpoint(alone)
+    only = tmp_path / "model-00001-of-00001.safetensors"
+    save_file(weights(), only)
+    assert open_checkpoint(only).files == (only,)
+
+
 def test_hash_follows_the_bytes(tmp_path):
     directory = write_layout(tmp_path, "openpi fp32")
     file = directory / "model.safetensors"
