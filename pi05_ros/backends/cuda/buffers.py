@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pi05_ros.backends.cuda.hopper import prefill
+from pi05_ros.backends.cuda.hopper.packing import CHUNK
 from pi05_ros.backends.cuda.weights import FP8, PATCH_DTYPE, Weights, half, patch_columns
 
 ACTION_ROWS = 64  # rows of the denoise kernels: horizons up to 64
@@ -31,10 +33,19 @@ class Slot:
 
 
 class Buffers:
-    """Allocate everything for `views` cameras and prompts of `max_prompt` tokens."""
+    """Allocate everything for `views` cameras and prompts of `max_prompt` tokens.
+
+    `part_rows`: rows of partial sums of the prefix' down projection, 0 where it makes none.
+    """
 
     def __init__(
-        self, weights: Weights, views: int, max_prompt: int, slots: int, device: torch.device
+        self,
+        weights: Weights,
+        views: int,
+        max_prompt: int,
+        slots: int,
+        device: torch.device,
+        part_rows: int = 0,
     ) -> None:
         config = weights.config
         vision, vlm, expert = config.vision, config.vlm, config.expert
@@ -78,7 +89,13 @@ class Buffers:
         self.attn = make(rows * heads, hd, dtype=p8)
         self.y = make(rows, D)
         self.wide = make(0 if weights.fused_gate_up else rows, 2 * F)
-        self.act = make(rows, F, dtype=p8)
+        if part_rows:  # the MLP runs on hopper/prefill.cu: images in chunks of 128 columns
+            cap = prefill.image_rows(rows)
+            self.h_image = make(D // CHUNK, cap, CHUNK, dtype=p8)
+            self.act = make(F // CHUNK, cap, CHUNK, dtype=p8)
+            self.down_parts = make(part_rows, D)
+        else:
+            self.act = make(rows, F, dtype=p8)
         self.parts = make(MAX_PREFILL_SPLITS * rows * heads, hd)
         self.lse = make(MAX_PREFILL_SPLITS * rows * heads, dtype=f32)
         self.slots = [

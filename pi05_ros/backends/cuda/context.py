@@ -8,11 +8,12 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from pi05_ros.backends.cuda.buffers import MAX_PREFILL_SPLITS, Slot
+from pi05_ros.backends.cuda.buffers import MAX_PREFILL_SPLITS, Buffers, Slot
 from pi05_ros.backends.cuda.kernels import attention, gemm, prefill
 from pi05_ros.backends.cuda.stage import LOG2E
+from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.cuda.vision import VisionStage
-from pi05_ros.backends.cuda.weights import Linear
+from pi05_ros.backends.cuda.weights import Linear, Weights
 from pi05_ros.backends.errors import BackendError
 
 
@@ -39,8 +40,7 @@ class ContextStages(VisionStage):
         """`embeds` -> K and V of every layer in `slot`, for `rows` rows (a bucket)."""
         w, b = self.weights, self.buffers
         heads = w.config.vlm.num_heads
-        h, y, wide, act = b.h[:rows], b.y[:rows], b.wide[:rows], b.act[:rows]
-        x = b.embeds[:rows]
+        h, y, x = b.h[:rows], b.y[:rows], b.embeds[:rows]
         self._residual(x, None, None, x, h, w.prefix[0].qkv)
         for index, layer in enumerate(w.prefix):
             if layer.out is None or layer.gate_up is None or layer.down is None:
@@ -51,15 +51,25 @@ class ContextStages(VisionStage):
             self._rope(b.qkv[:rows], layer.qkv, slot, index, only_kv=False)
             self._attention(rows, slot, index, layer.out)
             self.matmul(b.attn[: rows * heads].view(rows, -1), layer.out, y)
-            self._residual(x, y, layer.out, b.x[:rows], h, layer.gate_up)
+            self._mlp(x, layer.out, layer.gate_up, layer.down, w.prefix[index + 1].qkv)
             x = b.x[:rows]
-            if w.fused_gate_up:
-                self._geglu_gemm(h, layer.gate_up, act, layer.down)
-            else:
-                self.matmul(h, layer.gate_up, wide)
-                self._geglu(wide, layer.gate_up, act, layer.down)
-            self.matmul(act, layer.down, y)
-            self._residual(x, y, layer.down, x, h, w.prefix[index + 1].qkv)
+
+    def _mlp(
+        self, x: Tensor, attention: Linear, gate_up: Linear, down: Linear, following: Linear
+    ) -> None:
+        """`x` and the projection of attention in `y` -> the sum in `b.x`, its norm in `b.h`."""
+        b = self.buffers
+        rows = x.shape[0]
+        h, y, act, total = b.h[:rows], b.y[:rows], b.act[:rows], b.x[:rows]
+        self._residual(x, y, attention, total, h, gate_up)
+        if self.weights.fused_gate_up:
+            self._geglu_gemm(h, gate_up, act, down)
+        else:
+            wide = b.wide[:rows]
+            self.matmul(h, gate_up, wide)
+            self._geglu(wide, gate_up, act, down)
+        self.matmul(act, down, y)
+        self._residual(total, y, down, total, h, following)
 
     def _residual(
         self,
@@ -69,22 +79,33 @@ class ContextStages(VisionStage):
         total: Tensor,
         out: Tensor,
         target: Linear,
+        parts: int = 0,
     ) -> None:
+        """``total = x + y`` and its norm; `parts`: y is so many partial sums without scales.
+
+        An `out` of three dimensions is an image (hopper/packing.py).
+        """
         scale, amax = self.site(target)
         fp8 = source is not None and source.fp8
         D = x.shape[1]
+        image = out.dim() == 3
         prefill.residual_rms[(x.shape[0],)](
             x,
             x if y is None else y,
             source.scale if source is not None and fp8 else self.buffers.ones,
+            self.site(source)[0] if source is not None and parts else scale,
             total,
             out,
             scale,
             amax,
+            x.numel(),
+            out.shape[1] if image else 0,
             D=D,
             DP=triton.next_power_of_2(D),
             HAS_Y=y is not None,
             HAS_Y_SCALE=fp8,
+            PARTS=parts,
+            IMAGE=image,
             PDL=self.pdl,
             MONITOR=self.monitor and target.fp8,
             num_warps=self.tuning.values["norm_warps"],
@@ -237,3 +258,14 @@ class ContextStages(VisionStage):
             num_stages=options["stages"],
             **self.launch,
         )
+
+
+def context_stages(
+    weights: Weights, buffers: Buffers, tuning: Tuning, dependent: bool
+) -> ContextStages:
+    """Vision and prefill on the kernels that the weights are packed for."""
+    if weights.prefix_image:
+        from pi05_ros.backends.cuda.hopper.context import HopperContext
+
+        return HopperContext(weights, buffers, tuning, dependent)
+    return ContextStages(weights, buffers, tuning, dependent)

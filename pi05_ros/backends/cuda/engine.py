@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pi05_ros.backends.cuda import modulation, scales
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_STEPS, Buffers
-from pi05_ros.backends.cuda.context import ContextStages
+from pi05_ros.backends.cuda.context import context_stages
 from pi05_ros.backends.cuda.denoise import denoise_stage
 from pi05_ros.backends.cuda.graphs import Graphs
 from pi05_ros.backends.cuda.hopper import choice as hopper
@@ -106,17 +106,25 @@ class CudaEngine:
             dependent_launch = self.tuning.flag("dependent_launch")
         with self._on_device():
             prefix_rows = MAX_VIEWS * model.config.vision.tokens + max_prompt_tokens
+            case = (model.config, precision, self.tuning, self.device, prefix_rows)
+            prefix_image = hopper.usable_for_prefill(*case)
             self.weights: Weights = pack(
                 model,
                 precision,
                 release=release_model,
-                fused_gate_up=self.tuning.fuses_gate_up(model.config.vlm.mlp_dim),
-                expert_image=hopper.usable(
-                    model.config, precision, self.tuning, self.device, prefix_rows, horizon
-                ),
+                fused_gate_up=prefix_image or self.tuning.fuses_gate_up(model.config.vlm.mlp_dim),
+                prefix_image=prefix_image,
+                expert_image=hopper.usable(*case, horizon),
             )
-            self.buffers = Buffers(self.weights, MAX_VIEWS, max_prompt_tokens, slots, self.device)
-            self.context_stages = ContextStages(
+            self.buffers = Buffers(
+                self.weights,
+                MAX_VIEWS,
+                max_prompt_tokens,
+                slots,
+                self.device,
+                hopper.part_rows(self.tuning, prefix_rows) if prefix_image else 0,
+            )
+            self.context_stages = context_stages(
                 self.weights, self.buffers, self.tuning, dependent_launch
             )
             self.denoise_stage = denoise_stage(

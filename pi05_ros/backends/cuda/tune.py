@@ -6,6 +6,7 @@ one kernel changed in the whole stage. Greedy: the best so far stays while the n
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 
 from pi05_ros.backends.cuda import tuning
-from pi05_ros.backends.cuda.context import ContextStages
+from pi05_ros.backends.cuda.context import ContextStages, context_stages
 from pi05_ros.backends.cuda.denoise import DenoiseStage, denoise_stage
 from pi05_ros.backends.cuda.engine import CudaEngine
+from pi05_ros.backends.cuda.hopper.prefill import MAX_COLUMNS
 
 Say = Callable[[str], None]
 STEPS = 3
@@ -74,6 +76,25 @@ def hopper_candidates(
                 yield "attention", {"cluster_attention": [*before, options, now, *behind]}
 
 
+def hopper_prefill_candidates(
+    products: list[dict[str, int]], rows: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As above, where the MLP of the prefix is packed for the Hopper kernels.
+
+    Args:
+        products: entries of the tuning data; only the one that `rows` use is replaced.
+        rows: of the prefix.
+
+    """
+    at = next(i for i, e in enumerate(products) if rows <= e.get("max_rows", rows))
+    least = -(-rows // MAX_COLUMNS)
+    for gate_up in range(least, least + 3):
+        for down in range(least, least + 3):
+            for splits in (1, 2, 3, 4, 6, 8):
+                entry = products[at] | {"gate_up": gate_up, "down": down, "splits": splits}
+                yield "products", {"hopper_prefill": [*products[:at], entry, *products[at + 1 :]]}
+
+
 def prefill_candidates(kind: str, fused: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """As above, for the prefill stage."""
     for BM, BN, warps, stages in ((64, 64, 4, 2), (64, 32, 4, 2), (128, 64, 8, 2)):
@@ -127,7 +148,7 @@ def tune(
 
     def build(over: dict[str, Any]) -> tuple[ContextStages, DenoiseStage]:
         values = tuning.load(device, tuning.merge(chosen, over))
-        context = ContextStages(engine.weights, engine.buffers, values, engine.context_stages.pdl)
+        context = context_stages(engine.weights, engine.buffers, values, engine.context_stages.pdl)
         return context, denoise_stage(engine.weights, engine.buffers, values, context)
 
     def denoise_ms(over: dict[str, Any]) -> float:
@@ -146,16 +167,13 @@ def tune(
         )
     else:
         flow = denoise_candidates(engine.precision.denoise)
-    plans = (
-        (denoise_ms, flow),
-        (
-            prefill_ms,
-            prefill_candidates(
-                "fp8" if engine.precision.prefill == "fp8" else "bf16",
-                engine.weights.fused_gate_up,
-            ),
-        ),
-    )
+    kind = "fp8" if engine.precision.prefill == "fp8" else "bf16"
+    image = engine.weights.prefix_image
+    prefix = prefill_candidates(kind, engine.weights.fused_gate_up and not image)
+    if image:
+        products = hopper_prefill_candidates(engine.tuning.values["hopper_prefill"], rows)
+        prefix = itertools.chain(prefix, products)
+    plans = ((denoise_ms, flow), (prefill_ms, prefix))
     for measure, candidates in plans:
         best = measure({})
         first, tried = best, 0

@@ -112,6 +112,7 @@ class Weights:
     action_in: tuple[Tensor, Tensor]  # float32 [A, D] (transposed), [D]
     action_out: tuple[Tensor, Tensor]  # float32 [A, D], [A]
     fused_gate_up: bool  # prefix gate and up rows alternate
+    prefix_image: bool  # gate_up and down of the prefix have the layout of hopper/packing.py
     expert_image: bool  # the expert's weights have the layout of hopper/packing.py
     fingerprint: str
 
@@ -193,17 +194,19 @@ def pack(
     precision: Precision,
     release: bool = False,
     fused_gate_up: bool = False,
+    prefix_image: bool = False,
     expert_image: bool = False,
 ) -> Weights:
     """Pack a model on its device; `release` empties its modules on the way (half the peak).
 
     With `fused_gate_up` the prefix gate and up rows alternate, as `gemm.geglu_gemm` wants them.
-    With `expert_image` the expert's FP8 weights have the layout of the Hopper kernels.
+    With `prefix_image` (which wants `fused_gate_up`) the FP8 weights of the prefix MLP, with
+    `expert_image` those of the expert have the layout of the Hopper kernels.
     """
     packer = _Packer(release)
     with torch.no_grad():
         vision, patch, positions, post_norm, projector = _vision(model, precision.vision, packer)
-        prefix = _prefix(model, precision.prefill, packer, fused_gate_up)
+        prefix = _prefix(model, precision.prefill, packer, fused_gate_up, prefix_image)
         expert = _expert(model, precision.denoise, packer, expert_image)
         norms: list[nn.Linear] = []
         blocks: Any = model.expert.layers
@@ -240,6 +243,7 @@ def pack(
                 model.action_out_proj.bias.float().clone(),
             ),
             fused_gate_up=fused_gate_up,
+            prefix_image=prefix_image,
             expert_image=expert_image,
             fingerprint=packer.fingerprint.hexdigest(),
         )
@@ -293,7 +297,9 @@ def _vision(
     return layers, patch, positions, _pair(tower.post_layernorm), projector
 
 
-def _prefix(model: Pi05, kind: str, packer: _Packer, fused: bool) -> list[PrefixLayer]:
+def _prefix(
+    model: Pi05, kind: str, packer: _Packer, fused: bool, image: bool
+) -> list[PrefixLayer]:
     layers = []
     last = model.config.vlm.depth - 1
     blocks: Any = model.vlm.layers
@@ -313,6 +319,9 @@ def _prefix(model: Pi05, kind: str, packer: _Packer, fused: bool) -> list[Prefix
             packed.gate_up = packer.linear(name, kind, both, source=source)
             del both
             packed.down = packer.linear(f"prefill.{i}.down", kind, mlp.down_proj.weight)
+            if image:
+                packed.gate_up = _as_image(packed.gate_up)
+                packed.down = _as_image(packed.down)
         layers.append(packed)
         packer.drop(layer)
     return layers
@@ -340,6 +349,10 @@ def _expert(model: Pi05, kind: str, packer: _Packer, image: bool) -> list[Expert
         packer.drop(attention)
         packer.drop(mlp)
     return layers
+
+
+def _as_image(linear: Linear) -> Linear:
+    return replace(linear, weight=pack_weight(linear.weight), image=True)
 
 
 def _as_images(layer: ExpertLayer) -> ExpertLayer:

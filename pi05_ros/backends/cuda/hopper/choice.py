@@ -1,13 +1,14 @@
-"""Whether denoising runs on the Hopper kernels; everything else runs on Triton."""
+"""Whether denoising and the large products of prefill run on the Hopper kernels or on Triton."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS
-from pi05_ros.backends.cuda.hopper import attention
+from pi05_ros.backends.cuda.hopper import attention, prefill
 from pi05_ros.backends.cuda.hopper.compile import KernelError
 from pi05_ros.backends.cuda.hopper.products import Options, Products, unsupported
 from pi05_ros.backends.cuda.tuning import Tuning
@@ -33,6 +34,38 @@ def attention_options(
             continue
         if attention.unsupported(heads, head_dim, prefix_rows, horizon, entry) is None:
             return dict(entry)
+    return None
+
+
+def prefill_options(tuning: Tuning, rows: int) -> prefill.Options:
+    """How the products of `rows` rows of the prefix are divided, from the tuning data."""
+    entry = tuning.by_rows("hopper_prefill", rows)
+    return prefill.Options(**{key: entry[key] for key in ("gate_up", "down", "splits")})
+
+
+def part_rows(tuning: Tuning, prefix_rows: int) -> int:
+    """Rows of partial sums that the down projection makes of up to `prefix_rows` rows."""
+    return max(n * prefill_options(tuning, n).splits for n in range(1, prefix_rows + 1))
+
+
+def reason_against_prefill(
+    config: Pi05Config,
+    precision: Precision,
+    tuning: Tuning,
+    capability: tuple[int, int],
+    prefix_rows: int,
+) -> str | None:
+    """Why cuBLASLt and Triton are to compute the MLP of the prefix; see `reason_against`."""
+    if tuning.values["prefill_kernels"] != "hopper":
+        return "the tuning data asks for Triton"
+    if precision.prefill != "fp8":
+        return f"they run in fp8, prefill is {precision.prefill}"
+    if capability != (9, 0):
+        return f"they need compute capability 9.0, this is {capability[0]}.{capability[1]}"
+    for rows in range(1, prefix_rows + 1):
+        reason = prefill.unsupported(config.vlm, prefill_options(tuning, rows), rows)
+        if reason is not None:
+            return reason
     return None
 
 
@@ -79,13 +112,35 @@ def usable(
         return False
     capability = torch.cuda.get_device_capability(device)
     reason = reason_against(config, precision, tuning, capability, prefix_rows)
+    products = Products(config, product_options(tuning, horizon), device)
+    return _decide("denoising", reason, lambda: products.kernels(horizon))
+
+
+def usable_for_prefill(
+    config: Pi05Config,
+    precision: Precision,
+    tuning: Tuning,
+    device: torch.device,
+    prefix_rows: int,
+) -> bool:
+    """Whether these kernels compute the MLP of the prefix; see `usable`."""
+    if device.type != "cuda":
+        return False
+    capability = torch.cuda.get_device_capability(device)
+    reason = reason_against_prefill(config, precision, tuning, capability, prefix_rows)
+    products = prefill.PrefixProducts(config.vlm, device)
+    options = prefill_options(tuning, prefix_rows)
+    return _decide("prefill", reason, lambda: products.prepare(prefix_rows, options))
+
+
+def _decide(what: str, reason: str | None, compile_first: Callable[[], object]) -> bool:
     if reason is not None:
-        log.info("denoising runs on the Triton kernels: %s", reason)
+        log.info("%s runs on the Triton kernels: %s", what, reason)
         return False
     try:
-        Products(config, product_options(tuning, horizon), device).kernels(horizon)
+        compile_first()
     except KernelError as error:
         first = str(error).splitlines()[0]
-        log.warning("denoising runs on the slower Triton kernels: %s", first)
+        log.warning("%s runs on the slower Triton kernels: %s", what, first)
         return False
     return True

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from pi05_ros.backends.cuda.cache import cache_folder
+from pi05_ros.backends.cuda.hopper import wgmma
 from pi05_ros.backends.errors import BackendError
 
 log = logging.getLogger("pi05_ros.cuda")
@@ -159,7 +160,8 @@ def nvrtc() -> Nvrtc:
 
 
 def _headers() -> dict[str, str]:
-    return {path.name: path.read_text() for path in sorted(SOURCES.glob("*.cuh"))}
+    files = {path.name: path.read_text() for path in sorted(SOURCES.glob("*.cuh"))}
+    return {**files, "wgmma.cuh": wgmma.header()}
 
 
 def cubin(source: str, defines: Mapping[str, int] | None = None) -> bytes:

@@ -130,6 +130,43 @@ class Kernel:
         _call("cuFuncGetAttribute", ctypes.byref(value), which, self._function)
         return value.value
 
+    def _config(
+        self,
+        grid: Sequence[int],
+        block: int,
+        cluster: int,
+        dependent: bool,
+        stream: torch.cuda.Stream | None,
+    ) -> _Config:
+        if cluster > self._cluster:
+            self._set(_NON_PORTABLE_CLUSTER, 1)
+            self._cluster = 16
+        attributes = (_Attribute * 2)()
+        count = 0
+        if dependent:
+            attributes[count].id = _PROGRAMMATIC_SERIALIZATION
+            attributes[count].value[0] = 1
+            count += 1
+        attributes[count].id = _CLUSTER_DIMENSION
+        attributes[count].value[0:3] = (cluster, 1, 1)
+        count += 1
+        x, y, z = (*grid, 1, 1)[:3]
+        handle = ctypes.c_void_p(stream.cuda_stream if stream is not None else 0)
+        return _Config((x, y, z), (block, 1, 1), self.shared, handle, attributes, count)
+
+    def resident_clusters(self, block: int, cluster: int) -> int:
+        """How many clusters of `cluster` blocks of `block` threads the device holds at a time."""
+        _enter(self.device)
+        config = self._config((cluster,), block, cluster, False, None)
+        count = ctypes.c_int()
+        _call(
+            "cuOccupancyMaxActiveClusters",
+            ctypes.byref(count),
+            self._function,
+            ctypes.byref(config),
+        )
+        return count.value
+
     def launch(
         self,
         grid: Sequence[int],
@@ -160,30 +197,9 @@ class Kernel:
                 f"{self.name} takes parameters of {self._sizes} bytes, got "
                 f"{[ctypes.sizeof(v) for v in values]}"
             )
-        if cluster > self._cluster:
-            self._set(_NON_PORTABLE_CLUSTER, 1)
-            self._cluster = 16
-        attributes = (_Attribute * 2)()
-        count = 0
-        if dependent:
-            attributes[count].id = _PROGRAMMATIC_SERIALIZATION
-            attributes[count].value[0] = 1
-            count += 1
-        if cluster > 1:
-            attributes[count].id = _CLUSTER_DIMENSION
-            attributes[count].value[0:3] = (cluster, 1, 1)
-            count += 1
         if stream is None:
             stream = torch.cuda.current_stream(self.device)
-        x, y, z = (*grid, 1, 1)[:3]
-        config = _Config(
-            (x, y, z),
-            (block, 1, 1),
-            self.shared,
-            ctypes.c_void_p(stream.cuda_stream),
-            attributes,
-            count,
-        )
+        config = self._config(grid, block, cluster, dependent, stream)
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         _enter(self.device)
         _call("cuLaunchKernelEx", ctypes.byref(config), self._function, pointers, None)

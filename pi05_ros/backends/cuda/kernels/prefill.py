@@ -19,14 +19,19 @@ def residual_rms(
     x_ptr,
     y_ptr,
     y_scale_ptr,
+    y_factor_ptr,
     sum_ptr,
     out_ptr,
     scale_ptr,
     amax_ptr,
+    part_stride,
+    image_rows,
     D: tl.constexpr,
     DP: tl.constexpr,
     HAS_Y: tl.constexpr,
     HAS_Y_SCALE: tl.constexpr,
+    PARTS: tl.constexpr,
+    IMAGE: tl.constexpr,
     PDL: tl.constexpr,
     MONITOR: tl.constexpr,
 ):
@@ -34,25 +39,35 @@ def residual_rms(
 
     Without HAS_Y nothing is added or stored: layer 0 reads the embeddings, which stay intact so
     that they can be reused (vision and prompt cache). The norm's weight (1 + w) lives in the GEMM
-    that follows (weights.py). DP: D rounded up to a power of two.
+    that follows (weights.py). DP: D rounded up to a power of two. PARTS > 0: y is the sum of that
+    many slices, part_stride apart, times the scale in y_factor too (products of hopper/prefill.cu
+    carry none). IMAGE: out has the layout of hopper/layout.cuh in chunks of image_rows rows.
     """
     row = tl.program_id(0)
     d = tl.arange(0, DP)
     live = d < D
     offset = row * D + d
     out_scale = tl.load(scale_ptr)
+    if IMAGE:
+        to = (d // 128 * image_rows + row) * 128 + ((d % 128) ^ (row % 8 * 16))
+    else:
+        to = offset
     pdl_wait(PDL)
     pdl_trigger(PDL)
     x = tl.load(x_ptr + offset, mask=live, other=0.0).to(tl.float32)
     if HAS_Y:
         y = tl.load(y_ptr + offset, mask=live, other=0.0).to(tl.float32)
+        for part in tl.static_range(1, PARTS):
+            y += tl.load(y_ptr + part * part_stride + offset, mask=live, other=0.0).to(tl.float32)
+        if PARTS:
+            y *= tl.load(y_factor_ptr)
         if HAS_Y_SCALE:
             y *= tl.load(y_scale_ptr + d, mask=live, other=0.0)
         stored = (x + y).to(sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + offset, stored, mask=live)
         x = stored.to(tl.float32)
     r = tl.rsqrt(tl.sum(x * x, axis=0) / D + 1e-6)
-    store_quantised(out_ptr + offset, x * r, live, out_scale, amax_ptr, MONITOR)
+    store_quantised(out_ptr + to, x * r, live, out_scale, amax_ptr, MONITOR)
 
 
 @triton.jit
