@@ -120,14 +120,65 @@ def missing_zero_point(model: ModelProto) -> None:
     del first(model, "QuantizeLinear").input[2:]
 
 
-def int8_zero_point(model: ModelProto) -> None:
+def replace_parameter(model: ModelProto, position: int, tensor: TensorProto) -> None:
+    """Scale (1) or zero point (2) of an activation's quantiser and dequantiser."""
     quantize = first(model, "QuantizeLinear")
-    zero = helper.make_tensor("int8_zero", TensorProto.INT8, [], bytes(1), raw=True)
-    model.graph.initializer.append(zero)
+    model.graph.initializer.append(tensor)
     for node in model.graph.node:
         pair = node.op_type == "DequantizeLinear" and node.input[0] == quantize.output[0]
         if node.name == quantize.name or pair:
-            node.input[2] = "int8_zero"
+            node.input[position] = tensor.name
+
+
+def int8_zero_point(model: ModelProto) -> None:
+    replace_parameter(model, 2, helper.make_tensor("z", TensorProto.INT8, [], bytes(1), raw=True))
+
+
+def uint8_zero_point(model: ModelProto) -> None:
+    replace_parameter(model, 2, helper.make_tensor("z", TensorProto.UINT8, [], bytes(1), raw=True))
+
+
+def shifted_zero_point(model: ModelProto) -> None:
+    tensor = helper.make_tensor("z", TensorProto.FLOAT8E4M3FN, [], b"\x01", raw=True)
+    replace_parameter(model, 2, tensor)
+
+
+def scale_per_channel(model: ModelProto) -> None:
+    replace_parameter(model, 1, numpy_helper.from_array(np.ones(64, np.float16), "scales"))
+
+
+def computed_scale(model: ModelProto) -> None:
+    node = first(model, "QuantizeLinear")
+    insert_before(model, node, [helper.make_node("Identity", [node.input[1]], ["scale"], "same")])
+    node.input[1] = "scale"
+
+
+def codes_as_numbers(model: ModelProto) -> None:
+    tensor = next(
+        t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT8E4M3FN and t.dims
+    )
+    numbers = list(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.int32_data.extend(numbers)
+
+
+def local_function(model: ModelProto) -> None:
+    node = helper.make_node("Neg", ["a"], ["b"])
+    opset = [helper.make_opsetid("", 20)]
+    model.functions.append(helper.make_function("ours", "f", ["a"], ["b"], [node], opset))
+
+
+def softmax_of_a_constant(model: ModelProto) -> None:
+    node = first(model, "Softmax")
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    shape = next(v for v in inferred if v.name == node.input[0]).type.tensor_type.shape
+    values = np.zeros([d.dim_value for d in shape.dim], np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(values, "logits"))
+    node.input[0] = "logits"
+
+
+def missing_output(model: ModelProto) -> None:
+    del model.graph.output[1]
 
 
 def negative_scale(model: ModelProto) -> None:
@@ -207,6 +258,14 @@ MUTATIONS: list[tuple[Callable[[ModelProto], None], str]] = [
     (unscaled_query, "is not scaled before the product"),
     (missing_zero_point, "has no zero point"),
     (int8_zero_point, "codes of type INT8"),
+    (uint8_zero_point, "is UINT8, not a code type"),
+    (shifted_zero_point, "zero point other than zero"),
+    (scale_per_channel, "has one scale per channel"),
+    (computed_scale, "is computed; it must be a constant"),
+    (codes_as_numbers, "is not stored as raw bytes"),
+    (local_function, "the graph must be flat"),
+    (softmax_of_a_constant, "reads nothing where the product of Q and K was expected"),
+    (missing_output, "output values is missing"),
     (negative_scale, "scale that is not positive"),
     (dropped_quantizer, r"quantised inputs \[False, True\]"),
     (missing_layer, "quantised products, expected"),
