@@ -17,6 +17,7 @@ import numpy as np
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
@@ -187,7 +188,8 @@ def run_session(
     """
     environment, domain = ros_environment()
     session = Session()
-    rclpy.init(domain_id=domain)
+    # Ctrl-C is ours: rclpy's handlers would end the context under the executor.
+    rclpy.init(args=[], domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
     node = Referee(session)
     executor = SingleThreadedExecutor()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -57,6 +58,23 @@ def test_episodes_through_ros_nodes(tmp_path):
     assert (tmp_path / "ros-push_blue.png").stat().st_size > 1000
     with Image.open(tmp_path / "ros-push_blue.gif") as gif:
         assert gif.n_frames > 10
+
+
+def test_who_interrupts_it_gets_no_traceback(tmp_path):
+    words = f"eval --ros --tasks push_blue --seeds 0:9 --out {tmp_path}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pi05_ros.cli.main", *words.split()],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        said = next(line for line in process.stdout if line.startswith("seed 0"))
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, said + rest
+        assert "Traceback" not in rest
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_chunks_count_while_an_episode_is_watched():
