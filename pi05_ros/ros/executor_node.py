@@ -96,7 +96,7 @@ class ExecutorNode(Node):
         self.create_subscription(JointState, "joint_states", self._on_state, qos.INPUT)
         self.create_service(Trigger, "~/stop", self._on_stop)
         self.create_service(Trigger, "~/resume", self._on_resume)
-        self.create_timer(settings.period_s, self.tick)
+        self.create_timer(settings.period_s, self.tick, clock=spin.tick_clock(self))
         # Monotonic: diagnostics have to say so when simulated time stands still.
         self.create_timer(
             1.0, self.publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME)

@@ -23,7 +23,7 @@ from typing import Any
 from rclpy.node import Node
 
 from pi05_ros.policy.chunk import MAX_SEED
-from pi05_ros.ros import inference, pacing
+from pi05_ros.ros import inference, pacing, spin
 from pi05_ros.ros.chunk_message import chunk_message
 from pi05_ros.ros.counters import Statistics
 from pi05_ros.ros.edge_log import EdgeLog
@@ -132,9 +132,9 @@ class InferenceLoop:
     def _make_timers(self) -> None:
         parameters = self._parameters()
         self._period_s = 1.0 / parameters.rate_hz
-        # On the node's clock, so that ticks follow simulated time.
-        self._timer = self._node.create_timer(self._period_s, self._tick)
-        self._wait_timer = self._node.create_timer(self._period_s, self._wait_over)
+        clock = spin.tick_clock(self._node)
+        self._timer = self._node.create_timer(self._period_s, self._tick, clock=clock)
+        self._wait_timer = self._node.create_timer(self._period_s, self._wait_over, clock=clock)
         self._wait_timer.cancel()
 
     def _destroy_timers(self) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
@@ -28,6 +29,16 @@ class Stoppable(Protocol):
 
     def end(self) -> bool:
         """Shut down from any state, bounded in time; False if a thread had to be left behind."""
+
+
+def tick_clock(node: Node) -> Clock:
+    """Clock for a node's periodic work: its own in simulated time, else one that nobody sets.
+
+    A timer on system time stands still after that was set back, for as long as it was set back.
+    """
+    if node.get_parameter("use_sim_time").value:
+        return node.get_clock()
+    return Clock(clock_type=ClockType.STEADY_TIME)
 
 
 class EnduringExecutor:

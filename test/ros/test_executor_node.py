@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from executor_client import JOINTS, LIMITS, Client
 from node_rig import NodeRig, build_and_close
+from rclpy.clock import ClockType
+from rclpy.duration import Duration
+from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from pi05_ros.policy.execution.limits import LimitsError, limits_from_yaml
@@ -163,3 +166,31 @@ def test_a_misspelt_parameter_is_pointed_out(rig, capfd):
 def test_bad_parameters_are_refused_with_the_accepted_values(parameters, error, message):
     with pytest.raises(error, match=message):
         Rig(**parameters)
+
+
+@pytest.mark.parametrize(
+    ("sim", "kind"), [(False, ClockType.STEADY_TIME), (True, ClockType.ROS_TIME)]
+)
+def test_ticks_do_not_depend_on_system_time(rig, sim, kind):
+    # A timer on system time stands still for an hour when that is set back by an hour.
+    node = rig(use_sim_time=sim).node
+    (ticking,) = (timer for timer in node.timers if timer.timer_period_ns == 50_000_000)
+    assert ticking.clock.clock_type == kind
+
+
+def test_system_time_that_is_set_back_while_moving_brakes_and_goes_on(rig, monkeypatch):
+    rig = rig()
+    client, clock = rig.client, rig.node.get_clock()
+    follow(rig, target=2.0)
+    assert rig.until(lambda: len(client.trajectories) >= 4, each=client.send_state)
+    real = clock.now
+    monkeypatch.setattr(clock, "now", lambda: real() - Duration(seconds=3600))
+
+    def heard(word):
+        return any(text.startswith(word) for text, _ in client.diagnostics)
+
+    client.diagnostics.clear()
+    assert rig.until(lambda: heard("holding"), each=client.send_state)
+    client.diagnostics.clear()
+    client.send_chunk(1, header=Header(stamp=clock.now().to_msg()))
+    assert rig.until(lambda: heard("following"), each=client.send_state)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from node_client import BASE, JOINTS, WRIST, counted, ns
+from rclpy.clock import ClockType
 from rclpy.qos import ReliabilityPolicy, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
@@ -276,3 +277,14 @@ def test_no_ticks_before_the_clock_but_diagnostics(bench):
     b.activate()
     assert b.client.until(lambda: len(b.client.diagnostics) >= 2, feed=b.feed)
     assert not b.client.chunks
+
+
+@pytest.mark.parametrize(
+    ("sim", "kind"), [(False, ClockType.STEADY_TIME), (True, ClockType.ROS_TIME)]
+)
+def test_ticks_do_not_depend_on_system_time(bench, sim, kind):
+    # A timer on system time stands still for an hour when that is set back by an hour.
+    b = bench({"use_sim_time": sim})
+    b.activate()
+    ticking = [timer for timer in b.node.timers if timer.timer_period_ns == 50_000_000]
+    assert [timer.clock.clock_type for timer in ticking] == [kind, kind]
