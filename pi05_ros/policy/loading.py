@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,8 @@ def read_recipe(
     if name.startswith(RANDOM_PREFIX):
         recipe = random_recipe(robot)
     else:
-        path = Path(checkpoint).expanduser()
-        if not path.exists():
+        path = Path(os.path.expanduser(checkpoint))
+        if not os.path.exists(path):  # False also for a name that is too long
             raise PolicyError(
                 f"checkpoint {name} does not exist; accepted: a directory, a .safetensors file, "
                 f"or {' / '.join(RANDOM_PREFIX + p for p in PRESETS)}"
@@ -114,7 +115,7 @@ def load(
         model = Pi05.random(config, weight_seed, dtype, target)
         digest = f"random:{preset}:{weight_seed}"
     else:
-        path = Path(checkpoint).expanduser()
+        path = Path(os.path.expanduser(checkpoint))
         opened = None  # a wrong tokenizer shows before gigabytes are read
         if words != BYTES:
             opened = load_tokenizer(words, path, _ANY_VOCABULARY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def find_norm_stats(checkpoint: Path, asset_id: str | None) -> Path:
     assets = folder / "assets"
     if asset_id and stays_inside(asset_id):
         wanted = assets / asset_id / FILE_NAME
-        if wanted.is_file():
+        if os.path.isfile(wanted):  # False also for a name that is too long
             return wanted
     found = sorted(assets.rglob(FILE_NAME)) if assets.is_dir() else []
     if (folder / FILE_NAME).is_file():

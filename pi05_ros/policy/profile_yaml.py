@@ -6,6 +6,7 @@ The keys are documented in docs/robots.md; unknown ones are refused with the clo
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -49,13 +50,13 @@ def load_profile(robot: str | Path) -> RobotProfile:
     path = Path(robot)
     if isinstance(robot, str) and path.suffix not in (".yaml", ".yml"):
         path = robots_dir() / f"{robot}.yaml"
-        if "/" in robot or not path.is_file():
+        if "/" in robot or not os.path.isfile(path):  # False also for a name that is too long
             known = available_robots()
             raise RobotProfileError(
                 f"robot {robot!r} is not known{_closest(robot, known)}; accepted: "
                 f"{', '.join(known)}, or a path to a .yaml file"
             )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RobotProfileError(f"robot profile {path} does not exist or is not a file")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))

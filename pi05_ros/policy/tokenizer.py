@@ -189,8 +189,9 @@ def tokenizer_candidates(checkpoint: Path | None) -> tuple[Path, ...]:
         ]
     name = Path("big_vision") / "paligemma_tokenizer.model"
     if os.environ.get("OPENPI_DATA_HOME"):
-        places.append(Path(os.environ["OPENPI_DATA_HOME"]).expanduser() / name)
-    places.append(Path("~/.cache/openpi").expanduser() / name)
+        places.append(Path(os.path.expanduser(os.environ["OPENPI_DATA_HOME"])) / name)
+    # Not Path.expanduser, which fails for a user without a home (as in some containers).
+    places.append(Path(os.path.expanduser("~/.cache/openpi")) / name)
     return tuple(places)
 
 
@@ -222,11 +223,11 @@ def load_tokenizer(
                 " the checkpoint directory or name it with the parameter tokenizer"
             )
     else:
-        path = Path(tokenizer).expanduser()
-        if path.is_dir():
+        path = Path(os.path.expanduser(tokenizer))
+        if os.path.isdir(path):
             names = ("paligemma_tokenizer.model", "tokenizer.model", "tokenizer.json")
             path = next((path / n for n in names if (path / n).is_file()), path)
-        if not path.is_file():
+        if not os.path.isfile(path):  # False also for a name that is too long
             raise PolicyError(
                 f"tokenizer {path} does not exist; accepted: a SentencePiece .model file, a "
                 f"tokenizer.json, a directory with one of them, or {BYTES!r}"

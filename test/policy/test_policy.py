@@ -15,6 +15,7 @@ from pi05_ros.policy.images import lerobot_image
 from pi05_ros.policy.loading import read_recipe
 from pi05_ros.policy.policy import seeded_noise
 from pi05_ros.policy.prompt import PromptEncoder
+from pi05_ros.policy.resources import config_dir
 from pi05_ros.policy.tokenizer import ByteTokenizer
 
 RNG = np.random.default_rng(0)
@@ -177,6 +178,24 @@ def test_prompt_of_half_a_surrogate_pair(policy):
 def test_empty_checkpoint_is_not_the_current_folder():
     with pytest.raises(PolicyError, match="checkpoint is empty"):
         Policy.load("", robot="sim_arm")
+
+
+def test_names_that_are_too_long_for_a_file(tmp_path, weights):
+    name = "n" * 300
+    with pytest.raises(PolicyError, match=f"checkpoint {name} does not exist"):
+        Policy.load(name)
+    with pytest.raises(RobotProfileError, match="is not known"):
+        Policy.load("random:tiny", robot=name)
+    with pytest.raises(RobotProfileError, match="does not exist"):
+        Policy.load("random:tiny", robot=name + ".yaml")
+    with pytest.raises(PolicyError, match=f"tokenizer {name} does not exist"):
+        Policy.load("random:tiny", tokenizer=name)
+    openpi_checkpoint(tmp_path / "c", weights, "droid", 8, 8)
+    robot = tmp_path / "mine.yaml"
+    text = (config_dir() / "robots" / "droid.yaml").read_text()
+    robot.write_text(text.replace("asset_id: droid", f"asset_id: {name}"))
+    said = read_recipe(tmp_path / "c", robot).assumptions
+    assert any(name in sentence for sentence in said)
 
 
 def test_no_prompt_anywhere():

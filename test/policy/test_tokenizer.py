@@ -5,7 +5,7 @@ import shutil
 import pytest
 from trained_tokenizers import train
 
-from pi05_ros.policy import PolicyError
+from pi05_ros.policy import Policy, PolicyError
 from pi05_ros.policy.sentencepiece_proto import SentencePieceSettings, read_settings
 from pi05_ros.policy.tokenizer import ByteTokenizer, load_tokenizer, tokenizer_candidates
 
@@ -44,6 +44,18 @@ def test_places_in_order(tmp_path, tokenizer_files):
     weights = tmp_path / "checkpoint" / "model.safetensors"
     weights.touch()
     assert tokenizer_candidates(weights)[0] == beside
+
+
+def test_a_user_without_a_home(tmp_path, tokenizer_files, monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    beside = tmp_path / "tokenizer.model"
+    beside.write_bytes(tokenizer_files.sentencepiece.read_bytes())
+    assert load_tokenizer(None, tmp_path, 10**6).name == str(beside)
+    with pytest.raises(PolicyError, match=r"~nobody-here/x does not exist"):
+        load_tokenizer("~nobody-here/x", tmp_path, 10**6)
+    with pytest.raises(PolicyError, match=r"~nobody-here/x does not exist"):
+        Policy.load("~nobody-here/x")
 
 
 def test_explicit_file_directory_and_bytes(tmp_path, tokenizer_files):
