@@ -128,3 +128,9 @@ def test_readme_installs_what_comes_from_pip():
     (said,) = re.findall(r"<!-- (.*) come from pip: README", (ROOT / "package.xml").read_text())
     line = re.search(r"^pip install (torch .*?) +#", (ROOT / "README.md").read_text(), re.M)
     assert set(re.split(r", | and ", said)) <= set(line[1].split())
+
+
+def test_the_demo_drives_the_arm_each_time():
+    """Kept sessions of `pi05 eval` would make the second demo a table of the first."""
+    (line,) = re.findall(r"pi05 eval --ros .*", (ROOT / "Makefile").read_text())
+    assert "--no-resume" in line
