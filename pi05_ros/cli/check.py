@@ -184,10 +184,11 @@ def check_engines(
     golden: Golden,
     retry: str = "",
 ) -> int:
-    """Check a set of engines and keep the report with them.
+    """Check a set of engines and keep the report with them; those that do not run have none.
 
     ``retry`` says why they are not what was asked for, if so; it stays with the report.
     """
+    from pi05_ros.backends.tensorrt.binding import EngineFailedError
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
     from pi05_ros.backends.tensorrt.engines import (
         HOW_TO,
@@ -218,11 +219,16 @@ def check_engines(
             raise UnprovenEngineError(f"{layers} cannot be read ({error}); {HOW_TO}") from None
         facts[stage] = (found, len(expected))
     plans = plan_digests(engines)  # of what is loaded now: a build may replace them meanwhile
-    engine = TensorrtEngine(subject.model, engines, _device(subject))
     try:
-        report, dry_run = check_subject(args, subject, engine, document, golden, facts)
-    finally:
-        engine.close()
+        engine = TensorrtEngine(subject.model, engines, _device(subject))
+        try:
+            report, dry_run = check_subject(args, subject, engine, document, golden, facts)
+        finally:
+            engine.close()
+    except EngineFailedError as error:
+        (engines.folder / "check.json").unlink(missing_ok=True)  # what an earlier check found
+        print(f"REFUSED: {error}")
+        return REFUSED
     retry = retry or retry_of(engines)  # of the build, when this is a later check
     write_report(engines, report, golden.digest, plans, retry, dry_run=dry_run)
     machine = engines.document["machine"]

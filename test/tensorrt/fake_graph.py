@@ -26,6 +26,7 @@ class Faults:
     deserialize_returns_none: bool = False
     context_is_none: bool = False
     execute_returns_false: bool = False
+    execute_fails_from_level: int = 9  # kernels that break at some optimisation level
     refuse_address_of: str = ""
     missing_shapes: list[str] = field(default_factory=list)
     parser_errors: list[tuple[str, str]] = field(default_factory=list)

@@ -143,7 +143,8 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
             assert isinstance(stream_handle, int)
             assert self._memory[1] >= self._engine.device_memory_size_v2
             faults.calls.append(f"execute {self._engine._graph.stage}")
-            if faults.execute_returns_false:
+            broken = self._engine._graph.level >= faults.execute_fails_from_level
+            if faults.execute_returns_false or broken:
                 engine, code = self._engine, ErrorCodeTRT.FAILED_EXECUTION
                 report(engine._recorder, engine._logger, code, "Cask: an illegal access")
                 return False

@@ -50,6 +50,34 @@ def test_build_checks_and_tries_a_lower_level(
     assert main([*words, "--optimization-level", "9"]) == 2
 
 
+def test_engines_that_do_not_run_are_built_at_a_lower_level(
+    install: Callable[..., Any],
+    cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As reported of Thor: kernels of a norm that fail from level 3 on."""
+    from pi05_ros.backends.tensorrt import prove
+
+    easy = prove.Thresholds(actions_mean_abs=1.0)
+    monkeypatch.setattr(prove, "Thresholds", lambda: easy)
+    root = tmp_path / "cache"
+    shutil.copytree(cache, root)
+    shutil.rmtree(next(root.iterdir()) / "engines", ignore_errors=True)
+    faults = install()
+    faults.execute_fails_from_level = 3
+    assert main(["build", CHECKPOINT, "--cache", str(root), "--steps", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "REFUSED: vision.plan failed to run: ERROR: FAILED_EXECUTION" in out
+    assert "NOTE: these engines are a second choice, optimisation level 2" in out
+    assert len(list(root.rglob("key.json"))) == 2
+    assert len(list(root.rglob("check.json"))) == 1
+    faults.execute_fails_from_level = 0
+    assert main(["check", CHECKPOINT, "--cache", str(root), "--steps", "1"]) == 1
+    assert not list(root.rglob("check.json"))  # refused is refused, whatever was found before
+
+
 def test_prefill_goes_to_fp16_when_no_level_helps(
     install: Callable[..., Any],
     cache: Path,

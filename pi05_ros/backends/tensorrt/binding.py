@@ -19,6 +19,10 @@ INSTALL = (
 )
 
 
+class EngineFailedError(BackendError):
+    """An engine that does not load or run, on the machine that built it."""
+
+
 def parse_version(text: str, package: str = "TensorRT") -> tuple[int, int]:
     """Major and minor of "10.13.3.9"."""
     match = re.match(r"(\d+)\.(\d+)", text)

@@ -14,7 +14,7 @@ import tensorrt as trt
 import torch
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.binding import on_device
+from pi05_ros.backends.tensorrt.binding import EngineFailedError, on_device
 from pi05_ros.backends.tensorrt.native import ErrorRecorder, Logger
 from pi05_ros.backends.tensorrt.shapes import StageSpec
 
@@ -56,7 +56,7 @@ class PlanFile:
         self.runtime.engine_host_code_allowed = False
         engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
-            raise BackendError(
+            raise EngineFailedError(
                 f"TensorRT {trt.__version__} cannot load {path}: {self.logger.last_errors()}. "
                 "Plans only load on the release and GPU that built them; build again: pi05 build"
             )
@@ -89,7 +89,7 @@ class TrtRunner:
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
         if context is None:
-            raise BackendError(
+            raise EngineFailedError(
                 f"no execution context for {plan.path.name}: {plan.logger.last_errors()}"
             )
         self.context: trt.IExecutionContext | None = context
@@ -103,7 +103,7 @@ class TrtRunner:
         context.set_device_memory(scratch.buffer.data_ptr(), size)
         for name, buffer in self.buffers.items():
             if not context.set_tensor_address(name, buffer.data_ptr()):
-                raise BackendError(f"{plan.path.name} refuses the address of {name}")
+                raise EngineFailedError(f"{plan.path.name} refuses the address of {name}")
         missing = context.infer_shapes()
         if missing:
             raise BackendError(f"{plan.path.name} lacks shapes of {', '.join(missing)}")
@@ -140,7 +140,7 @@ class TrtRunner:
         """Run on the current stream with what is in the input buffers.
 
         Raises:
-            BackendError: TensorRT reports a failure.
+            EngineFailedError: TensorRT reports a failure.
 
         """
         if self.context is None:
@@ -148,7 +148,7 @@ class TrtRunner:
         with on_device(self.device):
             done = self.context.execute_async_v3(self._stream())
         if not done:
-            raise BackendError(
+            raise EngineFailedError(
                 f"{self.plan.path.name} failed to run: {self.plan.logger.last_errors()}"
             )
 
