@@ -129,11 +129,21 @@ class HuggingFaceTokenizer:
         self.bos_id = int(bos)
         unknown = self._json.get("model", {}).get("unk_token")
         self.unknown_id = self._backend.token_to_id(unknown) if unknown else None
-        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        # PaliGemma's file has <image> as the special token 257152, one more than the embedding of
+        # pi0.5 has rows; no prompt needs it.
+        special = {t.get("id") for t in self._json.get("added_tokens", []) if t.get("special")}
+        vocabulary = self._backend.get_vocab(with_added_tokens=True).values()
+        self.vocab_size = max((i for i in vocabulary if i not in special), default=self.bos_id) + 1
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS and EOS."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        beyond = [i for i in ids if i >= self.vocab_size]
+        if beyond:
+            raise PolicyError(
+                f"the prompt holds {self._backend.id_to_token(beyond[0])!r}, a special token that "
+                "the model does not know"
+            )
         return ids
 
     def can_cut(self, cuts: Sequence[Cut]) -> bool:

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import tokenizers
 from trained_tokenizers import train
 
 from pi05_ros.policy import Policy, PolicyError
@@ -88,6 +89,25 @@ def test_truncated_model(tmp_path, tokenizer_files):
 def test_tokenizer_of_another_model(tokenizer_files):
     with pytest.raises(PolicyError, match=r"has 500 tokens, but the checkpoint only 256"):
         load_tokenizer(tokenizer_files.sentencepiece, None, 256)
+
+
+def test_the_image_token_behind_the_embedding_is_no_reason_to_refuse(tmp_path, tokenizer_files):
+    """PaliGemma's tokenizer.json has <image> at 257152; pi0.5 has 257152 rows."""
+    backend = tokenizers.Tokenizer.from_file(str(tokenizer_files.huggingface))
+    size = backend.get_vocab_size()
+    backend.add_special_tokens(["<image>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    text = "Task: pick up the red block, State: 12 -1;\nAction: "
+    plain = load_tokenizer(tokenizer_files.huggingface, None, size)
+    opened = load_tokenizer(tmp_path, None, size)
+    assert opened.vocab_size == plain.vocab_size == size
+    assert opened.encode(text) == plain.encode(text)
+    with pytest.raises(PolicyError, match="'<image>', a special token that the model does not"):
+        opened.encode("look at <image>")
+    backend.add_tokens(["grasp"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(PolicyError, match=f"{size + 2} tokens, but the checkpoint only {size}"):
+        load_tokenizer(tmp_path, None, size)
 
 
 def test_tokenizer_without_bos(tmp_path):
