@@ -24,11 +24,9 @@ import torch
 from torch import Tensor
 
 from pi05_ros.backends.cuda import modulation, scales
-from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_STEPS, Buffers
-from pi05_ros.backends.cuda.context import context_stages
-from pi05_ros.backends.cuda.denoise import denoise_stage
+from pi05_ros.backends.cuda.assembly import Sizes, assemble
+from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_STEPS
 from pi05_ros.backends.cuda.graphs import Graphs
-from pi05_ros.backends.cuda.hopper import choice as hopper
 from pi05_ros.backends.cuda.inputs import (
     Inputs,
     check_noise,
@@ -43,7 +41,6 @@ from pi05_ros.backends.cuda.scales import Calibration, Saturation
 from pi05_ros.backends.cuda.steering import MODES, Steering
 from pi05_ros.backends.cuda.stopwatch import Stopwatch
 from pi05_ros.backends.cuda.tuning import load as load_tuning
-from pi05_ros.backends.cuda.weights import Weights, pack
 from pi05_ros.backends.engine import EngineHealth, EngineTimings, Guidance, Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.model import Pi05
@@ -105,32 +102,19 @@ class CudaEngine:
         if dependent_launch is None:
             dependent_launch = self.tuning.flag("dependent_launch")
         with self._on_device():
-            prefix_rows = MAX_VIEWS * model.config.vision.tokens + max_prompt_tokens
-            case = (model.config, precision, self.tuning, self.device, prefix_rows)
-            prefix_image = hopper.usable_for_prefill(*case)
-            self.weights: Weights = pack(
+            parts = assemble(
                 model,
                 precision,
+                self.tuning,
+                Sizes(MAX_VIEWS, max_prompt_tokens, horizon, slots),
                 release=release_model,
-                fused_gate_up=prefix_image or self.tuning.fuses_gate_up(model.config.vlm.mlp_dim),
-                prefix_image=prefix_image,
-                expert_image=hopper.usable(*case, horizon),
-            )
-            self.buffers = Buffers(
-                self.weights,
-                MAX_VIEWS,
-                max_prompt_tokens,
-                slots,
-                self.device,
-                hopper.part_rows(self.tuning, prefix_rows) if prefix_image else 0,
-            )
-            self.context_stages = context_stages(
-                self.weights, self.buffers, self.tuning, dependent_launch
-            )
-            self.denoise_stage = denoise_stage(
-                self.weights, self.buffers, self.tuning, self.context_stages
+                dependent=dependent_launch,
             )
             self.graphs = Graphs(self.device)
+        self.weights = parts.weights
+        self.buffers = parts.buffers
+        self.context_stages = parts.context
+        self.denoise_stage = parts.denoise
         self._inputs = Inputs(self.device, model.config.vision.image_size)
         self.launches = Launches(self.context_stages, self._inputs)
         self._modulation: dict[int, modulation.Modulation] = {}
