@@ -176,7 +176,7 @@ def test_wrong_stamps_publish_nothing_and_are_explained(bench, code, topic, offs
     b = bench({"max_age_s": 0.5})
     lines: list[str] = []
     b.node._log._logger = SimpleNamespace(info=lines.append, warning=lines.append)
-    b.node._log._min_interval_s = 0.0
+    b.node._log._min_interval_s = b.node._log._settle_s = 0.0
     b.client.stamp_offset_s[topic] = offset_s
     b.activate()
     source = topic.split("/")[0]

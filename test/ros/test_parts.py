@@ -1,6 +1,7 @@
 """The small parts: pacing, steps past, worker, domain id, output checks, edge log."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -120,7 +121,7 @@ def test_usable_chunk_passes():
 def test_edge_log_speaks_on_changes_only():
     lines = []
     logger = SimpleNamespace(warning=lines.append, info=lines.append)
-    log = EdgeLog(logger, min_interval_s=0.0)
+    log = EdgeLog(logger, min_interval_s=0.0, settle_s=0.0)
     for code in ("", "stale", "stale", "dead", "", ""):
         log.report("cam", code, code)
     assert lines == ["cam: stale", "cam: dead", "cam: fine again"]
@@ -129,7 +130,23 @@ def test_edge_log_speaks_on_changes_only():
 def test_edge_log_names_two_alternating_problems_once_each():
     lines = []
     logger = SimpleNamespace(warning=lines.append, info=lines.append)
-    log = EdgeLog(logger, min_interval_s=0.0)
+    log = EdgeLog(logger, min_interval_s=0.0, settle_s=0.0)
     for code in [*("encoding", "stale") * 5, "", "stale"]:
         log.report("cam", code, code)
     assert lines == ["cam: encoding", "cam: stale", "cam: fine again", "cam: stale"]
+
+
+def test_edge_log_names_a_problem_that_comes_and_goes_once(monkeypatch):
+    lines, now = [], [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    logger = SimpleNamespace(warning=lines.append, info=lines.append)
+    log = EdgeLog(logger)
+    for _ in range(20):  # an inference slower than its rate: a lost tick, a chunk, ...
+        for code in ("busy", "", ""):
+            now[0] += 1.1
+            log.report("inference", code, code)
+    assert lines == ["inference: busy"]
+    for _ in range(5):
+        now[0] += 1.1
+        log.report("inference", "")
+    assert lines == ["inference: busy", "inference: fine again"]
