@@ -65,6 +65,8 @@ def test_who_interrupts_it_gets_no_traceback(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "pi05_ros.cli.main", *words.split()],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # This process may have been started in the background, where SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         said = next(line for line in process.stdout if line.startswith("seed 0"))
