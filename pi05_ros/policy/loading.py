@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pi05_ros.policy.lerobot import is_lerobot, lerobot_recipe
 from pi05_ros.policy.recipe import RANDOM_PREFIX, Recipe, openpi_recipe, random_recipe
 from pi05_ros.policy.tokenizer import BYTES, Tokenizer, check_vocabulary, load_tokenizer
 
+logger = logging.getLogger(__name__)
 PRESETS = ("tiny", "pi05")
 MAX_SEED_DIGITS = 18  # of the weights' seed: fits into what torch takes
 _ANY_VOCABULARY = 2**31
@@ -107,6 +109,8 @@ def load(
         lerobot_era=lerobot_era,
         control_hz=control_hz,
     )
+    for doubt in recipe.normalization.doubts:
+        logger.warning(doubt)
     dtype = _dtype(stages, target)
     words = recipe.tokenizer if tokenizer is None else tokenizer
     if preset is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ import numpy as np
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.normalize import NEEDED, Normalization, Normalizer
 from pi05_ros.policy.profile import Ranges, RobotProfile
-
-logger = logging.getLogger(__name__)
 
 FILE_NAME = "norm_stats.json"
 _NAMES = ("mean", "std", "q01", "q99", "q10", "q90", "min", "max")
@@ -102,13 +99,11 @@ def _vector(path: Path, where: str, value: Any) -> np.ndarray:
     return vector
 
 
-def openpi_normalization(
-    checkpoint: Path, profile: RobotProfile, assumptions: list[str] | None = None
-) -> Normalization:
+def openpi_normalization(checkpoint: Path, profile: RobotProfile) -> Normalization:
     """Normalisation of an openpi checkpoint for a robot.
 
     A key that the file lacks passes unchanged, as in openpi. That, and a file of another asset
-    id than the profile's, is warned of and added to ``assumptions``.
+    id than the profile's, is in the result's ``doubts``.
 
     Raises:
         PolicyError: no usable file, or fewer values than the robot has.
@@ -118,10 +113,10 @@ def openpi_normalization(
         return Normalization(source="identity (robot profile)")
     path = find_norm_stats(checkpoint, profile.asset_id)
     stats = read_norm_stats(path)
-    notes: list[str] = []
+    doubts: list[str] = []
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     if profile.asset_id and path != folder / "assets" / profile.asset_id / FILE_NAME:
-        notes.append(
+        doubts.append(
             f"statistics of {path} are used, the only ones there; robot profile "
             f"{profile.name!r} names the asset {profile.asset_id!r}"
         )
@@ -132,7 +127,7 @@ def openpi_normalization(
     ):
         if key not in stats:
             parts[key] = Normalizer("identity")
-            notes.append(
+            doubts.append(
                 f"{path} has no statistics for {key!r} (it has {', '.join(stats) or 'none'}): "
                 "values pass unchanged"
             )
@@ -147,11 +142,7 @@ def openpi_normalization(
                 f"{path}: {key} has statistics for {size} values, robot {profile.name!r} has "
                 f"{count}; the file belongs to another robot"
             )
-    for note in notes:
-        logger.warning(note)
-    if assumptions is not None:
-        assumptions += notes
-    return Normalization(parts["state"], parts["actions"], source=str(path))
+    return Normalization(parts["state"], parts["actions"], str(path), tuple(doubts))
 
 
 def range_normalization(profile: RobotProfile) -> Normalization:

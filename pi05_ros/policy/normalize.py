@@ -137,8 +137,17 @@ IDENTITY = Normalizer("identity")
 
 @dataclass(frozen=True)
 class Normalization:
-    """Normalisation of one robot: the state on the way in, the actions on the way out."""
+    """Normalisation of one robot: the state on the way in, the actions on the way out.
+
+    Attributes:
+        state: see `Normalizer`.
+        actions: see `Normalizer`.
+        source: where the statistics are from.
+        doubts: why they may be the wrong ones, in words; warned of when a policy is loaded.
+
+    """
 
     state: Normalizer = IDENTITY
     actions: Normalizer = IDENTITY
     source: str = "none (values pass unchanged)"
+    doubts: tuple[str, ...] = ()

@@ -149,12 +149,12 @@ def openpi_recipe(checkpoint: Path, robot: str | Path | None) -> Recipe:
     tokenizer = config.get("tokenizer")
     if tokenizer is not None and tokenizer != "bytes":
         tokenizer = str(folder / str(tokenizer))
-    normalization = openpi_normalization(checkpoint, profile, assumptions)
+    normalization = openpi_normalization(checkpoint, profile)
     return Recipe(
         family="openpi",
         profile=profile,
         normalization=normalization,
         max_prompt_tokens=stated_scalar(config, "max_prompt_tokens") or MAX_PROMPT_TOKENS,
         tokenizer=tokenizer,
-        assumptions=tuple(assumptions),
+        assumptions=(*assumptions, *normalization.doubts),
     )

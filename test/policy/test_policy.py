@@ -403,6 +403,16 @@ def test_checkpoint_may_name_its_robot_and_tokenizer(tmp_path, weights):
     assert Policy.load(tmp_path / "c" / "model.safetensors").info.robot == "sim_arm"
 
 
+def test_statistics_of_another_asset_are_warned_of_once_per_load(tmp_path, weights, caplog):
+    openpi_checkpoint(tmp_path / "c", weights, "other", 8, 8)
+    said = read_recipe(tmp_path / "c", "droid").assumptions  # as `pi05 inspect` shows them
+    assert not caplog.messages
+    Policy.load(tmp_path / "c", robot="droid", tokenizer="bytes")
+    (warning,) = caplog.messages
+    assert "the asset 'droid'" in warning
+    assert warning in said
+
+
 def test_config_json_wins_over_the_profile_and_it_is_said(tmp_path, weights):
     openpi_checkpoint(tmp_path / "c", weights, "droid", 8, 8, {"action_horizon": 9})
     recipe = read_recipe(tmp_path / "c", "droid")
