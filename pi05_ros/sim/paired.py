@@ -26,7 +26,7 @@ class Comparison:
         fresh_share: inferences with a KV cache of their own over all inferences.
         gained: done here and not under the first setting; ``lost``: the other way round.
         difference: points (per cent) above the first setting, ``low95`` to ``high95``: its 95 %
-            interval from the discordant pairs (Wald; see `FEW`).
+            interval from the discordant pairs (Wald; see `FEW`); all 0 for the first setting.
         p: exact McNemar test, two-sided; 1 for the first setting itself.
 
     """
@@ -76,7 +76,7 @@ def _compare(
     gained = sum(y and not x for x, y in zip(a, b, strict=True))
     lost = sum(x and not y for x, y in zip(a, b, strict=True))
     difference = (gained - lost) / n if n else math.nan
-    low, high = _interval(gained, lost, n)
+    low, high = (0.0, 0.0) if other is first else _interval(gained, lost, n)
     inferences = sum(int(str(other[episode]["inferences"])) for episode in both)
     fresh = sum(int(str(other[episode]["fresh"])) for episode in both)
     return Comparison(

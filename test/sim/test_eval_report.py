@@ -33,6 +33,7 @@ def test_settings_are_compared_on_the_episodes_they_share():
     second = rows(FP8, [1] * 77 + [0] * 3 + [1] + [0] * 19 + [1] * 5)
     same, other = paired.compare(first + second)
     assert (same.gained, same.lost, same.difference, same.p) == (0, 0, 0, 1)
+    assert (same.low95, same.high95) == (0, 0)  # no doubt about itself
     assert (other.pairs, other.gained, other.lost) == (100, 1, 3)
     assert other.difference == pytest.approx(-2.0)
     assert other.low95 == pytest.approx(100 * (-2 - 1.96 * np.sqrt(5 - 4 / 102)) / 102, abs=0.01)
