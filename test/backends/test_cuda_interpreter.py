@@ -97,6 +97,21 @@ assert torch.equal(engine.sample(images.flip(2).flip(2), tokens, wide[:, ::2], 1
 got = engine.sample(pixels, tokens, noise.clone().requires_grad_(), 1)
 torch.testing.assert_close(got, out, atol=1e-3, rtol=0)
 assert not got.requires_grad and not engine.buffers.noise.requires_grad
+# prompts longer than the largest bucket share one
+engine.prompt_buckets = (8,)
+for n, bucket in ((8, 8), (9, 24), (13, 24)):
+    context = engine.context(images[:0], tokens[:n])
+    assert context.bucket == bucket
+# a context of another engine, one of a slot that this one lacks, and a closed engine
+other = engine_with(slots=3)
+for slot in (0, 2):
+    theirs = other.context(images[:0], tokens, slot=slot)
+    raises("another engine", engine.denoise, theirs, noise, 1)
+engine.close()
+engine.close()
+raises("closed", engine.sample, images, tokens, noise, 1)
+raises("closed", engine.context, images, tokens)
+raises("closed", engine.denoise, context, noise, 1)
 """
 
 WIDTHS = """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -52,6 +53,7 @@ MAX_VIEWS = 3
 FIRST_RUNS = 3  # observations that set the FP8 scales where no calibration was given
 MONITOR_EVERY = 200  # a recording call takes longer, so it must stay rarer than one in a hundred
 BOTH = ("context", "denoise")
+_SERIALS = itertools.count(1)  # of all engines: a context of one fits no other
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class CudaEngine:
         check_range("monitor_every", monitor_every, 0)
         if model.config.vlm.num_kv_heads != 1:
             raise BackendError("the cuda backend needs one K/V head, as pi0.5 has")
+        self._closed = False
         self.device = model.device
         self.precision = precision
         self.horizon = horizon
@@ -169,7 +172,7 @@ class CudaEngine:
             for camera, view in enumerate(views):
                 self._inputs.load(camera, view)
             self._kept.forget()
-            self._serial[0] += 1
+            self._serial[0] = next(_SERIALS)
             kinds = tuple(view.kind for view in views)
             drawn = noise is None
             rows = len(views) * self.buffers.tokens + bucket
@@ -217,7 +220,7 @@ class CudaEngine:
                 raise BackendError(f"{len(camera_keys)} camera keys for {len(views)} images")
             n, bucket = self._load_prompt(tokens, len(views), slot)
             kinds = tuple(view.kind for view in views)
-            self._serial[slot] += 1
+            self._serial[slot] = next(_SERIALS)
             context = Context(slot, self._serial[slot], len(views), bucket, n)
             if self.first_runs:
                 for camera, view in enumerate(views):
@@ -261,8 +264,11 @@ class CudaEngine:
         """Noise to actions over a context; see `SteerableEngine.denoise` and `sample`."""
         with self._lock, self._on_device():
             check_steps(steps, MAX_STEPS)
-            if context.serial != self._serial[context.slot]:
-                raise BackendError("this context was overwritten by a later one in its slot")
+            if context.serial not in self._serial:
+                raise BackendError(
+                    "this context was overwritten by a later one in its slot, or is of another "
+                    "engine"
+                )
             horizon = self._load_noise(noise, seed, frozen)
             drawn = noise is None
             guided = self._steering.guide(guidance, horizon, steps)
@@ -337,6 +343,7 @@ class CudaEngine:
     def close(self) -> None:
         """Free device memory."""
         with self._lock:
+            self._closed = True
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # replays of any stream use what is freed
             self.graphs.clear()
@@ -350,15 +357,22 @@ class CudaEngine:
 
     @contextlib.contextmanager
     def _on_device(self) -> Iterator[None]:
-        """Inputs that require gradients must not tie static buffers to their history."""
+        """Inputs that require gradients must not tie static buffers to their history.
+
+        Raises:
+            BackendError: the engine is closed.
+
+        """
+        if self._closed:
+            raise BackendError("this engine is closed")
         on_gpu = self.device.type == "cuda"
         with torch.no_grad(), torch.cuda.device(self.device) if on_gpu else nullcontext():
             yield
 
     def _load_prompt(self, tokens: Tensor, views: int, slot: int) -> tuple[int, int]:
         n = check_tokens(tokens, self.max_prompt_tokens, self.weights.config.vocab)
-        bucket = next((size for size in self.prompt_buckets if n <= size), n)
-        bucket = min(bucket, self.max_prompt_tokens)
+        longest = self.max_prompt_tokens
+        bucket = min(next((size for size in self.prompt_buckets if n <= size), longest), longest)
         self.buffers.prompt[:n].copy_(tokens, non_blocking=True)
         length = views * self.buffers.tokens + n
         if self._length[slot] != length:
@@ -392,7 +406,7 @@ class CudaEngine:
         """Take the scales that `pi05 calibrate` left for these weights, if there are any."""
         path = scales.default_path(self.weights.fingerprint)
         try:
-            if path.with_suffix(".json").is_file():
+            if scales.files_of(path)[1].is_file():
                 self.use_calibration(path)
                 log.info("FP8 scales from %s", path)
         except BackendError as error:
