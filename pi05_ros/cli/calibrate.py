@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from pi05_ros.backends import BackendError
     from pi05_ros.backends.cuda import create, usable
-    from pi05_ros.backends.cuda.scales import default_path
+    from pi05_ros.backends.cuda.scales import default_path, files_of
     from pi05_ros.backends.engine import Precision
 
     ok, why = usable()
@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"  {site}: {value:.4g}")
     if any(sample.synthetic for sample in samples):
         print("made from synthetic observations: for dry runs only")
-    print(f"written to {out.with_suffix('.safetensors')} and .json")
+    print(f"written to {files_of(out)[0]} and .json")
     if args.out:
         print("engines take it with the option calibration=NAME")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -55,6 +56,24 @@ def test_kernel_choices_that_cannot_be_read_are_left_out(text, tmp_path, monkeyp
     assert ("cannot be read" in caplog.text) == ("like" not in text)
 
 
+def test_what_a_tuning_file_of_an_older_version_lacks_is_taken_from_ours(tmp_path, monkeypatch):
+    ours, own = tmp_path / "ours.json", tmp_path / "cache/own.json"
+    ours.write_text('{"norm_warps": 16, "prefill_kernels": "hopper"}')
+    monkeypatch.setattr(tuning, "candidates", lambda device: [ours])
+    monkeypatch.setattr(tuning, "user_file", lambda device: own)
+    device = torch.device("cpu")
+    assert tuning.load(device).source == str(ours)
+    pytest.importorskip("triton")
+    from pi05_ros.backends.cuda import tune
+
+    for chosen in ({"norm_warps": 2, "geglu_block": 512}, {"norm_warps": 8}):
+        assert tune.save(chosen, device) == own
+    assert json.loads(own.read_text()) == {"norm_warps": 8, "geglu_block": 512}
+    found = tuning.load(device, {"geglu_block": 256})
+    values = [found.values[key] for key in ("norm_warps", "prefill_kernels", "geglu_block")]
+    assert (values, found.source) == ([8, "hopper", 256], str(own))
+
+
 def made(amax=(1.0, 2.0)) -> Calibration:
     return Calibration(SITES, torch.tensor(amax), "f" * 64, 3)
 
@@ -66,10 +85,20 @@ def test_scales_come_back(tmp_path):
     assert (back.sites, back.amax.tolist(), back.observations) == (SITES, [1.0, 2.0], 3)
 
 
+def test_names_of_scales_may_hold_dots(tmp_path):
+    for name, amax in (("pi0.5_droid", (1.0, 2.0)), ("pi0.5_aloha", (3.0, 4.0))):
+        made(amax).save(tmp_path / name)
+    assert len(os.listdir(tmp_path)) == 4
+    for name in ("pi0.5_droid", "pi0.5_droid.json", "pi0.5_droid.safetensors"):
+        assert Calibration.load(tmp_path / name).amax.tolist() == [1.0, 2.0]
+
+
 def test_damaged_scales_are_one_clear_error(tmp_path):
     path = tmp_path / "scales"
     with pytest.raises(BackendError, match="no calibration"):
         Calibration.load(path)
+    with pytest.raises(BackendError, match="no calibration"):
+        Calibration.load(Path("/"))
     for amax in ((1.0, float("nan")), (float("inf"), 1.0), (-1.0, 1.0), (1.0,)):
         made(amax).save(path)
         with pytest.raises(BackendError, match="no calibration"):

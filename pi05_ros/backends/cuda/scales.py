@@ -36,6 +36,13 @@ def default_path(fingerprint: str) -> Path:
     return cache_folder("scales") / fingerprint[:32]
 
 
+def files_of(path: str | Path) -> tuple[Path, Path]:
+    """The two files that NAME, NAME.safetensors or NAME.json stand for; NAME may hold dots."""
+    path = Path(path)
+    stem = path.stem if path.suffix in (".safetensors", ".json") else path.name
+    return path.with_name(f"{stem}.safetensors"), path.with_name(f"{stem}.json")
+
+
 def scale_of(amax: Tensor) -> Tensor:
     """Scale per site from the largest magnitude: a power of two, 1 where nothing was seen."""
     wanted = (amax.float() * (MARGIN / FP8_MAX)).clamp_min(2.0**-30)
@@ -69,16 +76,16 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write `path`.safetensors and `path`.json."""
-        path = path.with_suffix("")
+        values, json_path = files_of(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"amax": self.amax.contiguous()}, str(path.with_suffix(".safetensors")))
+        save_file({"amax": self.amax.contiguous()}, str(values))
         about = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
             "observations": self.observations,
             "sites": list(self.sites),
         }
-        path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+        json_path.write_text(json.dumps(about, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -88,10 +95,10 @@ class Calibration:
             BackendError: a file is missing or is not a calibration.
 
         """
-        path = Path(path).with_suffix("")
         try:
-            about = json.loads(path.with_suffix(".json").read_text())
-            amax = load_file(str(path.with_suffix(".safetensors")))["amax"]
+            values, json_path = files_of(path)
+            about = json.loads(json_path.read_text())
+            amax = load_file(str(values))["amax"]
             if about["format"] != FORMAT or len(about["sites"]) != amax.numel():
                 raise ValueError("the two files do not belong together")
             if not bool((amax.isfinite() & (amax >= 0)).all()):

@@ -196,13 +196,8 @@ def tune(
 
 def save(chosen: dict[str, Any], device: torch.device) -> Path:
     """Add the choices to the user's file of this device."""
-    path = tuning.user_folder() / f"{tuning.slug(torch.cuda.get_device_name(device))}.json"
-    base: dict[str, Any] = {}
-    for known in tuning.candidates(device):
-        found = tuning.read(known)
-        if found is not None:
-            base = found
-            break
+    path = tuning.user_file(device)
+    assert path is not None
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(tuning.merge(base, chosen), indent=1) + "\n")
+    path.write_text(json.dumps(tuning.merge(tuning.read(path) or {}, chosen), indent=1) + "\n")
     return path

@@ -2,8 +2,8 @@
 
 A file is named after the device (`nvidia_h100.json`); a device without one uses `sm<capability>`
 and then `default.json`. A file `{"like": "nvidia_h100"}` says what another one says. `pi05 tune`
-writes a file into the user's cache, which comes first. Only the numbers differ between devices,
-never the code.
+writes a file into the user's cache, whose values come first; what it does not have (it may be of
+an older version) is taken from ours. Only the numbers differ between devices, never the code.
 """
 
 from __future__ import annotations
@@ -80,17 +80,20 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def user_file(device: torch.device) -> Path | None:
+    """File of `pi05 tune` for a device, which need not exist."""
+    if device.type != "cuda":
+        return None
+    return user_folder() / f"{slug(torch.cuda.get_device_name(device))}.json"
+
+
 def candidates(device: torch.device) -> list[Path]:
-    """Files to look for, best first."""
+    """Files of ours to look for, best first."""
     if device.type != "cuda":
         return []
     major, minor = torch.cuda.get_device_capability(device)
     name = slug(torch.cuda.get_device_name(device))
-    return [
-        user_folder() / f"{name}.json",
-        FOLDER / f"{name}.json",
-        FOLDER / f"sm{major}{minor}.json",
-    ]
+    return [FOLDER / f"{name}.json", FOLDER / f"sm{major}{minor}.json"]
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -111,7 +114,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def load(device: torch.device, override: dict[str, Any] | None = None) -> Tuning:
-    """Choices for a device: defaults, updated by the best file there is, then by `override`."""
+    """Choices for a device: defaults, our file, the user's and `override`; later ones win."""
     values = json.loads((FOLDER / "default.json").read_text())
     source = "default.json"
     for path in candidates(device):
@@ -119,6 +122,10 @@ def load(device: torch.device, override: dict[str, Any] | None = None) -> Tuning
         if found is not None:
             values, source = merge(values, found), str(path)
             break
+    own = user_file(device)
+    found = read(own) if own is not None else None
+    if found is not None:
+        values, source = merge(values, found), str(own)
     if override:
         values = merge(values, override)
     return Tuning(values, source)
