@@ -136,3 +136,14 @@ def test_every_candidate_of_the_tuner_keeps_other_rows():
         now = tuning.Tuning(values | over, "")
         assert choice.prefill_options(now, 968) == before
         assert prefill.unsupported(FULL.vlm, choice.prefill_options(now, 544), 544) is None
+
+
+def test_candidates_of_few_rows_serve_all_rows_of_their_entry():
+    """One that does not would take the whole of prefill off these kernels at the next start."""
+    pytest.importorskip("triton")
+    from pi05_ros.backends.cuda import tune
+
+    products = tuning.load(CPU).values["hopper_prefill"]
+    found = list(tune.hopper_prefill_candidates(products, 32))
+    assert found
+    assert all(why_not(over=HOPPER | over) is None for _, over in found)

@@ -87,7 +87,7 @@ def hopper_prefill_candidates(
 
     """
     at = next(i for i, e in enumerate(products) if rows <= e.get("max_rows", rows))
-    least = -(-rows // MAX_COLUMNS)
+    least = -(-products[at].get("max_rows", rows) // MAX_COLUMNS)  # others use the entry too
     for gate_up in range(least, least + 3):
         for down in range(least, least + 3):
             for splits in (1, 2, 3, 4, 6, 8):
