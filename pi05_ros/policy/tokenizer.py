@@ -130,10 +130,10 @@ class HuggingFaceTokenizer:
         unknown = self._json.get("model", {}).get("unk_token")
         self.unknown_id = self._backend.token_to_id(unknown) if unknown else None
         # PaliGemma's file has <image> as the special token 257152, one more than the embedding of
-        # pi0.5 has rows; no prompt needs it.
+        # pi0.5 has rows; no prompt needs it. Of the special tokens each prompt needs <bos>.
         special = {t.get("id") for t in self._json.get("added_tokens", []) if t.get("special")}
         vocabulary = self._backend.get_vocab(with_added_tokens=True).values()
-        self.vocab_size = max((i for i in vocabulary if i not in special), default=self.bos_id) + 1
+        self.vocab_size = max(self.bos_id, *(i for i in vocabulary if i not in special)) + 1
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS and EOS."""

@@ -110,6 +110,19 @@ def test_the_image_token_behind_the_embedding_is_no_reason_to_refuse(tmp_path, t
         load_tokenizer(tmp_path, None, size)
 
 
+def test_a_bos_token_behind_the_embedding_is_refused(tmp_path, tokenizer_files):
+    """Added behind all others, as some files have it: every prompt would begin with it."""
+    backend = tokenizers.Tokenizer.from_file(str(tokenizer_files.huggingface))
+    size = backend.get_vocab_size()
+    text = backend.to_str().replace("<bos>", "<other>")
+    backend = tokenizers.Tokenizer.from_str(text)
+    backend.add_special_tokens(["<bos>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(PolicyError, match=f"{size + 1} tokens, but the checkpoint only {size}"):
+        load_tokenizer(tmp_path, None, size)
+    assert load_tokenizer(tmp_path, None, size + 1).bos_id == size
+
+
 def test_tokenizer_without_bos(tmp_path):
     with pytest.raises(PolicyError, match="no BOS"):
         load_tokenizer(train(tmp_path, bos_id=-1, vocab_size=400), None, 512)
