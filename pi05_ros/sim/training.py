@@ -386,15 +386,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"data ready after {time.monotonic() - began:.0f} s", flush=True)
     torch.backends.cuda.matmul.allow_tf32 = True
     trainer = Trainer(device, Recipe(batch=args.batch), args.compile)
+    limit = args.minutes * 60
     if args.resume:
         trainer.resume(args.resume)
-    if args.compile:
+        done = f"step {trainer.step}, {trainer.seconds:.0f} s"
+        print(f"resumed at {done} of {limit:.0f}, resumed runs included", flush=True)
+    if args.compile and trainer.seconds < limit:
         try:
-            trainer.train_step(tensors, 0.0)
+            trainer.train_step(tensors, trainer.seconds / limit)
         except Exception as error:  # the compiler needs a C compiler and Triton
             print(f"not compiled: {str(error).splitlines()[0]}", flush=True)
             trainer.loss = loss_of
-    start, limit = time.monotonic() - trainer.seconds, args.minutes * 60
+    start = time.monotonic() - trainer.seconds
     shown = saved = time.monotonic()
     while trainer.seconds < limit:
         loss = trainer.train_step(tensors, trainer.seconds / limit)

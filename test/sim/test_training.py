@@ -109,6 +109,32 @@ def test_a_training_that_is_cut_off_goes_on_in_the_middle_of_its_schedule(
     assert "are kept, whatever --episodes says" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("seconds", [2.9, 3.0])
+def test_a_resumed_run_is_compiled_where_its_schedule_is(
+    checkpoint, tmp_path, monkeypatch, capsys, seconds
+):
+    """A first step at the full rate would undo what the end of the schedule has settled."""
+    from pi05_ros.sim import training
+
+    root, _, _ = checkpoint
+    trainer = Trainer(torch.device("cpu"), RECIPE, compiled=False)
+    trainer.seconds = seconds
+    trainer.save(tmp_path / "state")
+    progress = []
+
+    def step(self, data, share):
+        progress.append(share)
+        return torch.zeros(())
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    words = f"{tmp_path / 'ckpt'} --data {root / 'data'} --eval-seeds 0 --device cpu --compile"
+    resumed = ["--minutes", "0.05", "--resume", str(tmp_path / "state")]
+    assert training.main([*words.split(), *resumed]) == 0
+    assert all(share >= seconds / 3 for share in progress)
+    assert bool(progress) == (seconds < 3)
+    assert f"resumed at step 0, {seconds:.0f} s of 3" in capsys.readouterr().out
+
+
 def test_parts_of_an_interrupted_run_do_not_stay(tmp_path):
     for name in ("part-000", "part-007"):
         for kind in ("images", "states", "actions", "tasks"):
