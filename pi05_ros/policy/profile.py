@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pi05_ros.policy.chunk import ActionMeaning, ActionUnit
 from pi05_ros.policy.errors import RobotProfileError
 
-# The camera inputs of openpi's pi0.5, in the order of the prefix.
 ROLES = ("base", "wrist", "wrist_2")
 """Cameras of a profile file. A LeRobot checkpoint with more cameras names the others itself."""
+# The camera inputs of openpi's pi0.5, in the order of the prefix.
 SLOTS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 NORMALIZATIONS = ("quantile", "quantile10", "zscore", "minmax", "identity")
 ADAPTATIONS = ("none", "aloha")
