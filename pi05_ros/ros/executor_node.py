@@ -7,6 +7,7 @@ Topics (relative unless noted): in `pi05_policy/action_chunk`, `joint_states`; o
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -61,6 +62,8 @@ class ExecutorNode(Node):
             max_chunk_age_s=p.max_chunk_age_s,
             max_future_s=p.max_future_s,
             max_state_age_s=p.max_state_age_s,
+            following_lag_s=p.following_lag_s,
+            gripping=(p.gripper_joint,),
             random_weights_allowed=p.allow_random_weights,
         )
         strategy = make_strategy(p.strategy, p.replace_after, p.ensemble_decay)
@@ -220,7 +223,7 @@ class ExecutorNode(Node):
 
 def _limits(parameters: ExecutorParameters) -> JointLimits:
     if parameters.limits_file:
-        limits = limits_from_yaml(Path(parameters.limits_file).expanduser())
+        limits = limits_from_yaml(Path(os.path.expanduser(parameters.limits_file)))
     else:
         limits = limits_from_urdf(parameters.robot_description, parameters.acceleration_time_s)
     return limits.of(parameters.joints) if parameters.joints else limits

@@ -87,6 +87,13 @@ class ExecutorParameters:
         low=0.01,
         high=60.0,
     )
+    following_lag_s: float = param(
+        ExecutorSettings.following_lag_s,
+        "How far a joint may be from its commands, as a time at its full velocity. An arm at rest "
+        "that is farther for 0.5 s was moved by somebody else: it is let go.",
+        low=0.01,
+        high=60.0,
+    )
     allow_random_weights: bool = param(
         False, "Execute chunks of random weights. Only for a simulation."
     )

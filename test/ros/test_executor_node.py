@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from executor_client import JOINTS, LIMITS, Client
+from executor_client import JOINTS, LIMITS, START, Client
 from node_rig import NodeRig, build_and_close
 from rclpy.clock import ClockType
 from rclpy.duration import Duration
@@ -145,6 +145,35 @@ def test_a_gripper_that_is_no_joint_is_pointed_out(rig, capfd):
     assert len(node._arm) == 7
 
 
+def test_an_arm_at_rest_that_is_moved_is_let_go_and_a_gripper_may_hold_something(rig):
+    rig = rig(following_lag_s=0.02)
+    follow(rig)
+    client = rig.client
+    assert rig.node.core.settings.gripping == ("gripper",)
+    # The gripper stays far from its command, joint1 does so only later.
+    place = [0.1, *START[1:]]
+    held = "holding: no fresh chunk"
+    assert rig.until(
+        lambda: any(text == held for text, _ in client.diagnostics),
+        each=lambda: client.send_state(JOINTS, place),
+    )
+    client.diagnostics.clear()
+    rig.until(lambda: False, 1.0, each=lambda: client.send_state(JOINTS, place))
+    assert {text for text, _ in client.diagnostics} == {held}
+    place[0] = 0.4
+    let_go = "waiting: joint1 is 0.300 from where it is held"
+    assert rig.until(
+        lambda: any(text.startswith(let_go) for text, _ in client.diagnostics),
+        each=lambda: client.send_state(JOINTS, place),
+    )
+    client.trajectories.clear()
+    rig.until(lambda: False, 0.2, each=lambda: client.send_state(JOINTS, place))
+    assert not client.trajectories
+    client.send_chunk(2, target=0.4)
+    assert rig.until(lambda: client.trajectories, each=lambda: client.send_state(JOINTS, place))
+    assert client.trajectories[0].points[0].positions[0] == pytest.approx(0.4)
+
+
 def test_a_misspelt_parameter_is_pointed_out(rig, capfd):
     rig(strategie="rtc")
     assert "did you mean 'strategy'" in capfd.readouterr().err
@@ -155,6 +184,7 @@ def test_a_misspelt_parameter_is_pointed_out(rig, capfd):
     [
         ({"limits_file": ""}, ParameterError, "limits_file"),
         ({"limits_file": "/does/not/exist"}, LimitsError, "cannot read"),
+        ({"limits_file": "~no_such_user/limits.yaml"}, LimitsError, "cannot read ~no_such_user"),
         ({"strategy": "hope"}, ParameterError, "replace, ensemble, rtc"),
         ({"output": "smoke"}, ParameterError, "trajectory, forward"),
         ({"control_rate_hz": 0.0}, ParameterError, "1 to 1000"),

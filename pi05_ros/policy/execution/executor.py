@@ -17,8 +17,8 @@ WAITING = "waiting"
 STOPPED = "stopped"
 START_SLACK = 0.02
 """Share of a joint's range by which it may lie outside its limits when commanding starts."""
-FOLLOWING_LAG_S = 0.1
-"""How far an arm may be behind its commands, as a time at full velocity."""
+MOVED_AFTER_S = 0.5
+"""An arm at rest that is elsewhere for this long was moved; braking takes less to settle."""
 MAX_REFUSAL_CHARACTERS = 300
 _REPLACED_KEPT = 16
 _STATES_KEPT = 4096
@@ -26,13 +26,16 @@ _STATES_KEPT = 4096
 
 @dataclass(frozen=True)
 class ExecutorSettings:
-    """Time limits of the executor.
+    """Time limits of the executor, and what it takes for granted.
 
     Attributes:
         period_s: control period.
         max_chunk_age_s: chunks whose step 0 lies farther back are refused on arrival.
         max_future_s: chunks whose step 0 lies farther ahead are refused (clocks disagree).
         max_state_age_s: joint states older than this stop the motion.
+        following_lag_s: how far an arm may be from its commands, as a time at full velocity; one
+            that is farther has been moved by somebody else.
+        gripping: joints that what they hold may keep far from their commands; they do not count.
         random_weights_allowed: chunks of random weights are refused unless this is set, which
             is only right for a simulation.
 
@@ -42,6 +45,8 @@ class ExecutorSettings:
     max_chunk_age_s: float = 1.0
     max_future_s: float = 0.2
     max_state_age_s: float = 0.5
+    following_lag_s: float = 0.1
+    gripping: tuple[str, ...] = ()
     random_weights_allowed: bool = False
 
 
@@ -64,9 +69,14 @@ class Command:
 class Executor:
     """Checks chunks, follows them through the strategy and the limits, holds otherwise.
 
-    Commands start from the measured joints at rest. Once commanding, every command is within
-    the limits of the one before, whatever chunks say: holding means braking with the allowed
-    acceleration and then repeating the last command.
+    Commands start with a chunk, from the measured joints at rest. Once commanding, every command
+    is within the limits of the one before, whatever chunks say: holding means braking with the
+    allowed acceleration and then repeating the last command.
+
+    An arm at rest that is no longer where it is held, or that has not been seen for long, is let
+    go: somebody else moves it, and a controller that gets it back would pull it to where it was.
+    Commands that followed the measured joints instead could drag an arm that cannot hold its
+    place down with every period, so nothing is commanded until the next chunk.
     """
 
     def __init__(
@@ -88,6 +98,8 @@ class Executor:
         self._measured_ns = 0
         self._states: deque[tuple[int, np.ndarray]] = deque(maxlen=_STATES_KEPT)
         self._rewound = False
+        self._away_ns: int | None = None  # since when an arm at rest is elsewhere
+        self._let_go = ""  # why nothing is commanded until the next chunk
         self._stopped = ""
 
     @property
@@ -180,11 +192,19 @@ class Executor:
         self.strategy.clear()
 
     def _start_from_measured_if_elsewhere(self) -> None:
-        if self.filter.position is None or self._measured is None:
-            return
-        lag = np.abs(self._measured - self.filter.position)
-        if (lag > self.limits.velocity * FOLLOWING_LAG_S).any():
+        if self._elsewhere():
             self.filter.position = None
+
+    def _elsewhere(self) -> str:
+        """Which joint is not where it is commanded, and how far off; empty if none is."""
+        if self.filter.position is None or self._measured is None:
+            return ""
+        lag = np.abs(self._measured - self.filter.position)
+        far = lag > self.limits.velocity * self.settings.following_lag_s
+        for i, name in enumerate(self.joints):
+            if far[i] and name not in self.settings.gripping:
+                return f"{name} is {lag[i]:.3f} from where it is held"
+        return ""
 
     def rewind(self) -> None:
         """Take note that the clock has jumped back: what was received before counts no more.
@@ -197,34 +217,67 @@ class Executor:
         self._replaced.clear()
         self._measured = None
         self._states.clear()
+        self._away_ns = None
         self._rewound = True
 
     def tick(self, now_ns: int) -> Command:
         """Command of this control period; call it once per period."""
-        if self.filter.position is None:
-            if self._stopped:
-                return Command(None, STOPPED, self._stopped)
-            if self._measured is None:
-                return Command(None, WAITING, "no joint states yet")
-            outside = self._outside(self._measured)
-            if outside:
-                return Command(None, WAITING, self._why(outside))
-            self.filter.reset(self._measured)
+        age_s = np.inf if self._measured is None else (now_ns - self._measured_ns) / 1e9
+        stale = age_s > self.settings.max_state_age_s
+        if stale and self.filter.position is not None:
+            self.strategy.clear()
+        target = None if self._stopped or stale else self.strategy.target(now_ns)
+        if target is None:
+            self._watch(now_ns, age_s)
+        else:
+            self._away_ns = None
+        if self.filter.position is None or self._let_go:
+            waiting = self._wait(target, stale)
+            if waiting is not None:
+                return waiting
         if self._stopped:
             return Command(self.filter.step(None), STOPPED, self._stopped)
-        if (
-            self._measured is None
-            or now_ns - self._measured_ns > self.settings.max_state_age_s * 1e9
-        ):
-            self.strategy.clear()
+        if stale:
             return Command(self.filter.step(None), HOLDING, "joint states are stale")
-        target = self.strategy.target(now_ns)
         if target is None:
-            if self.filter.resting and self.accepted == 0:
-                self.filter.position = None
-                return Command(None, WAITING, self._why("no chunk yet"))
             return Command(self.filter.step(None), HOLDING, self._why("no fresh chunk"))
         return Command(self.filter.step(target), FOLLOWING, "")
+
+    def _watch(self, now_ns: int, age_s: float) -> None:
+        """Let go of an arm at rest that is moved by somebody else, or may be: nobody sees it."""
+        if self._let_go or self.filter.position is None or not self.filter.resting:
+            self._away_ns = None
+        elif age_s > self.settings.max_state_age_s:
+            # Twice: by then an arm that lags behind its commands has come to rest as well.
+            if age_s > 2 * self.settings.max_state_age_s:
+                self._let_go = "joint states were missing"
+        elif away := self._elsewhere():
+            self._away_ns = now_ns if self._away_ns is None else self._away_ns
+            if now_ns - self._away_ns >= MOVED_AFTER_S * 1e9:
+                self._let_go = f"{away}: it was moved, or cannot get there"
+        else:
+            self._away_ns = None
+
+    def _wait(self, target: np.ndarray | None, stale: bool) -> Command | None:
+        """Why commands do not start, or None: they start where the arm is."""
+        if self._stopped:
+            reason = f"{self._stopped}; {self._let_go}" if self._let_go else self._stopped
+            return Command(None, STOPPED, reason)
+        if self._measured is None:
+            return Command(None, WAITING, "no joint states yet")
+        if stale:
+            return Command(None, WAITING, "joint states are stale")
+        outside = self._outside(self._measured)
+        if outside:
+            return Command(None, WAITING, self._why(outside))
+        if target is None:
+            none = "no fresh chunk" if self.accepted else "no chunk yet"
+            return Command(None, WAITING, self._why(self._let_go or none))
+        self._start_from_measured_if_elsewhere()
+        if self.filter.position is None:
+            self.filter.reset(self._measured)
+        self._let_go, self._away_ns = "", None
+        return None
 
     def _outside(self, measured: np.ndarray) -> str:
         """What is wrong with starting here; a little outside is where gravity leaves an arm."""

@@ -160,7 +160,90 @@ def test_resume_starts_from_the_measured_joints_only_if_the_arm_was_moved(error,
     run(executor, 2 * STEP, 2)
     executor.measure(np.array([error, 0.5]), 4 * STEP)
     executor.resume()
+    if first:
+        assert executor.tick(4 * STEP).positions is None  # nothing before a chunk
+    executor.offer(chunk(4 * STEP, np.tile([first, 0.5], (9, 1)), 2), 4 * STEP)
     assert executor.tick(4 * STEP).positions[0] == first
+
+
+def test_stale_joint_states_are_nothing_to_start_from():
+    executor = make()
+    run(executor, 0, 4)
+    late = executor.tick(2 * SECOND)
+    assert (late.positions, late.mode, late.reason) == (None, WAITING, "joint states are stale")
+    executor.offer(chunk(2 * SECOND, np.zeros((9, 2))), 2 * SECOND)
+    assert executor.tick(2 * SECOND).positions is None
+
+
+def at_rest(**options):
+    """Executor that holds [0, 0.5]: commands it would follow are over at 9 STEP."""
+    executor = make(**options)
+    executor.offer(chunk(0, np.tile([0.0, 0.5], (9, 1))), 0)
+    assert [c.mode for c in run(executor, 0, 10)][-2:] == [FOLLOWING, HOLDING]
+    return executor
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize(("place", "first"), [(0.1, 0.0), (0.8, 0.8)])
+def test_an_arm_that_was_not_seen_for_long_is_let_go_until_a_chunk_comes(stopped, place, first):
+    executor = at_rest()
+    mode = STOPPED if stopped else HOLDING
+    if stopped:
+        executor.stop("operator")
+    unseen = [executor.tick(now) for now in range(10 * STEP, 30 * STEP, STEP)]
+    assert {c.mode for c in unseen[:18]} == {mode}
+    assert [c.positions is None for c in unseen] == [False] * 20
+    gone = executor.tick(30 * STEP)  # 1.05 s after the last joint states
+    assert gone.positions is None
+    assert "joint states" in gone.reason
+    back = run(executor, 60 * STEP, 3, state=(place, 0.5))
+    assert {c.positions is None for c in back} == {True}
+    executor.resume()
+    executor.offer(chunk(63 * STEP, np.tile([first, 0.5], (9, 1)), 2), 63 * STEP)
+    assert run(executor, 63 * STEP, 1, state=(place, 0.5))[0].positions[0] == first
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_arm_at_rest_that_somebody_moves_is_let_go(stopped):
+    executor = at_rest()
+    if stopped:
+        executor.stop("operator")
+    moved = run(executor, 10 * STEP, 11, state=(0.2, 0.5))
+    assert [c.positions is None for c in moved] == [False] * 10 + [True]
+    assert moved[-1].mode == (STOPPED if stopped else WAITING)
+    assert "a is 0.200 from where it is held" in moved[-1].reason
+    # Nor when it comes by the place where it was held.
+    assert run(executor, 21 * STEP, 1)[0].positions is None
+    executor.resume()
+    executor.offer(chunk(22 * STEP, np.tile([0.9, 0.5], (9, 1)), 2), 22 * STEP)
+    (start,) = run(executor, 22 * STEP, 1, state=(0.9, 0.5))
+    assert (start.mode, start.positions[0]) == (FOLLOWING, 0.9)
+
+
+def test_neither_sag_nor_a_knock_nor_a_held_object_makes_it_let_go():
+    executor = at_rest()  # 0.15 and 0.4 are 0.1 s at full velocity
+    assert {c.mode for c in run(executor, 10 * STEP, 40, state=(-0.149, 0.5))} == {HOLDING}
+    for start in (50, 70):
+        run(executor, start * STEP, 9, state=(0.3, 0.5))
+        assert {c.mode for c in run(executor, (start + 9) * STEP, 11)} == {HOLDING}
+    assert run(executor, 100 * STEP, 20, state=(0.0, 0.95))[-1].mode == WAITING
+    gripper = at_rest(gripping=("b",))
+    held = run(gripper, 10 * STEP, 40, state=(0.0, 0.95))
+    assert {(c.mode, c.positions[1]) for c in held} == {(HOLDING, 0.5)}
+    gripper.stop("operator")
+    run(gripper, 50 * STEP, 4, state=(0.0, 0.95))
+    gripper.resume()
+    assert run(gripper, 54 * STEP, 1, state=(0.0, 0.95))[0].positions[1] == 0.5
+    patient = at_rest(following_lag_s=1.0)
+    assert {c.mode for c in run(patient, 10 * STEP, 40, state=(0.9, 0.5))} == {HOLDING}
+
+
+def test_an_arm_that_lags_behind_while_it_follows_is_not_let_go():
+    executor = make()
+    executor.offer(chunk(0, np.tile([1.0, 0.5], (60, 1))), 0)
+    assert {c.mode for c in run(executor, 0, 60)} == {FOLLOWING}
+    assert {c.mode for c in run(executor, 60 * STEP, 10)} == {HOLDING}
+    assert run(executor, 70 * STEP, 1)[0].mode == WAITING
 
 
 def test_commanding_does_not_start_from_far_outside_the_limits():
@@ -194,6 +277,8 @@ def test_after_a_jump_back_an_arm_that_is_elsewhere_is_where_commands_start():
     run(executor, SECOND, 6)
     executor.rewind()
     executor.measure(np.array([-0.9, 0.5]), 0)
+    assert executor.tick(0).positions is None
+    executor.offer(chunk(0, np.tile([-0.9, 0.5], (9, 1)), 1), 0)
     assert executor.tick(0).positions[0] == pytest.approx(-0.9)
 
 
@@ -314,6 +399,7 @@ def test_adversarial_chunks_never_move_a_joint_beyond_its_limits(sent, strategy,
     executor = make(strategy, after=2)
     start = np.clip(state, LIMITS.lower, LIMITS.upper)
     path = [start]
+    paths = [path]
     now = 10 * SECOND
     for offer in sent:
         now += STEP
@@ -331,14 +417,18 @@ def test_adversarial_chunks_never_move_a_joint_beyond_its_limits(sent, strategy,
                 with contextlib.suppress(ChunkRefusedError):
                     executor.offer(wire, now)
         command = executor.tick(now)
-        if command.positions is not None:
+        if command.positions is None and len(path) > 1:
+            path = [start]  # let go: the next command starts from the measured joints
+            paths.append(path)
+        elif command.positions is not None:
             path.append(command.positions)
         if command.mode != FOLLOWING:
             assert command.reason
             assert executor.last_refusal in command.reason
-    velocity = np.diff(path, axis=0) / DT
-    change = np.diff(np.vstack([np.zeros(2), velocity]), axis=0) / DT
-    assert (np.array(path) >= LIMITS.lower - 1e-9).all()
-    assert (np.array(path) <= LIMITS.upper + 1e-9).all()
-    assert (np.abs(velocity) <= LIMITS.velocity + 1e-7).all()
-    assert (np.abs(change) <= LIMITS.acceleration + 1e-5).all()
+    for path in paths:
+        velocity = np.diff(path, axis=0) / DT
+        change = np.diff(np.vstack([np.zeros(2), velocity]), axis=0) / DT
+        assert (np.array(path) >= LIMITS.lower - 1e-9).all()
+        assert (np.array(path) <= LIMITS.upper + 1e-9).all()
+        assert (np.abs(velocity) <= LIMITS.velocity + 1e-7).all()
+        assert (np.abs(change) <= LIMITS.acceleration + 1e-5).all()
