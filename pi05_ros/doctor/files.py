@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pi05_ros.doctor.check import Check, Level
@@ -43,7 +44,7 @@ def checkpoint(path: str | None) -> list[Check]:
         ]
     if path.startswith(RANDOM_PREFIX):
         return [_random(path)]
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     try:
         found = describe(place)
     except CheckpointError as error:
@@ -72,7 +73,7 @@ def tokenizer(path: str | None, checkpoint_path: str | None) -> list[Check]:
     from pi05_ros.policy.tokenizer import load_tokenizer
 
     real = checkpoint_path is not None and not checkpoint_path.startswith(RANDOM_PREFIX)
-    place = Path(checkpoint_path).expanduser() if real and checkpoint_path else None
+    place = Path(os.path.expanduser(checkpoint_path)) if real and checkpoint_path else None
     try:
         found = load_tokenizer(path, place, 2**31)
     except PolicyError as error:

@@ -33,6 +33,13 @@ def judge(camera: dict[str, Any], joints: dict[str, Any] = JOINTS) -> dict[str, 
     return {check.name: check for check in topics.judge(found, "", ["a", "b"], 0.5)}
 
 
+def test_a_home_that_is_not_known_is_a_path_that_is_not_there() -> None:
+    (found,) = files.checkpoint("~no_such_user/pi05")
+    assert found.level is Level.FAIL
+    assert "~no_such_user/pi05" in found.detail
+    assert files.tokenizer(None, "~no_such_user/pi05")[0].level in (Level.OK, Level.FAIL)
+
+
 def test_healthy_robot() -> None:
     checks = judge({})
     assert {check.level for check in checks.values()} == {Level.OK}
