@@ -199,11 +199,11 @@ def _say_what_is_kept(plan: _Plan) -> None:
     path, asked = plan.out / evaluation.RESULTS, {job.key for job in plan.todo}
     known = results_file.read(path).keys()
     if known:
-        print(
-            f"{path}: {len(asked & known)} of {len(asked)} episodes are kept; "
-            f"{len(known - asked)} others there belong to other options and are left out",
-            file=sys.stderr,
-        )
+        others = len(known - asked)
+        text = f"{path}: {len(asked & known)} of {len(asked)} episodes are kept"
+        if others:
+            text += f"; {others} others there belong to other options and are left out"
+        print(text, file=sys.stderr)
 
 
 def _wants_latency(args: argparse.Namespace, todo: Sequence[Job]) -> bool:
