@@ -95,13 +95,17 @@ def hopper_prefill_candidates(
                 yield "products", {"hopper_prefill": [*products[:at], entry, *products[at + 1 :]]}
 
 
+def norm_candidates() -> Iterator[tuple[str, dict[str, Any]]]:
+    """As above, for the norms of vision and prefill."""
+    for warps in (2, 4, 8):
+        yield "norm", {"norm_warps": warps}
+
+
 def prefill_candidates(kind: str, fused: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """As above, for the prefill stage."""
+    """As above, for attention and MLP of prefill on the Triton kernels."""
     for BM, BN, warps, stages in ((64, 64, 4, 2), (64, 32, 4, 2), (128, 64, 8, 2)):
         options = {"BM": BM, "BN": BN, "splits": 0, "warps": warps, "stages": stages}
         yield "attention", {"prefill_attention": [options]}
-    for warps in (2, 4, 8):
-        yield "norm", {"norm_warps": warps}
     if fused:
         BK = 128 if kind == "fp8" else 64
         for stages, group, special in ((4, 1, 0), (4, 4, 0), (3, 1, 1), (3, 4, 1)):
@@ -167,12 +171,12 @@ def tune(
         )
     else:
         flow = denoise_candidates(engine.precision.denoise)
-    kind = "fp8" if engine.precision.prefill == "fp8" else "bf16"
-    image = engine.weights.prefix_image
-    prefix = prefill_candidates(kind, engine.weights.fused_gate_up and not image)
-    if image:
-        products = hopper_prefill_candidates(engine.tuning.values["hopper_prefill"], rows)
-        prefix = itertools.chain(prefix, products)
+    if engine.weights.prefix_image:
+        prefix = hopper_prefill_candidates(engine.tuning.values["hopper_prefill"], rows)
+    else:
+        kind = "fp8" if engine.precision.prefill == "fp8" else "bf16"
+        prefix = prefill_candidates(kind, engine.weights.fused_gate_up)
+    prefix = itertools.chain(norm_candidates(), prefix)
     plans = ((denoise_ms, flow), (prefill_ms, prefix))
     for measure, candidates in plans:
         best = measure({})

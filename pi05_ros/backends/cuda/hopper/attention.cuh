@@ -97,43 +97,11 @@ __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-// A cluster barrier that orders no memory. `release` would make every thread wait for its stores to
-// reach the L2, about 1000 cycles.
-__device__ __forceinline__ void cluster_arrive_relaxed() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-
 __device__ __forceinline__ void store4(u32 to, u32 value) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
 
-// 16 bytes into another block's shared memory; they count on its barrier.
-__device__ __forceinline__ void remote_store16(u32 to, u32 a, u32 b, u32 c, u32 d, u32 barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::
-          "r"(to), "r"(a), "r"(b), "r"(c), "r"(d), "r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // Have a value computed here, not where it is used: address arithmetic belongs above the wait.
 __device__ __forceinline__ void early(u32& value) { asm volatile("" : "+r"(value)); }
-
-// Exact for powers of two, which scales are.
-__device__ __forceinline__ float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ u32 permute_bytes(u32 a, u32 b, u32 selector) {
-  u32 out;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
-  return out;
-}
 
 }  // namespace

@@ -162,14 +162,6 @@ __device__ __forceinline__ void prefetch(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-// 16 bytes into another block's shared memory; they count on its barrier.
-[[maybe_unused]] __device__ __forceinline__ void remote_store16(u32 to, u32 a, u32 b, u32 c, u32 d,
-                                                                u32 barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::
-          "r"(to), "r"(a), "r"(b), "r"(c), "r"(d), "r"(barrier) : "memory");
-}
-
 // The warpgroups take turns at asking for products: wait until the other one has asked.
 template <int GROUP>
 __device__ __forceinline__ void turn() {
@@ -179,29 +171,6 @@ __device__ __forceinline__ void turn() {
 template <int GROUP>
 __device__ __forceinline__ void pass() {
   asm volatile("bar.arrive %0, %1;" ::"n"(1 + GROUP), "n"(2 * WARPGROUP) : "memory");
-}
-
-// A cluster barrier that orders no memory.
-__device__ __forceinline__ void cluster_arrive_relaxed() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ u32 permute_bytes(u32 a, u32 b, u32 selector) {
-  u32 out;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
-  return out;
 }
 
 // The keys of one block; where there are none, a tile of which no key counts.

@@ -33,28 +33,8 @@ __device__ __forceinline__ float4 scaled(float4 a, float s) {
 // Four floats into another block's shared memory; they count on its barrier.
 __device__ __forceinline__ void remote_store4(u32 to, float a, float b, float c, float d,
                                               u32 barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::
-          "r"(to), "r"(__float_as_uint(a)), "r"(__float_as_uint(b)), "r"(__float_as_uint(c)),
-      "r"(__float_as_uint(d)), "r"(barrier) : "memory");
-}
-
-// Orders no memory; `release` makes every thread wait for its stores to reach L2 (1000 cycles).
-__device__ __forceinline__ void cluster_arrive_relaxed() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-// Exact for powers of two, which scales are.
-__device__ __forceinline__ float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+  remote_store16(to, __float_as_uint(a), __float_as_uint(b), __float_as_uint(c),
+                 __float_as_uint(d), barrier);
 }
 
 // Shared memory of a block: weights, activations, the exchange, a barrier per chunk;

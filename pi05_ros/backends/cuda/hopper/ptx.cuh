@@ -111,6 +111,13 @@ __device__ __forceinline__ void remote_store(u32 to, float a, float b, u32 barri
       "r"(__float_as_uint(a)), "r"(__float_as_uint(b)), "r"(barrier) : "memory");
 }
 
+// 16 bytes into another block's shared memory; they count on its barrier.
+__device__ __forceinline__ void remote_store16(u32 to, u32 a, u32 b, u32 c, u32 d, u32 barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::
+          "r"(to), "r"(a), "r"(b), "r"(c), "r"(d), "r"(barrier) : "memory");
+}
+
 // Ordinary stores to shared memory become visible to the copy engine and the matrix units.
 __device__ __forceinline__ void shared_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -126,6 +133,11 @@ __device__ __forceinline__ u32 cluster_rank() {
 
 __device__ __forceinline__ void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+// Orders no memory; `release` makes every thread wait for its stores to reach L2 (1000 cycles).
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
 __device__ __forceinline__ void cluster_wait() {
@@ -149,6 +161,25 @@ __device__ __forceinline__ u32 to_bf16x2(float low, float high) {
 
 __device__ __forceinline__ float bf16_low(u32 pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float bf16_high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Exact for powers of two, which scales are.
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ u32 permute_bytes(u32 a, u32 b, u32 selector) {
+  u32 out;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
+  return out;
+}
 
 // Matrix units ----------------------------------------------------------------------------------
 
