@@ -24,17 +24,26 @@ from pi05_ros.policy.policy import Policy
 
 @dataclass(frozen=True)
 class Started:
-    """A chunk on its way: its first half, and when that began (`time.perf_counter`)."""
+    """A chunk on its way.
+
+    Attributes:
+        chunk: its first half.
+        began_s: when that began (`time.perf_counter`).
+        age_s: of the observation then, 0 to the length of a chunk.
+
+    """
 
     chunk: StartedChunk
     began_s: float
+    age_s: float
 
 
 class ContinuingPolicy:
     """Same use as `Policy`; observations need stamps.
 
     After a pause longer than a chunk, or when stamps go back, it starts afresh. The delay that
-    guided chunks are made for is the longest of the last ten inferences.
+    guided chunks are made for, from the stamp to when they can be used, is the age of the
+    observation and the longest of the last ten inferences.
 
     Args:
         policy: is taken over.
@@ -88,7 +97,9 @@ class ContinuingPolicy:
             self._first_ns = stamp
         self._last_ns = stamp
         step = (stamp - self._first_ns) / self._step_ns
-        return Started(self._maker.start(obs, step, seed, denoise_steps), began)
+        # A clock that is set, or not that of the stamps, gives ages below 0 or beyond any chunk.
+        age_s = min(max(0.0, obs.age_s), pause_ns / 1e9)
+        return Started(self._maker.start(obs, step, seed, denoise_steps), began, age_s)
 
     def denoise(self, started: Started) -> ActionChunk:
         """Second half, in the order of the first halves.
@@ -96,7 +107,7 @@ class ContinuingPolicy:
         The previous chunk has been finished when this is called, also with overlap, so what has
         to be continued is known.
         """
-        made = self._maker.finish(started.chunk, self._delay.steps)
+        made = self._maker.finish(started.chunk, self._delay.steps(started.age_s))
         self._delay.record(time.perf_counter() - started.began_s)
         ahead = started.chunk.step - made.anchor
         if not ahead:

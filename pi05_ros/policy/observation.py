@@ -27,3 +27,5 @@ class Observation:
     prompt: str | None = None
     stamp_ns: int = field(default=0)
     """Time of the oldest sample in it, nanoseconds of the robot's clock; 0 if unknown."""
+    age_s: float = field(default=0.0)
+    """How long before the inference begins that was; chunks that continue each other need it."""

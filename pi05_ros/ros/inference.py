@@ -61,6 +61,8 @@ class Job:
     Attributes:
         generation: activation (or reset) it belongs to; a result of an older one is dropped.
         images: camera role -> (source name, converter of its messages).
+        now_ns: the clock that stamps are compared with; None where an inference takes no time,
+            and observations have no age.
 
     """
 
@@ -71,6 +73,7 @@ class Job:
     prompt: str
     seed: int
     denoise_steps: int
+    now_ns: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -146,11 +149,13 @@ def convert(job: Job) -> Observation:
             images[role] = to_rgb(samples[source].payload)
         except ConversionError as error:
             raise BadSampleError(source, error) from error
+    stamp_ns = job.snapshot.stamp_ns
     return Observation(
         images=images,
         state=samples[job.joints].payload,
         prompt=job.prompt or None,
-        stamp_ns=job.snapshot.stamp_ns,
+        stamp_ns=stamp_ns,
+        age_s=0.0 if job.now_ns is None else (job.now_ns() - stamp_ns) / 1e9,
     )
 
 

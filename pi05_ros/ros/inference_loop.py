@@ -174,7 +174,7 @@ class InferenceLoop:
             return False
         self._pacer.started()
         self._wait_timer.cancel()
-        taken = inputs.take(self._node.get_clock().now().nanoseconds, mono_ns)
+        taken = inputs.take(self._now_ns(), mono_ns)
         if isinstance(taken, Snapshot):
             self._submit(taken)
             return True
@@ -195,9 +195,13 @@ class InferenceLoop:
             prompt=parameters.prompt,
             seed=(parameters.seed + self._inferences) % (MAX_SEED + 1),
             denoise_steps=parameters.denoise_steps,
+            now_ns=self._now_ns,
         )
         self._inferences += 1
         self._worker.submit(lambda: self._work(job))
+
+    def _now_ns(self) -> int:
+        return int(self._node.get_clock().now().nanoseconds)
 
     def _work(self, job: Job) -> None:
         """Worker thread: one inference and its publication, or the first half; never raises."""
@@ -247,7 +251,7 @@ class InferenceLoop:
                 self._statistics.drop("inactive", "")
                 return
             parameters = self._parameters()
-            now_ns = self._node.get_clock().now().nanoseconds
+            now_ns = self._now_ns()
             age_ns = now_ns - job.snapshot.stamp_ns
             if age_ns < -int(parameters.future_tolerance_s * 1e9) - CLOCK_JUMP_NS:
                 self._statistics.drop("clock_jump", "")

@@ -78,6 +78,33 @@ def test_a_policy_that_keeps_few_rows_is_continued_too():
         assert continuing.infer(observation(2, 1), seed=2).actions.shape == first.actions.shape
 
 
+@pytest.mark.parametrize(
+    ("age_s", "further"),
+    [(0.1, 1), (0.05, 0.5), (0.2, 2), (-1.0, 0), (float("nan"), 0), (1e9, 99), (1e300, 99)],
+)
+def test_the_age_of_the_observation_is_part_of_the_delay(tmp_path, monkeypatch, age_s, further):
+    """At 10 Hz an observation of age 0.1 s is one step old when the inference begins."""
+    data = yaml.safe_load((config_dir() / "robots" / "sim_arm.yaml").read_text())
+    file = tmp_path / "slow.yaml"
+    file.write_text(yaml.safe_dump({**data, "control_hz": 10}))
+    policy = Policy.load("random:tiny", robot=file, device="cpu", denoise_steps=2)
+    continuing = ContinuingPolicy(policy, "trained")
+    seen = []
+    denoise = policy.engine.engine.denoise
+
+    def watched(*args, **options):
+        seen.append(len(options.get("frozen", ())))
+        return denoise(*args, **options)
+
+    policy.engine.engine.denoise = watched
+    monkeypatch.setattr(continuing._delay, "record", lambda latency_s: None)
+    continuing._delay._recent.append(0.15)  # an inference takes one and a half steps
+    for stamp, age in ((0, 0.0), (4, 0.0), (8, age_s)):
+        continuing.infer(dataclasses.replace(observation(stamp), age_s=age), seed=1)
+    margin, left = 1, policy.info.horizon - 2
+    assert seen == [0, 2 + margin, min(2 + margin + int(further), left)]
+
+
 @pytest.mark.parametrize("robot", ["aloha", "ur5e", "droid"])
 def test_a_chunk_is_continued_in_the_model_s_own_numbers(tmp_path, robot):
     """Joint signs and gripper conventions of the robot must not reach the guidance."""

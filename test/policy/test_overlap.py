@@ -148,7 +148,7 @@ def test_overlapped_chunks_equal_those_one_after_the_other():
 @pytest.mark.parametrize("reuse", ["1", "2", "dynamic"])
 @pytest.mark.parametrize("vision", [None, 2.0])
 def test_continued_and_reused_chunks_are_the_same_too(monkeypatch, mode, reuse, vision):
-    monkeypatch.setattr(DelayEstimator, "steps", property(lambda self: 1))  # not the clock's
+    monkeypatch.setattr(DelayEstimator, "steps", lambda self, age_s: 1)  # not the clock's
     todo = observations(prompts=("go", "stop", "go"))
     want = [
         ContinuingPolicy(fresh_policy(), mode, reuse, vision),

@@ -270,6 +270,18 @@ def test_looping_bag_clock(bench, messages):
     assert max(stamps) <= 10**9
     ages = [ns(c.published_stamp) - ns(c.header.stamp) for c in b.client.chunks]
     assert all(-50_000_000 <= age <= 300_000_000 for age in ages)
+    assert all(-1.0 <= obs.age_s <= 0.3 for obs in b.policy.observations)
+
+
+def test_observations_say_how_old_they_are_when_the_inference_begins(bench):
+    b = bench()
+    b.client.stamp_offset_s[BASE] = -0.12
+    b.activate()
+    chunk = b.chunks(3)[-1]
+    oldest = min(obs.age_s for obs in b.policy.observations)
+    assert oldest >= 0.12
+    newest = next(obs for obs in b.policy.observations if obs.stamp_ns == ns(chunk.header.stamp))
+    assert newest.age_s <= (ns(chunk.published_stamp) - ns(chunk.header.stamp)) / 1e9
 
 
 def test_no_ticks_before_the_clock_but_diagnostics(bench):

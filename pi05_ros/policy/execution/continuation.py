@@ -87,11 +87,15 @@ class DelayEstimator:
         self._recent: deque[float] = deque([initial_s], maxlen=window)
 
     def record(self, latency_s: float) -> None:
-        """Remember a measured time from observation to usable chunk; not finite is ignored."""
+        """Remember how long an inference took; not finite is ignored."""
         if math.isfinite(latency_s) and latency_s >= 0:
             self._recent.append(latency_s)
 
-    @property
-    def steps(self) -> int:
-        """``ceil(longest / step)``, forgiving a millionth of a step."""
-        return math.ceil(max(self._recent) / self._step_s - 1e-6)
+    def steps(self, age_s: float = 0.0) -> int:
+        """``ceil((age + longest) / step)``, forgiving a millionth of a step.
+
+        Args:
+            age_s: of the observation when the inference begins, which row 0 belongs to.
+
+        """
+        return math.ceil((age_s + max(self._recent)) / self._step_s - 1e-6)

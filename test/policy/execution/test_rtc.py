@@ -139,13 +139,15 @@ def test_actions_that_never_varied_in_training_are_continued_as_they_were(family
 
 def test_delay_is_the_longest_recent_one_in_steps():
     delay = DelayEstimator(0.05, window=3)
-    assert delay.steps == 0
+    assert delay.steps() == 0
     for latency in (0.12, float("nan"), 0.05, -1.0):
         delay.record(latency)
-    assert delay.steps == 3
+    assert delay.steps() == 3
+    assert [delay.steps(age) for age in (0.01, 0.03, 0.031)] == [3, 3, 4]
     delay.record(0.05)
     delay.record(0.05)
-    assert delay.steps == 1
+    assert delay.steps() == 1
+    assert [delay.steps(age) for age in (0.05, 0.1)] == [2, 3]
 
 
 @pytest.mark.parametrize(("response", "share"), [(0.9, 1.0), (0.2, 1.0), (0.05, 0.25)])
