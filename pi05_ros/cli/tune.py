@@ -26,7 +26,16 @@ def run(args: argparse.Namespace) -> int:
 
     from pi05_ros.backends import BackendError, create_engine
     from pi05_ros.backends.cuda import usable
+    from pi05_ros.backends.cuda.inputs import check_range
+    from pi05_ros.model import Pi05Config
 
+    try:
+        config = Pi05Config.preset(args.preset)
+        for name, least in (("views", 0), ("tokens", 1), ("horizon", 1)):
+            check_range(f"--{name}", getattr(args, name), least)
+    except (BackendError, ValueError) as error:
+        print(f"pi05 tune: {error}", file=sys.stderr)
+        return 2
     ok, why = usable()
     if not ok:
         print(f"pi05 tune: {why}", file=sys.stderr)
@@ -34,9 +43,8 @@ def run(args: argparse.Namespace) -> int:
     from pi05_ros.backends.cuda.tune import save, tune
     from pi05_ros.bench.model import MIXES, STAGES, Workload, inputs
     from pi05_ros.bench.random_model import random_model
-    from pi05_ros.model import Pi05Config
 
-    model = random_model(Pi05Config.preset(args.preset), dtype=torch.bfloat16, device="cuda")
+    model = random_model(config, dtype=torch.bfloat16, device="cuda")
     work = Workload(args.views, args.tokens, args.horizon, 3)
     path = None
     for word in args.precision:

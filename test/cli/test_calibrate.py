@@ -1,4 +1,4 @@
-"""`pi05 calibrate` before it needs a GPU."""
+"""`pi05 calibrate` and `pi05 tune` before they need a GPU."""
 
 from __future__ import annotations
 
@@ -33,3 +33,17 @@ def test_a_missing_bag_reader_is_named_before_weights_are_loaded(able, monkeypat
 def test_it_wants_observations(able, capsys):
     assert main(["calibrate", "random:tiny", "--device", "cpu"]) == 2
     assert "give --observations or --bag" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "nope"], "preset 'nope' is unknown; accepted: pi05, tiny"),
+        (["--views", "-3"], "--views is -3; accepted: 0 or more"),
+        (["--tokens", "0"], "--tokens is 0; accepted: 1 or more"),
+        (["--horizon", "0"], "--horizon is 0; accepted: 1 or more"),
+    ],
+)
+def test_tune_names_what_it_cannot_take(capsys, words, message):
+    assert main(["tune", *words]) == 2
+    assert message in capsys.readouterr().err
