@@ -1,5 +1,5 @@
-"""Denoise kernels for compute capability 9.0: CUDA C++ compiled on first use with NVRTC.
+"""Kernels of denoising and prefill for compute capability 9.0: CUDA C++ compiled with NVRTC.
 
 NVRTC comes with every CUDA build of PyTorch, so the user needs no compiler. Where it is missing,
-or the device is another, the Triton kernels run instead (see `denoise.py` one level up).
+or the device is another, the Triton kernels run instead (see `choice.py`).
 """
