@@ -97,7 +97,7 @@ class Executor:
         self._measured: np.ndarray | None = None
         self._measured_ns = 0
         self._states: deque[tuple[int, np.ndarray]] = deque(maxlen=_STATES_KEPT)
-        self._rewound = False
+        self._rewound = False  # and still braking
         self._away_ns: int | None = None  # since when an arm at rest is elsewhere
         self._let_go = ""  # why nothing is commanded until the next chunk
         self._stopped = ""
@@ -139,9 +139,6 @@ class Executor:
         oldest_ns = taken_ns - int(2e9 * self.settings.max_chunk_age_s)
         while self._states[0][0] < oldest_ns:
             self._states.popleft()
-        if self._rewound:
-            self._start_from_measured_if_elsewhere()  # as in a simulation that started over
-        self._rewound = False
 
     def offer(self, chunk: TimedChunk, now_ns: int, random_weights: bool = False) -> None:
         """Take a chunk over, or raise why not.
@@ -209,8 +206,8 @@ class Executor:
     def rewind(self) -> None:
         """Take note that the clock has jumped back: what was received before counts no more.
 
-        The arm brakes until new joint states and chunks come. It starts from the measured joints
-        again if they are elsewhere then, as in a simulation that started over.
+        The arm brakes and is let go. The next chunk starts from the measured joints if they are
+        elsewhere then, as in a simulation that started over.
         """
         self.strategy.clear()
         self._policy_id, self._chunk_id = None, -1
@@ -224,9 +221,12 @@ class Executor:
         """Command of this control period; call it once per period."""
         age_s = np.inf if self._measured is None else (now_ns - self._measured_ns) / 1e9
         stale = age_s > self.settings.max_state_age_s
-        if stale and self.filter.position is not None:
-            self.strategy.clear()
-        target = None if self._stopped or stale else self.strategy.target(now_ns)
+        if stale:
+            self.strategy.clear()  # what refers to old joint states is not for the next ones
+        if self._rewound and (self.filter.position is None or self.filter.resting):
+            self._rewound, self._let_go = False, "the clock jumped back"
+        held = self._stopped or stale or self._rewound
+        target = None if held else self.strategy.target(now_ns)
         if target is None:
             self._watch(now_ns, age_s)
         else:
@@ -240,7 +240,8 @@ class Executor:
         if stale:
             return Command(self.filter.step(None), HOLDING, "joint states are stale")
         if target is None:
-            return Command(self.filter.step(None), HOLDING, self._why("no fresh chunk"))
+            reason = "the clock jumped back" if self._rewound else "no fresh chunk"
+            return Command(self.filter.step(None), HOLDING, self._why(reason))
         return Command(self.filter.step(target), FOLLOWING, "")
 
     def _watch(self, now_ns: int, age_s: float) -> None:

@@ -263,23 +263,48 @@ def test_a_clock_that_jumped_back_brakes_softly_and_takes_new_chunks():
     executor.rewind()
     blind = executor.tick(0)
     assert (blind.mode, blind.reason) == (HOLDING, "joint states are stale")
+    executor.offer(chunk(STEP, np.full((9, 2), 1.0), 1), STEP)  # not before it is at rest
     braking = run(executor, STEP, 8, state=blind.positions)
-    steps = np.diff([c.positions[0] for c in [*moving, blind, *braking]])
+    resting = next(i for i, c in enumerate(braking) if c.mode != HOLDING)
+    path = [c.positions[0] for c in [*moving, blind, *braking]]
+    steps = np.diff(path)
     assert (np.abs(np.diff(steps)) <= 6 * DT * DT + 1e-9).all()
-    assert steps[-1] == 0
-    executor.offer(chunk(9 * STEP, np.zeros((9, 2)), 1), 9 * STEP)
-    assert run(executor, 9 * STEP, 1)[0].mode == FOLLOWING
+    assert steps[4 + resting - 1] == 0
+    assert {c.mode for c in braking[resting:]} == {FOLLOWING}
+
+
+def test_a_clock_that_jumped_back_lets_an_arm_at_rest_go():
+    executor = at_rest()
+    executor.rewind()
+    run(executor, 0, 1)
+    (gone,) = run(executor, STEP, 1)
+    assert (gone.positions, gone.mode) == (None, WAITING)
+    assert gone.reason == "the clock jumped back"
+    executor.offer(chunk(2 * STEP, np.tile([0.0, 0.5], (9, 1)), 1), 2 * STEP)
+    assert run(executor, 2 * STEP, 1, state=(0.01, 0.5))[0].positions[0] == 0
 
 
 def test_after_a_jump_back_an_arm_that_is_elsewhere_is_where_commands_start():
     executor = make()
     executor.offer(chunk(SECOND, np.full((19, 2), 1.0), 7), SECOND)
-    run(executor, SECOND, 6)
+    moving = run(executor, SECOND, 6)
     executor.rewind()
-    executor.measure(np.array([-0.9, 0.5]), 0)
-    assert executor.tick(0).positions is None
-    executor.offer(chunk(0, np.tile([-0.9, 0.5], (9, 1)), 1), 0)
-    assert executor.tick(0).positions[0] == pytest.approx(-0.9)
+    executor.offer(chunk(0, np.tile([-0.9, 0.5], (19, 1)), 1), 0)
+    after = [c.positions[0] for c in run(executor, 0, 12, state=(-0.9, 0.5))]
+    start = next(i for i, place in enumerate(after) if place < 0)
+    braking = np.diff([c.positions[0] for c in moving] + after[:start])
+    assert (np.abs(np.diff(braking)) <= 6 * DT * DT + 1e-9).all()
+    assert braking[-1] == 0
+    assert after[start:] == pytest.approx([-0.9] * len(after[start:]))
+
+
+def test_a_chunk_that_came_while_joint_states_were_stale_is_not_followed_later():
+    executor = make()
+    run(executor, 0, 4)
+    executor.tick(SECOND)
+    executor.offer(chunk(SECOND, np.full((19, 2), 1.0)), SECOND)
+    executor.tick(SECOND)
+    assert run(executor, SECOND + STEP, 1)[0].mode == WAITING
 
 
 def test_a_replaced_policy_is_refused_until_the_newer_one_has_fallen_silent():
