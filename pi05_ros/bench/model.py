@@ -24,6 +24,7 @@ from pi05_ros.backends import BackendError, create_engine
 from pi05_ros.bench.ceilings import floor_ms
 from pi05_ros.bench.random_model import random_model
 from pi05_ros.model import CheckpointError, Pi05, Pi05Config, load_checkpoint
+from pi05_ros.model.config import PRESETS
 
 STAGES = ("vision", "prefill", "denoise")
 MIXES = {
@@ -228,10 +229,10 @@ def parser() -> argparse.ArgumentParser:
     """Command line of the benchmark."""
     p = argparse.ArgumentParser(prog="pi05 bench model", description=__doc__)
     p.add_argument("--checkpoint", help="weights; random ones without it")
-    p.add_argument("--preset", default="pi05", help="sizes of random weights")
+    p.add_argument("--preset", default="pi05", choices=tuple(PRESETS), help="of random weights")
     p.add_argument("--precision", default="auto", choices=("auto", *MIXES))
     p.add_argument("--vision", choices=("bf16", "fp8"), help="vision apart from the mix")
-    p.add_argument("--views", type=int, default=2)
+    p.add_argument("--views", type=int, choices=range(4), default=2)
     p.add_argument("--tokens", type=at_least_one, default=20, help="prompt tokens")
     p.add_argument("--horizon", type=at_least_one, default=50)
     p.add_argument("--steps", type=at_least_one, nargs="+", default=[1, 3, 10])

@@ -69,7 +69,10 @@ class ObservationReader:
 
     def _check_state(self, state: np.ndarray) -> np.ndarray:
         names = self._robot.state_names
-        values = np.asarray(state)
+        try:
+            values = np.asarray(state)
+        except ValueError:  # lists of different lengths
+            values = np.asarray(state, dtype=object)
         if values.shape != (len(names),) or values.dtype.kind not in "fiu":
             raise PolicyError(
                 f"state is {values.dtype} {list(values.shape)}; accepted: {len(names)} numbers "

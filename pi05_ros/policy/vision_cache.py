@@ -7,6 +7,7 @@ state in it are always fresh.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.policy.kv_reuse import thumbnail
+
+_PICTURES = itertools.count(1)  # engines compare numbers: two caches on one engine must not meet
 
 
 class VisionCache:
@@ -64,8 +67,8 @@ class VisionCache:
             self.reused += 1
             return kept[1]
         self.computed += 1
-        self._kept[camera] = (blocks, self.computed)
-        return self.computed
+        self._kept[camera] = (blocks, next(_PICTURES))
+        return self._kept[camera][1]
 
 
 def _levels(image: torch.Tensor) -> np.ndarray:

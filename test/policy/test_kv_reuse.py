@@ -165,6 +165,17 @@ def test_the_vision_cache_measures_float_pictures_in_levels(policy):
     assert cache.computed == 4
 
 
+def test_two_vision_caches_of_one_engine_do_not_meet(policy):
+    tokens = torch.arange(3, 9)
+    first, second = (VisionCache(policy.engine.engine, 2.0) for _ in range(2))
+    first.context(torch.zeros(1, 3, 56, 56), tokens)
+    pixels = torch.rand(1, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    noise = torch.zeros(policy.info.horizon, 32)
+    engine = policy.engine.engine
+    kept = engine.denoise(second.context(pixels, tokens), noise, 2)
+    assert torch.equal(kept, engine.denoise(engine.context(pixels, tokens), noise, 2))
+
+
 def test_vision_cache_runs_the_tower_only_for_cameras_that_changed(policy):
     plain = ChunkMaker(policy)
     obs = observation(0)

@@ -235,6 +235,7 @@ def test_picture_layouts_are_the_same_to_the_model(policy):
         (observe(6), r"state is float64 \[6\]; accepted: 7 numbers \(joint1, joint2"),
         (observe(state=np.zeros((1, 7))), r"\[1, 7\]"),
         (observe(state=np.array(["a"] * 7)), "accepted: 7 numbers"),
+        (observe(state=[[0.0], [0.0, 1.0]]), "accepted: 7 numbers"),
         (observe(state=np.array([0, np.nan, 0, 0, np.inf, 0, 0])), "infinite.*: joint2, joint5"),
         (observe(roles=("wrist",)), "camera 'base' is missing"),
         (observe(roles=("base", "writs")), "camera 'writs'.*did you mean 'wrist'"),
