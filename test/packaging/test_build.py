@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
@@ -62,8 +63,9 @@ def test_colcon(tmp_path, option):
     assert str(prefix) in where
 
 
-def test_pip_door_with_and_without_ros(tmp_path):
-    """The wheel made without ROS is the library and command; with ROS it has messages as well."""
+@pytest.fixture
+def source(tmp_path):
+    """A copy of the sources, because building in place leaves folders behind."""
     source = tmp_path / "src"
     files = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()
     for name in files:
@@ -71,6 +73,23 @@ def test_pip_door_with_and_without_ros(tmp_path):
         target.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_file():
             target.write_bytes((ROOT / name).read_bytes())
+    return source
+
+
+def test_source_distribution_has_what_the_build_reads(tmp_path, source):
+    build = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    run(sys.executable, "-c", build, cwd=source, **without_this_build())
+    (path,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    files = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()
+    rooms = ("pi05_ros/", "config/", "launch/", "msg/", "setup.", "pyproject", "package.xml")
+    needed = {name for name in files if name.startswith((*rooms, "CMakeLists", "LICENSE"))}
+    assert needed <= inside, needed - inside
+
+
+def test_pip_door_with_and_without_ros(tmp_path, source):
+    """The wheel made without ROS is the library and command; with ROS it has messages as well."""
 
     def wheel(folder: str, **env: str) -> list[str]:
         options = ("--no-build-isolation", "--no-deps", "--no-cache-dir", "-w", tmp_path / folder)
