@@ -1,4 +1,7 @@
-"""The simulated arm doing a task: driver, policy and executor nodes.
+"""The simulated arm doing a task: driver, policy and executor nodes, and a referee.
+
+The referee prints success, chunk rate and latencies, leaves a video and a plot in `out`, and ends
+the launch; with episodes:=0 there is none, and the arm goes on until Ctrl-C.
 
     ros2 launch pi05_ros sim_demo.launch.py task:=push_blue
     ros2 launch pi05_ros sim_demo.launch.py chunk_mode:=trained kv_reuse:=dynamic
@@ -7,7 +10,12 @@ Remote viewers: the cameras are on base_camera/image_raw and wrist_camera/image_
 """
 
 from launch.action import Action
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+    Shutdown,
+)
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
@@ -28,10 +36,10 @@ POLICY_ARGUMENTS = (
 
 
 def check(context: LaunchContext) -> list[Action]:
-    """Refuse what the nodes would refuse later, and what does not go together."""
+    """Refuse what the nodes would refuse later, and what does not go together; add the referee."""
     values = {
         name: LaunchConfiguration(name).perform(context)
-        for name in ("kv_reuse", "chunk_mode", "strategy")
+        for name in ("kv_reuse", "chunk_mode", "strategy", "episodes", "seed", "out")
     }
     make_rule(values["kv_reuse"])
     if values["chunk_mode"] != "plain" and values["strategy"] != "rtc":
@@ -39,7 +47,27 @@ def check(context: LaunchContext) -> list[Action]:
             f"chunk_mode:={values['chunk_mode']} makes chunks that continue each other and have "
             f"to be taken at once: strategy:=rtc, not {values['strategy']}"
         )
-    return []
+    for name in ("episodes", "seed"):
+        if not values[name].isdecimal():
+            raise ValueError(f"{name}:={values[name]} is not a whole number from 0")
+    if int(values["episodes"]) == 0:
+        return []
+    return [
+        Node(
+            package="pi05_ros",
+            executable="sim_referee_node",
+            name="sim_referee",
+            output="screen",
+            parameters=[
+                {
+                    "episodes": int(values["episodes"]),
+                    "seed": int(values["seed"]),
+                    "out": ParameterValue(values["out"], value_type=str),
+                }
+            ],
+            on_exit=Shutdown(reason="the referee has ended"),
+        )
+    ]
 
 
 def argument(
@@ -52,13 +80,15 @@ def argument(
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Three nodes in one namespace."""
+    """Three nodes in one namespace, and the referee."""
     share = FindPackageShare("pi05_ros")
     value = LaunchConfiguration
     return LaunchDescription(
         [
             argument("task", "pick_red", "what the arm is to do", tuple(TASKS)),
             argument("seed", "0", "number of the scene"),
+            argument("episodes", "2", "scenes until it ends with a summary; 0: until Ctrl-C"),
+            argument("out", "out/sim_demo", "directory of summary, video and plot"),
             argument("renderer", "", "what draws the pictures", ("", *BACKENDS)),
             argument("checkpoint", str(CHECKPOINT), "weights of the policy"),
             argument("backend", "", "auto, eager, cuda, onnx or tensorrt; empty: auto"),

@@ -264,8 +264,7 @@ def _run_ros(args: argparse.Namespace) -> int:
 def _session(
     job: RosJob, *, out: Path, checkpoint: str, args: argparse.Namespace
 ) -> dict[str, Any]:
-    from pi05_ros.sim import report
-    from pi05_ros.sim.ros_session import run_session
+    from pi05_ros.sim.ros_session import run_session, write_session
 
     print(f"{job.name}:", flush=True)
     session = run_session(
@@ -276,11 +275,8 @@ def _session(
         progress=lambda seed, done: print(f"seed {seed}: {'done' if done else 'failed'}"),
     )
     print(f"{job.task}: {session.text}")
-    path = out / f"{job.name}.json"
-    path.write_text(json.dumps(session.row(), indent=1) + "\n", "utf-8")
-    report.latency_plot(session.to_command_ms, session.stages_ms, Path(f"{out / job.name}.png"))
-    report.write_gif(session.film, Path(f"{out / job.name}.gif"))
-    print(f"wrote {path}, {job.name}.png, {job.name}.gif", flush=True)
+    written = write_session(session, out / job.name)
+    print("wrote " + ", ".join(map(str, written)), flush=True)
     return session.row()
 
 

@@ -30,6 +30,7 @@ from pi05_ros.replay.processes import ChildError, Children
 from pi05_ros.ros import qos
 from pi05_ros.ros.bring_up import bring_up
 from pi05_ros.ros.conversion import image_to_rgb, stamp_ns
+from pi05_ros.sim import report
 from pi05_ros.sim.evaluation import LIMITS_FILE
 from pi05_ros.sim.ros_grid import RosJob
 
@@ -105,6 +106,8 @@ class Referee(Node):
         self.session = session
         self.task_done = False
         self.watching = False
+        self.heard = False
+        """Whether the policy has answered at all."""
         self._waiting: ActionChunk | None = None
         self.create_subscription(Image, "base_camera/image_raw", self._on_image, qos.INPUT)
         self.create_subscription(Bool, "sim_arm/task_done", self._on_done, qos.LATCHED)
@@ -128,6 +131,7 @@ class Referee(Node):
         self._waiting = None
 
     def _on_chunk(self, message: ActionChunk) -> None:
+        self.heard = True
         if not self.watching:
             return
         self.session.chunks += 1
@@ -197,16 +201,57 @@ def run_session(
             _start(children, checkpoint, job, renderer)
             bring_up(node, "/pi05_policy", _CONFIGURE_S, lambda: None)
             executor.add_node(node)
-            for index, seed in enumerate(job.seeds):
-                if index:
-                    _restart(node, executor)
-                session.done[seed] = _episode(node, executor, children, session)
-                progress(seed, session.done[seed])
+            watch_episodes(node, executor, job.seeds, children.check, progress)
     finally:
         executor.shutdown()
         node.destroy_node()
         rclpy.shutdown()
     return session
+
+
+def watch_episodes(
+    node: Referee,
+    executor: SingleThreadedExecutor,
+    seeds: Sequence[int],
+    check: Callable[[], None],
+    progress: Callable[[int, bool], None],
+) -> None:
+    """Watch one episode per seed into ``node.session``; the nodes run, the first scene is there.
+
+    Args:
+        node: is spun by ``executor``.
+        executor: of this thread.
+        seeds: consecutive, as the driver's reset service takes them.
+        check: called often; what it raises ends this.
+        progress: called after each episode.
+
+    Raises:
+        ChildError: a service of the nodes does not answer.
+
+    """
+    for index, seed in enumerate(seeds):
+        if index:
+            _restart(node, executor)
+        done = _episode(node, executor, check)
+        node.session.done[seed] = done
+        progress(seed, done)
+
+
+def write_session(session: Session, stem: Path) -> list[Path]:
+    """Numbers, latency plot and video as ``stem``.json, .png and .gif; the files written.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing; the numbers are written by then.
+
+    """
+    numbers, plot, film = (Path(f"{stem}.{ending}") for ending in ("json", "png", "gif"))
+    numbers.write_text(json.dumps(session.row(), indent=1) + "\n", "utf-8")
+    written = [numbers]
+    if session.film:
+        report.write_gif(session.film, film)
+        written.append(film)
+    report.latency_plot(session.to_command_ms, session.stages_ms, plot)
+    return [*written, plot]
 
 
 def _start(children: Children, checkpoint: str, job: RosJob, renderer: str | None) -> None:
@@ -242,14 +287,13 @@ def _restart(node: Node, executor: SingleThreadedExecutor) -> None:
         node.destroy_client(client)
 
 
-def _episode(
-    node: Referee, executor: SingleThreadedExecutor, children: Children, session: Session
-) -> bool:
+def _episode(node: Referee, executor: SingleThreadedExecutor, check: Callable[[], None]) -> bool:
+    session = node.session
     _spin(executor, DRAIN_S, lambda: False)
     node.task_done = False
     node.watch(True)
     began = time.monotonic()
-    done = _spin(executor, EPISODE_S, lambda: node.task_done, children.check)
+    done = _spin(executor, EPISODE_S, lambda: node.task_done, check)
     node.watch(False)
     took = time.monotonic() - began
     session.watched_s += took

@@ -15,14 +15,22 @@ import pytest
 
 from pi05_ros.ros.executor_parameters import SPECS
 from pi05_ros.ros.parameters import SPECS as POLICY_SPECS
+from pi05_ros.ros.read_only_parameters import specs_of
 from pi05_ros.sim.driver_parameters import SPECS as DRIVER_SPECS
+from pi05_ros.sim.referee_node import RefereeParameters
 from pi05_ros.sim.shipped import CHECKPOINT
 
+REFEREE_SPECS = specs_of(RefereeParameters)
 ROOT = Path(__file__).parents[2]
 MEMBERS = {
     "launch": ["LaunchContext", "LaunchDescription"],
     "launch.action": ["Action"],
-    "launch.actions": ["DeclareLaunchArgument", "IncludeLaunchDescription", "OpaqueFunction"],
+    "launch.actions": [
+        "DeclareLaunchArgument",
+        "IncludeLaunchDescription",
+        "OpaqueFunction",
+        "Shutdown",
+    ],
     "launch.launch_description_sources": ["PythonLaunchDescriptionSource"],
     "launch.substitutions": ["LaunchConfiguration", "PathJoinSubstitution"],
     "launch_ros": [],
@@ -88,7 +96,7 @@ def test_every_argument_is_described_and_used(entities):
     passed = dict(include.kwargs["launch_arguments"])
     assert passed.pop("robot") == "sim_arm"
     assert {name: item.args[0] for name, item in passed.items()} == {name: name for name in passed}
-    here = {"task", "seed", "renderer", "strategy"}
+    here = {"task", "seed", "renderer", "strategy", "episodes", "out"}
     assert set(arguments) == here | set(passed)
     policy = (ROOT / "launch" / "policy.launch.py").read_text()
     assert all(f'"{name}"' in policy for name in passed)
@@ -122,13 +130,28 @@ def checked(entities, **changes):
     ],
 )
 def test_what_goes_together_is_launched(entities, changes):
-    assert checked(entities, **changes) == []
+    (referee,) = checked(entities, **changes)
+    assert referee.kwargs["executable"] == "sim_referee_node"
+
+
+def test_the_referee_ends_the_launch_and_may_be_left_out(entities):
+    (referee,) = checked(entities, episodes="3", seed="7", out="there")
+    (parameters,) = referee.kwargs["parameters"]
+    assert (parameters["episodes"], parameters["seed"]) == (3, 7)
+    assert parameters["out"].args == ("there",)
+    assert set(parameters) == set(REFEREE_SPECS)
+    assert type(referee.kwargs["on_exit"]).__name__ == "Shutdown"
+    cmake = (ROOT / "CMakeLists.txt").read_text()
+    assert "add_python_executable(sim_referee_node pi05_ros.sim.referee_node " in cmake
+    assert checked(entities, episodes="0") == []
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"kv_reuse": "0"}, "accepted"),
+        ({"episodes": "-1"}, "episodes:=-1 is not a whole number"),
+        ({"seed": "a"}, "seed:=a is not a whole number"),
         ({"kv_reuse": "often"}, "dynamic"),
         ({"chunk_mode": "trained", "strategy": "ensemble"}, "strategy:=rtc, not ensemble"),
         ({"chunk_mode": "vjp", "strategy": "replace"}, "strategy:=rtc, not replace"),

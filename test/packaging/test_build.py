@@ -61,6 +61,12 @@ def test_colcon(tmp_path, option):
     setup = tmp_path / "install" / "local_setup.bash"
     where = run("bash", "-c", f"source {setup} && python -c '{CHECK}'", cwd=tmp_path, **clean)
     assert str(prefix) in where
+    # Worker processes import what started them (`pi05 eval --workers 2`).
+    imported = (
+        "import runpy, sys; [runpy.run_path(p, run_name='__mp_main__') for p in sys.argv[1:]]"
+    )
+    executables = " ".join(map(str, (prefix / "lib" / "pi05_ros").iterdir()))
+    run("bash", "-c", f'. {setup} && python -c "{imported}" {executables}', cwd=tmp_path, **clean)
 
 
 @pytest.fixture

@@ -107,3 +107,47 @@ def test_chunks_count_while_an_episode_is_watched():
     finally:
         referee.destroy_node()
         rclpy.shutdown()
+
+
+def test_the_referee_of_the_launch_file_reports_what_the_nodes_did(tmp_path):
+    """The nodes run as sim_demo.launch.py starts them; the referee is all that is told apart."""
+    script = f"""
+import subprocess, sys
+from pathlib import Path
+import rclpy
+from pi05_ros.replay.live import ros_environment
+from pi05_ros.replay.processes import Children
+from pi05_ros.ros.bring_up import bring_up
+from pi05_ros.sim.episodes import Setting
+from pi05_ros.sim.ros_grid import RosJob
+from pi05_ros.sim.ros_session import _start
+from pi05_ros.sim.shipped import CHECKPOINT
+
+environment, domain = ros_environment()
+rclpy.init(args=[], domain_id=domain)
+with Children(environment, Path({str(tmp_path)!r}) / "logs") as children:
+    _start(children, str(CHECKPOINT), RosJob(Setting(), 4.0, "push_blue", (600,)), None)
+    words = ["-p", "seed:=600", "-p", "episodes:=2", "-p", "out:={tmp_path}/out"]
+    referee = subprocess.Popen(
+        [sys.executable, "-m", "pi05_ros.sim.referee_node", "--ros-args", *words], env=environment
+    )
+    bring_up(rclpy.create_node("starter"), "/pi05_policy", 120.0, lambda: None)
+    code = referee.wait(timeout=120)
+rclpy.shutdown()
+sys.exit(code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240, check=False
+    )
+    said = done.stdout + done.stderr
+    assert "seed 600: " in said, said
+    assert "seed 601: " in said, said
+    assert done.returncode == (0 if "success 2 of 2" in done.stdout else 1), said
+    assert "success 0" not in done.stdout, said
+    for words in ("chunks ", "camera stamp -> command: p50 ", "wrote "):
+        assert words in done.stdout
+    out = tmp_path / "out"
+    assert json.loads((out / "sim_demo.json").read_text())["done"].keys() == {"600", "601"}
+    assert (out / "sim_demo.png").stat().st_size > 1000
+    with Image.open(out / "sim_demo.gif") as gif:
+        assert gif.n_frames > 10
