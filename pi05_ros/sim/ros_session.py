@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import rclpy
+from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -101,8 +102,8 @@ class Session:
 class Referee(Node):
     """Watches the topics of a session."""
 
-    def __init__(self, session: Session) -> None:
-        super().__init__("referee")
+    def __init__(self, session: Session, context: Context | None = None) -> None:
+        super().__init__("referee", context=context)
         self.session = session
         self.task_done = False
         self.watching = False

@@ -88,9 +88,10 @@ def test_chunks_count_while_an_episode_is_watched():
     from pi05_ros.ros.domain import free_domain_id
     from pi05_ros.sim.ros_session import Referee, Session
 
-    rclpy.init(domain_id=free_domain_id())
+    context = rclpy.Context()  # other tests of this process have the default one
+    rclpy.init(context=context, domain_id=free_domain_id())
     session = Session()
-    referee = Referee(session)
+    referee = Referee(session, context)
     try:
         referee._on_chunk(ActionChunk())
         referee._on_command(JointTrajectory())
@@ -106,7 +107,7 @@ def test_chunks_count_while_an_episode_is_watched():
         assert (session.chunks, len(session.to_command_ms)) == (2, 1)
     finally:
         referee.destroy_node()
-        rclpy.shutdown()
+        rclpy.shutdown(context=context)
 
 
 def test_the_referee_of_the_launch_file_reports_what_the_nodes_did(tmp_path):
