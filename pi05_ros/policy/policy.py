@@ -364,7 +364,8 @@ class Policy:
         prompt = obs.prompt or self._prompt or self.robot.default_prompt
         if prompt is None:
             raise PolicyError(
-                f"no prompt: the observation has none and robot {self.robot.name!r} has no default"
+                f"no prompt: the observation has none and robot {self.robot.name!r} has no "
+                "default; set `prompt` (of the node: parameter or topic)"
             )
         return _text(prompt)
 

@@ -23,6 +23,7 @@ from typing import Any
 from rclpy.node import Node
 
 from pi05_ros.policy.chunk import MAX_SEED
+from pi05_ros.policy.errors import PolicyError
 from pi05_ros.ros import inference, pacing, spin
 from pi05_ros.ros.chunk_message import chunk_message
 from pi05_ros.ros.counters import Statistics
@@ -243,7 +244,9 @@ class InferenceLoop:
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             self._statistics.fail(text)
-            self._log.report("inference", text, f"failed: {text}\n{traceback.format_exc()}")
+            # A PolicyError says what is wrong with what the policy was given; others are bugs.
+            where = "" if isinstance(error, PolicyError) else f"\n{traceback.format_exc()}"
+            self._log.report("inference", text, f"failed: {text}{where}")
 
     def _deliver(self, job: Job, answer: inference.Answer) -> None:
         with self._gate:

@@ -58,6 +58,7 @@ class Source:
     dropped: Counter[str] = field(default_factory=Counter)  # messages, by reason
     refused: Counter[str] = field(default_factory=Counter)  # ticks it held up, by reason
     last_error: str = ""
+    rejected: bool = False  # the newest message; `last_error` says why
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,9 @@ class Inputs:
 
     def reject(self, name: str, code: str, text: str, mono_ns: int) -> None:
         """Count a message that could not be converted."""
-        self._drop(self._arrived(name, mono_ns), code, text)
+        source = self._arrived(name, mono_ns)
+        self._drop(source, code, text)
+        source.rejected = True
 
     def count_bad_sample(self, name: str, code: str, text: str) -> None:
         """Count a sample that was kept and turned out to be unusable when converted."""
@@ -207,6 +210,7 @@ class Inputs:
         source = self.sources[name]
         source.received += 1
         source.last_received_ns = mono_ns
+        source.rejected = False
         return source
 
     @staticmethod
@@ -233,9 +237,10 @@ class Inputs:
             )
         limit_ns = self.limits.max_age[source.name]
         if age_ns > limit_ns:
-            return Problem(
-                source.name, "stale", f"newest sample is {_ms(age_ns)} old (limit {_ms(limit_ns)})"
-            )
+            text = f"newest sample is {_ms(age_ns)} old (limit {_ms(limit_ns)})"
+            if source.rejected:
+                text += f"; newer messages cannot be used: {source.last_error}"
+            return Problem(source.name, "stale", text)
         return None
 
 

@@ -148,3 +148,15 @@ def test_rejected_message_shows_its_reason():
     inputs.reject("joints", "joint_missing", "joint state lacks b", 1000 * MS)
     assert take(inputs, 1000)[0].text == "joint state lacks b"
     assert inputs.sources["joints"].dropped["joint_missing"] == 1
+
+
+def test_stale_source_whose_messages_are_rejected_says_so():
+    inputs = make()
+    offer(inputs, "cam", 1000)
+    offer(inputs, "joints", 1000)
+    inputs.reject("joints", "joint_missing", "joint state lacks b", 1290 * MS)
+    problem = take(inputs, 1300)[0]
+    assert problem.code == "stale"
+    assert problem.text.endswith("newer messages cannot be used: joint state lacks b")
+    offer(inputs, "joints", 1010, now=1295)  # fits again, late
+    assert "lacks" not in take(inputs, 1300)[0].text

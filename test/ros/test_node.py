@@ -10,6 +10,7 @@ from node_client import ACTIVATE, BASE, DEACTIVATE, JOINTS, WRIST, counted, ns
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image, JointState
 
+from pi05_ros.policy.errors import PolicyError
 from pi05_ros.ros.policy_loading import load_policy
 
 # -- outputs ----------------------------------------------------------------------------
@@ -71,6 +72,20 @@ def test_exception_in_the_policy_is_an_error_and_the_node_goes_on(bench):
         lambda: b.client.latest("inference").level == DiagnosticStatus.OK, feed=b.feed
     )
     assert int(b.client.value("inference", "errors")) == 25
+
+
+def test_what_the_policy_cannot_answer_is_one_line_without_a_traceback(bench, capfd):
+    def behave(n, actions):
+        raise PolicyError("no prompt: set `prompt`")
+
+    b = bench(behave=behave)
+    b.activate()
+    assert b.client.until(
+        lambda: (s := b.client.latest("inference")) and "no prompt" in s.message, feed=b.feed
+    )
+    logged = capfd.readouterr().err
+    assert "inference: failed: PolicyError: no prompt" in logged
+    assert "Traceback" not in logged
 
 
 def test_late_chunk_is_dropped_and_counted(bench):
