@@ -88,7 +88,9 @@ def report(tokenizer: Tokenizer, states: np.ndarray) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit 0 if the 99th percentile is below the target for every tokenizer, 2 on bad options."""
-    parser = argparse.ArgumentParser(description="time to renew the prompt tokens at a tick")
+    parser = argparse.ArgumentParser(
+        prog="pi05 bench prompt", description="time to renew the prompt tokens at a tick"
+    )
     parser.add_argument("--tokenizer", help="SentencePiece .model or tokenizer.json")
     parser.add_argument("--states", type=int, default=14, help="state values in the prompt")
     parser.add_argument("--ticks", type=int, default=5000)

@@ -296,8 +296,21 @@ def _read_bag(
             PolicyParameters(), rate_hz=rate, prompt=getattr(args, "prompt", None) or ""
         )
         replay = OfflineReplay(bag, chosen.sources, subject.policy, parameters, chosen.roles)
+        before = len(recorder.samples)
         for chunk in replay:
             recorder.name = f"{path} after {chunk.record.received_ns} ns"
+        if len(recorder.samples) == before:
+            counts = replay.counts
+            reasons = [
+                *(f"{number} x {what}" for what, number in counts.skipped.items()),
+                *(f"dropped {what}: {counts.errors.get(what, '')}" for what in counts.dropped),
+            ]
+            raise CalibrationError(
+                f"{path} gave no observation of robot {subject.policy.robot.name!r}: "
+                f"{'; '.join(reasons) or 'it ends before the first tick'}"
+            )
+        for name in chosen.absent:
+            print(f"{path} has no {name}; its observations are without", file=sys.stderr)
 
 
 def guarded(action: Callable[[], int]) -> int:

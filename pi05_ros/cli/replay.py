@@ -193,6 +193,8 @@ def _run(args: argparse.Namespace) -> int:
         print(f"weights are random ({parameters.checkpoint}): the actions mean nothing")
     for name, source in chosen.sources.items():
         print(f"{name:15} {source.topic} ({source.msgtype})")
+    for name in chosen.absent:
+        print(f"{name:15} not in the bag, so the model sees none; --map names another topic")
     if args.offline:
         outcome = run_offline(args.bag, chosen, parameters, args.out, args.time, args.loop)
     else:

@@ -31,11 +31,13 @@ class Chosen:
     Attributes:
         sources: bag topic per input.
         roles: cameras that are used, in the robot profile's order.
+        absent: inputs of cameras that the bag lacks and the robot profile does not require.
 
     """
 
     sources: dict[str, Source]
     roles: tuple[str, ...]
+    absent: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,11 @@ def choose(
             f"--map names {', '.join(unused)}, but robot {robot.name} only has the inputs "
             f"{', '.join([*required, *optional])}"
         )
-    return Chosen(sources, tuple(role for role in wanted if camera_source(role) in sources))
+    return Chosen(
+        sources,
+        tuple(role for role in wanted if camera_source(role) in sources),
+        tuple(name for name in map(camera_source, wanted) if name not in sources),
+    )
 
 
 def _require_place(path: Path, out: Path) -> None:

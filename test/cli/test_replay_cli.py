@@ -101,6 +101,15 @@ def test_other_names(tmp_path: Path) -> None:
     assert main(["replay", str(path), *QUICK, *mapped, "--out", str(tmp_path / "out")]) == 0
 
 
+def test_a_camera_that_is_not_in_the_bag_is_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_bag(tmp_path / "bag", 0.3, cameras=("base_camera",))
+    assert main(["replay", str(path), *QUICK, "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "not in the bag" in line] == ["wrist_camera"]
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

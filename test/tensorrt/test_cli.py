@@ -80,6 +80,15 @@ def test_observations_come_from_a_bag(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "/not/there" in capsys.readouterr().err
     assert main([*words, "--map", "junk"]) == 2
     assert "'junk' is not NAME=TOPIC" in capsys.readouterr().err
+    # A bag that nothing can be used of is not the same as none, and no reason for random pictures.
+    assert main([*words, "--robot", "droid", "--allow-synthetic"]) == 2
+    said = capsys.readouterr().err
+    assert "gave no observation of robot 'droid'" in said
+    assert "joint state lacks panda_joint1" in said
+    one = bags.write_bag(tmp_path / "one", 2.0, cameras=("base_camera",))
+    words[words.index(str(path))] = str(one)
+    assert main([*words, "--out", str(tmp_path / "ranges")]) == 0
+    assert f"{one} has no wrist_camera" in capsys.readouterr().err
 
 
 def test_refusals_are_one_line_and_exit_code_2(
