@@ -37,7 +37,7 @@ class _AskedToEndError(Exception):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Watch the episodes; 0 if all were done, 1 if not, 130 after a signal."""
+    """Watch the episodes; 0 if all were done or a signal came, else 1."""
     stop = spin.start(args)
     if stop is None:
         return 2
@@ -72,7 +72,7 @@ def main(args: list[str] | None = None) -> int:
         say("wrote " + ", ".join(map(str, write_session(node.session, out / "sim_demo"))))
         return 0 if all(node.session.done.values()) else 1
     except _AskedToEndError:
-        return 130
+        return 0
     except ModuleNotFoundError as error:
         print(f"sim_referee: no plot: {error}", file=sys.stderr)
         return 1
