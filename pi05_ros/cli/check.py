@@ -273,7 +273,12 @@ def simulated_engine(args: argparse.Namespace, subject: Subject) -> tuple[Any, d
     )
     engine.backend = f"simulated {calibration.preset}"
     digest = calibration.digest
-    return engine, {"quantised_stages": stages, "layout": args.layout, "calibration": digest}
+    return engine, {
+        "preset": calibration.preset,
+        "quantised_stages": stages,
+        "layout": args.layout,
+        "calibration": digest,
+    }
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -304,6 +309,7 @@ def _run(args: argparse.Namespace) -> int:
         make = scaled_mm_engine if whole else torch_tensorrt_engine
         engine = make(subject.model, subject.shapes, calibration)
         document = {
+            "preset": calibration.preset,
             "quantised_stages": ["prefill", "denoise_step"],
             "layout": "stages" if whole else "mlp_only",
             "calibration": calibration.digest,
@@ -313,6 +319,8 @@ def _run(args: argparse.Namespace) -> int:
     facts = {
         **({"dry run": DRY_RUN} if dry_run else {}),
         "weights": subject.weights,
+        "preset": document["preset"] or "not quantised",
+        "layout": document["layout"],
         "golden": golden.digest,
         **machine_facts(subject.model.device),
     }

@@ -78,11 +78,13 @@ def _run(args: argparse.Namespace) -> int:
         calibration.save(part)
         save_samples(part / "golden.safetensors", samples)
     layers = calibration.info["layers"]
-    worst = sorted(layers.items(), key=lambda item: -item[1].get("clipped", 0.0))
-    print(f"{len(calibration.amax)} quantisers; inputs with most values beyond their range:")
+    inputs = [item for item in layers.items() if "amax" in item[1]]  # none where weights alone are
+    worst = sorted(inputs, key=lambda item: -item[1].get("clipped", 0.0))
+    beyond = "; inputs with most values beyond their range:" if worst else ""
+    print(f"{len(calibration.amax)} quantisers{beyond}")
     for name, row in worst[:LAYERS_SHOWN]:
         print(
-            f"  {name}: amax {row.get('amax', float('nan')):.4g}, "
+            f"  {name}: amax {row['amax']:.4g}, "
             f"clipped {100 * row.get('clipped', 0.0):.4f} %, "
             f"flushed to zero {100 * row.get('flushed', 0.0):.4f} %"
         )

@@ -43,7 +43,9 @@ def test_quantize_keeps_ranges_samples_and_report(
     words = ["quantize", CHECKPOINT, "--steps", "1", "--samples", "8", "--preset", "w8a16"]
     golden = str(folder / "golden.safetensors")
     assert main([*words, "--observations", golden, "--out", str(folder / "again")]) == 0
-    assert "8 observations" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "8 observations" in said
+    assert "nan" not in said  # inputs are not quantised: nothing is beyond a range
 
 
 def test_samples_are_what_the_policy_gives_the_model(cache: Path, observations: Path) -> None:
@@ -259,7 +261,9 @@ def test_export_then_check_on_onnxruntime(
     ratios = [row["ratio"] for row in content["layers"] + content["steps"]]
     assert all(0.8 < ratio < 1.25 for ratio in ratios)
     assert "report:" in capsys.readouterr().out
-    assert "layers and steps" in (tmp_path / "check.md").read_text()
+    text = (tmp_path / "check.md").read_text()
+    assert "layers and steps" in text
+    assert "- preset: fp8\n" in text
     assert main(["export", *words, "--precision", "fp32", "--prefill", "fp8"]) == 2
 
 
@@ -279,6 +283,7 @@ def test_fp4_is_an_experiment_that_only_a_check_can_judge(
     content = json.loads((tmp_path / "check.json").read_text())
     assert code == (0 if content["verdict"] == "pass" else 1)
     assert content["backend"] == "simulated nvfp4"
+    assert content["facts"]["preset"] == "nvfp4"
     assert all(0.8 < row["cosine"] < 0.9999 for row in content["layers"] if row["layer"] > 0)
     capsys.readouterr()
     assert main(["export", *words, "--calibration", str(folder)]) == 2
