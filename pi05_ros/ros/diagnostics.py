@@ -47,6 +47,7 @@ class Diagnostics:
 
     def __init__(self) -> None:
         self._received: dict[str, int] = {}
+        self._unreadable: dict[str, int] = {}
         self._published = 0
         self._skipped = 0
         self._last_ns: int | None = None
@@ -74,11 +75,16 @@ class Diagnostics:
     ) -> DiagnosticStatus:
         values: dict[str, object] = {}
         problems: list[Problem] = []
+        texts: list[str] = []
         if inputs is not None:
             problems = inputs.check(now_ns, mono_ns)
             for name, source in inputs.sources.items():
                 new = source.received - self._received.get(name, 0)
                 self._received[name] = source.received
+                unreadable = source.unreadable - self._unreadable.get(name, 0)
+                self._unreadable[name] = source.unreadable
+                if unreadable > 0:
+                    texts.append(f"{name}: {unreadable} samples unusable: {source.last_error}")
                 values[f"{name}.rate_hz"] = f"{max(new, 0) / elapsed_s:.1f}"
                 values[f"{name}.age_ms"] = (
                     f"{(now_ns - source.newest.stamp_ns) / 1e6:.0f}" if source.newest else "none"
@@ -94,12 +100,12 @@ class Diagnostics:
             values["clock_jumps"] = inputs.clock_jumps
         if not context.active:
             return _status("inputs", context, DiagnosticStatus.STALE, context.state, values)
-        if not problems:
+        texts = [*(f"{problem.source}: {problem.text}" for problem in problems), *texts]
+        if not texts:
             return _status("inputs", context, DiagnosticStatus.OK, "all inputs fresh", values)
         dead = any(problem.code in ("dead", "missing") for problem in problems)
-        text = "; ".join(f"{problem.source}: {problem.text}" for problem in problems)
         level = DiagnosticStatus.ERROR if dead else DiagnosticStatus.WARN
-        return _status("inputs", context, level, text, values)
+        return _status("inputs", context, level, "; ".join(texts), values)
 
     def _inference(
         self, context: Context, statistics: Statistics, elapsed_s: float

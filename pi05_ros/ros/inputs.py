@@ -59,6 +59,7 @@ class Source:
     refused: Counter[str] = field(default_factory=Counter)  # ticks it held up, by reason
     last_error: str = ""
     rejected: bool = False  # the newest message; `last_error` says why
+    unreadable: int = 0  # samples that an inference was started with and that did not convert
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,9 @@ class Inputs:
 
     def count_bad_sample(self, name: str, code: str, text: str) -> None:
         """Count a sample that was kept and turned out to be unusable when converted."""
-        self._drop(self.sources[name], code, text)
+        source = self.sources[name]
+        self._drop(source, code, text)
+        source.unreadable += 1
 
     def complete_since(self, names: Sequence[str], mono_ns: int) -> bool:
         """Whether each of these sources has a sample received at or after that time."""

@@ -87,6 +87,10 @@ def test_compressed_transport(bench, messages):
     cut = messages.jpeg(40, 30)
     cut.data = cut.data[:200]
     assert counted(b, "inputs", "base_camera.dropped.undecodable", feed=lambda: feed(cut))
+    seen = b.client.latest("inputs")
+    assert seen.level == DiagnosticStatus.WARN
+    assert "base_camera: " in seen.message
+    assert "samples unusable: compressed image" in seen.message
     not_a_picture = messages.jpeg()
     not_a_picture.data = array.array("B", b"hello")
     assert counted(b, "inputs", "base_camera.dropped.encoding", feed=lambda: feed(not_a_picture))
