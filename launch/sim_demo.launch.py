@@ -23,11 +23,11 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription
-from pi05_ros.policy.execution.strategies import STRATEGIES
-from pi05_ros.policy.kv_reuse import MODES, make_rule
-from pi05_ros.sim.render import BACKENDS
-from pi05_ros.sim.shipped import CHECKPOINT
-from pi05_ros.sim.tasks import TASKS
+from pi05_ros.execution.strategies import STRATEGIES
+from pi05_ros.policy.chunking.kv_reuse import MODES, make_rule
+from pi05_ros.sim.arm.render import BACKENDS
+from pi05_ros.sim.arm.tasks import TASKS
+from pi05_ros.sim.training.shipped import CHECKPOINT
 
 # Passed on to policy.launch.py as they are.
 POLICY_ARGUMENTS = (

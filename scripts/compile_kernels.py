@@ -28,11 +28,12 @@ from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pi05_ros.backends.cuda import buffers, modulation, stage, tuning, weights
-from pi05_ros.backends.cuda.context import ContextStages
-from pi05_ros.backends.cuda.denoise import DenoiseStage
+from pi05_ros.backends.cuda import buffers, tuning, weights
 from pi05_ros.backends.cuda.inputs import Inputs
-from pi05_ros.backends.cuda.launches import Launches
+from pi05_ros.backends.cuda.stages import modulation, stage
+from pi05_ros.backends.cuda.stages.denoise import DenoiseStage
+from pi05_ros.backends.cuda.stages.launches import Launches
+from pi05_ros.backends.cuda.stages.prefill import ContextStages
 from pi05_ros.backends.engine import Precision
 from pi05_ros.model import Pi05, Pi05Config
 

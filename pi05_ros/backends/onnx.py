@@ -20,12 +20,12 @@ import torch
 
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.artifacts import find_calibration, given_graphs, graphs_for
-from pi05_ros.backends.tensorrt.export import DTYPES, QUANTISED, stage_precision
-from pi05_ros.backends.tensorrt.identity import weights_id
-from pi05_ros.backends.tensorrt.mlp_only import join_runners
-from pi05_ros.backends.tensorrt.pipeline import StagedEngine
-from pi05_ros.backends.tensorrt.shapes import StageShapes, graphs_of
+from pi05_ros.backends.export.artifacts import find_calibration, given_graphs, graphs_for
+from pi05_ros.backends.export.export import DTYPES, QUANTISED, stage_precision
+from pi05_ros.backends.export.mlp_only import join_runners
+from pi05_ros.backends.identity import weights_id
+from pi05_ros.backends.staged.engine import StagedEngine
+from pi05_ros.backends.staged.shapes import StageShapes, graphs_of
 from pi05_ros.model import Pi05
 
 INSTALL = "pip install onnx onnxruntime onnxscript (pins: requirements/tensorrt.txt)"

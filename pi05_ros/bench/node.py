@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.policy.profile_yaml import load_profile
-from pi05_ros.replay.bag import BagError
-from pi05_ros.replay.chunks import read_chunks
+from pi05_ros.bags.bag import BagError
+from pi05_ros.bags.chunk_record import read_chunks
+from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.replay.live import (
     NODE,
     SETTLE_S,
@@ -34,9 +34,9 @@ from pi05_ros.replay.live import (
     ros_environment,
     write_parameters,
 )
-from pi05_ros.replay.processes import Child, ChildError, Children
 from pi05_ros.replay.summary import Spread, latencies_ms
-from pi05_ros.ros.parameters import ParameterError, PolicyParameters
+from pi05_ros.ros.processes.children import Child, ChildError, Children
+from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
 
 SETTLED = 0.25  # share of the run left out of memory figures: caches fill up
 SERIES = 25  # points of the memory series
@@ -165,12 +165,12 @@ def measure(args: argparse.Namespace) -> NodeFigures:
         ros = ("--ros-args", "--params-file", str(args.out / "node_params.yaml"))
         node = children.start_module("policy_node", "pi05_ros.ros.policy_node", *ros)
         recorder = children.start_module(
-            "recorder", "pi05_ros.ros.chunk_recorder",
+            "recorder", "pi05_ros.ros.processes.chunk_recorder",
             "--node", NODE, "--out", str(chunk_bag), "--clock-map", str(args.out / "none.json"),
             talks=True,
         )  # fmt: skip
         publisher = children.start_module(
-            "publisher", "pi05_ros.ros.load_publisher", *load, talks=True
+            "publisher", "pi05_ros.ros.processes.load_publisher", *load, talks=True
         )
         children.wait_event(publisher, "ready", 10 * START_S)
         children.wait_event(recorder, "matched", START_S)

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.prompt import PromptEncoder, clean_prompt, discretize_state
-from pi05_ros.policy.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from pi05_ros.policy.prompt.prompt import PromptEncoder, clean_prompt, discretize_state
+from pi05_ros.policy.prompt.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
 PROMPT = "pick up the red block and place it in the drawer"
 TARGET_MS = 0.3

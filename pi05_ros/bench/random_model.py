@@ -11,9 +11,9 @@ import math
 import torch
 
 from pi05_ros.model import Pi05, Pi05Config
-from pi05_ros.model.layout import EXPERT_LM_HEAD, VISION, model_name, openpi_layout
+from pi05_ros.model.checkpoint.layout import EXPERT_LM_HEAD, VISION, model_name, openpi_layout
+from pi05_ros.model.checkpoint.load import set_parameter
 from pi05_ros.model.pi05 import parameter_dtype
-from pi05_ros.model.weights import set_parameter
 
 
 def random_model(
@@ -39,7 +39,7 @@ def random_model(
 
 
 def scale(name: str, shape: tuple[int, ...]) -> float:
-    """Standard deviation of a tensor, as in `pi05_ros.model.random_weights`."""
+    """Standard deviation of a tensor, as in `pi05_ros.model.checkpoint.random_weights`."""
     weight = name.endswith(".weight")
     if ".dense." in name:
         return 0.5 / math.sqrt(shape[-1]) if weight else 0.3

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pi05_ros.policy.profile import RobotProfile
+    from pi05_ros.policy.robots.profile import RobotProfile
 
 RATE_SHARE = 0.9  # of the asked chunks that must arrive
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; 0 if the chunks came at the asked rate, 1 if not, 2 if it cannot run."""
     from pi05_ros.backends.errors import BackendError
     from pi05_ros.replay.live import RosMissingError
-    from pi05_ros.replay.processes import ChildError
+    from pi05_ros.ros.processes.children import ChildError
 
     try:
         return _run(args)
@@ -50,11 +50,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pi05_ros.replay.bag import Bag, BagError
+    from pi05_ros.bags.bag import Bag, BagError
     from pi05_ros.replay.live import ros_environment
     from pi05_ros.replay.plots import require_matplotlib
     from pi05_ros.replay.run import choose, robot_of, run_online, write_files
-    from pi05_ros.ros.parameters import PolicyParameters
+    from pi05_ros.runtime.parameters import PolicyParameters
 
     if not 1.0 <= args.seconds <= 600.0:
         raise BagError(f"--seconds is {args.seconds}; accepted: 1 to 600")
@@ -103,8 +103,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _require_joints(robot: RobotProfile) -> None:
-    from pi05_ros.replay.bag import BagError
-    from pi05_ros.sim.world import JOINT_NAMES
+    from pi05_ros.bags.bag import BagError
+    from pi05_ros.sim.arm.world import JOINT_NAMES
 
     lacking = [name for name in robot.state_names if name not in JOINT_NAMES]
     if lacking:

@@ -29,9 +29,9 @@ from pi05_ros.cli.eval_options import (
 )
 
 if TYPE_CHECKING:
-    from pi05_ros.sim.episodes import Setting
-    from pi05_ros.sim.evaluation import EpisodeRunner, Job, MakeRunner
-    from pi05_ros.sim.ros_grid import RosJob
+    from pi05_ros.sim.evaluation.episode import Setting
+    from pi05_ros.sim.evaluation.ros_grid import RosJob
+    from pi05_ros.sim.evaluation.run import EpisodeRunner, Job, MakeRunner
 
 PAIRED = "paired.json"
 __all__ = ["add_arguments", "run"]
@@ -70,8 +70,8 @@ class _Plan:
 
 
 def _plan_arm(args: argparse.Namespace) -> _Plan:
-    from pi05_ros.sim.episodes import Setting
-    from pi05_ros.sim.evaluation import Runner, jobs
+    from pi05_ros.sim.evaluation.episode import Setting
+    from pi05_ros.sim.evaluation.run import Runner, jobs
 
     settings, tasks = settings_of(args, Setting), arm_tasks(args.tasks)
     seeds = _seeds(args)
@@ -94,7 +94,7 @@ def _pictures(renderer: str | None) -> str:
         RenderError: the renderer does not work here.
 
     """
-    from pi05_ros.sim.world import World
+    from pi05_ros.sim.arm.world import World
 
     world = World(renderer)
     try:
@@ -106,26 +106,26 @@ def _pictures(renderer: str | None) -> str:
 
 
 def _plan_libero(args: argparse.Namespace) -> _Plan:
-    from pi05_ros.sim import libero
+    from pi05_ros.sim.libero import benchmark
 
     out = args.out or Path("out/libero")
-    libero.prepare(out, args.renderer)
+    benchmark.prepare(out, args.renderer)
     if args.checkpoint is None:
         raise ValueError(
             "--checkpoint is needed: LIBERO takes weights trained for it, as pi05_libero "
             "(random:tiny only shows that everything runs)"
         )
-    from pi05_ros.sim.evaluation import jobs
-    from pi05_ros.sim.libero_episodes import LiberoRunner, LiberoSetting, suite_totals
+    from pi05_ros.sim.evaluation.run import jobs
+    from pi05_ros.sim.libero.episode import LiberoRunner, LiberoSetting, suite_totals
 
     settings = settings_of(args, LiberoSetting)
-    trials = trials_of(args.trials, libero.DEFAULT_TRIALS)
-    loaded = libero.Libero()
+    trials = trials_of(args.trials, benchmark.DEFAULT_TRIALS)
+    loaded = benchmark.Libero()
     suites = listed("--suite", args.suite or "libero_spatial", str)
-    tasks = [task for name in suites for task in libero.choose(loaded.tasks(name), args.tasks)]
+    tasks = [task for name in suites for task in benchmark.choose(loaded.tasks(name), args.tasks)]
     labels = [task.label for task in tasks]
     robot = args.robot or "libero"
-    seed = libero.DEFAULT_SEED if args.scene_seed is None else args.scene_seed
+    seed = benchmark.DEFAULT_SEED if args.scene_seed is None else args.scene_seed
     if not labels:
         raise ValueError(f"--tasks {args.tasks} names no task")
     return _Plan(
@@ -143,15 +143,15 @@ def _plan_libero(args: argparse.Namespace) -> _Plan:
 
 
 def _run(args: argparse.Namespace, plan: _Plan) -> int:
-    from pi05_ros.sim import eval_plots, evaluation, latency, paired
-    from pi05_ros.sim.run_identity import claim
+    from pi05_ros.sim.evaluation import latency, paired, plots, run
+    from pi05_ros.sim.evaluation.run_identity import claim
 
     workers, device = 1 if args.workers is None else args.workers, args.device or "auto"
     if workers < 1:
         raise ValueError(f"--workers {workers}; accepted: a number from 1")
     claim(plan.out, plan.checkpoint, args.resume, benchmark=args.benchmark, **plan.facts)
     _say_what_is_kept(plan)
-    rows = evaluation.evaluate(
+    rows = run.evaluate(
         plan.todo,
         plan.out,
         plan.checkpoint,
@@ -161,7 +161,7 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
         _progress(),
         plan.make,
     )
-    summary, totals = evaluation.summarise(rows), plan.totals(rows)
+    summary, totals = run.summarise(rows), plan.totals(rows)
     if _wants_latency(args, plan.todo):
         times = latency.measure(
             plan.todo, plan.out, partial(plan.make, plan.checkpoint, args.renderer, device)
@@ -169,9 +169,9 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
         for entry in summary:
             entry["latency_ms"] = times[latency.engine_key(entry)]["mean_ms"]
     comparisons = paired.compare(rows, plan.setting_type)
-    evaluation.write_csv(rows, plan.out / "results.csv")
+    run.write_csv(rows, plan.out / "results.csv")
     (plan.out / "summary.json").write_text(json.dumps(summary + totals, indent=1) + "\n", "utf-8")
-    table = evaluation.markdown(summary + totals, plan.setting_type)
+    table = run.markdown(summary + totals, plan.setting_type)
     (plan.out / PAIRED).unlink(missing_ok=True)  # an earlier run's, of other settings
     if len(comparisons) > 1:
         table += "\nAll tasks, against the first setting on the same episodes:\n\n"
@@ -182,7 +182,7 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
     (plan.out / "summary.md").write_text(table, "utf-8")
     print(table)
     try:
-        for path in eval_plots.draw(summary, plan.out):
+        for path in plots.draw(summary, plan.out):
             print(f"wrote {path}")
     except ModuleNotFoundError as error:
         print(f"no plots: {error}", file=sys.stderr)
@@ -194,9 +194,9 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
 
 
 def _say_what_is_kept(plan: _Plan) -> None:
-    from pi05_ros.sim import evaluation, results_file
+    from pi05_ros.sim.evaluation import results_file, run
 
-    path, asked = plan.out / evaluation.RESULTS, {job.key for job in plan.todo}
+    path, asked = plan.out / run.RESULTS, {job.key for job in plan.todo}
     known = results_file.read(path).keys()
     if known:
         others = len(known - asked)
@@ -210,13 +210,13 @@ def _wants_latency(args: argparse.Namespace, todo: Sequence[Job]) -> bool:
     """Asked for, or (arm) settings differ in what an inference costs."""
     if args.latency is not None or args.benchmark != "arm":
         return bool(args.latency)
-    from pi05_ros.sim.latency import engine_key
+    from pi05_ros.sim.evaluation.latency import engine_key
 
     return len({engine_key(vars(job.setting)) for job in todo}) > 1
 
 
 def _film(runner: EpisodeRunner, job: Job, out: Path) -> Path:
-    from pi05_ros.sim import report
+    from pi05_ros.sim.evaluation import video
 
     frames: list[Any] = []
     result = runner.run(job, frames)
@@ -225,17 +225,17 @@ def _film(runner: EpisodeRunner, job: Job, out: Path) -> Path:
         out / f"{name}-{job.seed}-{'done' if done else 'failed'}.gif"
         for done in (result.success, not result.success)
     )
-    report.write_gif(frames, path)
+    video.write_gif(frames, path)
     other.unlink(missing_ok=True)  # an earlier run's, of another setting
     return path
 
 
 def _run_ros(args: argparse.Namespace) -> int:
     from pi05_ros.replay.live import RosMissingError, ros_environment
-    from pi05_ros.replay.processes import ChildError
-    from pi05_ros.sim import ros_grid
-    from pi05_ros.sim.episodes import Setting
-    from pi05_ros.sim.run_identity import claim
+    from pi05_ros.ros.processes.children import ChildError
+    from pi05_ros.sim.evaluation import ros_grid
+    from pi05_ros.sim.evaluation.episode import Setting
+    from pi05_ros.sim.evaluation.run_identity import claim
 
     out = args.out or Path("out/eval")
     rate = str(ros_grid.DEFAULT_RATE_HZ) if args.rate is None else args.rate
@@ -245,7 +245,7 @@ def _run_ros(args: argparse.Namespace) -> int:
     checkpoint = _checkpoint(args.checkpoint)
     try:
         ros_environment()  # says what is missing before rclpy is imported
-        from pi05_ros.ros.bring_up import BringUpError
+        from pi05_ros.ros.processes.bring_up import BringUpError
     except RosMissingError as error:
         raise ValueError(str(error)) from error
     pictures = _pictures(args.renderer)
@@ -264,7 +264,7 @@ def _run_ros(args: argparse.Namespace) -> int:
 def _session(
     job: RosJob, *, out: Path, checkpoint: str, args: argparse.Namespace
 ) -> dict[str, Any]:
-    from pi05_ros.sim.ros_session import run_session, write_session
+    from pi05_ros.sim.evaluation.ros_session import run_session, write_session
 
     print(f"{job.name}:", flush=True)
     session = run_session(
@@ -285,7 +285,7 @@ def _seeds(args: argparse.Namespace) -> list[int]:
 
 
 def _checkpoint(given: str | None) -> str:
-    from pi05_ros.sim.shipped import CHECKPOINT
+    from pi05_ros.sim.training.shipped import CHECKPOINT
 
     if given is None and not (CHECKPOINT / "model.safetensors").is_file():
         raise ValueError(f"no trained policy in {CHECKPOINT}; name one with --checkpoint")

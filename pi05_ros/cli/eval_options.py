@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from pi05_ros.sim.episodes import Setting
+    from pi05_ros.sim.evaluation.episode import Setting
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Setting")
@@ -168,7 +168,7 @@ def settings_of(args: argparse.Namespace, kind: type[S]) -> list[S]:
 
 def arm_tasks(text: str) -> list[str]:
     """Names of the arm's tasks, from names or prompts, or all."""
-    from pi05_ros.sim.tasks import TASKS, task_by_name
+    from pi05_ros.sim.arm.tasks import TASKS, task_by_name
 
     if text == "all":
         return list(TASKS)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from pi05_ros.model import CheckpointError, checkpoint_hash
-from pi05_ros.model.checkpoint import ACCEPTED
-from pi05_ros.model.report import WeightReport, describe
+from pi05_ros.model.checkpoint.open import ACCEPTED
+from pi05_ros.model.checkpoint.summary import WeightReport, describe
+from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
+from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX, Recipe, openpi_recipe
 from pi05_ros.policy.errors import PolicyError, RobotProfileError
-from pi05_ros.policy.lerobot import is_lerobot, lerobot_recipe
-from pi05_ros.policy.normalize import Normalizer
-from pi05_ros.policy.profile_yaml import available_robots, load_profile
-from pi05_ros.policy.recipe import RANDOM_PREFIX, Recipe, openpi_recipe
+from pi05_ros.policy.robots.profile_yaml import available_robots, load_profile
+from pi05_ros.policy.transforms.normalize import Normalizer
 
 NAMES_SHOWN = 3
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from pi05_ros.replay.bag import Bag, BagError
-from pi05_ros.replay.timeline import TIME_BASES
-from pi05_ros.ros.parameters import SPECS, ParameterError, PolicyParameters
+from pi05_ros.bags.bag import Bag, BagError
+from pi05_ros.bags.timeline import TIME_BASES
+from pi05_ros.runtime.parameters import SPECS, ParameterError, PolicyParameters
 
 EQUAL, DIFFERENT, UNUSABLE = 0, 1, 2
 
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     """Replay, report, compare."""
     from pi05_ros.backends.errors import BackendError
     from pi05_ros.replay.live import RosMissingError
-    from pi05_ros.replay.processes import ChildError
+    from pi05_ros.ros.processes.children import ChildError
 
     try:
         return _run(args)
@@ -159,11 +159,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pi05_ros.replay.chunks import read_chunks
+    from pi05_ros.bags.chunk_record import read_chunks
+    from pi05_ros.bags.topics import parse_map
     from pi05_ros.replay.compare import compare
     from pi05_ros.replay.plots import require_matplotlib
     from pi05_ros.replay.run import choose, robot_of, run_offline, run_online, write_files
-    from pi05_ros.replay.sources import parse_map
 
     if args.loop < 1 or not 0.01 <= args.speed <= 100.0 or not args.tolerance >= 0.0:
         raise BagError("accepted: --loop from 1, --speed from 0.01 to 100, --tolerance from 0")
@@ -226,7 +226,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace, bag: Bag, sources: Any, parameters: PolicyParameters) -> int:
     """Recompute recorded chunks."""
-    from pi05_ros.replay.chunks import read_chunks
+    from pi05_ros.bags.chunk_record import read_chunks
     from pi05_ros.replay.verify import policy_for, verify
 
     chunks = read_chunks(args.verify)

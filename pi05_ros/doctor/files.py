@@ -11,7 +11,7 @@ from pi05_ros.policy.errors import PolicyError
 
 def robot(name: str | None) -> tuple[list[Check], tuple[str, ...]]:
     """The robot profile, and the joint names it asks for."""
-    from pi05_ros.policy.profile_yaml import available_robots, load_profile
+    from pi05_ros.policy.robots.profile_yaml import available_robots, load_profile
 
     try:
         profile = load_profile(name or "sim_arm")
@@ -29,9 +29,9 @@ def robot(name: str | None) -> tuple[list[Check], tuple[str, ...]]:
 
 def checkpoint(path: str | None) -> list[Check]:
     """Whether a checkpoint's files are those of a pi0.5 model and whole, from headers alone."""
+    from pi05_ros.model.checkpoint.summary import describe
     from pi05_ros.model.errors import CheckpointError
-    from pi05_ros.model.report import describe
-    from pi05_ros.policy.recipe import RANDOM_PREFIX
+    from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
 
     if path is None:
         return [
@@ -55,8 +55,8 @@ def checkpoint(path: str | None) -> list[Check]:
 
 
 def _random(name: str) -> Check:
-    from pi05_ros.policy.loading import MAX_SEED_DIGITS, PRESETS
-    from pi05_ros.policy.recipe import RANDOM_PREFIX
+    from pi05_ros.policy.checkpoints.loading import MAX_SEED_DIGITS, PRESETS
+    from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
 
     preset, _, seed = name.removeprefix(RANDOM_PREFIX).partition(":")
     if preset in PRESETS and (not seed or (seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS)):
@@ -69,8 +69,8 @@ def _random(name: str) -> Check:
 
 def tokenizer(path: str | None, checkpoint_path: str | None) -> list[Check]:
     """Whether a tokenizer is found and opens."""
-    from pi05_ros.policy.recipe import RANDOM_PREFIX
-    from pi05_ros.policy.tokenizer import load_tokenizer
+    from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
+    from pi05_ros.policy.prompt.tokenizer import load_tokenizer
 
     real = checkpoint_path is not None and not checkpoint_path.startswith(RANDOM_PREFIX)
     place = Path(os.path.expanduser(checkpoint_path)) if real and checkpoint_path else None

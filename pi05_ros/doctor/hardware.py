@@ -33,9 +33,9 @@ print(json.dumps(version))
 """
 _RENDER = """
 import json
-from pi05_ros.sim.physics import mujoco
-from pi05_ros.sim.render import RenderError
-from pi05_ros.sim.world import World
+from pi05_ros.sim.arm.physics import mujoco
+from pi05_ros.sim.arm.render import RenderError
+from pi05_ros.sim.arm.world import World
 world = World()
 try:
     world.render("base", 16, 16)
@@ -97,7 +97,7 @@ def tensorrt() -> list[Check]:
 def modelopt() -> list[Check]:
     """NVIDIA ModelOpt: optional quantisation."""
     from pi05_ros.backends.errors import BackendError
-    from pi05_ros.backends.tensorrt.quantize import modelopt_version
+    from pi05_ros.backends.quantization.calibrate import modelopt_version
 
     try:
         modelopt_version()

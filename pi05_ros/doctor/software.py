@@ -119,7 +119,7 @@ def pictures_in_shared_memory() -> list[Check]:
     profile = next((os.environ[name] for name in variables if os.environ.get(name)), None)
     if profile is not None:
         return [Check("Fast DDS profile", Level.OK, profile)]
-    from pi05_ros.policy.resources import config_dir
+    from pi05_ros.resources import config_dir
 
     return [
         Check(

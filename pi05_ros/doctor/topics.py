@@ -1,6 +1,6 @@
 """Checks of live topics: rate, encoding, stamps of cameras and joint states, clock skew.
 
-The listening happens in a process with rclpy (`pi05_ros.ros.topic_probe`); here its findings
+The listening happens in a process with rclpy (`ros/processes/topic_probe`); here its findings
 are judged.
 """
 
@@ -28,7 +28,7 @@ def listen(namespace: str, seconds: float) -> dict[str, Any]:
         RuntimeError: it failed; the text says why.
 
     """
-    command = [sys.executable, "-m", "pi05_ros.ros.topic_probe"]
+    command = [sys.executable, "-m", "pi05_ros.ros.processes.topic_probe"]
     try:
         done = subprocess.run(
             [*command, "--namespace", namespace, "--seconds", str(seconds)],

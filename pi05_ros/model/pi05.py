@@ -97,7 +97,7 @@ class Pi05(nn.Module):
         device: torch.device | str = "cpu",
     ) -> Pi05:
         """Build a model with seeded random weights: a pure function of seed, names and shapes."""
-        from pi05_ros.model.random_weights import random_model
+        from pi05_ros.model.checkpoint.random_weights import random_model
 
         return random_model(config, seed, dtype, device)
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pi05_ros.policy.chunk import ActionChunk, ActionMeaning, ActionUnit, StageTimings
 from pi05_ros.policy.errors import PolicyError, RobotProfileError
-from pi05_ros.policy.observation import Observation
-from pi05_ros.policy.profile import RobotProfile
-from pi05_ros.policy.profile_yaml import available_robots, load_profile
-from pi05_ros.policy.resources import config_dir
+from pi05_ros.policy.interface import Observation
+from pi05_ros.policy.robots.profile import RobotProfile
+from pi05_ros.policy.robots.profile_yaml import available_robots, load_profile
+from pi05_ros.resources import config_dir
 
 if TYPE_CHECKING:
     from pi05_ros.policy.policy import Policy, PolicyInfo

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pi05_ros.policy.checkpoints.recipe import Recipe
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.images import lerobot_image, to_hwc, to_uint8_hwc
-from pi05_ros.policy.observation import Observation
-from pi05_ros.policy.prompt import PromptEncoder
-from pi05_ros.policy.recipe import Recipe
-from pi05_ros.policy.transforms import pad_to, state_to_model
+from pi05_ros.policy.interface import Observation
+from pi05_ros.policy.prompt.prompt import PromptEncoder
+from pi05_ros.policy.transforms.images import lerobot_image, to_hwc, to_uint8_hwc
+from pi05_ros.policy.transforms.transforms import pad_to, state_to_model
 
 
 @dataclass(frozen=True)

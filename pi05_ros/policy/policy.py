@@ -16,16 +16,16 @@ import torch
 from pi05_ros.backends import Engine, Precision
 from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.backends.overlap import overlapped
+from pi05_ros.policy.checkpoints.loading import Loaded, load
+from pi05_ros.policy.checkpoints.recipe import Recipe
 from pi05_ros.policy.chunk import MAX_SEED, ActionChunk, StageTimings
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.info import PolicyInfo
-from pi05_ros.policy.loading import Loaded, load
+from pi05_ros.policy.interface import Observation
 from pi05_ros.policy.model_inputs import ModelInputs, ObservationReader
-from pi05_ros.policy.observation import Observation
-from pi05_ros.policy.profile import RobotProfile
-from pi05_ros.policy.prompt import PromptEncoder, clean_prompt
-from pi05_ros.policy.recipe import Recipe
-from pi05_ros.policy.transforms import actions_from_model
+from pi05_ros.policy.prompt.prompt import PromptEncoder, clean_prompt
+from pi05_ros.policy.robots.profile import RobotProfile
+from pi05_ros.policy.transforms.transforms import actions_from_model
 
 MAX_DENOISE_STEPS = 1000
 _WARM_UP_PICTURE = (480, 640)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pi05_ros.replay.chunks import ChunkRecord
+from pi05_ros.bags.chunk_record import ChunkRecord
 
 SHOWN = 10  # differences in a report
 ROUNDING = 1e-4  # what another order of float32 additions can do to an action

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pi05_ros.replay.bag import Bag, BagError, BagWriter
-from pi05_ros.replay.messages import (
+from pi05_ros.bags.bag import Bag, BagError, BagWriter
+from pi05_ros.bags.messages import (
     NS,
     clock_message,
     image_message,
@@ -25,7 +25,7 @@ from pi05_ros.replay.messages import (
 )
 
 if TYPE_CHECKING:
-    from pi05_ros.sim.world import World
+    from pi05_ros.sim.arm.world import World
 
 VERSION = 1  # raise when the content changes, so that cached bags are written again
 START_NS = 100 * NS
@@ -75,10 +75,10 @@ def make_demo_bag(path: Path, options: SceneOptions, fresh: bool = False) -> Dem
 
     Raises:
         BagError: the place is taken by something else.
-        pi05_ros.sim.render.RenderError: the wanted renderer does not work.
+        pi05_ros.sim.arm.render.RenderError: the wanted renderer does not work.
 
     """
-    from pi05_ros.sim.world import MODEL_PATH, World
+    from pi05_ros.sim.arm.world import MODEL_PATH, World
 
     world = World(options.renderer)
     world.model.vis.quality.offsamples = 0  # antialiasing costs three times the rest
@@ -117,7 +117,7 @@ def _made_here(path: Path) -> bool:
 
 def _record(bag: BagWriter, world: World, options: SceneOptions) -> None:
     """Run the scene and write what its sensors say."""
-    from pi05_ros.sim.world import CAMERAS, JOINT_NAMES
+    from pi05_ros.sim.arm.world import CAMERAS, JOINT_NAMES
 
     world.reset(options.seed)
     targets = _motion(world, options.seconds)
@@ -141,7 +141,7 @@ def _record(bag: BagWriter, world: World, options: SceneOptions) -> None:
 
 def _motion(world: World, seconds: float) -> Callable[[float], np.ndarray]:
     """Joint targets over time: reach for the red block, grasp, carry it to the field, return."""
-    from pi05_ros.sim.kinematics import inverse
+    from pi05_ros.sim.arm.kinematics import inverse
 
     red = world.block("red")
     home = np.append(world.tip, 0.0)

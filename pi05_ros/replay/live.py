@@ -21,14 +21,14 @@ from typing import Any
 import yaml
 
 import pi05_ros
-from pi05_ros.policy.resources import config_dir
-from pi05_ros.replay.bag import Bag, BagError
-from pi05_ros.replay.chunks import CHUNKS, ChunkRecord, read_chunks
-from pi05_ros.replay.messages import DIAGNOSTICS
-from pi05_ros.replay.plan import PlayPlan
-from pi05_ros.replay.processes import STOP_S, ChildError, Children
-from pi05_ros.replay.sources import CAMERAS, Source
-from pi05_ros.ros.domain import free_domain_id
+from pi05_ros.bags.bag import Bag, BagError
+from pi05_ros.bags.chunk_record import CHUNKS, ChunkRecord, read_chunks
+from pi05_ros.bags.messages import DIAGNOSTICS
+from pi05_ros.bags.play_plan import PlayPlan
+from pi05_ros.bags.topics import CAMERAS, Source
+from pi05_ros.resources import config_dir
+from pi05_ros.ros.processes.children import STOP_S, ChildError, Children
+from pi05_ros.ros.processes.domain import free_domain_id
 
 NODE = "/pi05_policy"
 FASTDDS_PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
@@ -177,11 +177,11 @@ def run_live(options: LiveOptions, say: Callable[[str], None] = lambda text: Non
         arguments = ("--ros-args", "--params-file", str(out / "node_params.yaml"))
         node = children.start_module("policy_node", "pi05_ros.ros.policy_node", *arguments)
         recorder = children.start_module(
-            "recorder", "pi05_ros.ros.chunk_recorder",
+            "recorder", "pi05_ros.ros.processes.chunk_recorder",
             "--node", NODE, "--out", str(chunk_bag), "--clock-map", str(clock_map), talks=True,
         )  # fmt: skip
         player = children.start_module(
-            "player", "pi05_ros.ros.bag_player", str(out / "plan.json"), talks=True
+            "player", "pi05_ros.ros.processes.bag_player", str(out / "plan.json"), talks=True
         )
         say(f"node, player and recorder start (domain {domain}, this machine only)")
         children.wait_event(player, "ready", LOAD_S + START_S)

@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from pi05_ros.bags.bag import Bag
+from pi05_ros.bags.chunk_record import ChunkRecord, chunk_message, record_from_message
+from pi05_ros.bags.messages import NS, decode
+from pi05_ros.bags.timeline import TimedMessage, read_timeline
+from pi05_ros.bags.topics import JOINT_STATES, PROMPT, Source
 from pi05_ros.policy.chunk import MAX_SEED, ActionChunk
-from pi05_ros.policy.continuing import ContinuingPolicy, Started
-from pi05_ros.policy.execution.continuation import DelayEstimator
-from pi05_ros.replay.bag import Bag
-from pi05_ros.replay.chunks import ChunkRecord, chunk_message, record_from_message
-from pi05_ros.replay.messages import NS, decode
-from pi05_ros.replay.sources import JOINT_STATES, PROMPT, Source
-from pi05_ros.replay.timeline import TimedMessage, read_timeline
-from pi05_ros.ros import conversion, inference, pacing
-from pi05_ros.ros.freshness import camera_source, limits
-from pi05_ros.ros.inference import BadChunkError, BadSampleError, Job, PolicyLike
-from pi05_ros.ros.inputs import CLOCK_JUMP_NS, Inputs, Snapshot
-from pi05_ros.ros.parameters import PolicyParameters
+from pi05_ros.policy.chunking.continuation import DelayEstimator
+from pi05_ros.policy.chunking.continuing import ContinuingPolicy, Started
+from pi05_ros.runtime import conversion, inference, pacing
+from pi05_ros.runtime.inference import BadChunkError, BadSampleError, Job, PolicyLike
+from pi05_ros.runtime.observation_buffer import CLOCK_JUMP_NS, Inputs, Snapshot
+from pi05_ros.runtime.parameters import PolicyParameters
+from pi05_ros.runtime.sources import camera_source, limits
 
 LEAP_NS = 3600 * NS  # ticks in a gap this long are not counted: stamps of zero, wrong log times
 
@@ -106,7 +106,7 @@ class OfflineReplay:
         policy: a loaded policy.
         parameters: of the node; rate, seed, prompt, limits are used.
         roles: cameras, all of which must deliver.
-        base: time base, see `pi05_ros.replay.timeline`.
+        base: time base, see `pi05_ros.bags.timeline`.
         loops: how often the bag is played.
 
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pi05_ros.replay.chunks import ChunkRecord
+from pi05_ros.bags.chunk_record import ChunkRecord
 from pi05_ros.replay.summary import ReplaySummary, latencies_ms
 
 STAGES = (

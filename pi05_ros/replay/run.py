@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.policy.loading import read_recipe
-from pi05_ros.policy.profile import RobotProfile
-from pi05_ros.replay.bag import Bag, BagError, BagWriter, require_place
-from pi05_ros.replay.chunks import CHUNK_TOPIC, CHUNKS, ChunkRecord
+from pi05_ros.bags.bag import Bag, BagError, BagWriter, require_place
+from pi05_ros.bags.chunk_record import CHUNK_TOPIC, CHUNKS, ChunkRecord
+from pi05_ros.bags.messages import ACTION_CHUNK
+from pi05_ros.bags.topics import JOINT_STATES, PROMPT, Source, find_sources
+from pi05_ros.policy.checkpoints.loading import read_recipe
+from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.replay.live import LiveOptions, LiveResult, run_live
-from pi05_ros.replay.messages import ACTION_CHUNK
 from pi05_ros.replay.offline import OfflineReplay, UntimedPolicy
 from pi05_ros.replay.plots import plot_replay
-from pi05_ros.replay.sources import JOINT_STATES, PROMPT, Source, find_sources
 from pi05_ros.replay.summary import ReplaySummary, Spread, latencies_ms
-from pi05_ros.ros.freshness import camera_source
-from pi05_ros.ros.parameters import ParameterError, PolicyParameters
-from pi05_ros.ros.policy_loading import load_policy
+from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
+from pi05_ros.runtime.policy_loading import load_policy
+from pi05_ros.runtime.sources import camera_source
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def joint_history(
     path: Path, topic: str, names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Stamps in ns ``[n]`` and positions ``[n, len(names)]`` of a bag; None if names differ."""
-    from pi05_ros.ros.conversion import ConversionError, JointMap, stamp_ns
+    from pi05_ros.runtime.conversion import ConversionError, JointMap, stamp_ns
 
     joints = JointMap(names)
     stamps: list[int] = []

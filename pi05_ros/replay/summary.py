@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.replay.chunks import ChunkRecord
+from pi05_ros.bags.chunk_record import ChunkRecord
 
 PERCENTILES = (50, 95, 99)
 

@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.replay.bag import Bag, BagError, BagMessage
-from pi05_ros.replay.chunks import ChunkRecord
+from pi05_ros.bags.bag import Bag, BagError, BagMessage
+from pi05_ros.bags.chunk_record import ChunkRecord
+from pi05_ros.bags.timeline import header_stamp_ns
+from pi05_ros.bags.topics import JOINT_STATES, PROMPT, Source, by_topic
 from pi05_ros.replay.compare import Comparison, Difference
 from pi05_ros.replay.offline import UntimedPolicy, converters
-from pi05_ros.replay.sources import JOINT_STATES, PROMPT, Source, by_topic
-from pi05_ros.replay.timeline import header_stamp_ns
-from pi05_ros.ros import conversion, inference
-from pi05_ros.ros.freshness import camera_source
-from pi05_ros.ros.inference import Job, PolicyLike
-from pi05_ros.ros.inputs import Sample, Snapshot
-from pi05_ros.ros.parameters import PolicyParameters
-from pi05_ros.ros.policy_loading import load_policy
+from pi05_ros.runtime import conversion, inference
+from pi05_ros.runtime.inference import Job, PolicyLike
+from pi05_ros.runtime.observation_buffer import Sample, Snapshot
+from pi05_ros.runtime.parameters import PolicyParameters
+from pi05_ros.runtime.policy_loading import load_policy
+from pi05_ros.runtime.sources import camera_source
 
 
 def policy_for(parameters: PolicyParameters, chunks: Sequence[ChunkRecord]) -> PolicyLike:

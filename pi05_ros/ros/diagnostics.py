@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from pi05_ros.backends.engine import EngineHealth
-from pi05_ros.ros.counters import Statistics
-from pi05_ros.ros.inputs import NS, Inputs, Problem
-from pi05_ros.ros.parameters import PolicyParameters
+from pi05_ros.runtime.observation_buffer import NS, Inputs, Problem
+from pi05_ros.runtime.parameters import PolicyParameters
+from pi05_ros.runtime.statistics import Statistics
 
 PERIOD_S = 1.0
 

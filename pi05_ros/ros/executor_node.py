@@ -24,26 +24,26 @@ from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from pi05_ros.msg import ActionChunk
-from pi05_ros.policy.execution.chunks import ChunkRefusedError, timed_chunk
-from pi05_ros.policy.execution.executor import (
+from pi05_ros.execution.executor import (
     FOLLOWING,
     WAITING,
     Command,
     Executor,
     ExecutorSettings,
 )
-from pi05_ros.policy.execution.limits import (
+from pi05_ros.execution.limits import (
     JointLimits,
     LimitsError,
     limits_from_urdf,
     limits_from_yaml,
 )
-from pi05_ros.policy.execution.strategies import make_strategy
-from pi05_ros.ros import qos, spin
-from pi05_ros.ros.conversion import ConversionError, JointMap, split_ns, stamp_ns
+from pi05_ros.execution.strategies import make_strategy
+from pi05_ros.execution.timed_chunk import ChunkRefusedError, timed_chunk
+from pi05_ros.msg import ActionChunk
+from pi05_ros.ros import process, qos
 from pi05_ros.ros.executor_parameters import ExecutorParameters, declare
-from pi05_ros.ros.parameters import ParameterError
+from pi05_ros.runtime.conversion import ConversionError, JointMap, split_ns, stamp_ns
+from pi05_ros.runtime.parameters import ParameterError
 
 SOFT_STOP_S = 2.0
 """Longest time the node keeps braking when it is asked to end."""
@@ -99,7 +99,7 @@ class ExecutorNode(Node):
         self.create_subscription(JointState, "joint_states", self._on_state, qos.INPUT)
         self.create_service(Trigger, "~/stop", self._on_stop)
         self.create_service(Trigger, "~/resume", self._on_resume)
-        self.create_timer(settings.period_s, self.tick, clock=spin.tick_clock(self))
+        self.create_timer(settings.period_s, self.tick, clock=process.tick_clock(self))
         # Monotonic: diagnostics have to say so when simulated time stands still.
         self.create_timer(
             1.0, self.publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME)
@@ -231,7 +231,7 @@ def _limits(parameters: ExecutorParameters) -> JointLimits:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; it brakes before it ends."""
-    stop = spin.start(args)
+    stop = process.start(args)
     if stop is None:
         return 2
     try:
@@ -240,7 +240,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"pi05_executor: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 1
-    executor = spin.EnduringExecutor(node)
+    executor = process.EnduringExecutor(node)
     while not stop.is_set():
         executor.spin_once(0.1)
     node.soft_stop()

@@ -9,15 +9,15 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pi05_ros.policy.execution.executor import ExecutorSettings
-from pi05_ros.policy.execution.strategies import (
+from pi05_ros.execution.executor import ExecutorSettings
+from pi05_ros.execution.strategies import (
     DEFAULT_ENSEMBLE_DECAY,
     DEFAULT_REPLACE_AFTER,
     STRATEGIES,
 )
 from pi05_ros.ros import read_only_parameters
-from pi05_ros.ros.parameters import ParameterError, main
 from pi05_ros.ros.read_only_parameters import param, specs_of
+from pi05_ros.runtime.parameters import ParameterError, main
 
 if TYPE_CHECKING:
     from rclpy.node import Node

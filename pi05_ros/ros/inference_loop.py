@@ -24,15 +24,16 @@ from rclpy.node import Node
 
 from pi05_ros.policy.chunk import MAX_SEED
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.ros import inference, pacing, spin
-from pi05_ros.ros.chunk_message import chunk_message
-from pi05_ros.ros.counters import Statistics
-from pi05_ros.ros.edge_log import EdgeLog
-from pi05_ros.ros.inference import BadChunkError, BadSampleError, Job, PolicyLike
-from pi05_ros.ros.inputs import CLOCK_JUMP_NS, Snapshot
-from pi05_ros.ros.parameters import PolicyParameters
-from pi05_ros.ros.sources import JOINTS, Sources
-from pi05_ros.ros.worker import Worker
+from pi05_ros.ros import process
+from pi05_ros.ros.messages import chunk_message
+from pi05_ros.ros.subscriptions import JOINTS, Sources
+from pi05_ros.runtime import inference, pacing
+from pi05_ros.runtime.edge_log import EdgeLog
+from pi05_ros.runtime.inference import BadChunkError, BadSampleError, Job, PolicyLike
+from pi05_ros.runtime.observation_buffer import CLOCK_JUMP_NS, Snapshot
+from pi05_ros.runtime.parameters import PolicyParameters
+from pi05_ros.runtime.statistics import Statistics
+from pi05_ros.runtime.worker import Worker
 
 
 class InferenceLoop:
@@ -133,7 +134,7 @@ class InferenceLoop:
     def _make_timers(self) -> None:
         parameters = self._parameters()
         self._period_s = 1.0 / parameters.rate_hz
-        clock = spin.tick_clock(self._node)
+        clock = process.tick_clock(self._node)
         self._timer = self._node.create_timer(self._period_s, self._tick, clock=clock)
         self._wait_timer = self._node.create_timer(self._period_s, self._wait_over, clock=clock)
         self._wait_timer.cancel()

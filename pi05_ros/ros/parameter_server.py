@@ -19,7 +19,7 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from pi05_ros.ros.parameters import SPECS, ParameterError, PolicyParameters, Spec
+from pi05_ros.runtime.parameters import SPECS, ParameterError, PolicyParameters, Spec
 
 
 def descriptor(spec: Spec) -> ParameterDescriptor:

@@ -27,19 +27,19 @@ from std_srvs.srv import Trigger
 
 from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.msg import ActionChunk, PolicyStatus
-from pi05_ros.ros import diagnostics, memory, qos, spin
-from pi05_ros.ros.chunk_message import time_msg
-from pi05_ros.ros.counters import Statistics
-from pi05_ros.ros.edge_log import EdgeLog
-from pi05_ros.ros.inference import PolicyLike
+from pi05_ros.ros import diagnostics, memory, process, qos
 from pi05_ros.ros.inference_loop import InferenceLoop
 from pi05_ros.ros.lifecycle_guard import guard_change_state
+from pi05_ros.ros.messages import time_msg
 from pi05_ros.ros.parameter_server import ParameterServer
-from pi05_ros.ros.parameters import ParameterError, PolicyParameters
-from pi05_ros.ros.policy_loading import load_policy
-from pi05_ros.ros.sources import Sources
 from pi05_ros.ros.status import StatusPublisher, status_message
-from pi05_ros.ros.worker import Worker
+from pi05_ros.ros.subscriptions import Sources
+from pi05_ros.runtime.edge_log import EdgeLog
+from pi05_ros.runtime.inference import PolicyLike
+from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
+from pi05_ros.runtime.policy_loading import load_policy
+from pi05_ros.runtime.statistics import Statistics
+from pi05_ros.runtime.worker import Worker
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
@@ -437,7 +437,7 @@ def _one_line(error: BaseException | None) -> str:
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM."""
     memory.return_large_buffers()
-    return spin.run(lambda stop: PolicyNode(stop=stop), args)
+    return process.run(lambda stop: PolicyNode(stop=stop), args)
 
 
 if __name__ == "__main__":

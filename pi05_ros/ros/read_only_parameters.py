@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import Field, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pi05_ros.ros.parameters import Spec
+from pi05_ros.runtime.parameters import Spec
 
 if TYPE_CHECKING:
     from rclpy.node import Node

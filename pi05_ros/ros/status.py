@@ -9,8 +9,8 @@ from rclpy.node import Node
 
 from pi05_ros.msg import PolicyStatus
 from pi05_ros.ros import qos
-from pi05_ros.ros.chunk_message import time_msg
-from pi05_ros.ros.parameters import PolicyParameters
+from pi05_ros.ros.messages import time_msg
+from pi05_ros.runtime.parameters import PolicyParameters
 
 
 def status_message(

@@ -64,10 +64,10 @@ def test_what_a_tuning_file_of_an_older_version_lacks_is_taken_from_ours(tmp_pat
     device = torch.device("cpu")
     assert tuning.load(device).source == str(ours)
     pytest.importorskip("triton")
-    from pi05_ros.backends.cuda import tune
+    from pi05_ros.backends.cuda import tuner
 
     for chosen in ({"norm_warps": 2, "geglu_block": 512}, {"norm_warps": 8}):
-        assert tune.save(chosen, device) == own
+        assert tuner.save(chosen, device) == own
     assert json.loads(own.read_text()) == {"norm_warps": 8, "geglu_block": 512}
     found = tuning.load(device, {"geglu_block": 256})
     values = [found.values[key] for key in ("norm_warps", "prefill_kernels", "geglu_block")]

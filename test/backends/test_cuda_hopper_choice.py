@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from pi05_ros.backends import Precision
-from pi05_ros.backends.cuda import modulation, tuning
-from pi05_ros.backends.cuda.hopper import choice, products
+from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.hopper import compile as compiler
+from pi05_ros.backends.cuda.hopper import products
 from pi05_ros.backends.cuda.simulate import Simulation
+from pi05_ros.backends.cuda.stages import choice, modulation
 from pi05_ros.backends.cuda.weights import pack
 from pi05_ros.model import Pi05, Pi05Config
 
@@ -126,11 +127,11 @@ def test_other_devices_of_capability_9_start_from_the_measured_one():
 
 def test_every_candidate_of_the_tuner_leaves_all_workloads_possible():
     pytest.importorskip("triton")
-    from pi05_ros.backends.cuda import tune
+    from pi05_ros.backends.cuda import tuner
 
     values = json.loads((tuning.FOLDER / "nvidia_h100.json").read_text())
     found = list(
-        tune.hopper_candidates(values["hopper_products"], values["cluster_attention"], 50, 400)
+        tuner.hopper_candidates(values["hopper_products"], values["cluster_attention"], 50, 400)
     )
     assert {name for name, _ in found} == {"products", "attention"}
     for _, over in found:
@@ -140,13 +141,13 @@ def test_every_candidate_of_the_tuner_leaves_all_workloads_possible():
 @pytest.mark.parametrize("horizon", [10, 24, 50])
 def test_the_tuner_keeps_the_products_of_other_horizons(horizon):
     pytest.importorskip("triton")
-    from pi05_ros.backends.cuda import tune
+    from pi05_ros.backends.cuda import tuner
 
     values = tuning.read(tuning.FOLDER / "nvidia_h100.json")
     other = 50 if horizon < 50 else 10
     before = choice.product_options(tuning.Tuning(values, ""), other)
     changed = set()
-    for name, over in tune.hopper_candidates(
+    for name, over in tuner.hopper_candidates(
         values["hopper_products"], values["cluster_attention"], horizon, 8 * horizon
     ):
         if name == "products":

@@ -8,8 +8,9 @@ import hashlib
 import pytest
 import torch
 
+from pi05_ros.backends.cuda import packing
 from pi05_ros.backends.cuda.hopper import compile as compiler
-from pi05_ros.backends.cuda.hopper import launch, packing
+from pi05_ros.backends.cuda.hopper import launch
 from pi05_ros.backends.cuda.hopper.products import Options, defines
 from pi05_ros.model import Pi05Config
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pi05_ros.backends import Precision
-from pi05_ros.backends.cuda import modulation, tuning
-from pi05_ros.backends.cuda.hopper import choice, prefill
+from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.hopper import compile as compiler
+from pi05_ros.backends.cuda.hopper import prefill
 from pi05_ros.backends.cuda.hopper.products import MAX_SHARED
+from pi05_ros.backends.cuda.stages import choice, modulation
 from pi05_ros.backends.cuda.weights import pack
 from pi05_ros.model import Pi05, Pi05Config
 
@@ -126,11 +127,11 @@ def test_the_products_compile_for_sm_90a(columns, cluster, tmp_path, monkeypatch
 
 def test_every_candidate_of_the_tuner_keeps_other_rows():
     pytest.importorskip("triton")
-    from pi05_ros.backends.cuda import tune
+    from pi05_ros.backends.cuda import tuner
 
     values = tuning.read(tuning.FOLDER / "nvidia_h100.json")
     before = choice.prefill_options(tuning.Tuning(values, ""), 968)
-    found = list(tune.hopper_prefill_candidates(values["hopper_prefill"], 544))
+    found = list(tuner.hopper_prefill_candidates(values["hopper_prefill"], 544))
     assert len(found) == 54
     for _, over in found:
         now = tuning.Tuning(values | over, "")
@@ -141,9 +142,9 @@ def test_every_candidate_of_the_tuner_keeps_other_rows():
 def test_candidates_of_few_rows_serve_all_rows_of_their_entry():
     """One that does not would take the whole of prefill off these kernels at the next start."""
     pytest.importorskip("triton")
-    from pi05_ros.backends.cuda import tune
+    from pi05_ros.backends.cuda import tuner
 
     products = tuning.load(CPU).values["hopper_prefill"]
-    found = list(tune.hopper_prefill_candidates(products, 32))
+    found = list(tuner.hopper_prefill_candidates(products, 32))
     assert found
     assert all(why_not(over=HOPPER | over) is None for _, over in found)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pi05_ros.backends import BackendError, Precision, create_engine
-from pi05_ros.backends.cuda import modulation, resolve, scales, tuning, usable
+from pi05_ros.backends.cuda import resolve, scales, tuning, usable
 from pi05_ros.backends.cuda.simulate import Simulation
+from pi05_ros.backends.cuda.stages import modulation
 from pi05_ros.backends.cuda.weights import alternate, pack, quantise, rope_pairs
 from pi05_ros.model import Pi05, Pi05Config
 

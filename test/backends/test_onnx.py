@@ -14,11 +14,11 @@ import torch
 
 from pi05_ros.backends import BackendError, Precision, create_engine
 from pi05_ros.backends import onnx as onnx_backend
-from pi05_ros.backends.tensorrt.identity import weights_id
-from pi05_ros.backends.tensorrt.quantize import calibrate
-from pi05_ros.backends.tensorrt.samples import synthetic_samples
-from pi05_ros.backends.tensorrt.shapes import StageShapes
-from pi05_ros.backends.tensorrt.store import model_folder
+from pi05_ros.backends.files import model_folder
+from pi05_ros.backends.identity import weights_id
+from pi05_ros.backends.quantization.calibrate import calibrate
+from pi05_ros.backends.quantization.samples import synthetic_samples
+from pi05_ros.backends.staged.shapes import StageShapes
 from pi05_ros.model import Pi05, Pi05Config
 
 SIZES = {"views": 2, "horizon": 10, "max_prompt_tokens": 8}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pi05_ros.bags.chunk_record import read_chunks
 from pi05_ros.cli.main import main
-from pi05_ros.replay.chunks import read_chunks
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -228,7 +228,7 @@ while True:
 
 
 def test_live_topics_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pi05_ros.ros.domain import free_domain_id
+    from pi05_ros.ros.processes.domain import free_domain_id
 
     monkeypatch.setenv("ROS_DOMAIN_ID", str(free_domain_id()))
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")

@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "replay"))  # bags.py
 
 from bags import edit_bag, write_bag
 
+from pi05_ros.bags.bag import Bag, BagMessage
+from pi05_ros.bags.chunk_record import read_chunks
+from pi05_ros.bags.messages import encode
 from pi05_ros.cli.main import main
-from pi05_ros.policy.profile_yaml import load_profile
-from pi05_ros.replay.bag import Bag, BagMessage
-from pi05_ros.replay.chunks import read_chunks
+from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.replay.live import LiveOptions, run_live
-from pi05_ros.replay.messages import encode
-from pi05_ros.replay.processes import ChildError, Children
 from pi05_ros.replay.run import choose
+from pi05_ros.ros.processes.children import ChildError, Children
 
 ROOT = Path(__file__).parents[2]
 

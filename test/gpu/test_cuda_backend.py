@@ -423,7 +423,7 @@ def test_fp8_vision_against_its_simulation(all_fp8, plain, model):
 def test_guidance_is_that_of_the_plain_engine(kind, schedule, request, plain):
     """LeRobot's guidance without the Jacobian, in the graph; error as without guidance."""
     from pi05_ros.backends.engine import Guidance
-    from pi05_ros.policy.execution.rtc import guidance_weights
+    from pi05_ros.policy.chunking.rtc import guidance_weights
 
     engine = request.getfixturevalue(kind)
     images, tokens, noise = example(seed=17)

@@ -11,7 +11,8 @@ import torch
 from torch.nn.functional import cosine_similarity, gelu
 
 from pi05_ros.backends import Precision
-from pi05_ros.backends.cuda.hopper import packing, products
+from pi05_ros.backends.cuda import packing
+from pi05_ros.backends.cuda.hopper import products
 from pi05_ros.model import Pi05Config
 
 pytestmark = pytest.mark.skipif(

@@ -163,7 +163,7 @@ def test_a_graph_of_dependent_launches_follows_the_length():
 def test_it_agrees_with_the_triton_pair():
     import triton
 
-    from pi05_ros.backends.cuda.kernels import attention
+    from pi05_ros.backends.cuda.triton import attention
 
     case = Case(544, 532)
     rows, splits, keys = 544 * 8, 3, 192

@@ -9,7 +9,7 @@ from torch.nn.functional import cosine_similarity
 from pi05_ros.backends import Precision
 from pi05_ros.backends.eager import EagerEngine
 from pi05_ros.model import load_checkpoint
-from pi05_ros.sim.shipped import CHECKPOINT, CONFIG
+from pi05_ros.sim.training.shipped import CHECKPOINT, CONFIG
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9),

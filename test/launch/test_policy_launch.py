@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from pi05_ros.ros.parameters import SPECS, PolicyParameters
+from pi05_ros.runtime.parameters import SPECS, PolicyParameters
 
 ROOT = Path(__file__).parents[2]
 PATH = ROOT / "launch" / "policy.launch.py"

@@ -14,11 +14,11 @@ from types import ModuleType
 import pytest
 
 from pi05_ros.ros.executor_parameters import SPECS
-from pi05_ros.ros.parameters import SPECS as POLICY_SPECS
 from pi05_ros.ros.read_only_parameters import specs_of
-from pi05_ros.sim.driver_parameters import SPECS as DRIVER_SPECS
-from pi05_ros.sim.referee_node import RefereeParameters
-from pi05_ros.sim.shipped import CHECKPOINT
+from pi05_ros.runtime.parameters import SPECS as POLICY_SPECS
+from pi05_ros.sim.arm.driver_parameters import SPECS as DRIVER_SPECS
+from pi05_ros.sim.evaluation.referee_node import RefereeParameters
+from pi05_ros.sim.training.shipped import CHECKPOINT
 
 REFEREE_SPECS = specs_of(RefereeParameters)
 ROOT = Path(__file__).parents[2]
@@ -142,7 +142,7 @@ def test_the_referee_ends_the_launch_and_may_be_left_out(entities):
     assert set(parameters) == set(REFEREE_SPECS)
     assert type(referee.kwargs["on_exit"]).__name__ == "Shutdown"
     cmake = (ROOT / "CMakeLists.txt").read_text()
-    assert "add_python_executable(sim_referee_node pi05_ros.sim.referee_node " in cmake
+    assert "add_python_executable(sim_referee_node pi05_ros.sim.evaluation.referee_node " in cmake
     assert checked(entities, episodes="0") == []
 
 

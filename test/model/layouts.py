@@ -10,7 +10,7 @@ import torch
 from model_fixtures import weights
 from safetensors.torch import save_file
 
-from pi05_ros.model.layout import (
+from pi05_ros.model.checkpoint.layout import (
     EMBED_TOKENS,
     EXPERT,
     EXPERT_LM_HEAD,

@@ -8,8 +8,9 @@ import pytest
 import torch
 from model_fixtures import WEIGHTS, config, model, same_parameters
 
-from pi05_ros.model import CheckpointError, load_checkpoint, weights
-from pi05_ros.model.safetensors_file import MAX_HEADER
+from pi05_ros.model import CheckpointError, load_checkpoint
+from pi05_ros.model.checkpoint import load
+from pi05_ros.model.checkpoint.safetensors_file import MAX_HEADER
 
 RAW = WEIGHTS.read_bytes()
 LENGTH = int.from_bytes(RAW[:8], "little")
@@ -227,7 +228,7 @@ def test_file_that_shrinks_after_the_header_was_read(tmp_path, monkeypatch):
     def shrink(checkpoint, cfg):
         path.write_bytes(RAW[:-1000])
 
-    monkeypatch.setattr(weights, "check_tensors", shrink)
+    monkeypatch.setattr(load, "check_tensors", shrink)
     with pytest.raises(CheckpointError, match="became shorter"):
         load_checkpoint(path)
 

@@ -38,7 +38,7 @@ def without_this_build() -> dict[str, str]:
 
 CHECK = """
 import os, pi05_ros, pi05_ros.msg, pi05_ros.ros.policy_node
-from pi05_ros.policy.resources import config_dir
+from pi05_ros.resources import config_dir
 assert (config_dir() / "robots" / "libero.yaml").is_file(), config_dir()
 print(os.path.dirname(pi05_ros.__file__), pi05_ros.msg.ActionChunk().horizon)
 """

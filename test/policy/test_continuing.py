@@ -10,11 +10,11 @@ import yaml
 
 from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.policy import Observation, Policy
-from pi05_ros.policy.aloha import JOINT_SIGNS
-from pi05_ros.policy.continuing import ContinuingPolicy
+from pi05_ros.policy.chunking.continuation import rows_from
+from pi05_ros.policy.chunking.continuing import ContinuingPolicy
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.execution.continuation import rows_from
-from pi05_ros.policy.resources import config_dir
+from pi05_ros.policy.transforms.aloha import JOINT_SIGNS
+from pi05_ros.resources import config_dir
 
 STEP = 50_000_000
 

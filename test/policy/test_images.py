@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pi05_ros.policy import PolicyError
-from pi05_ros.policy.images import lerobot_image, to_hwc, to_uint8_hwc
+from pi05_ros.policy.transforms.images import lerobot_image, to_hwc, to_uint8_hwc
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 

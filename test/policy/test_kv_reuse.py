@@ -8,8 +8,8 @@ import torch
 
 from pi05_ros.backends import BackendError, EngineTimings
 from pi05_ros.policy import Observation, Policy
-from pi05_ros.policy.execution.chunk_maker import ChunkMaker, SteeredEngine
-from pi05_ros.policy.kv_reuse import (
+from pi05_ros.policy.chunking.chunk_maker import ChunkMaker, SteeredEngine
+from pi05_ros.policy.chunking.kv_reuse import (
     NO_PLAN,
     EveryN,
     OnChange,
@@ -18,7 +18,7 @@ from pi05_ros.policy.kv_reuse import (
     make_rule,
     thumbnail,
 )
-from pi05_ros.policy.vision_cache import VisionCache
+from pi05_ros.policy.chunking.vision_cache import VisionCache
 
 GREY = np.full((96, 128, 3), 100, np.uint8)
 

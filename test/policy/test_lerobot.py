@@ -13,7 +13,12 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 from pi05_ros.policy import PolicyError
-from pi05_ros.policy.lerobot import derive_roles, is_lerobot, lerobot_recipe, relative_mask
+from pi05_ros.policy.checkpoints.lerobot import (
+    derive_roles,
+    is_lerobot,
+    lerobot_recipe,
+    relative_mask,
+)
 
 
 @pytest.mark.parametrize(

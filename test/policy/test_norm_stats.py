@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from pi05_ros.policy import PolicyError, load_profile
-from pi05_ros.policy.norm_stats import openpi_normalization, range_normalization, read_norm_stats
+from pi05_ros.policy.checkpoints.norm_stats import (
+    openpi_normalization,
+    range_normalization,
+    read_norm_stats,
+)
 
 
 def write(checkpoint, asset_id, states=8, actions=7, **extra):

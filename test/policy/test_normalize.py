@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pi05_ros.policy import PolicyError
-from pi05_ros.policy.normalize import LEROBOT_EPS, NEEDED, Normalizer
+from pi05_ros.policy.transforms.normalize import LEROBOT_EPS, NEEDED, Normalizer
 
 STATS = {
     "mean": np.array([1.0, -2.0, 0.0]),

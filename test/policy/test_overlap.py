@@ -13,8 +13,8 @@ from pi05_ros.backends import BackendError
 from pi05_ros.backends.cuda.pipeline import Pipeline
 from pi05_ros.backends.overlap import overlapped
 from pi05_ros.policy import Observation, Policy, PolicyError
-from pi05_ros.policy.continuing import ContinuingPolicy
-from pi05_ros.policy.execution.continuation import DelayEstimator
+from pi05_ros.policy.chunking.continuation import DelayEstimator
+from pi05_ros.policy.chunking.continuing import ContinuingPolicy
 
 STEP = 50_000_000
 PATIENCE_S = 30

@@ -10,13 +10,13 @@ from lerobot_files import stats, write_lerobot
 from pi05_ros.backends import BackendError
 from pi05_ros.model import CheckpointError, Pi05, Pi05Config, save_openpi
 from pi05_ros.policy import Observation, Policy, PolicyError, RobotProfileError
-from pi05_ros.policy.aloha import aloha_actions_from_pi, aloha_state_to_pi
-from pi05_ros.policy.images import lerobot_image
-from pi05_ros.policy.loading import read_recipe
+from pi05_ros.policy.checkpoints.loading import read_recipe
 from pi05_ros.policy.policy import seeded_noise
-from pi05_ros.policy.prompt import PromptEncoder
-from pi05_ros.policy.resources import config_dir
-from pi05_ros.policy.tokenizer import ByteTokenizer
+from pi05_ros.policy.prompt.prompt import PromptEncoder
+from pi05_ros.policy.prompt.tokenizer import ByteTokenizer
+from pi05_ros.policy.transforms.aloha import aloha_actions_from_pi, aloha_state_to_pi
+from pi05_ros.policy.transforms.images import lerobot_image
+from pi05_ros.resources import config_dir
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8) for _ in range(3)]

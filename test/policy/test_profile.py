@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pi05_ros.policy import RobotProfileError, available_robots, config_dir, load_profile
 from pi05_ros.policy.chunk import ActionMeaning, ActionUnit
-from pi05_ros.policy.profile_yaml import parse_profile
+from pi05_ros.policy.robots.profile_yaml import parse_profile
 
 ALOHA_MASK = (True,) * 6 + (False,) + (True,) * 6
 

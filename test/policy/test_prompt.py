@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from trained_tokenizers import train
 
 from pi05_ros.policy import PolicyError
-from pi05_ros.policy.prompt import PromptEncoder, clean_prompt, discretize_state, state_prompt
-from pi05_ros.policy.tokenizer import (
+from pi05_ros.policy.prompt.prompt import (
+    PromptEncoder,
+    clean_prompt,
+    discretize_state,
+    state_prompt,
+)
+from pi05_ros.policy.prompt.tokenizer import (
     ByteTokenizer,
     HuggingFaceTokenizer,
     SentencePieceTokenizer,

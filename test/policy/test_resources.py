@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pi05_ros.policy import PolicyError, resources
+from pi05_ros import resources
+from pi05_ros.policy import PolicyError
 
 
 def installed_copy(prefix: Path):

@@ -7,8 +7,8 @@ import tokenizers
 from trained_tokenizers import train
 
 from pi05_ros.policy import Policy, PolicyError
-from pi05_ros.policy.sentencepiece_proto import SentencePieceSettings, read_settings
-from pi05_ros.policy.tokenizer import ByteTokenizer, load_tokenizer, tokenizer_candidates
+from pi05_ros.policy.prompt.sentencepiece_proto import SentencePieceSettings, read_settings
+from pi05_ros.policy.prompt.tokenizer import ByteTokenizer, load_tokenizer, tokenizer_candidates
 
 
 @pytest.fixture(autouse=True)

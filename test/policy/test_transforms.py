@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pi05_ros.policy import load_profile
-from pi05_ros.policy.aloha import (
+from pi05_ros.policy.libero import axis_angle, libero_state
+from pi05_ros.policy.robots.profile import Gripper
+from pi05_ros.policy.transforms.aloha import (
     aloha_actions_from_pi,
     aloha_actions_to_pi,
     aloha_gripper_to_pi,
     aloha_state_to_pi,
 )
-from pi05_ros.policy.libero import axis_angle, libero_state
-from pi05_ros.policy.profile import Gripper
-from pi05_ros.policy.transforms import (
+from pi05_ros.policy.transforms.transforms import (
     absolute_to_delta,
     actions_from_model,
     delta_to_absolute,

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-from pi05_ros.replay.bag import Bag, BagMessage, BagWriter
-from pi05_ros.replay.messages import (
+from pi05_ros.bags.bag import Bag, BagMessage, BagWriter
+from pi05_ros.bags.messages import (
     COMPRESSED_IMAGE,
     NS,
     encode,

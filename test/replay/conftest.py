@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # bags.py
 from bags import write_bag
 
 from pi05_ros.policy import Policy
-from pi05_ros.ros.parameters import PolicyParameters
+from pi05_ros.runtime.parameters import PolicyParameters
 
 
 @pytest.fixture(scope="session")

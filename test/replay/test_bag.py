@@ -13,8 +13,8 @@ from bags import START_NS, pixels, write_bag
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pi05_ros.replay.bag import Bag, BagError, BagWriter
-from pi05_ros.replay.messages import NS, decode, encode, string_message, time_message, to_ns
+from pi05_ros.bags.bag import Bag, BagError, BagWriter
+from pi05_ros.bags.messages import NS, decode, encode, string_message, time_message, to_ns
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
@@ -183,7 +183,7 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200))
 def test_undecodable_message_is_a_bag_error(raw: bytes) -> None:
-    from pi05_ros.replay.bag import BagMessage
+    from pi05_ros.bags.bag import BagMessage
 
     message = BagMessage("/joint_states", "sensor_msgs/msg/JointState", 0, raw)
     with contextlib.suppress(BagError):

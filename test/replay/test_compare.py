@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pi05_ros.replay.chunks import ChunkRecord
+from pi05_ros.bags.chunk_record import ChunkRecord
 from pi05_ros.replay.compare import compare
 from pi05_ros.replay.summary import ReplaySummary, Spread
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from bags import START_NS, delay, drop, edit_bag, nan_joints, swap_joints, write_bag
 
+from pi05_ros.bags.bag import Bag, BagError
+from pi05_ros.bags.messages import NS
 from pi05_ros.policy import Policy
-from pi05_ros.replay.bag import Bag, BagError
 from pi05_ros.replay.compare import compare
-from pi05_ros.replay.messages import NS
 from pi05_ros.replay.offline import OfflineReplay
 from pi05_ros.replay.run import Outcome, choose, robot_of, run_offline
 from pi05_ros.replay.verify import policy_for, verify
-from pi05_ros.ros.parameters import PolicyParameters
+from pi05_ros.runtime.parameters import PolicyParameters
 
 FIRST, LAST = START_NS + 300_000_000, START_NS + 700_000_000
 

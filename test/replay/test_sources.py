@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 from bags import START_NS, delay, edit_bag, write_bag
 
-from pi05_ros.replay.bag import Bag, BagError, BagWriter
-from pi05_ros.replay.messages import NS, clock_message, string_message
+from pi05_ros.bags.bag import Bag, BagError, BagWriter
+from pi05_ros.bags.messages import NS, clock_message, string_message
+from pi05_ros.bags.timeline import header_stamp_ns, read_timeline
+from pi05_ros.bags.topics import find_sources, parse_map
 from pi05_ros.replay.run import choose
-from pi05_ros.replay.sources import find_sources, parse_map
-from pi05_ros.replay.timeline import header_stamp_ns, read_timeline
 
 NEEDED = ["base_camera", "joint_states"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from pi05_ros.ros.domain import free_domain_id
+from pi05_ros.ros.processes.domain import free_domain_id
 
 sys.path.insert(0, str(Path(__file__).parent))  # for modules that tests share
 

@@ -19,8 +19,8 @@ from rclpy.serialization import serialize_message
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
 
-from pi05_ros.policy.execution.limits import limits_from_yaml
-from pi05_ros.ros.domain import free_domain_id
+from pi05_ros.execution.limits import limits_from_yaml
+from pi05_ros.ros.processes.domain import free_domain_id
 
 ROOT = Path(__file__).parents[2]
 PERIOD = 0.05

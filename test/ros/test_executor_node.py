@@ -13,9 +13,9 @@ from rclpy.duration import Duration
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from pi05_ros.policy.execution.limits import LimitsError, limits_from_yaml
+from pi05_ros.execution.limits import LimitsError, limits_from_yaml
 from pi05_ros.ros.executor_node import ExecutorNode
-from pi05_ros.ros.parameters import ParameterError
+from pi05_ros.runtime.parameters import ParameterError
 
 
 class Rig(NodeRig):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pi05_ros.ros.executor_parameters import SPECS
-from pi05_ros.ros.parameters import ParameterError, main, markdown_table
+from pi05_ros.runtime.parameters import ParameterError, main, markdown_table
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- parameters:begin -->", "<!-- parameters:end -->"

@@ -17,7 +17,7 @@ from pi05_ros.msg import PolicyStatus
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
-from pi05_ros.ros import inference
+from pi05_ros.runtime import inference
 
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
 SHUTDOWN = {"unconfigured": 5, "inactive": 6, "active": 7}
@@ -91,7 +91,7 @@ def test_transitions_by_label(bench):
     ],
 )
 def test_wrong_checkpoint_fails_with_one_clear_line(bench, checkpoint, words):
-    from pi05_ros.ros.policy_loading import load_policy
+    from pi05_ros.runtime.policy_loading import load_policy
 
     b = bench({"checkpoint": checkpoint}, factory=load_policy)
     assert not b.client.change_state(CONFIGURE)

@@ -11,7 +11,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image, JointState
 
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.ros.policy_loading import load_policy
+from pi05_ros.runtime.policy_loading import load_policy
 
 # -- outputs ----------------------------------------------------------------------------
 

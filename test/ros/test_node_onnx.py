@@ -5,7 +5,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 
 from pi05_ros.policy import Policy
-from pi05_ros.ros.policy_loading import load_policy
+from pi05_ros.runtime.policy_loading import load_policy
 
 CONFIGURE, ACTIVATE = 1, 3
 ARM = (*(f"joint{i}" for i in range(1, 7)), "gripper")
@@ -55,7 +55,7 @@ def test_fallback_is_a_warning_in_diagnostics(bench, messages):
 
 
 def test_fallback_is_for_tensorrt_only():
-    from pi05_ros.ros.parameters import ParameterError, PolicyParameters
+    from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
 
     with pytest.raises(ParameterError, match="allow_fallback is for backend tensorrt"):
         load_policy(PolicyParameters(checkpoint="random:tiny", allow_fallback=True))

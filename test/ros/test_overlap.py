@@ -11,8 +11,8 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from pi05_ros.policy.observation import Observation
-from pi05_ros.ros.policy_loading import load_policy
+from pi05_ros.policy.interface import Observation
+from pi05_ros.runtime.policy_loading import load_policy
 
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
 OVERLAP = {"overlap": True, "rate_hz": 50.0, "camera_wait_s": 0.0}

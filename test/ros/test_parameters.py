@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pi05_ros.ros.parameters import SPECS, ParameterError, PolicyParameters, markdown_table
+from pi05_ros.runtime.parameters import SPECS, ParameterError, PolicyParameters, markdown_table
 
 ROOT = Path(__file__).parents[2]
 

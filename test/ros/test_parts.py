@@ -9,15 +9,15 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 
 from pi05_ros.backends.engine import EngineHealth
-from pi05_ros.ros import pacing
-from pi05_ros.ros.chunk_message import float_array, steps_past
-from pi05_ros.ros.counters import Statistics
 from pi05_ros.ros.diagnostics import Context, Diagnostics
-from pi05_ros.ros.domain import free_domain_id
-from pi05_ros.ros.edge_log import EdgeLog
-from pi05_ros.ros.inference import BadChunkError, check
-from pi05_ros.ros.parameters import PolicyParameters
-from pi05_ros.ros.worker import Worker
+from pi05_ros.ros.messages import float_array, steps_past
+from pi05_ros.ros.processes.domain import free_domain_id
+from pi05_ros.runtime import pacing
+from pi05_ros.runtime.edge_log import EdgeLog
+from pi05_ros.runtime.inference import BadChunkError, check
+from pi05_ros.runtime.parameters import PolicyParameters
+from pi05_ros.runtime.statistics import Statistics
+from pi05_ros.runtime.worker import Worker
 
 
 def test_a_tick_is_lost_only_while_the_one_before_waits():

@@ -8,7 +8,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 
-from pi05_ros.ros.domain import free_domain_id
+from pi05_ros.ros.processes.domain import free_domain_id
 
 
 class NodeRig:

@@ -25,11 +25,11 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from pi05_ros.ros import qos
-from pi05_ros.ros.conversion import compressed_to_rgb, image_to_rgb
-from pi05_ros.ros.domain import free_domain_id
-from pi05_ros.sim.driver_node import DriverNode
-from pi05_ros.sim.trajectory import JointPlan
-from pi05_ros.sim.world import JOINT_NAMES
+from pi05_ros.ros.processes.domain import free_domain_id
+from pi05_ros.runtime.conversion import compressed_to_rgb, image_to_rgb
+from pi05_ros.sim.arm.driver_node import DriverNode
+from pi05_ros.sim.arm.trajectory import JointPlan
+from pi05_ros.sim.arm.world import JOINT_NAMES
 
 
 class Rig(NodeRig):
@@ -184,7 +184,8 @@ def test_the_process_outlives_nonsense_and_ends_on_sigterm_while_moving():
         **os.environ, "ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
     }  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "pi05_ros.sim.driver_node", "--ros-args", "-p", "image_rate_hz:=1"],
+        [sys.executable, "-m", "pi05_ros.sim.arm.driver_node", "--ros-args", "-p",
+         "image_rate_hz:=1"],
         cwd=Path(__file__).parents[2], env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )  # fmt: skip

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pi05_ros.ros.parameters import ParameterError, markdown_table
-from pi05_ros.sim import world
-from pi05_ros.sim.driver_parameters import MOST_PIXELS, SPECS
+from pi05_ros.runtime.parameters import ParameterError, markdown_table
+from pi05_ros.sim.arm import world
+from pi05_ros.sim.arm.driver_parameters import MOST_PIXELS, SPECS
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- parameters:begin -->", "<!-- parameters:end -->"

@@ -8,9 +8,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from pi05_ros.sim import eval_plots, latency, paired
-from pi05_ros.sim.episodes import Result, Setting
-from pi05_ros.sim.evaluation import Job, summarise
+from pi05_ros.sim.evaluation import latency, paired, plots
+from pi05_ros.sim.evaluation.episode import Result, Setting
+from pi05_ros.sim.evaluation.run import Job, summarise
 
 FP32, FP8 = Setting(), Setting(backend="cuda", precision="auto")
 
@@ -71,22 +71,22 @@ def test_settings_without_common_episodes_are_not_judged():
 
 
 def point(latency_ms, success):
-    return eval_plots.Point(
-        values={}, rate=eval_plots.Rate(success, 100), seam_mean=0.0, fresh_share=1.0,
+    return plots.Point(
+        values={}, rate=plots.Rate(success, 100), seam_mean=0.0, fresh_share=1.0,
         latency_ms=latency_ms,
     )  # fmt: skip
 
 
 def test_the_front_holds_what_nothing_beats():
     points = [point(5, 90), point(1, 80), point(3, 80), point(9, 88), point(2, 85), point(5, 89)]
-    front = [(p.latency_ms, p.rate.successes) for p in eval_plots.front(points)]
+    front = [(p.latency_ms, p.rate.successes) for p in plots.front(points)]
     assert front == [(1, 80), (2, 85), (5, 90)]
 
 
 def test_points_hold_all_tasks_but_no_wrong_prompts():
     given = [row(FP32, k, k < 3, task) for task in ("pick_red", "push_blue") for k in range(5)]
     given.append({**given[0], "prompted": "push_blue", "success": False})
-    (found,) = eval_plots.points(summarise(given))
+    (found,) = plots.points(summarise(given))
     assert (found.rate.successes, found.rate.episodes) == (6, 10)
 
 
@@ -100,16 +100,16 @@ def test_everything_that_varies_is_drawn(tmp_path):
         Setting(drop_wrist=0.5),
     ]
     summary = summarise([r for setting in settings for r in rows(setting, [1, 1, 0])])
-    assert "success_latency.png" not in {p.name for p in eval_plots.draw(summary, tmp_path)}
+    assert "success_latency.png" not in {p.name for p in plots.draw(summary, tmp_path)}
     for index, entry in enumerate(summary):
         entry["latency_ms"] = 1.0 + 10 * index
-    made = {path.name for path in eval_plots.draw(summary, tmp_path)}
+    made = {path.name for path in plots.draw(summary, tmp_path)}
     assert made == {
         "success_latency.png", "success_delay.png", "seam_delay.png", "success_steps.png",
         "success_kv_reuse.png", "success_drop_wrist.png",
     }  # fmt: skip
     assert all((tmp_path / name).stat().st_size > 3000 for name in made)
-    assert eval_plots.draw(summary[:1], tmp_path) == []
+    assert plots.draw(summary[:1], tmp_path) == []
 
 
 class FakeRunner:

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from pi05_ros.cli.main import main
-from pi05_ros.sim import evaluation
-from pi05_ros.sim.episodes import Setting
-from pi05_ros.sim.evaluation import Job, Rate, evaluate, jobs, markdown, mcnemar, summarise
+from pi05_ros.sim.evaluation import run
+from pi05_ros.sim.evaluation.episode import Setting
+from pi05_ros.sim.evaluation.run import Job, Rate, evaluate, jobs, markdown, mcnemar, summarise
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +19,9 @@ def checkpoint(tmp_path_factory):
     """An untrained policy in the shape of the shipped one."""
     import torch
 
-    from pi05_ros.sim.demonstrations import Demonstrations, generate
-    from pi05_ros.sim.training import Recipe, Trainer, save_policy, write_stats
-    from pi05_ros.sim.vocabulary import train_tokenizer
+    from pi05_ros.sim.training.demonstrations import Demonstrations, generate
+    from pi05_ros.sim.training.train import Recipe, Trainer, save_policy, write_stats
+    from pi05_ros.sim.training.vocabulary import train_tokenizer
 
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("policy")
@@ -49,15 +49,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(checkpoint, tmp_path, mo
     ]
     todo = jobs(short, ["pick_red"], [0, 1])
     calls = []
-    run = evaluation.run_episode
+    original = run.run_episode
 
     def counted(*args):
         calls.append(args[5])
-        return run(*args)
+        return original(*args)
 
-    monkeypatch.setattr(evaluation, "run_episode", counted)
+    monkeypatch.setattr(run, "run_episode", counted)
     first = evaluate(todo[:3], tmp_path, checkpoint)
-    with (tmp_path / evaluation.RESULTS).open("a") as file:
+    with (tmp_path / run.RESULTS).open("a") as file:
         file.write('{"key": "cut o')
     assert len(calls) == 3
     rows = evaluate(todo[:3], tmp_path, checkpoint)
@@ -76,7 +76,7 @@ def test_one_worker_computes_as_many_do(checkpoint, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        runner = evaluation.Runner(checkpoint)
+        runner = run.Runner(checkpoint)
         assert torch.get_num_threads() == 1
         runner.close()
         alone = evaluate(todo, tmp_path / "1", checkpoint)
@@ -213,7 +213,7 @@ def test_pictures_of_rays_and_of_opengl_are_not_mixed(checkpoint, tmp_path, caps
     short = [*words.split(), "--steps", "1", "--max-steps", "2"]
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     with monkeypatch.context() as patch:
-        patch.setattr("pi05_ros.sim.render.GlRenderer", missing)
+        patch.setattr("pi05_ros.sim.arm.render.GlRenderer", missing)
         assert main(short) == 0
     assert "OpenGL is missing, coarse pictures" in capsys.readouterr().err
     assert main(short) == 2
@@ -227,7 +227,7 @@ def test_jobs_are_told_apart_by_all_their_parts():
 
 
 def test_joint_steps_are_told_apart_by_where_they_are():
-    from pi05_ros.sim.episodes import _steps
+    from pi05_ros.sim.evaluation.episode import _steps
 
     commands = [np.full(7, value) for value in (0.0, 0.1, 0.1, 0.5)]
     assert _steps(commands) == pytest.approx([0.1, 0.0, 0.4])
@@ -235,14 +235,14 @@ def test_joint_steps_are_told_apart_by_where_they_are():
 
 
 def test_every_policy_sees_the_same_scenes_first(checkpoint):
-    runner = evaluation.Runner(checkpoint)
+    runner = run.Runner(checkpoint)
     job = Job(Setting(denoise_steps=1, max_steps=12), "pick_red", "pick_red", 3)
     policy = runner.policies.get(job.setting)
     seen = []
     infer = policy.infer
     policy.infer = lambda obs, **options: seen.append(obs) or infer(obs, **options)
     first, again = runner.run(job), runner.run(job)
-    assert [obs.prompt for obs in seen] == [task.prompt for task in evaluation.TASKS.values()]
+    assert [obs.prompt for obs in seen] == [task.prompt for task in run.TASKS.values()]
     assert first == again
     assert len(first.infer_ms) == first.inferences
     assert first.boundary_step_max >= first.boundary_step_mean > 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pi05_ros.model import Pi05, Pi05Config
-from pi05_ros.sim.fake_quant import FakeQuantLinear, fake_quantise, rounded
+from pi05_ros.sim.evaluation.fake_quant import FakeQuantLinear, fake_quantise, rounded
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("fp8", 2**-4), ("int8", 1 / 127)])

@@ -15,10 +15,10 @@ from pi05_ros.backends.resize import resize_with_pad_pillow
 from pi05_ros.cli.main import main
 from pi05_ros.model import Pi05Config
 from pi05_ros.policy import Observation, Policy
-from pi05_ros.policy.execution.chunk_maker import ChunkMaker
-from pi05_ros.sim import libero
-from pi05_ros.sim.evaluation import Job
-from pi05_ros.sim.libero_episodes import LiberoRunner, LiberoSetting, suite_totals
+from pi05_ros.policy.chunking.chunk_maker import ChunkMaker
+from pi05_ros.sim.evaluation.run import Job
+from pi05_ros.sim.libero import benchmark
+from pi05_ros.sim.libero.episode import LiberoRunner, LiberoSetting, suite_totals
 
 STAND_IN = Path(__file__).parent / "libero_stand_in"
 SETTLING = [[0.0] * 6 + [-1.0]] * 10
@@ -40,8 +40,8 @@ def stand_in(monkeypatch, tmp_path):
     monkeypatch.setenv("MUJOCO_GL", "egl")
     monkeypatch.delenv("MUJOCO_GL")
     forget_libero()
-    libero.prepare(tmp_path)
-    import libero.libero.envs as envs
+    benchmark.prepare(tmp_path)
+    import benchmark.libero.envs as envs
 
     envs.OPENED.clear()
     yield envs
@@ -68,7 +68,7 @@ def actions(env):
 
 def test_prepare_answers_liberos_question_without_touching_the_home(stand_in, tmp_path):
     assert not (tmp_path / "home" / ".libero").exists()
-    from libero.libero import get_libero_path
+    from benchmark.libero import get_libero_path
 
     assert Path(get_libero_path("bddl_files")) == STAND_IN / "libero" / "libero" / "bddl_files"
 
@@ -78,12 +78,12 @@ def test_the_users_own_configuration_is_kept(stand_in, tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "config.yaml").write_text("bddl_files: /elsewhere\n")
     monkeypatch.setenv("LIBERO_CONFIG_PATH", str(folder))
-    libero.prepare(tmp_path / "out")
+    benchmark.prepare(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_episode_starts_like_openpis_client(stand_in):
-    tasks = libero.Libero().tasks("libero_spatial")
+    tasks = benchmark.Libero().tasks("libero_spatial")
     result = episode(tasks, trial=2)
     env = stand_in.OPENED[0]
     assert env.log[:3] == [("seed", 9), ("reset",), ("state", 184.0)]
@@ -99,7 +99,7 @@ def test_policy_gets_turned_pictures_state_and_words(stand_in, monkeypatch):
     monkeypatch.setattr(
         ChunkMaker, "make", lambda self, obs, *rest: seen.append(obs) or make(self, obs, *rest)
     )
-    episode(libero.Libero().tasks("libero_spatial"), setting=quick(max_steps=11))
+    episode(benchmark.Libero().tasks("libero_spatial"), setting=quick(max_steps=11))
     assert len(seen) == 3  # at steps 0, 5 and 10
     for obs, step in zip(seen, (10, 15, 20), strict=True):
         assert obs.prompt == "open the drawer"
@@ -135,7 +135,7 @@ def test_five_of_ten_actions_go_to_the_robot_unchanged(stand_in, monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(ChunkMaker, "make", keep)
-    result = episode(libero.Libero().tasks("libero_spatial"))
+    result = episode(benchmark.Libero().tasks("libero_spatial"))
     sent = np.array(actions(stand_in.OPENED[0])[10:])
     want = np.concatenate([m.chunk.actions[:5] for m in made])[: len(sent)]
     assert np.array_equal(sent, want.astype(np.float64))
@@ -144,7 +144,7 @@ def test_five_of_ten_actions_go_to_the_robot_unchanged(stand_in, monkeypatch):
 
 
 def test_success_ends_the_episode_and_is_repeated_exactly(stand_in):
-    tasks = libero.Libero().tasks("libero_spatial")
+    tasks = benchmark.Libero().tasks("libero_spatial")
     frames: list[np.ndarray] = []
     result = episode(tasks, trial=1, frames=frames)
     assert (result.success, result.steps, result.done) == (True, 7, tasks[0].label)
@@ -154,14 +154,14 @@ def test_success_ends_the_episode_and_is_repeated_exactly(stand_in):
 
 
 def test_a_late_first_chunk_is_waited_for_with_the_fingers_as_they_are(stand_in):
-    episode(libero.Libero().tasks("libero_spatial"), setting=quick(delay_ms=100))
+    episode(benchmark.Libero().tasks("libero_spatial"), setting=quick(delay_ms=100))
     sent = actions(stand_in.OPENED[0])[10:]
     assert sent[:2] == SETTLING[:2]
     assert sent[2] != SETTLING[0]
 
 
 def test_an_environment_is_kept_for_its_task_and_closed_after_it(stand_in):
-    tasks = libero.Libero().tasks("libero_spatial")
+    tasks = benchmark.Libero().tasks("libero_spatial")
     one = runner(tasks, seed=100)
     for task, trial in ((0, 0), (0, 1), (1, 0)):
         one.run(Job(quick(max_steps=1), tasks[task].label, tasks[task].label, trial))
@@ -181,25 +181,25 @@ def test_an_environment_is_kept_for_its_task_and_closed_after_it(stand_in):
     ],
 )
 def test_what_cannot_be_run_is_said(stand_in, changed, trial, robot, words):
-    tasks = libero.Libero().tasks("libero_spatial")
-    with pytest.raises(libero.LiberoError, match=words):
+    tasks = benchmark.Libero().tasks("libero_spatial")
+    with pytest.raises(benchmark.LiberoError, match=words):
         episode(tasks, trial=trial, setting=quick(**changed), robot=robot)
 
 
 def test_profile_that_turns_pictures_too_is_refused(tmp_path):
-    from pi05_ros.policy.resources import config_dir
+    from pi05_ros.resources import config_dir
 
     text = (config_dir() / "robots" / "libero.yaml").read_text()
     path = tmp_path / "turned.yaml"
     path.write_text(text.replace("required: true}", "required: true, rotate_180: true}"))
-    with pytest.raises(libero.LiberoError, match="remove rotate_180"):
-        libero.check_policy(Policy.load("random:tiny", robot=path, backend="eager"))
+    with pytest.raises(benchmark.LiberoError, match="remove rotate_180"):
+        benchmark.check_policy(Policy.load("random:tiny", robot=path, backend="eager"))
 
 
 def test_settings_have_liberos_defaults():
     setting = LiberoSetting()
     assert (setting.replan, setting.max_steps, setting.label) == (5, 0, "default")
-    assert libero.SUITES == {
+    assert benchmark.SUITES == {
         "libero_spatial": 220,
         "libero_object": 280,
         "libero_goal": 300,
@@ -213,16 +213,16 @@ def test_settings_have_liberos_defaults():
 
 
 def test_suite_limit_counts_without_settling(stand_in, monkeypatch):
-    monkeypatch.setitem(libero.SUITES, "libero_goal", 15)
-    result = episode(libero.Libero().tasks("libero_goal"), setting=quick(max_steps=0))
+    monkeypatch.setitem(benchmark.SUITES, "libero_goal", 15)
+    result = episode(benchmark.Libero().tasks("libero_goal"), setting=quick(max_steps=0))
     assert result.steps == 15
     assert len(actions(stand_in.OPENED[0])) == 25
 
 
 def test_missing_meshes_are_named(stand_in, monkeypatch, tmp_path):
     monkeypatch.setenv("STAND_IN_ASSETS", str(tmp_path / "none"))
-    with pytest.raises(libero.LiberoError, match=r"could not be downloaded.*none"):
-        episode(libero.Libero().tasks("libero_spatial"))
+    with pytest.raises(benchmark.LiberoError, match=r"could not be downloaded.*none"):
+        episode(benchmark.Libero().tasks("libero_spatial"))
 
 
 def test_an_environment_that_does_not_open_is_explained(stand_in, monkeypatch):
@@ -230,8 +230,8 @@ def test_an_environment_that_does_not_open_is_explained(stand_in, monkeypatch):
         raise RuntimeError("no EGL device")
 
     monkeypatch.setattr(stand_in, "OffScreenRenderEnv", broken)
-    with pytest.raises(libero.LiberoError, match=r"no EGL device.*osmesa"):
-        episode(libero.Libero().tasks("libero_spatial"))
+    with pytest.raises(benchmark.LiberoError, match=r"no EGL device.*osmesa"):
+        episode(benchmark.Libero().tasks("libero_spatial"))
 
 
 def test_without_hf_libero_the_command_says_how_to_get_it(monkeypatch, tmp_path, capsys):
@@ -299,7 +299,7 @@ def test_liberos_options_are_not_for_the_arm(tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_robot_is_refused(stand_in, tmp_path, capsys):
-    from pi05_ros.sim.shipped import CHECKPOINT
+    from pi05_ros.sim.training.shipped import CHECKPOINT
 
     words = f"eval libero --out {tmp_path} --trials 1 --checkpoint {CHECKPOINT}"
     assert main(words.split()) == 2
@@ -307,7 +307,7 @@ def test_a_checkpoint_of_another_robot_is_refused(stand_in, tmp_path, capsys):
 
 
 def test_totals_count_all_tasks_of_a_suite(stand_in):
-    tasks = libero.Libero().tasks("libero_spatial")
+    tasks = benchmark.Libero().tasks("libero_spatial")
     setting = quick(max_steps=8)
     rows = []
     for task in tasks:

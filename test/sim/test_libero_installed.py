@@ -28,10 +28,10 @@ def stand_in(part: str):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    from pi05_ros.sim import libero
+    from pi05_ros.sim.libero import benchmark
 
-    libero.prepare(tmp_path_factory.mktemp("libero"))
-    return libero.Libero()
+    benchmark.prepare(tmp_path_factory.mktemp("libero"))
+    return benchmark.Libero()
 
 
 def test_the_stand_in_has_the_signatures_of_the_original(real):
@@ -51,13 +51,13 @@ def test_the_stand_in_has_the_signatures_of_the_original(real):
 
 
 def test_suites_have_their_tasks_and_initial_states(real):
-    from pi05_ros.sim import libero
+    from pi05_ros.sim.libero import benchmark
 
-    sizes = {name: len(real.tasks(name)) for name in libero.SUITES}
-    assert sizes == {name: 90 if name == "libero_90" else 10 for name in libero.SUITES}
-    for name in libero.SUITES:
+    sizes = {name: len(real.tasks(name)) for name in benchmark.SUITES}
+    assert sizes == {name: 90 if name == "libero_90" else 10 for name in benchmark.SUITES}
+    for name in benchmark.SUITES:
         states = real.initial_states(real.tasks(name)[0])
-        assert len(states) == libero.DEFAULT_TRIALS
+        assert len(states) == benchmark.DEFAULT_TRIALS
 
 
 def test_a_short_episode_in_the_simulator(tmp_path):

@@ -8,11 +8,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pi05_ros.replay.bag import Bag
-from pi05_ros.sim.expert import expert_target
-from pi05_ros.sim.record import KEY, main
-from pi05_ros.sim.tasks import TASKS
-from pi05_ros.sim.world import World
+from pi05_ros.bags.bag import Bag
+from pi05_ros.sim.arm.expert import expert_target
+from pi05_ros.sim.arm.tasks import TASKS
+from pi05_ros.sim.arm.world import World
+from pi05_ros.sim.training.record import KEY, main
 
 
 def test_a_recorded_episode_holds_pictures_states_and_the_experts_commands(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pi05_ros.sim.results_file import append, read
+from pi05_ros.sim.evaluation.results_file import append, read
 
 
 def test_rows_come_back_and_the_later_one_counts(tmp_path):

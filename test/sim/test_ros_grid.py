@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pi05_ros.cli.main import main
-from pi05_ros.sim.episodes import Setting
-from pi05_ros.sim.ros_grid import RESULTS, TABLE, ros_jobs, run_grid
+from pi05_ros.sim.evaluation.episode import Setting
+from pi05_ros.sim.evaluation.ros_grid import RESULTS, TABLE, ros_jobs, run_grid
 
 FAST = Setting(denoise_steps=3, chunking="rtc-trained")
 
@@ -101,7 +101,7 @@ def test_what_nodes_do_not_have_is_refused(tmp_path, capsys):
 
 def test_the_split_adds_up_to_the_whole():
     from pi05_ros import msg
-    from pi05_ros.sim.ros_session import PARTS, split
+    from pi05_ros.sim.evaluation.ros_session import PARTS, split
 
     chunk = msg.ActionChunk()
     chunk.observation_stamp.sec, chunk.published_stamp.sec = 100, 101

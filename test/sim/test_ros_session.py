@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from pi05_ros.model import load_checkpoint
-from pi05_ros.sim.episodes import Setting
-from pi05_ros.sim.evaluation import evaluate, jobs
-from pi05_ros.sim.shipped import CHECKPOINT, CONFIG
+from pi05_ros.sim.evaluation.episode import Setting
+from pi05_ros.sim.evaluation.run import evaluate, jobs
+from pi05_ros.sim.training.shipped import CHECKPOINT, CONFIG
 
 
 def test_shipped_weights_are_small_and_in_the_stated_shape():
@@ -85,8 +85,8 @@ def test_chunks_count_while_an_episode_is_watched():
     from pi05_ros.msg import ActionChunk
     from trajectory_msgs.msg import JointTrajectory
 
-    from pi05_ros.ros.domain import free_domain_id
-    from pi05_ros.sim.ros_session import Referee, Session
+    from pi05_ros.ros.processes.domain import free_domain_id
+    from pi05_ros.sim.evaluation.ros_session import Referee, Session
 
     context = rclpy.Context()  # other tests of this process have the default one
     rclpy.init(context=context, domain_id=free_domain_id())
@@ -117,12 +117,12 @@ import subprocess, sys
 from pathlib import Path
 import rclpy
 from pi05_ros.replay.live import ros_environment
-from pi05_ros.replay.processes import Children
-from pi05_ros.ros.bring_up import bring_up
-from pi05_ros.sim.episodes import Setting
-from pi05_ros.sim.ros_grid import RosJob
-from pi05_ros.sim.ros_session import _start
-from pi05_ros.sim.shipped import CHECKPOINT
+from pi05_ros.ros.processes.children import Children
+from pi05_ros.ros.processes.bring_up import bring_up
+from pi05_ros.sim.evaluation.episode import Setting
+from pi05_ros.sim.evaluation.ros_grid import RosJob
+from pi05_ros.sim.evaluation.ros_session import _start
+from pi05_ros.sim.training.shipped import CHECKPOINT
 
 environment, domain = ros_environment()
 rclpy.init(args=[], domain_id=domain)
@@ -130,7 +130,8 @@ with Children(environment, Path({str(tmp_path)!r}) / "logs") as children:
     _start(children, str(CHECKPOINT), RosJob(Setting(), 4.0, "push_blue", (600,)), None)
     words = ["-p", "seed:=600", "-p", "episodes:=2", "-p", "out:={tmp_path}/out"]
     referee = subprocess.Popen(
-        [sys.executable, "-m", "pi05_ros.sim.referee_node", "--ros-args", *words], env=environment
+        [sys.executable, "-m", "pi05_ros.sim.evaluation.referee_node", "--ros-args", *words],
+        env=environment,
     )
     bring_up(rclpy.create_node("starter"), "/pi05_policy", 120.0, lambda: None)
     code = referee.wait(timeout=120)

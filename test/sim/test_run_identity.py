@@ -7,8 +7,8 @@ import json
 import pytest
 
 from pi05_ros.model import CheckpointError
-from pi05_ros.sim.run_identity import FILE, RESULT_FILES, claim
-from pi05_ros.sim.shipped import CHECKPOINT
+from pi05_ros.sim.evaluation.run_identity import FILE, RESULT_FILES, claim
+from pi05_ros.sim.training.shipped import CHECKPOINT
 
 
 def with_results(out):

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from pi05_ros.model import load_checkpoint
-from pi05_ros.policy.norm_stats import openpi_normalization
-from pi05_ros.policy.profile_yaml import load_profile
-from pi05_ros.policy.prompt import PromptEncoder
-from pi05_ros.policy.tokenizer import load_tokenizer
-from pi05_ros.sim.demonstrations import Demonstrations, episode, generate
-from pi05_ros.sim.rollout import rollout
-from pi05_ros.sim.shipped import CONFIG, HORIZON
-from pi05_ros.sim.tasks import TASKS
-from pi05_ros.sim.training import (
+from pi05_ros.policy.checkpoints.norm_stats import openpi_normalization
+from pi05_ros.policy.prompt.prompt import PromptEncoder
+from pi05_ros.policy.prompt.tokenizer import load_tokenizer
+from pi05_ros.policy.robots.profile_yaml import load_profile
+from pi05_ros.sim.arm.tasks import TASKS
+from pi05_ros.sim.arm.world import World
+from pi05_ros.sim.training.demonstrations import Demonstrations, episode, generate
+from pi05_ros.sim.training.rollout import rollout
+from pi05_ros.sim.training.shipped import CONFIG, HORIZON
+from pi05_ros.sim.training.train import (
     Recipe,
     Trainer,
     batched_policy,
@@ -25,8 +26,7 @@ from pi05_ros.sim.training import (
     save_policy,
     write_stats,
 )
-from pi05_ros.sim.vocabulary import train_tokenizer
-from pi05_ros.sim.world import World
+from pi05_ros.sim.training.vocabulary import train_tokenizer
 
 RECIPE = Recipe(batch=4, draws=2, warmup=2)
 
@@ -85,7 +85,7 @@ def test_a_training_that_is_cut_off_goes_on_in_the_middle_of_its_schedule(
     checkpoint, tmp_path, monkeypatch, capsys
 ):
     """The state is there before the end, and the second run trains what is left of --minutes."""
-    from pi05_ros.sim import training
+    from pi05_ros.sim.training import train
 
     root, _, _ = checkpoint
     progress = []
@@ -97,13 +97,13 @@ def test_a_training_that_is_cut_off_goes_on_in_the_middle_of_its_schedule(
             raise KeyboardInterrupt
         return take(self, data, share)
 
-    monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(Trainer, "train_step", step)
     words = f"{tmp_path / 'ckpt'} --data {root / 'data'} --batch 2 --eval-seeds 0 --device cpu"
     state = ["--state", str(tmp_path / "state"), "--minutes", "0.05", "--episodes", "9"]
     with pytest.raises(KeyboardInterrupt):
-        training.main([*words.split(), *state])
-    assert training.main([*words.split(), *state, "--resume", str(tmp_path / "state")]) == 0
+        train.main([*words.split(), *state])
+    assert train.main([*words.split(), *state, "--resume", str(tmp_path / "state")]) == 0
     assert progress[0] == 0.0
     assert progress[3] == pytest.approx(progress[2])
     assert "are kept, whatever --episodes says" in capsys.readouterr().out
@@ -114,7 +114,7 @@ def test_a_resumed_run_is_compiled_where_its_schedule_is(
     checkpoint, tmp_path, monkeypatch, capsys, seconds
 ):
     """A first step at the full rate would undo what the end of the schedule has settled."""
-    from pi05_ros.sim import training
+    from pi05_ros.sim.training import train
 
     root, _, _ = checkpoint
     trainer = Trainer(torch.device("cpu"), RECIPE, compiled=False)
@@ -129,7 +129,7 @@ def test_a_resumed_run_is_compiled_where_its_schedule_is(
     monkeypatch.setattr(Trainer, "train_step", step)
     words = f"{tmp_path / 'ckpt'} --data {root / 'data'} --eval-seeds 0 --device cpu --compile"
     resumed = ["--minutes", "0.05", "--resume", str(tmp_path / "state")]
-    assert training.main([*words.split(), *resumed]) == 0
+    assert train.main([*words.split(), *resumed]) == 0
     assert all(share >= seconds / 3 for share in progress)
     assert bool(progress) == (seconds < 3)
     assert f"resumed at step 0, {seconds:.0f} s of 3" in capsys.readouterr().out
@@ -158,13 +158,13 @@ def test_saved_policy_loads_and_drives_the_arm(checkpoint):
 
 
 def test_rollouts_use_the_renderer_that_was_asked_for(monkeypatch, tmp_path):
-    from pi05_ros.sim import training
+    from pi05_ros.sim.training import train
 
     asked = []
-    monkeypatch.setattr(training, "batched_policy", lambda *_: None)
-    monkeypatch.setattr(training, "rollout", lambda *_, renderer: asked.append(renderer) or [])
+    monkeypatch.setattr(train, "batched_policy", lambda *_: None)
+    monkeypatch.setattr(train, "rollout", lambda *_, renderer: asked.append(renderer) or [])
     with pytest.warns(RuntimeWarning):  # no episodes, no mean
-        training.evaluate(None, tmp_path, [], "ray")
+        train.evaluate(None, tmp_path, [], "ray")
     assert asked == ["ray"] * len(TASKS)
 
 
@@ -173,9 +173,9 @@ def test_rollouts_use_the_renderer_that_was_asked_for(monkeypatch, tmp_path):
     [("--workers 0", "--workers 0; accepted"), ("--resume none", "--resume none: no such file")],
 )
 def test_bad_options_are_named_before_any_work(words, said, tmp_path, capsys):
-    from pi05_ros.sim import training
+    from pi05_ros.sim.training import train
 
     with pytest.raises(SystemExit, match="2"):
-        training.main([str(tmp_path / "ckpt"), *words.split()])
+        train.main([str(tmp_path / "ckpt"), *words.split()])
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -10,9 +10,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from pi05_ros.sim.kinematics import inverse
-from pi05_ros.sim.render import RenderError, make_renderer
-from pi05_ros.sim.world import AREA_X, AREA_Y, BLOCKS, CAMERAS, World
+from pi05_ros.sim.arm.kinematics import inverse
+from pi05_ros.sim.arm.render import RenderError, make_renderer
+from pi05_ros.sim.arm.world import AREA_X, AREA_Y, BLOCKS, CAMERAS, World
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_missing_gl_names_the_package_or_falls_back_to_rays(world, monkeypatch):
         sys.modules["OpenGL.of_the_test"] = ModuleType("OpenGL.of_the_test")
         raise ImportError(f"no {backend} here")
 
-    monkeypatch.setattr("pi05_ros.sim.render.GlRenderer", missing)
+    monkeypatch.setattr("pi05_ros.sim.arm.render.GlRenderer", missing)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
     fallback = make_renderer(world.model)
@@ -110,8 +110,8 @@ def test_the_environment_variable_chooses_as_in_mujoco(world, monkeypatch):
     [
         ("pi05_ros.cli.main eval --seeds 0:1 --out", 2),
         ("pi05_ros.cli.main demo --out", 2),
-        ("pi05_ros.sim.record", 2),
-        ("pi05_ros.sim.driver_node", 1),
+        ("pi05_ros.sim.training.record", 2),
+        ("pi05_ros.sim.arm.driver_node", 1),
     ],
 )
 def test_opengl_that_does_not_start_is_one_line(command, code, tmp_path):

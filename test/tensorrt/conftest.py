@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from pi05_ros.backends.tensorrt import export
-from pi05_ros.backends.tensorrt.calibration import Calibration
-from pi05_ros.backends.tensorrt.export import ExportedStage, export_all
-from pi05_ros.backends.tensorrt.identity import weights_id
-from pi05_ros.backends.tensorrt.pipeline import StagedEngine
-from pi05_ros.backends.tensorrt.quantize import calibrate, reference_engine
-from pi05_ros.backends.tensorrt.samples import Sample, synthetic_samples
-from pi05_ros.backends.tensorrt.shapes import StageShapes
-from pi05_ros.cli.engine_options import save_observation
+from pi05_ros.backends.export import export
+from pi05_ros.backends.export.export import ExportedStage, export_all
+from pi05_ros.backends.identity import weights_id
+from pi05_ros.backends.quantization.calibrate import calibrate, reference_engine
+from pi05_ros.backends.quantization.calibration import Calibration
+from pi05_ros.backends.quantization.samples import Sample, synthetic_samples
+from pi05_ros.backends.staged.engine import StagedEngine
+from pi05_ros.backends.staged.shapes import StageShapes
+from pi05_ros.cli.engines.engine_options import save_observation
 from pi05_ros.cli.main import main
 from pi05_ros.model import Pi05, Pi05Config
 from pi05_ros.policy import Observation

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from pi05_ros.backends.tensorrt.engines import (
+from pi05_ros.backends.quantization.samples import Sample
+from pi05_ros.backends.staged.engine import StagedEngine
+from pi05_ros.backends.staged.shapes import STAGES
+from pi05_ros.backends.tensorrt.engine_store import (
     EngineSet,
     build_engines,
     plan_digests,
     write_report,
 )
-from pi05_ros.backends.tensorrt.inspector import quantised_products, read_layers
-from pi05_ros.backends.tensorrt.pipeline import StagedEngine
-from pi05_ros.backends.tensorrt.prove import Report, check_engine
-from pi05_ros.backends.tensorrt.samples import Sample
-from pi05_ros.backends.tensorrt.shapes import STAGES
+from pi05_ros.backends.verification.inspector import quantised_products, read_layers
+from pi05_ros.backends.verification.verify import Report, check_engine
 
 CPU = torch.device("cpu")
 Install = Callable[..., Any]

@@ -17,10 +17,10 @@ import torch
 from safetensors.numpy import save_file
 
 from pi05_ros.backends import BackendError
-from pi05_ros.backends.tensorrt import graph_checks
-from pi05_ros.backends.tensorrt.calibration import CalibrationError
-from pi05_ros.backends.tensorrt.samples import load_samples, save_samples
-from pi05_ros.cli.engine_options import load_observation, save_observation, spread
+from pi05_ros.backends.export import graph_checks
+from pi05_ros.backends.quantization.calibration import CalibrationError
+from pi05_ros.backends.quantization.samples import load_samples, save_samples
+from pi05_ros.cli.engines.engine_options import load_observation, save_observation, spread
 from pi05_ros.cli.main import main
 from pi05_ros.policy import Observation, Policy
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from pi05_ros.backends import BackendError, Precision, tensorrt
-from pi05_ros.backends.tensorrt.artifacts import find_calibration, find_golden
-from pi05_ros.backends.tensorrt.samples import load_samples, save_samples
-from pi05_ros.backends.tensorrt.store import sha256_file
-from pi05_ros.cli import build as build_command
-from pi05_ros.cli import check as check_command
+from pi05_ros.backends.export.artifacts import find_calibration, find_golden
+from pi05_ros.backends.files import sha256_file
+from pi05_ros.backends.quantization.samples import load_samples, save_samples
+from pi05_ros.cli.engines import build as build_command
+from pi05_ros.cli.engines import check as check_command
 from pi05_ros.cli.main import main
 from pi05_ros.policy import Policy
 
@@ -58,10 +58,10 @@ def test_engines_that_do_not_run_are_built_at_a_lower_level(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As reported of Thor: kernels of a norm that fail from level 3 on."""
-    from pi05_ros.backends.tensorrt import prove
+    from pi05_ros.backends.verification import verify
 
-    easy = prove.Thresholds(actions_mean_abs=1.0)
-    monkeypatch.setattr(prove, "Thresholds", lambda: easy)
+    easy = verify.Thresholds(actions_mean_abs=1.0)
+    monkeypatch.setattr(verify, "Thresholds", lambda: easy)
     root = tmp_path / "cache"
     shutil.copytree(cache, root)
     shutil.rmtree(next(root.iterdir()) / "engines", ignore_errors=True)
@@ -84,11 +84,11 @@ def test_prefill_goes_to_fp16_when_no_level_helps(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pi05_ros.backends.tensorrt import prove
+    from pi05_ros.backends.verification import verify
 
     # Random weights have large actions; only their mean error is judged apart from this.
-    easy = prove.Thresholds(actions_mean_abs=1.0)
-    monkeypatch.setattr(prove, "Thresholds", lambda: easy)
+    easy = verify.Thresholds(actions_mean_abs=1.0)
+    monkeypatch.setattr(verify, "Thresholds", lambda: easy)
     faults = install()
     faults.perturb_fp8_prefill = 0.3
     assert main(["build", CHECKPOINT, "--cache", str(cache), "--steps", "2"]) == 0
@@ -119,10 +119,11 @@ def test_int8_for_gpus_without_fp8(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Built, proven by INT8 kernels, compared with the simulation it was exported from."""
-    from pi05_ros.backends.tensorrt import binding, prove
+    from pi05_ros.backends.tensorrt import binding
+    from pi05_ros.backends.verification import verify
 
-    easy = prove.Thresholds(actions_mean_abs=1.0)
-    monkeypatch.setattr(prove, "Thresholds", lambda: easy)
+    easy = verify.Thresholds(actions_mean_abs=1.0)
+    monkeypatch.setattr(verify, "Thresholds", lambda: easy)
     folder = tmp_path / "int8"
     quantize = ["quantize", CHECKPOINT, "--cache", str(cache), "--steps", "2"]
     quantize += ["--observations", str(observations), "--preset", "int8_smoothquant"]
@@ -233,10 +234,10 @@ def test_dry_runs_are_marked_wherever_their_engines_go(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from pi05_ros.backends.tensorrt import prove
+    from pi05_ros.backends.verification import verify
 
-    easy = prove.Thresholds(actions_mean_abs=1.0)
-    monkeypatch.setattr(prove, "Thresholds", lambda: easy)
+    easy = verify.Thresholds(actions_mean_abs=1.0)
+    monkeypatch.setattr(verify, "Thresholds", lambda: easy)
     install()
     words = [CHECKPOINT, "--cache", str(tmp_path), "--steps", "2"]
     recorded = ["--observations", str(observations)]
@@ -283,7 +284,11 @@ def test_a_report_is_about_the_plans_that_ran(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another build may replace the plans while they are checked."""
-    from pi05_ros.backends.tensorrt.engines import UnprovenEngineError, open_set, require_proof
+    from pi05_ros.backends.tensorrt.engine_store import (
+        UnprovenEngineError,
+        open_set,
+        require_proof,
+    )
 
     root = tmp_path / "cache"
     shutil.copytree(cache, root)

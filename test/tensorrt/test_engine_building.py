@@ -9,12 +9,13 @@ import pytest
 import torch
 from engine_sets import CPU, Install, build
 
+from pi05_ros.backends import files
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt import room, store
-from pi05_ros.backends.tensorrt.engines import (
+from pi05_ros.backends.export.export import read_export
+from pi05_ros.backends.tensorrt import preflight
+from pi05_ros.backends.tensorrt.engine_store import (
     build_engines,
 )
-from pi05_ros.backends.tensorrt.export import read_export
 
 
 def test_timing_cache_is_reused_and_stale_ones_are_replaced(
@@ -96,7 +97,7 @@ def test_full_disk(
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(BackendError, match="MiB free, the plans need"):
         build(graphs_fp16, tmp_path)
     monkeypatch.undo()
@@ -105,9 +106,9 @@ def test_full_disk(
     def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(BackendError, match="No space left on device"):
-        store.write_atomically(target, b"plan")
+        files.write_atomically(target, b"plan")
     assert list(tmp_path.glob("*.plan")) == list(tmp_path.glob(".x.plan*")) == []
 
 
@@ -130,16 +131,16 @@ def test_too_little_host_memory(
     install()
     information = tmp_path / "meminfo"
     information.write_text(text)
-    monkeypatch.setattr(room, "MEMORY_INFO", information)
+    monkeypatch.setattr(preflight, "MEMORY_INFO", information)
     if message:
         with pytest.raises(BackendError, match=message) as caught:
             build(graphs_fp16, tmp_path)
         assert re.search(r"building \w+ needs about 5\d\d MiB", str(caught.value))
         assert not list(tmp_path.rglob("*.plan"))
     else:
-        room.require_room(graphs_fp16, read_export(graphs_fp16), tmp_path, CPU)
-    monkeypatch.setattr(room, "MEMORY_INFO", tmp_path / "missing")
-    assert room.available_memory() is None
+        preflight.require_room(graphs_fp16, read_export(graphs_fp16), tmp_path, CPU)
+    monkeypatch.setattr(preflight, "MEMORY_INFO", tmp_path / "missing")
+    assert preflight.available_memory() is None
 
 
 def test_too_little_gpu_memory(
@@ -147,7 +148,9 @@ def test_too_little_gpu_memory(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
     with pytest.raises(BackendError, match="0 MiB of GPU memory are free, building"):
-        room.require_room(graphs_fp16, read_export(graphs_fp16), tmp_path, torch.device("cuda", 0))
+        preflight.require_room(
+            graphs_fp16, read_export(graphs_fp16), tmp_path, torch.device("cuda", 0)
+        )
 
 
 def test_swapped_graphs_are_not_built(

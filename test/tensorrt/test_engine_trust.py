@@ -19,17 +19,17 @@ from pi05_ros.backends import create_engine
 from pi05_ros.backends import tensorrt as backend
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt import binding, engines
-from pi05_ros.backends.tensorrt.engines import (
+from pi05_ros.backends.identity import engine_key, weights_id
+from pi05_ros.backends.quantization.samples import Sample
+from pi05_ros.backends.staged.engine import StagedEngine
+from pi05_ros.backends.tensorrt import binding, engine_store
+from pi05_ros.backends.tensorrt.engine_store import (
     UnprovenEngineError,
     find_proven,
     open_set,
     require_match,
     require_proof,
 )
-from pi05_ros.backends.tensorrt.identity import engine_key, weights_id
-from pi05_ros.backends.tensorrt.pipeline import StagedEngine
-from pi05_ros.backends.tensorrt.samples import Sample
 from pi05_ros.model import Pi05
 
 
@@ -51,11 +51,11 @@ def test_only_the_exact_key_is_loaded(
     require_match(open_set(found.folder), weights, CPU)
     with pytest.raises(UnprovenEngineError, match="are of weights"):
         require_match(found, "sha256:other", CPU)
-    facts = engines.machine_facts(CPU)
-    monkeypatch.setattr(engines, "machine_facts", lambda d: {**facts, "gpu": "another"})
+    facts = engine_store.machine_facts(CPU)
+    monkeypatch.setattr(engine_store, "machine_facts", lambda d: {**facts, "gpu": "another"})
     with pytest.raises(UnprovenEngineError, match="with gpu 'cpu', here it is 'another'"):
         find_proven(weights, found.shapes, Precision(), CPU, tmp_path)
-    monkeypatch.setattr(engines, "machine_facts", lambda d: facts)
+    monkeypatch.setattr(engine_store, "machine_facts", lambda d: facts)
     install("11.4.0.106")
     with pytest.raises(
         UnprovenEngineError, match=r"built by TensorRT 10\.13\.3\.9, this is 11\.4"
@@ -135,7 +135,7 @@ def test_keys_that_cannot_be_read_hide_no_good_engines(
     """Another version's folder, say: named, and passed over in the search."""
     install()
     good = build(graphs_fp16, tmp_path)
-    monkeypatch.setattr(engines, "require_proof", lambda found: {})
+    monkeypatch.setattr(engine_store, "require_proof", lambda found: {})
     content = json.loads((good.folder / "key.json").read_text())
     change(content["document"])
     content["key"] = engine_key(content["document"])

@@ -14,18 +14,18 @@ from engine_sets import CPU, SIZES, Install, build, check, keep
 from pi05_ros.backends import tensorrt as backend
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.calibration import Calibration
-from pi05_ros.backends.tensorrt.engines import (
+from pi05_ros.backends.export.export import read_export
+from pi05_ros.backends.quantization.calibrate import reference_engine
+from pi05_ros.backends.quantization.calibration import Calibration
+from pi05_ros.backends.quantization.samples import Sample
+from pi05_ros.backends.staged.engine import StagedEngine
+from pi05_ros.backends.staged.shapes import STAGES
+from pi05_ros.backends.tensorrt.engine_store import (
     UnprovenEngineError,
     load_runners,
     require_proof,
 )
-from pi05_ros.backends.tensorrt.export import read_export
-from pi05_ros.backends.tensorrt.pipeline import StagedEngine
-from pi05_ros.backends.tensorrt.prove import check_engine
-from pi05_ros.backends.tensorrt.quantize import reference_engine
-from pi05_ros.backends.tensorrt.samples import Sample
-from pi05_ros.backends.tensorrt.shapes import STAGES
+from pi05_ros.backends.verification.verify import check_engine
 from pi05_ros.model import Pi05
 
 
@@ -79,18 +79,18 @@ def test_errors_are_recorded_and_counted(install: Install) -> None:
     install()
     import tensorrt as trt
 
-    from pi05_ros.backends.tensorrt import native
+    from pi05_ros.backends.tensorrt import callbacks
 
-    logger = native.Logger()
-    recorder = native.ErrorRecorder(logger)
-    for index in range(native.KEPT + 1):
+    logger = callbacks.Logger()
+    recorder = callbacks.ErrorRecorder(logger)
+    for index in range(callbacks.KEPT + 1):
         assert not recorder.has_overflowed()
         assert recorder.report_error(trt.ErrorCodeTRT.INTERNAL_ERROR, f"error {index}")
     assert recorder.has_overflowed()
-    assert recorder.num_errors() == native.KEPT == len(logger.kept)
+    assert recorder.num_errors() == callbacks.KEPT == len(logger.kept)
     assert recorder.get_error_desc(1) == "error 1"
     assert recorder.get_error_code(1) == trt.ErrorCodeTRT.INTERNAL_ERROR
-    assert logger.last_errors(1).endswith(f"INTERNAL_ERROR: error {native.KEPT}")
+    assert logger.last_errors(1).endswith(f"INTERNAL_ERROR: error {callbacks.KEPT}")
     recorder.clear()
     assert (recorder.num_errors(), recorder.has_overflowed()) == (0, False)
     assert logger.kept
@@ -221,7 +221,7 @@ def test_everything_happens_on_the_device_of_the_engine(
 ) -> None:
     """TensorRT takes the current CUDA device, whatever the addresses: there may be two."""
     install()
-    from pi05_ros.backends.tensorrt import binding, denoise_graph, engines, runtime
+    from pi05_ros.backends.tensorrt import binding, engine_store, flow_loop, runtime
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
 
     second = torch.device("cuda", 1)
@@ -244,7 +244,7 @@ def test_everything_happens_on_the_device_of_the_engine(
         monkeypatch.setattr(owner, name, call)
 
     trt = runtime.trt
-    for module in (engines, runtime, denoise_graph):
+    for module in (engine_store, runtime, flow_loop):
         monkeypatch.setattr(module, "on_device", on_device)
     only_there(trt.Builder, "build_serialized_network")
     only_there(trt.Runtime, "deserialize_cuda_engine")

@@ -12,13 +12,13 @@ import torch
 from pi05_ros.backends import onnx as onnx_backend
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.export import export
+from pi05_ros.backends.export.export import graph_hash, read_export
 from pi05_ros.backends.onnx import OrtRunner
-from pi05_ros.backends.tensorrt import export
-from pi05_ros.backends.tensorrt.calibration import Calibration
-from pi05_ros.backends.tensorrt.export import graph_hash, read_export
-from pi05_ros.backends.tensorrt.pipeline import StagedEngine
-from pi05_ros.backends.tensorrt.samples import Sample, edge_cases
-from pi05_ros.backends.tensorrt.shapes import STAGES, StageShapes
+from pi05_ros.backends.quantization.calibration import Calibration
+from pi05_ros.backends.quantization.samples import Sample, edge_cases
+from pi05_ros.backends.staged.engine import StagedEngine
+from pi05_ros.backends.staged.shapes import STAGES, StageShapes
 from pi05_ros.model import Pi05
 
 CPU = torch.device("cpu")

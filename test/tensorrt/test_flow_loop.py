@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pi05_ros.backends.tensorrt.denoise_graph import FlowLoop
+from pi05_ros.backends.tensorrt.flow_loop import FlowLoop
 
 STEPS, HORIZON, ACTIONS = 4, 6, 32
 

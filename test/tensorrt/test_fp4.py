@@ -9,26 +9,26 @@ import torch
 from torch import nn
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.calibration import Calibration, CalibrationError
-from pi05_ros.backends.tensorrt.export import export_all, export_stage
-from pi05_ros.backends.tensorrt.fp4 import (
+from pi05_ros.backends.experimental.scaled_mm import scaled_mm_engine
+from pi05_ros.backends.experimental.torch_tensorrt import modelopt_module
+from pi05_ros.backends.export.export import export_all, export_stage
+from pi05_ros.backends.identity import weights_id
+from pi05_ros.backends.quantization.calibrate import calibrate, reference_engine
+from pi05_ros.backends.quantization.calibration import Calibration, CalibrationError
+from pi05_ros.backends.quantization.modules import QuantLinear, apply_calibration
+from pi05_ros.backends.quantization.nvfp4 import (
     Fp4Linear,
     fake_quantize_blocks,
     quantize_blocks,
     round_e2m1,
     tensor_scale,
 )
-from pi05_ros.backends.tensorrt.identity import weights_id
-from pi05_ros.backends.tensorrt.metrics import distance
-from pi05_ros.backends.tensorrt.pipeline import StagedEngine
-from pi05_ros.backends.tensorrt.presets import modelopt_config, preset
-from pi05_ros.backends.tensorrt.quantize import calibrate, reference_engine
-from pi05_ros.backends.tensorrt.quantized import QuantLinear, apply_calibration
-from pi05_ros.backends.tensorrt.samples import Sample
-from pi05_ros.backends.tensorrt.scaled_mm import scaled_mm_engine
-from pi05_ros.backends.tensorrt.shapes import StageShapes
-from pi05_ros.backends.tensorrt.stages import make_stage
-from pi05_ros.backends.tensorrt.torch_tensorrt import modelopt_module
+from pi05_ros.backends.quantization.presets import modelopt_config, preset
+from pi05_ros.backends.quantization.samples import Sample
+from pi05_ros.backends.staged.engine import StagedEngine
+from pi05_ros.backends.staged.shapes import StageShapes
+from pi05_ros.backends.staged.stages import make_stage
+from pi05_ros.backends.verification.metrics import distance
 from pi05_ros.model import Pi05
 
 

@@ -10,15 +10,15 @@ import onnx
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from pi05_ros.backends.tensorrt.export import DTYPES
-from pi05_ros.backends.tensorrt.graph_checks import (
+from pi05_ros.backends.export.export import DTYPES
+from pi05_ros.backends.export.graph_checks import (
     Expectation,
     GraphError,
     check_graph,
     check_model,
     onnx_type,
 )
-from pi05_ros.backends.tensorrt.shapes import StageShapes, stage_spec
+from pi05_ros.backends.staged.shapes import StageShapes, stage_spec
 
 
 def expectation(shapes: StageShapes, stage: str, count: int) -> Expectation:

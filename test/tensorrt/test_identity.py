@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.identity import engine_key, key_document, weights_id
-from pi05_ros.backends.tensorrt.store import model_folder, private_folder
+from pi05_ros.backends.files import model_folder, private_folder
+from pi05_ros.backends.identity import engine_key, key_document, weights_id
 from pi05_ros.model import Pi05, Pi05Config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pi05_ros.backends.tensorrt.inspector import EngineFacts, read_layers
-from pi05_ros.backends.tensorrt.metrics import distance, duplicate_layers
-from pi05_ros.backends.tensorrt.pipeline import StagedEngine, StageRunner
-from pi05_ros.backends.tensorrt.prove import Report, Thresholds, check_engine
-from pi05_ros.backends.tensorrt.report import markdown, write_files, write_json
-from pi05_ros.backends.tensorrt.samples import Sample, edge_cases
+from pi05_ros.backends.quantization.samples import Sample, edge_cases
+from pi05_ros.backends.staged.engine import StagedEngine, StageRunner
+from pi05_ros.backends.verification.inspector import EngineFacts, read_layers
+from pi05_ros.backends.verification.metrics import distance, duplicate_layers
+from pi05_ros.backends.verification.report import markdown, write_files, write_json
+from pi05_ros.backends.verification.verify import Report, Thresholds, check_engine
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 

@@ -14,31 +14,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pi05_ros.backends.tensorrt import quantize as quantize_module
-from pi05_ros.backends.tensorrt.calibration import Calibration, CalibrationError
-from pi05_ros.backends.tensorrt.fake_quant import (
-    LARGEST,
-    fake_quantize,
-    quantize,
-    scale_from_amax,
-)
-from pi05_ros.backends.tensorrt.identity import weights_id
-from pi05_ros.backends.tensorrt.presets import PRESETS, expected_quantizers, preset
-from pi05_ros.backends.tensorrt.quantize import (
+from pi05_ros.backends.identity import weights_id
+from pi05_ros.backends.quantization import calibrate as quantize_module
+from pi05_ros.backends.quantization.calibrate import (
     assert_exact_set,
     calibrate,
     modelopt_quantize,
     reference_engine,
 )
-from pi05_ros.backends.tensorrt.quantized import apply_calibration
-from pi05_ros.backends.tensorrt.samples import (
+from pi05_ros.backends.quantization.calibration import Calibration, CalibrationError
+from pi05_ros.backends.quantization.fake_quant import (
+    LARGEST,
+    fake_quantize,
+    quantize,
+    scale_from_amax,
+)
+from pi05_ros.backends.quantization.modules import apply_calibration
+from pi05_ros.backends.quantization.presets import PRESETS, expected_quantizers, preset
+from pi05_ros.backends.quantization.samples import (
     Sample,
     load_samples,
     require_real,
     save_samples,
 )
-from pi05_ros.backends.tensorrt.shapes import StageShapes
-from pi05_ros.backends.tensorrt.stages import make_stage
+from pi05_ros.backends.staged.shapes import StageShapes
+from pi05_ros.backends.staged.stages import make_stage
 from pi05_ros.model import Pi05
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,10 +50,10 @@ OTHER_RELEASE = """
 import json, sys, torch
 torch.set_num_threads(1)
 import modelopt
-from pi05_ros.backends.tensorrt.identity import weights_id
-from pi05_ros.backends.tensorrt.quantize import calibrate
-from pi05_ros.backends.tensorrt.samples import synthetic_samples
-from pi05_ros.backends.tensorrt.shapes import StageShapes
+from pi05_ros.backends.identity import weights_id
+from pi05_ros.backends.quantization.calibrate import calibrate
+from pi05_ros.backends.quantization.samples import synthetic_samples
+from pi05_ros.backends.staged.shapes import StageShapes
 from pi05_ros.model import Pi05, Pi05Config
 model = Pi05.random(Pi05Config.preset("tiny"), seed=3)
 shapes = StageShapes.of(model.config, 2, 12, 10)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.quantized import QuantLinear
-from pi05_ros.backends.tensorrt.scaled_mm import ScaledMmLinear, use_scaled_mm
+from pi05_ros.backends.experimental.scaled_mm import ScaledMmLinear, use_scaled_mm
+from pi05_ros.backends.quantization.modules import QuantLinear
 
 
 def quantised(

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.pipeline import StagedEngine
-from pi05_ros.backends.tensorrt.shapes import StageShapes, stage_spec
-from pi05_ros.backends.tensorrt.stages import make_stage, modulation_table
+from pi05_ros.backends.staged.engine import StagedEngine
+from pi05_ros.backends.staged.shapes import StageShapes, stage_spec
+from pi05_ros.backends.staged.stages import make_stage, modulation_table
 from pi05_ros.model import GemmaConfig, Pi05, Pi05Config, flow_times
 
 

@@ -11,21 +11,22 @@ from typing import Any
 import pytest
 import torch
 
+from pi05_ros.backends import files
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt import engines, proven, store
-from pi05_ros.backends.tensorrt.artifacts import graphs_for
-from pi05_ros.backends.tensorrt.calibration import Calibration
-from pi05_ros.backends.tensorrt.engines import UnprovenEngineError, build_engines, find_proven
-from pi05_ros.backends.tensorrt.identity import weights_id
-from pi05_ros.backends.tensorrt.shapes import StageShapes
-from pi05_ros.backends.tensorrt.store import (
+from pi05_ros.backends.export.artifacts import graphs_for
+from pi05_ros.backends.files import (
     cache_root,
     require_writable,
     wait_for_writer,
     whole_folder,
     write_atomically,
 )
+from pi05_ros.backends.identity import weights_id
+from pi05_ros.backends.quantization.calibration import Calibration
+from pi05_ros.backends.staged.shapes import StageShapes
+from pi05_ros.backends.tensorrt import engine_store, proven
+from pi05_ros.backends.tensorrt.engine_store import UnprovenEngineError, build_engines, find_proven
 from pi05_ros.model import Pi05
 
 CPU = torch.device("cpu")
@@ -72,12 +73,12 @@ def test_places_that_cannot_be_written_are_known_before(tmp_path: Path) -> None:
 def test_failed_build_keeps_the_engines_that_were_there(
     install: Callable[..., Any], graphs_fp16: Path, tmp_path: Path
 ) -> None:
-    from pi05_ros.backends.tensorrt.engines import open_set
+    from pi05_ros.backends.tensorrt.engine_store import open_set
 
     faults = install()
     from pi05_ros.backends.tensorrt.compile import BuildFlags
 
-    def build(root: Path) -> engines.EngineSet:
+    def build(root: Path) -> engine_store.EngineSet:
         return build_engines(graphs_fp16, BuildFlags(), CPU, root=root)
 
     found = build(tmp_path / "a")
@@ -104,7 +105,7 @@ def test_a_folder_of_others_does_not_hide_a_good_one(
     good = build_engines(graphs_fp16, BuildFlags(), CPU, root=tmp_path)
     bad = build_engines(graphs_fp16, BuildFlags(optimization_level=2), CPU, root=tmp_path)
     bad.folder.chmod(0o777)
-    monkeypatch.setattr(engines, "require_proof", lambda found: {})
+    monkeypatch.setattr(engine_store, "require_proof", lambda found: {})
     weights = weights_id(model)
     assert find_proven(weights, shapes, Precision(), CPU, tmp_path).folder == good.folder
     good.folder.chmod(0o777)
@@ -127,7 +128,7 @@ def test_one_writer_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     thread = threading.Thread(target=second)
     thread.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store.log, "warning", lambda *words: waiting.set())
+        patch.setattr(files.log, "warning", lambda *words: waiting.set())
         with whole_folder(folder, "index") as part:
             (part / "a").write_text("first")
             started.set()
@@ -180,7 +181,7 @@ def test_engines_can_be_built_after_an_export_under_any_umask(
         found = build_engines(graphs, BuildFlags(), CPU, root=tmp_path)
     finally:
         os.umask(before)
-    assert engines.open_set(found.folder).graphs == found.graphs
+    assert engine_store.open_set(found.folder).graphs == found.graphs
 
 
 def test_a_user_without_a_home(

@@ -64,7 +64,7 @@ TRAMPOLINES = """
 import logging, sys
 import tensorrt_bindings
 sys.modules["tensorrt"] = tensorrt_bindings
-from pi05_ros.backends.tensorrt.native import ErrorRecorder, Logger, Progress
+from pi05_ros.backends.tensorrt.callbacks import ErrorRecorder, Logger, Progress
 seen = []
 logger = Logger()
 logger.log(tensorrt_bindings.ILogger.Severity.ERROR, "broken")

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt import torch_tensorrt as ours
-from pi05_ros.backends.tensorrt.calibration import Calibration
-from pi05_ros.backends.tensorrt.pipeline import StagedEngine
-from pi05_ros.backends.tensorrt.quantize import reference_engine
-from pi05_ros.backends.tensorrt.samples import Sample
-from pi05_ros.backends.tensorrt.shapes import StageShapes
+from pi05_ros.backends.experimental import torch_tensorrt as ours
+from pi05_ros.backends.quantization.calibrate import reference_engine
+from pi05_ros.backends.quantization.calibration import Calibration
+from pi05_ros.backends.quantization.samples import Sample
+from pi05_ros.backends.staged.engine import StagedEngine
+from pi05_ros.backends.staged.shapes import StageShapes
 from pi05_ros.model import Pi05
 
 

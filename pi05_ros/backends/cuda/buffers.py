@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pi05_ros.backends.cuda.hopper import prefill
-from pi05_ros.backends.cuda.hopper.packing import CHUNK
+from pi05_ros.backends.cuda.packing import CHUNK
 from pi05_ros.backends.cuda.weights import FP8, PATCH_DTYPE, Weights, half, patch_columns
 
 ACTION_ROWS = 64  # rows of the denoise kernels: horizons up to 64

@@ -6,7 +6,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from pi05_ros.backends.cache_place import cache_place
+from pi05_ros.backends.cache import cache_place
 
 
 def cache_folder(kind: str) -> Path:

@@ -24,8 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pi05_ros.backends.cuda import modulation, scales
-from pi05_ros.backends.cuda.assembly import Sizes, assemble
+from pi05_ros.backends.cuda import scales
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_STEPS
 from pi05_ros.backends.cuda.graphs import Graphs
 from pi05_ros.backends.cuda.inputs import (
@@ -36,9 +35,11 @@ from pi05_ros.backends.cuda.inputs import (
     check_tokens,
 )
 from pi05_ros.backends.cuda.kept_inputs import KeptInputs
-from pi05_ros.backends.cuda.launches import Launches
 from pi05_ros.backends.cuda.monitor import Monitor
 from pi05_ros.backends.cuda.scales import Calibration, Saturation
+from pi05_ros.backends.cuda.stages import modulation
+from pi05_ros.backends.cuda.stages.assembly import Sizes, assemble
+from pi05_ros.backends.cuda.stages.launches import Launches
 from pi05_ros.backends.cuda.steering import MODES, Steering
 from pi05_ros.backends.cuda.stopwatch import Stopwatch
 from pi05_ros.backends.cuda.tuning import load as load_tuning

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pi05_ros.backends.cuda.graphs import Graphs
 from pi05_ros.backends.cuda.inputs import Inputs, Kind, View
-from pi05_ros.backends.cuda.launches import Launches
+from pi05_ros.backends.cuda.stages.launches import Launches
 
 
 class KeptInputs:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pi05_ros.backends.cuda.modulation import Modulation, dequantise
+from pi05_ros.backends.cuda.stages.modulation import Modulation, dequantise
 from pi05_ros.backends.cuda.weights import FP8, FP8_MAX, Linear, Weights
 
 KV = list[tuple[Tensor, Tensor]]  # per layer k (after RoPE), v: [T, head_dim]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pi05_ros.backends.cuda.hopper.packing import pack_weight
+from pi05_ros.backends.cuda.packing import pack_weight
 from pi05_ros.backends.cuda.scales import Fingerprint
 from pi05_ros.backends.engine import Precision
 from pi05_ros.model import Pi05, Pi05Config

@@ -46,10 +46,10 @@ def create(
     version = require_tensorrt()
     fp8 = "fp8" in (precision.prefill, precision.denoise)
     device = require_gpu(fp8=fp8, near=model.device)
+    from pi05_ros.backends.identity import weights_id
+    from pi05_ros.backends.staged.shapes import StageShapes
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
-    from pi05_ros.backends.tensorrt.engines import dry_run_of, find_proven, retry_of
-    from pi05_ros.backends.tensorrt.identity import weights_id
-    from pi05_ros.backends.tensorrt.shapes import StageShapes
+    from pi05_ros.backends.tensorrt.engine_store import dry_run_of, find_proven, retry_of
 
     shapes = StageShapes.of(model.config, views, max_prompt_tokens, horizon)
     root = Path(cache) if cache is not None else None
@@ -77,9 +77,9 @@ def proven(
     works, why = usable()
     if not works:
         return False, why
-    from pi05_ros.backends.tensorrt.engines import find_proven
-    from pi05_ros.backends.tensorrt.identity import weights_id
-    from pi05_ros.backends.tensorrt.shapes import StageShapes
+    from pi05_ros.backends.identity import weights_id
+    from pi05_ros.backends.staged.shapes import StageShapes
+    from pi05_ros.backends.tensorrt.engine_store import find_proven
 
     root = Path(cache) if cache is not None else None
     try:

@@ -16,7 +16,7 @@ import tensorrt as trt
 
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.tensorrt.binding import parse_version
-from pi05_ros.backends.tensorrt.native import ErrorRecorder, Logger, Progress
+from pi05_ros.backends.tensorrt.callbacks import ErrorRecorder, Logger, Progress
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pi05_ros.backends.tensorrt.denoise_graph import FlowLoop
-from pi05_ros.backends.tensorrt.engines import EngineSet, load_runners
-from pi05_ros.backends.tensorrt.export import DTYPES
-from pi05_ros.backends.tensorrt.mlp_only import join_runners
-from pi05_ros.backends.tensorrt.pipeline import StagedContext, StagedEngine
+from pi05_ros.backends.export.export import DTYPES
+from pi05_ros.backends.export.mlp_only import join_runners
+from pi05_ros.backends.staged.engine import StagedContext, StagedEngine
+from pi05_ros.backends.tensorrt.engine_store import EngineSet, load_runners
+from pi05_ros.backends.tensorrt.flow_loop import FlowLoop
 from pi05_ros.model import Pi05
 
 

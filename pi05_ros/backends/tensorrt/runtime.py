@@ -14,9 +14,9 @@ import tensorrt as trt
 import torch
 
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.staged.shapes import StageSpec
 from pi05_ros.backends.tensorrt.binding import EngineFailedError, on_device
-from pi05_ros.backends.tensorrt.native import ErrorRecorder, Logger
-from pi05_ros.backends.tensorrt.shapes import StageSpec
+from pi05_ros.backends.tensorrt.callbacks import ErrorRecorder, Logger
 
 # FP8 stays inside engines (trt.nptype knows no FP8 either); these are all types of our I/O.
 TORCH_DTYPES = {

@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pi05_ros.policy.chunk import ActionMeaning
-from pi05_ros.policy.execution.chunks import ChunkRefusedError, TimedChunk, timed_chunk
-from pi05_ros.policy.execution.executor import (
+from pi05_ros.execution.executor import (
     FOLLOWING,
     HOLDING,
     STOPPED,
@@ -19,8 +17,10 @@ from pi05_ros.policy.execution.executor import (
     Executor,
     ExecutorSettings,
 )
-from pi05_ros.policy.execution.limits import JointLimits
-from pi05_ros.policy.execution.strategies import make_strategy
+from pi05_ros.execution.limits import JointLimits
+from pi05_ros.execution.strategies import make_strategy
+from pi05_ros.execution.timed_chunk import ChunkRefusedError, TimedChunk, timed_chunk
+from pi05_ros.policy.chunk import ActionMeaning
 
 JOINTS = ("a", "b")
 LIMITS = JointLimits(JOINTS, [-1, 0], [2, 1], [1.5, 4], [6, 80])

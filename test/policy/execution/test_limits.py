@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pi05_ros.policy.execution.limits import (
+from pi05_ros.execution.limits import (
     JointLimits,
     LimitsError,
     MotionFilter,

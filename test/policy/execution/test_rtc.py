@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from pi05_ros.model import Pi05Config, flow_sample, load_checkpoint
-from pi05_ros.policy.execution.continuation import DelayEstimator, continuation
-from pi05_ros.policy.execution.rtc import (
+from pi05_ros.policy.chunking.continuation import DelayEstimator, continuation
+from pi05_ros.policy.chunking.rtc import (
     SCHEDULES,
     guidance_gain,
     guidance_weights,
     guided,
     sample_decided,
 )
-from pi05_ros.policy.normalize import Normalizer
+from pi05_ros.policy.transforms.normalize import Normalizer
 
 CLOCK = "exact"  # LeRobot's, which the recorded samples were made with
 DATA = Path(__file__).parents[2] / "data" / "openpi_tiny"

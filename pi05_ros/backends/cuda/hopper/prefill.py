@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pi05_ros.backends.cuda.hopper import launch
-from pi05_ros.backends.cuda.hopper.packing import CHUNK
+from pi05_ros.backends.cuda.packing import CHUNK
 from pi05_ros.model.config import GemmaConfig
 
 THREADS = 384

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pi05_ros.backends.cuda.hopper import launch
-from pi05_ros.backends.cuda.hopper.packing import CHUNK, TILE
+from pi05_ros.backends.cuda.packing import CHUNK, TILE
 from pi05_ros.model import Pi05Config
 from pi05_ros.model.config import GemmaConfig
 

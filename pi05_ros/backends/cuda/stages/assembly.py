@@ -1,0 +1,72 @@
+"""Weights, buffers and stages of one engine, on the kernels that suit its device and precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pi05_ros.backends.cuda.buffers import Buffers
+from pi05_ros.backends.cuda.stages import choice
+from pi05_ros.backends.cuda.stages.denoise import DenoiseStage, denoise_stage
+from pi05_ros.backends.cuda.stages.prefill import ContextStages, context_stages
+from pi05_ros.backends.cuda.tuning import Tuning
+from pi05_ros.backends.cuda.weights import Weights, pack
+from pi05_ros.backends.engine import Precision
+from pi05_ros.model import Pi05
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What an engine has room for."""
+
+    views: int
+    prompt_tokens: int
+    horizon: int  # that is asked for first; others are taken too
+    slots: int
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of an engine; stages launch their kernels on the buffers."""
+
+    weights: Weights
+    buffers: Buffers
+    context: ContextStages
+    denoise: DenoiseStage
+
+
+def assemble(
+    model: Pi05,
+    precision: Precision,
+    tuning: Tuning,
+    sizes: Sizes,
+    *,
+    release: bool,
+    dependent: bool,
+) -> Assembly:
+    """Pack a model for the kernels that `tuning` asks for and this device can run.
+
+    Args:
+        model: on the device.
+        precision: resolved, per stage.
+        tuning: kernel choices.
+        sizes: what to make room for.
+        release: empty the model's modules on the way.
+        dependent: launch kernels before those in front have finished.
+
+    """
+    config, device = model.config, model.device
+    rows = sizes.views * config.vision.tokens + sizes.prompt_tokens
+    case = (config, precision, tuning, device, rows)
+    image = choice.usable_for_prefill(*case)
+    weights = pack(
+        model,
+        precision,
+        release=release,
+        fused_gate_up=image or tuning.fuses_gate_up(config.vlm.mlp_dim),
+        prefix_image=image,
+        expert_image=choice.usable(*case, sizes.horizon),
+    )
+    parts = choice.part_rows(tuning, rows) if image else 0
+    buffers = Buffers(weights, sizes.views, sizes.prompt_tokens, sizes.slots, device, parts)
+    context = context_stages(weights, buffers, tuning, dependent)
+    return Assembly(weights, buffers, context, denoise_stage(weights, buffers, tuning, context))

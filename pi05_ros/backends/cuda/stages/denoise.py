@@ -1,0 +1,396 @@
+"""Launch sequence of the flow: N steps of the expert, five or six launches per layer."""
+
+from __future__ import annotations
+
+import math
+
+import triton
+from torch import Tensor
+
+from pi05_ros.backends.cuda.buffers import (
+    ACTION_ROWS,
+    MAX_RESIDUAL_SPLIT,
+    MAX_SPLITS,
+    SUM_PARTS,
+    Buffers,
+    Slot,
+)
+from pi05_ros.backends.cuda.hopper import attention as cluster_attention
+from pi05_ros.backends.cuda.stages.choice import attention_options
+from pi05_ros.backends.cuda.stages.modulation import Modulation
+from pi05_ros.backends.cuda.stages.prefill import ContextStages
+from pi05_ros.backends.cuda.stages.stage import LOG2E
+from pi05_ros.backends.cuda.triton import attention, denoise
+from pi05_ros.backends.cuda.tuning import Tuning
+from pi05_ros.backends.cuda.weights import FP8, ExpertLayer, Linear, Weights
+from pi05_ros.backends.errors import BackendError
+
+
+def fit(options: dict[str, int], N: int, K: int) -> dict[str, int]:
+    """Shrink tile sizes to what divides ``[N, K]``; sizes of the real model pass unchanged."""
+    out = dict(options)
+    split = out.get("split", 1)
+    if split > MAX_RESIDUAL_SPLIT:
+        raise BackendError(f"{split} slices of K; accepted: 1 to {MAX_RESIDUAL_SPLIT}")
+    K //= split
+    while N % out["BN"]:
+        out["BN"] //= 2
+    while K % out["BK"]:
+        out["BK"] //= 2
+    if out["BN"] < 16 or out["BK"] < 16:
+        raise BackendError(f"a matrix of {N} x {K} does not divide into tiles of 16 x 16")
+    return out
+
+
+class DenoiseStage:
+    """The action expert on static buffers.
+
+    Attributes:
+        image: whether FP8 operands are kept as swizzled images (hopper/layout.cuh).
+        sum_parts: tiles of columns whose sums of squares the first norm of a layer reads.
+
+    """
+
+    image = False
+
+    def __init__(
+        self, weights: Weights, buffers: Buffers, tuning: Tuning, context: ContextStages
+    ) -> None:
+        self.weights = weights
+        self.buffers = buffers
+        self.tuning = tuning
+        self.context = context
+        self.pdl = context.pdl
+        self.launch = context.launch
+        self.clusters = (
+            tuning.values["denoise_attention"] == "cluster"
+            and cluster_attention.unavailable(buffers.dq.device) is None
+        )
+        config = weights.config.expert
+        kind = weights.precision.denoise
+        D, F = config.width, config.mlp_dim
+        q = config.num_heads * config.head_dim
+        both = q + 2 * config.num_kv_heads * config.head_dim
+        self.options = {
+            name: fit(tuning.kernel("denoise", kind, name), N, K)
+            for name, N, K in (
+                ("qkv", min(both, config.head_dim * both), D),
+                ("out", D, q),
+                ("gate_up", 2 * F, D),
+                ("down", D, F),
+            )
+        }
+        while config.head_dim % self.options["qkv"]["BN"]:
+            self.options["qkv"]["BN"] //= 2
+        self.sum_parts = D // self.options["down"]["BN"]
+        for name in ("out", "down"):
+            if D // self.options[name]["BN"] > SUM_PARTS:
+                raise BackendError(f"expert width {D} needs a {name} tile of {D // SUM_PARTS}+")
+
+    @property
+    def monitor(self) -> bool:
+        """Whether kernels record the largest input of each FP8 GEMM."""
+        return self.context.monitor
+
+    def run(
+        self, horizon: int, mod: Modulation, slot: Slot, rows_cap: int, guided: bool = False
+    ) -> None:
+        """Noise -> actions.
+
+        Args:
+            horizon: rows.
+            mod: tables of the number of steps.
+            slot: keys and values.
+            rows_cap: most prefix rows that `slot` may hold in this graph.
+            guided: pull towards the previous chunk (`Buffers.target` and what belongs to it).
+
+        """
+        self._euler(horizon, mod, -1)
+        for step in range(mod.steps):
+            for index, layer in enumerate(self.weights.expert):
+                self._layer(horizon, mod, slot, rows_cap, step, index, layer)
+            self._euler(horizon, mod, step, guided)
+
+    def _common(self, options: dict[str, int]) -> dict[str, object]:
+        return {
+            "BM": ACTION_ROWS,
+            "BN": options["BN"],
+            "BK": options["BK"],
+            "STAGES": options["stages"],
+            "EARLY": self.tuning.flag("early_trigger"),
+            "PDL": self.pdl,
+            "num_warps": options["warps"],
+            "num_stages": options["stages"],
+            **self.launch,
+        }
+
+    def _scale(self, linear: Linear) -> Tensor:
+        return self.buffers.ones if linear.scale is None else linear.scale
+
+    def _layer(
+        self,
+        horizon: int,
+        mod: Modulation,
+        slot: Slot,
+        rows_cap: int,
+        step: int,
+        index: int,
+        layer: ExpertLayer,
+    ) -> None:
+        b, config = self.buffers, self.weights.config.expert
+        D, F, hd, heads = config.width, config.mlp_dim, config.head_dim, config.num_heads
+        k, v = slot.k[index], slot.v[index]
+        steps = mod.steps
+        mod_stride = mod.mod.stride(0)
+        bias_stride = mod.bias.stride(0)
+        bias = mod.bias[0, index]
+        first, second, third = (
+            mod.mod[0, 2 * index],
+            mod.mod[0, 2 * index + 1],
+            mod.mod[0, 2 * index + 2],
+        )
+        qkv_rows = layer.qkv.weight.shape[0]
+
+        options = self.options["qkv"]
+        scale, _ = self.context.site(layer.qkv)
+        denoise.qkv_rope[(qkv_rows // options["BN"],)](
+            b.mirror,
+            layer.qkv.weight,
+            self._scale(layer.qkv),
+            scale,
+            b.sum_attn,
+            bias,
+            bias_stride,
+            b.frozen,
+            b.cos,
+            b.sin,
+            slot.length,
+            b.dq,
+            k,
+            v,
+            step,
+            steps,
+            horizon,
+            LOG2E / math.sqrt(hd),
+            D=D,
+            HEADS=heads,
+            HEAD_DIM=hd,
+            PARTS=D // self.options["down"]["BN"],
+            **self._common(options),
+        )
+
+        self._attention(horizon, rows_cap, slot, index, layer.out)
+        self._residual(
+            b.dattn, layer.out, "out", first[2], second[0], mod_stride, b.sum_mlp,
+            layer.gate_up, step, steps, horizon,
+        )  # fmt: skip
+
+        options = self.options["gate_up"]
+        scale, _ = self.context.site(layer.gate_up)
+        out_scale, amax = self.context.site(layer.down)
+        denoise.gate_up[(2 * F // options["BN"],)](
+            b.mirror,
+            layer.gate_up.weight,
+            self._scale(layer.gate_up),
+            scale,
+            b.sum_mlp,
+            bias[qkv_rows:],
+            bias_stride,
+            b.frozen,
+            b.dact,
+            out_scale,
+            amax,
+            step,
+            steps,
+            horizon,
+            D=D,
+            F=F,
+            PARTS=D // self.options["out"]["BN"],
+            MONITOR=self.monitor and layer.down.fp8,
+            **self._common(options),
+        )
+
+        # Behind the last layer comes the final norm, which euler_step computes itself; the mirror
+        # written here is then not read, and its site is the first layer's.
+        following = self.weights.expert[(index + 1) % len(self.weights.expert)].qkv
+        monitored = index + 1 < len(self.weights.expert)
+        self._residual(
+            b.dact, layer.down, "down", second[2], third[0], mod_stride, b.sum_attn,
+            following, step, steps, horizon, monitored,
+        )  # fmt: skip
+
+    def _attention(
+        self, horizon: int, rows_cap: int, slot: Slot, index: int, target: Linear
+    ) -> None:
+        """Queries `dq` against the cache -> `dattn`: one launch of clusters, or two of Triton."""
+        if self.clusters and self._cluster_attention(horizon, rows_cap, slot, index, target):
+            return
+        b, config = self.buffers, self.weights.config.expert
+        k, v = slot.k[index], slot.v[index]
+        rows = horizon * config.num_heads
+        scale, amax = self.context.site(target)
+        options = self.tuning.kernel("denoise", "attention")
+        BN = options["BN"]
+        splits = triton.cdiv(rows_cap + horizon, BN)
+        if splits > MAX_SPLITS:
+            raise BackendError(f"{rows_cap + horizon} keys need more than {MAX_SPLITS} splits")
+        stride = ACTION_ROWS * config.num_heads
+        attention.attend[(triton.cdiv(rows, options["BM"]), splits)](
+            b.dq,
+            k,
+            v,
+            slot.length,
+            b.dparts,
+            b.dlse,
+            scale,
+            amax,
+            rows,
+            horizon,
+            BN,
+            stride,
+            HEAD_DIM=config.head_dim,
+            BM=options["BM"],
+            BN=BN,
+            STAGES=1,
+            ONE_BLOCK=True,
+            DIRECT=False,
+            PDL=self.pdl,
+            MONITOR=False,
+            num_warps=options["warps"],
+            **self.launch,
+        )
+        self.context.combine((b.dparts, b.dlse, b.dattn), rows, splits, stride, target)
+
+    def _cluster_attention(
+        self, horizon: int, rows_cap: int, slot: Slot, index: int, target: Linear
+    ) -> bool:
+        """The same as one launch of clusters; False where no choice takes this workload."""
+        b = self.buffers
+        options = attention_options(self.tuning, self.weights.config, rows_cap, horizon)
+        if options is None:
+            return False
+        scale, amax = self.context.site(target)
+        layout = "image" if self.image else "e4m3" if b.dattn.dtype == FP8 else "bf16"
+        cluster_attention.launch(
+            b.dq,
+            slot.k[index],
+            slot.v[index],
+            slot.length,
+            b.dattn,
+            scale,
+            amax if self.monitor and target.fp8 else None,
+            horizon=horizon,
+            prefix_rows=rows_cap,
+            output=layout,
+            options=options,
+            dependent=self.pdl,
+        )
+        return True
+
+    def _residual(
+        self,
+        a: Tensor,
+        linear: Linear,
+        name: str,
+        gate: Tensor,
+        next_scale: Tensor,
+        mod_stride: int,
+        sums: Tensor,
+        target: Linear,
+        step: int,
+        steps: int,
+        horizon: int,
+        monitored: bool = True,
+    ) -> None:
+        b = self.buffers
+        options = self.options[name]
+        N, K = linear.weight.shape
+        scale, _ = self.context.site(linear)
+        next_site, amax = self.context.site(target)
+        split = options["split"]
+        denoise.residual_gemm[(N // options["BN"], split)](
+            a,
+            linear.weight,
+            self._scale(linear),
+            scale,
+            gate,
+            next_scale,
+            mod_stride,
+            b.frozen,
+            b.dx,
+            b.mirror,
+            next_site,
+            sums,
+            b.residual_parts,
+            b.arrived,
+            amax,
+            step,
+            steps,
+            horizon,
+            K=K,
+            N=N,
+            SPLIT=split,
+            MONITOR=self.monitor and target.fp8 and monitored,
+            **self._common(options),
+        )
+
+    def _euler(self, horizon: int, mod: Modulation, step: int, guided: bool = False) -> None:
+        """Between steps; -1 is the entry from noise. Only the entry waits for everything before
+        it (no dependent launch), so that kernels behind it may read the prefix above their wait.
+        """
+        w, b = self.weights, self.buffers
+        first, last = step < 0, step == mod.steps - 1
+        target = w.expert[0].qkv
+        scale, amax = self.context.site(target)
+        options = self.tuning.kernel("denoise", "step")
+        pdl = self.pdl and not first
+        D = w.config.expert.width
+        chunk = options["CHUNK"]
+        while D % chunk:  # the kernel takes whole chunks, of a power of two columns
+            chunk //= 2
+        denoise.euler_step[(horizon,)](
+            b.dx,
+            b.state,
+            *w.action_out,
+            mod.mod[0, -1],
+            *w.action_in,
+            mod.mod[0, 0],
+            mod.mod.stride(0),
+            b.frozen,
+            b.mirror,
+            scale,
+            b.sum_attn,
+            amax,
+            b.noise,
+            b.actions,
+            b.target,
+            b.guide_weight,
+            b.guide_clock,
+            step,
+            mod.steps,
+            1.0 / mod.steps,
+            D=D,
+            A=w.config.action_dim,
+            CHUNK=chunk,
+            BM=ACTION_ROWS,
+            PARTS=self.sum_parts,
+            IMAGE=self.image,
+            FIRST=first,
+            LAST=last,
+            GUIDED=guided,
+            PDL=pdl,
+            MONITOR=self.monitor and target.fp8 and not last,
+            num_warps=options["warps"],
+            **(self.launch if pdl else {}),
+        )
+
+
+def denoise_stage(
+    weights: Weights, buffers: Buffers, tuning: Tuning, context: ContextStages
+) -> DenoiseStage:
+    """The stage for the form in which the expert's weights are packed."""
+    if weights.expert_image:
+        from pi05_ros.backends.cuda.stages.hopper_denoise import HopperDenoise
+
+        return HopperDenoise(weights, buffers, tuning, context)
+    return DenoiseStage(weights, buffers, tuning, context)

@@ -1,0 +1,127 @@
+"""The action expert on the Hopper kernels: five launches per layer and step, all in FP8."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from pi05_ros.backends.cuda.buffers import Buffers, Slot
+from pi05_ros.backends.cuda.hopper.launch import Argument
+from pi05_ros.backends.cuda.hopper.products import Options, Products
+from pi05_ros.backends.cuda.packing import TILE
+from pi05_ros.backends.cuda.stages.choice import product_options
+from pi05_ros.backends.cuda.stages.denoise import DenoiseStage
+from pi05_ros.backends.cuda.stages.modulation import Modulation
+from pi05_ros.backends.cuda.stages.prefill import ContextStages
+from pi05_ros.backends.cuda.stages.stage import LOG2E
+from pi05_ros.backends.cuda.tuning import Tuning
+from pi05_ros.backends.cuda.weights import ExpertLayer, Linear, Weights
+from pi05_ros.backends.errors import BackendError
+
+
+class HopperDenoise(DenoiseStage):
+    """Drop-in for `DenoiseStage` where the expert's weights are packed as images."""
+
+    image = True
+
+    def __init__(
+        self, weights: Weights, buffers: Buffers, tuning: Tuning, context: ContextStages
+    ) -> None:
+        super().__init__(weights, buffers, tuning, context)
+        self._products: dict[Options, Products] = {}
+        self.sum_parts = weights.config.expert.width // TILE
+
+    def _launch(self, name: str, horizon: int, columns: int, args: tuple[Argument, ...]) -> None:
+        chosen = product_options(self.tuning, horizon)
+        if chosen not in self._products:
+            self._products[chosen] = Products(self.weights.config, chosen, self.buffers.dx.device)
+        self._products[chosen].launch(name, horizon, columns, args, self.pdl)
+
+    def _amax(self, linear: Linear) -> Tensor | None:
+        return self.context.site(linear)[1] if self.monitor else None
+
+    def _layer(
+        self,
+        horizon: int,
+        mod: Modulation,
+        slot: Slot,
+        rows_cap: int,
+        step: int,
+        index: int,
+        layer: ExpertLayer,
+    ) -> None:
+        b, config = self.buffers, self.weights.config.expert
+        heads, hd = config.num_heads, config.head_dim
+        columns = (heads + 2) * hd
+        site = self.context.site
+        k, v = slot.k[index], slot.v[index]
+        bias = mod.bias[0, index]
+        clock = (step, mod.steps, horizon)
+        self._launch(
+            "qkv_rope",
+            horizon,
+            columns,
+            (
+                b.mirror, layer.qkv.weight, layer.qkv.scale, site(layer.qkv)[0], b.sum_attn,
+                bias, mod.bias.stride(0), b.frozen, b.cos, b.sin, slot.length, b.dq, k, v,
+                *clock, LOG2E / math.sqrt(hd),
+            ),
+        )  # fmt: skip
+        if not self._cluster_attention(horizon, rows_cap, slot, index, layer.out):
+            raise BackendError(f"no attention kernel takes {rows_cap} rows and {horizon} actions")
+        mods = mod.mod[0, 2 * index : 2 * index + 3]
+        self._project(
+            "out_residual", b.dattn, layer.out, layer.gate_up, mods[:2], b.sum_mlp, mod, clock
+        )
+        self._launch(
+            "gate_up",
+            horizon,
+            2 * config.mlp_dim,
+            (
+                b.mirror, layer.gate_up.weight, layer.gate_up.scale, site(layer.gate_up)[0],
+                b.sum_mlp, bias[columns:], mod.bias.stride(0), b.frozen, b.dact,
+                site(layer.down)[0], self._amax(layer.down), *clock,
+            ),
+        )  # fmt: skip
+        # Behind the last layer comes the final norm, which euler_step computes itself; the mirror
+        # written here is then not read, and its site is the first layer's.
+        last = index + 1 == len(self.weights.expert)
+        following = self.weights.expert[0 if last else index + 1].qkv
+        self._project(
+            "down_residual",
+            b.dact,
+            layer.down,
+            following,
+            mods[1:],
+            b.sum_attn,
+            mod,
+            clock,
+            not last,
+        )
+
+    def _project(
+        self,
+        name: str,
+        image: Tensor,
+        linear: Linear,
+        target: Linear,
+        mods: Tensor,
+        sums: Tensor,
+        mod: Modulation,
+        clock: tuple[int, int, int],
+        monitored: bool = True,
+    ) -> None:
+        """Projection with residual: gate of the first norm of `mods`, scale of the second."""
+        b = self.buffers
+        self._launch(
+            name,
+            clock[2],
+            self.weights.config.expert.width,
+            (
+                image, linear.weight, linear.scale, self.context.site(linear)[0], mods[0, 2],
+                mods[1, 0], mod.mod.stride(0), b.frozen, b.dx, b.mirror,
+                self.context.site(target)[0], sums, self._amax(target) if monitored else None,
+                *clock,
+            ),
+        )  # fmt: skip

@@ -1,0 +1,62 @@
+"""The parts that graphs are made of: a camera, all cameras, prompt, prefill, context, noise."""
+
+from __future__ import annotations
+
+from pi05_ros.backends.cuda.inputs import Inputs, Kind
+from pi05_ros.backends.cuda.stages.prefill import ContextStages
+from pi05_ros.backends.cuda.stages.vision import ResizeTables
+from pi05_ros.backends.cuda.triton import preprocess
+
+Kinds = tuple[Kind, ...]
+
+
+class Launches:
+    """Enqueue parts of an inference on the static buffers."""
+
+    def __init__(self, stages: ContextStages, inputs: Inputs) -> None:
+        self.stages = stages
+        self.inputs = inputs
+        self.buffers = stages.buffers
+        self.weights = stages.weights
+        self._resize: dict[tuple[int, int, int], ResizeTables] = {}
+
+    def camera(self, camera: int, kind: Kind) -> None:
+        """Picture of one camera -> its patch rows."""
+        frame = self.inputs.buffer(camera, kind)
+        if kind[0] == "pixels":
+            self.stages.pixels_to_patches(frame, camera)
+            return
+        key = (camera, kind[1], kind[2])
+        if key not in self._resize:
+            size = self.weights.config.vision.image_size
+            self._resize[key] = ResizeTables.build(kind[1], kind[2], size, frame.device)
+        self.stages.frame_to_patches(frame, camera, self._resize[key])
+
+    def vision(self, kinds: Kinds) -> None:
+        """Pictures -> image tokens."""
+        for camera, kind in enumerate(kinds):
+            self.camera(camera, kind)
+        if kinds:
+            self.stages.vision(0, len(kinds))
+
+    def prompt(self, views: int, bucket: int, slot: int) -> None:
+        """Prompt ids -> their rows behind the image tokens."""
+        self.stages.embed_prompt(views, bucket, self.buffers.slots[slot])
+
+    def prefill(self, views: int, bucket: int, slot: int) -> None:
+        """Embeddings -> keys and values."""
+        rows = views * self.buffers.tokens + bucket
+        self.stages.prefill(rows, self.buffers.slots[slot])
+
+    def context(self, kinds: Kinds, bucket: int, slot: int) -> None:
+        """Pictures and prompt -> keys and values."""
+        self.vision(kinds)
+        self.prompt(len(kinds), bucket, slot)
+        self.prefill(len(kinds), bucket, slot)
+
+    def noise(self, horizon: int) -> None:
+        """Draw the noise from the seed on the device."""
+        count = horizon * self.weights.config.action_dim
+        preprocess.normal_noise[(-(-count // 256),)](
+            self.buffers.seed, self.buffers.noise, count, BLOCK=256
+        )

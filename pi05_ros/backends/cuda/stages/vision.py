@@ -1,0 +1,249 @@
+"""Launch sequence of the vision stage: camera frames to image tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from pi05_ros.backends.cuda.buffers import MAX_FC2_SPLITS
+from pi05_ros.backends.cuda.stages.stage import LOG2E, Stage
+from pi05_ros.backends.cuda.triton import attention, gemm, prefill, preprocess
+from pi05_ros.backends.cuda.weights import Linear
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.resize import filter_weights, fitted_size
+
+
+@dataclass(frozen=True)
+class ResizeTables:
+    """Filter of one frame size: first source index and fixed-point weights per output pixel."""
+
+    new_height: int
+    new_width: int
+    x_first: Tensor
+    x_weight: Tensor
+    y_first: Tensor
+    y_weight: Tensor
+    scratch: Tensor  # uint8 [Hc, new_width, 3]
+
+    @classmethod
+    def build(cls, height: int, width: int, size: int, device: torch.device) -> ResizeTables:
+        """Tables for frames ``[height, width, 3]``."""
+        new_height, new_width = fitted_size(height, width, size)
+        tensors: list[Tensor] = []
+        for source, target in ((width, new_width), (height, new_height)):
+            index, weight = filter_weights(source, target)
+            tensors.append(torch.from_numpy(index[:, 0].astype("int32")).to(device))
+            tensors.append(torch.from_numpy(weight).to(device))
+        scratch = torch.empty(height, new_width, 3, dtype=torch.uint8, device=device)
+        x_first, x_weight, y_first, y_weight = tensors
+        return cls(new_height, new_width, x_first, x_weight, y_first, y_weight, scratch)
+
+
+class VisionStage(Stage):
+    """SigLIP on static buffers."""
+
+    def frame_to_patches(self, frame: Tensor, view: int, tables: ResizeTables) -> None:
+        """uint8 ``[Hc, Wc, 3]`` -> the patch rows of camera `view`."""
+        config = self.weights.config.vision
+        size, patch = config.image_size, config.patch_size
+        height, width = frame.shape[:2]
+        out = self.buffers.patches[view * config.tokens :]
+        preprocess.resize_rows[(height, triton.cdiv(tables.new_width * 3, 256))](
+            frame,
+            tables.x_first,
+            tables.x_weight,
+            tables.scratch,
+            width,
+            tables.new_width,
+            TAPS=tables.x_weight.shape[1],
+            BLOCK=256,
+        )
+        preprocess.resize_columns_to_patches[(size,)](
+            tables.scratch,
+            tables.y_first,
+            tables.y_weight,
+            out,
+            height,
+            tables.new_width,
+            tables.new_height,
+            (size - tables.new_height) // 2,
+            (size - tables.new_width) // 2,
+            SIZE=size,
+            PATCH=patch,
+            GRID=size // patch,
+            ROW=out.shape[1],
+            TAPS=tables.y_weight.shape[1],
+            BLOCK=triton.next_power_of_2(size * 3),
+        )
+
+    def pixels_to_patches(self, pixels: Tensor, view: int) -> None:
+        """float32 ``[V, 3, S, S]`` in [-1, 1] -> patch rows of cameras from `view` on."""
+        config = self.weights.config.vision
+        size, patch = config.image_size, config.patch_size
+        out = self.buffers.patches[view * config.tokens :]
+        preprocess.pixels_to_patches[(size, pixels.shape[0] * 3)](
+            pixels,
+            out,
+            SIZE=size,
+            PATCH=patch,
+            GRID=size // patch,
+            ROW=out.shape[1],
+            BLOCK=triton.next_power_of_2(size),
+        )
+
+    def vision(self, first: int, views: int) -> None:
+        """Patch rows -> image tokens in `embeds`, for cameras [first, first + views)."""
+        w, b = self.weights, self.buffers
+        config = w.config.vision
+        rows = slice(first * config.tokens, (first + views) * config.tokens)
+        n = views * config.tokens
+        assert w.patch.bias is not None
+        torch.addmm(w.patch.bias, b.patches[rows], w.patch.weight.t(), out=b.patch_out[rows])
+        x, h, y = b.vx[rows], b.vh[rows], b.vy[rows]
+        qkv, attn, act = b.vqkv[rows], b.vattn[rows], b.vact[rows]
+        source, pending, parts = b.patch_out[rows], None, 1
+        for layer in w.vision:
+            self._layernorm(x, source, pending, layer.norm1, h, layer.qkv, pending is None, parts)
+            self.matmul(h, layer.qkv, qkv)
+            if layer.qkv.fp8:
+                self._scale_bias(qkv, layer.qkv)
+            self._image_attention(qkv, attn, layer.out, views)
+            self.matmul(attn, layer.out, y)
+            self._layernorm(x, y, layer.out, layer.norm2, h, layer.fc1, False)
+            if layer.fc1.fp8:
+                wide = b.vwide[rows]
+                self.matmul(h, layer.fc1, wide)
+                self._gelu(wide, layer.fc1, act, layer.fc2)
+            else:
+                self.matmul(h, layer.fc1, act, gelu=True)
+            source, pending = y, layer.fc2
+            parts = self._split_matmul(act, layer.fc2)
+            if parts > 1:
+                source = b.vparts
+            else:
+                self.matmul(act, layer.fc2, y)
+        post = b.vpost[rows]
+        self._layernorm(x, source, pending, w.post_norm, post, w.projector, False, parts)
+        self.matmul(post, w.projector, b.embeds[rows])
+        assert n == post.shape[0]
+
+    def _layernorm(
+        self,
+        x: Tensor,
+        y: Tensor,
+        source: Linear | None,
+        norm: tuple[Tensor, Tensor],
+        out: Tensor,
+        target: Linear,
+        is_input: bool,
+        parts: int = 1,
+    ) -> None:
+        b = self.buffers
+        scale, amax = self.site(target)
+        fp8 = source is not None and source.fp8
+        biased = fp8 or parts > 1  # otherwise the GEMM added the bias
+        D = x.shape[1]
+        prefill.residual_layernorm[(x.shape[0],)](
+            x,
+            y,
+            source.scale if source is not None and fp8 else b.ones,
+            source.bias if source is not None and biased else b.ones,
+            self.weights.positions,
+            norm[0],
+            norm[1],
+            out,
+            scale,
+            amax,
+            b.tokens,
+            x.numel(),
+            D=D,
+            DP=triton.next_power_of_2(D),
+            INPUT=is_input,
+            PARTS=parts,
+            HAS_Y_SCALE=fp8,
+            HAS_Y_BIAS=biased,
+            PDL=self.pdl,
+            MONITOR=self.monitor and target.fp8,
+            num_warps=self.tuning.values["norm_warps"],
+            **self.launch,
+        )
+
+    def _split_matmul(self, x: Tensor, linear: Linear) -> int:
+        """``x @ w.T`` in slices of K into `vparts`; the number of slices, 1 = not done here."""
+        options = self.tuning.by_rows("vision_fc2", x.shape[0])
+        splits = options["splits"]
+        if splits == 1 or linear.fp8:
+            return 1
+        if splits > MAX_FC2_SPLITS:
+            raise BackendError(f"vision fc2 in more than {MAX_FC2_SPLITS} slices of K")
+        N, K = linear.weight.shape
+        BM, BN, BK = options["BM"], options["BN"], options["BK"]
+        rows = x.shape[0]
+        per_split = triton.cdiv(triton.cdiv(K, splits), BK) * BK
+        grid = (triton.cdiv(rows, BM), triton.cdiv(N, BN), splits)
+        gemm.split_gemm[grid](
+            TensorDescriptor.from_tensor(x, [BM, BK]),
+            TensorDescriptor.from_tensor(linear.weight, [BN, BK]),
+            self.buffers.vparts,
+            rows,
+            per_split,
+            N=N,
+            K=K,
+            BM=BM,
+            BN=BN,
+            BK=BK,
+            STAGES=options["stages"],
+            num_warps=options["warps"],
+            num_stages=options["stages"],
+        )
+        return splits
+
+    def _scale_bias(self, y: Tensor, linear: Linear) -> None:
+        n = y.shape[1]
+        prefill.channel_scale_bias[(y.shape[0], triton.cdiv(n, 1024))](
+            y, linear.scale, linear.bias, N=n, BLOCK=1024
+        )
+
+    def _gelu(self, y: Tensor, linear: Linear, out: Tensor, target: Linear) -> None:
+        scale, amax = self.site(target)
+        prefill.gelu_quantise[(y.shape[0], triton.cdiv(y.shape[1], 1024))](
+            y,
+            linear.scale,
+            linear.bias,
+            out,
+            scale,
+            amax,
+            F=y.shape[1],
+            BLOCK=1024,
+            MONITOR=self.monitor,
+        )
+
+    def _image_attention(self, qkv: Tensor, out: Tensor, target: Linear, views: int) -> None:
+        config = self.weights.config.vision
+        head_dim = config.hidden_size // config.num_attention_heads
+        d0 = max(16, 1 << (head_dim.bit_length() - 1))
+        d1 = max(16, triton.next_power_of_2(max(1, head_dim - d0)))
+        options = self.tuning.kernel("vision_attention")
+        scale, amax = self.site(target)
+        grid = (triton.cdiv(config.tokens, options["BM"]), config.num_attention_heads, views)
+        attention.attend_image[grid](
+            qkv,
+            out,
+            scale,
+            amax,
+            config.tokens,
+            LOG2E / math.sqrt(head_dim),
+            WIDTH=config.hidden_size,
+            HEAD_DIM=head_dim,
+            D0=d0,
+            D1=d1,
+            BM=options["BM"],
+            BN=options["BN"],
+            MONITOR=self.monitor and target.fp8,
+            num_warps=options["warps"],
+        )

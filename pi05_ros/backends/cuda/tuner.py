@@ -1,0 +1,207 @@
+"""Choose tile sizes for a device: each kernel in turn, timed inside the graph it runs in.
+
+Kernels timed alone mislead (the sign of a difference can turn in the chain), so every candidate is
+one kernel changed in the whole stage. Greedy: the best so far stays while the next is tried.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pi05_ros.backends.cuda import tuning
+from pi05_ros.backends.cuda.engine import CudaEngine
+from pi05_ros.backends.cuda.hopper.prefill import MAX_COLUMNS
+from pi05_ros.backends.cuda.stages.denoise import DenoiseStage, denoise_stage
+from pi05_ros.backends.cuda.stages.prefill import ContextStages, context_stages
+
+Say = Callable[[str], None]
+STEPS = 3
+
+
+def denoise_candidates(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One change at a time, as an override of the tuning values."""
+    f = 1 if kind == "fp8" else 2
+    for early in (True, False):
+        yield "trigger", {"early_trigger": early}
+    for name, tiles, splits in (
+        ("qkv", (32, 64), (1,)),
+        ("out", (16, 32), (1, 2, 4)),
+        ("gate_up", (32, 64), (1,)),
+        ("down", (16, 32), (1, 2, 4)),
+    ):
+        for BN in tiles:
+            for split in splits:
+                for BK, stages in ((256, 3), (256, 5), (512, 3), (512, 4)):
+                    options = {"BN": BN, "BK": BK // f, "warps": 4, "stages": stages}
+                    if splits != (1,):
+                        options["split"] = split
+                    yield name, {"denoise": {kind: {name: options}}}
+    for BN, warps in ((32, 4), (64, 4), (64, 8)):
+        yield "attention", {"denoise": {"attention": {"BM": 64, "BN": BN, "warps": warps}}}
+
+
+def hopper_candidates(
+    products: list[dict[str, int]], attention: list[dict[str, int]], horizon: int, queries: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As above, where the expert is packed for the Hopper kernels.
+
+    Args:
+        products: entries of the tuning data; only the one that the horizon uses is replaced.
+        attention: same; those behind the one that is replaced take what it cannot.
+        horizon: action rows.
+        queries: query rows of the attention.
+
+    """
+    at = next(i for i, e in enumerate(products) if horizon <= e.get("max_rows", horizon))
+    place = next(i for i, e in enumerate(attention) if queries <= e.get("max_rows", queries))
+    before, now, behind = attention[:place], attention[place], attention[place + 1 :]
+    for qkv in (1, 2, 4):
+        for out in (2, 4, 8):
+            for down in (4, 8):
+                entry = products[at] | {"qkv": qkv, "out": out, "down": down}
+                changed = [*products[:at], entry, *products[at + 1 :]]
+                yield "products", {"hopper_products": changed}
+    for rows in (16, 32, 64):
+        for cluster in (4, 8, 16):
+            for trigger in (0, 1):
+                options = now | {"rows": rows, "cluster": cluster, "trigger": trigger}
+                yield "attention", {"cluster_attention": [*before, options, now, *behind]}
+
+
+def hopper_prefill_candidates(
+    products: list[dict[str, int]], rows: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As above, where the MLP of the prefix is packed for the Hopper kernels.
+
+    Args:
+        products: entries of the tuning data; only the one that `rows` use is replaced.
+        rows: of the prefix.
+
+    """
+    at = next(i for i, e in enumerate(products) if rows <= e.get("max_rows", rows))
+    least = -(-products[at].get("max_rows", rows) // MAX_COLUMNS)  # others use the entry too
+    for gate_up in range(least, least + 3):
+        for down in range(least, least + 3):
+            for splits in (1, 2, 3, 4, 6, 8):
+                entry = products[at] | {"gate_up": gate_up, "down": down, "splits": splits}
+                yield "products", {"hopper_prefill": [*products[:at], entry, *products[at + 1 :]]}
+
+
+def norm_candidates() -> Iterator[tuple[str, dict[str, Any]]]:
+    """As above, for the norms of vision and prefill."""
+    for warps in (2, 4, 8):
+        yield "norm", {"norm_warps": warps}
+
+
+def prefill_candidates(kind: str, fused: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As above, for attention and MLP of prefill on the Triton kernels."""
+    for BM, BN, warps, stages in ((64, 64, 4, 2), (64, 32, 4, 2), (128, 64, 8, 2)):
+        options = {"BM": BM, "BN": BN, "splits": 0, "warps": warps, "stages": stages}
+        yield "attention", {"prefill_attention": [options]}
+    if fused:
+        BK = 128 if kind == "fp8" else 64
+        for stages, group, special in ((4, 1, 0), (4, 4, 0), (3, 1, 1), (3, 4, 1)):
+            options = {"BM": 128, "BN": 256, "BK": BK, "warps": 8, "stages": stages}
+            options |= {"group": group, "persistent": 1, "specialize": special}
+            yield "gate_up", {f"fused_gate_up_{kind}": [options]}
+
+
+def _graph_ms(launch: Callable[[], None], runs: int = 15) -> float:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        launch()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        launch()
+    times = []
+    for _ in range(runs):
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        events[0].record()
+        graph.replay()
+        events[1].record()
+        torch.cuda.synchronize()
+        times.append(events[0].elapsed_time(events[1]))
+    return sorted(times)[runs // 2]
+
+
+def tune(
+    engine: CudaEngine,
+    say: Say = print,
+    rows: int = 544,
+    horizon: int = 50,
+    seconds: float = math.inf,
+) -> dict[str, Any]:
+    """Best overrides for the engine's device and precision.
+
+    The engine must have run once, so that its buffers hold a real observation. After `seconds` no
+    further candidate is tried.
+    """
+    end = time.monotonic() + seconds
+    slot, device = engine.buffers.slots[0], engine.device
+    chosen: dict[str, Any] = {"dependent_launch": engine.context_stages.pdl}
+
+    def build(over: dict[str, Any]) -> tuple[ContextStages, DenoiseStage]:
+        values = tuning.load(device, tuning.merge(chosen, over))
+        context = context_stages(engine.weights, engine.buffers, values, engine.context_stages.pdl)
+        return context, denoise_stage(engine.weights, engine.buffers, values, context)
+
+    def denoise_ms(over: dict[str, Any]) -> float:
+        stage = build(over)[1]
+        return _graph_ms(lambda: stage.run(horizon, engine._tables(STEPS), slot, rows))
+
+    def prefill_ms(over: dict[str, Any]) -> float:
+        stage = build(over)[0]
+        return _graph_ms(lambda: stage.prefill(rows, slot))
+
+    if engine.denoise_stage.image:
+        queries = horizon * engine.weights.config.expert.num_heads
+        values = engine.tuning.values
+        flow = hopper_candidates(
+            values["hopper_products"], values["cluster_attention"], horizon, queries
+        )
+    else:
+        flow = denoise_candidates(engine.precision.denoise)
+    if engine.weights.prefix_image:
+        prefix = hopper_prefill_candidates(engine.tuning.values["hopper_prefill"], rows)
+    else:
+        kind = "fp8" if engine.precision.prefill == "fp8" else "bf16"
+        prefix = prefill_candidates(kind, engine.weights.fused_gate_up)
+    prefix = itertools.chain(norm_candidates(), prefix)
+    plans = ((denoise_ms, flow), (prefill_ms, prefix))
+    for measure, candidates in plans:
+        best = measure({})
+        first, tried = best, 0
+        for name, over in candidates:
+            if time.monotonic() > end:
+                say("out of time: the candidates left are not tried")
+                break
+            tried += 1
+            try:
+                now = measure(over)
+            except Exception as error:  # a candidate that does not fit this device is no error
+                say(f"{name}: {str(error).splitlines()[0][:80]}")
+                continue
+            if now < 0.995 * best:
+                best, chosen = now, tuning.merge(chosen, over)
+                say(f"{name}: {best:.3f} ms with {json.dumps(over)}")
+        say(f"{tried} candidates: {first:.3f} -> {best:.3f} ms")
+    return chosen
+
+
+def save(chosen: dict[str, Any], device: torch.device) -> Path:
+    """Add the choices to the user's file of this device."""
+    path = tuning.user_file(device)
+    assert path is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(tuning.merge(tuning.read(path) or {}, chosen), indent=1) + "\n")
+    return path

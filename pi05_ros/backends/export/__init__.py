@@ -1,0 +1,1 @@
+"""ONNX graphs of the stages: export, structural checks, files with hashes."""

@@ -1,0 +1,431 @@
+"""Write the stages as ONNX files: opset 20, native Q/DQ, static shapes, weights beside the graph.
+
+The quantiser operators of `fake_quant` are translated straight into QuantizeLinear and
+DequantizeLinear with constant scales and typed zero points. (A missing or uint8 zero point makes
+TensorRT's parser take INT8 with a mere warning.) Weights are stored as codes, which halves the
+file against half precision. Past 2 GB a protobuf cannot hold the weights, so they always lie in
+``<stage>.onnx.data``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pi05_ros.backends.engine import Precision
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.export.mlp_only import mlp_module
+from pi05_ros.backends.files import sha256_file, whole_folder, write_atomically
+from pi05_ros.backends.quantization.calibration import Calibration
+from pi05_ros.backends.quantization.modules import apply_calibration
+from pi05_ros.backends.quantization.nvfp4 import require_exportable
+from pi05_ros.backends.quantization.presets import expected_quantizers, preset
+from pi05_ros.backends.staged.shapes import (
+    MLP_GRAPH,
+    STAGES,
+    StageShapes,
+    StageSpec,
+    graphs_of,
+    stage_spec,
+)
+from pi05_ros.backends.staged.stages import FullStage, make_stage, modulation_table
+from pi05_ros.model import Pi05
+
+SCHEMA = 1
+INSTALL = "pip install onnx onnxscript (pins: requirements/tensorrt.txt)"
+QUANTISED = ("prefill", "denoise_step")
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+INLINE_BYTES = 1024  # smaller constants stay in the graph: shapes, scales, zero points
+
+log = logging.getLogger(__name__)
+
+
+def require_onnx() -> None:
+    """Raise a BackendError with the install line unless the export packages are there."""
+    try:
+        import onnx  # noqa: F401
+        import onnx_ir  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise BackendError(f"exporting needs {error.name}, which is missing: {INSTALL}") from None
+
+
+def quantised_stage(
+    model: Pi05,
+    stage: str,
+    dtype: torch.dtype,
+    calibration: Calibration | None,
+    only: str = "",
+) -> nn.Module:
+    """A stage with the calibration attached; the vision stage never has quantisers.
+
+    ``only`` restricts it to a part of each layer, see `quantized.apply_calibration`.
+    """
+    module = make_stage(model, stage, dtype)
+    if calibration is not None and stage != "vision":
+        apply_calibration(module, stage, calibration, only)
+    return module
+
+
+def full_stage(
+    model: Pi05, dtype: torch.dtype, calibration: Calibration | None, steps: int
+) -> FullStage:
+    """All three stages and the unrolled flow loop as one module."""
+    vision, prefill, denoise = (
+        quantised_stage(model, stage, dtype, calibration) for stage in STAGES
+    )
+    return FullStage(vision, prefill, denoise, modulation_table(model, steps)).eval()
+
+
+def example_inputs(spec: StageSpec, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Zeros of the right shapes and types; tracing needs no more."""
+    return tuple(torch.zeros(t.shape, dtype=t.dtype, device=device) for t in spec.inputs)
+
+
+def _translations() -> dict[Any, Any]:
+    """How our quantiser operators are written in ONNX."""
+    import onnx
+    from onnxscript import opset20 as op
+
+    code_types = {"fp8": onnx.TensorProto.FLOAT8E4M3FN, "int8": onnx.TensorProto.INT8}
+
+    def zero_point(kind: str, shape: tuple[int, ...]) -> Any:
+        count = 1
+        for size in shape:
+            count *= size
+        tensor = onnx.helper.make_tensor("zero", code_types[kind], shape, bytes(count), raw=True)
+        return op.Constant(value=tensor)
+
+    def fake_quantize(x: Any, scale: Any, kind: str) -> Any:
+        zero = zero_point(kind, ())
+        return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero), scale, zero)
+
+    def dequantize_weight(codes: Any, scale: Any, kind: str) -> Any:
+        shape = tuple(int(size) for size in scale.shape)
+        zero = zero_point(kind, shape)
+        if shape:
+            return op.DequantizeLinear(codes, scale, zero, axis=1)
+        return op.DequantizeLinear(codes, scale, zero)
+
+    return {
+        torch.ops.pi05_ros.fake_quantize.default: fake_quantize,
+        torch.ops.pi05_ros.dequantize_weight.default: dequantize_weight,
+    }
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what torch's exporter reports on each run: no torchvision, deprecations."""
+    noisy = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        noisy.setLevel(level)
+
+
+def _name_nodes(model: Any) -> None:
+    """Module paths as node names, so that TensorRT's layers can be found again."""
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        if not scopes:
+            continue
+        # A list of ever longer module paths, the operator's own name last.
+        words = [word.strip(" '\"") for word in scopes.strip("[]").split(",")]
+        path = words[-2].replace(".", "/") if len(words) > 1 else ""
+        name = f"/{path}/{node.op_type}" if path else f"/{node.op_type}"
+        index = counts.get(name, 0)
+        counts[name] = index + 1
+        node.name = name if index == 0 else f"{name}_{index}"
+        node.metadata_props.clear()
+
+
+@torch.no_grad()
+def export_module(module: nn.Module, spec: StageSpec, path: Path) -> None:
+    """Export one module to ``path`` and ``path.data``.
+
+    Raises:
+        BackendError: export packages missing, or the exporter failed.
+
+    """
+    require_onnx()
+    import onnx_ir
+
+    tensors = [*module.parameters(), *module.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    with _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                module,
+                example_inputs(spec, device),
+                dynamo=True,
+                opset_version=20,
+                optimize=True,
+                verbose=False,
+                input_names=[t.name for t in spec.inputs],
+                output_names=[t.name for t in spec.outputs],
+                custom_translation_table=_translations(),
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BackendError(f"torch.onnx.export failed for {path.name}: {reason}") from error
+    assert program is not None  # with dynamo=True it raises instead
+    _name_nodes(program.model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = path.name + ".data"
+    (path.parent / data).unlink(missing_ok=True)
+    onnx_ir.save(program.model, path, external_data=data, size_threshold_bytes=INLINE_BYTES)
+
+
+def quantised_matmuls(stage: str, depth: int, calibration: Calibration | None) -> int:
+    """How many products of a stage must be quantised."""
+    if calibration is None or stage == "vision":
+        return 0
+    if stage.startswith(MLP_GRAPH):
+        return 3
+    names = expected_quantizers(calibration.choice, depth, stages=(stage,))
+    weights = sum(name.endswith(".weight_quantizer") for name in names)
+    return weights + sum(name.endswith(".a_bmm_quantizer") for name in names)
+
+
+@dataclass(frozen=True)
+class ExportedStage:
+    """One file and what its checks found."""
+
+    path: Path
+    seconds: float
+    report: dict[str, Any]
+
+
+def export_stage(
+    model: Pi05,
+    stage: str,
+    shapes: StageShapes,
+    directory: Path,
+    *,
+    activation: str = "fp16",
+    calibration: Calibration | None = None,
+    steps: int = 10,
+) -> ExportedStage:
+    """Export one stage and check its graph.
+
+    Args:
+        model: source of weights, on CPU or GPU.
+        stage: "vision", "prefill", "denoise_step", or "full" (loop of ``steps`` unrolled).
+        shapes: static shapes.
+        directory: where ``<stage>.onnx`` and ``<stage>.onnx.data`` go.
+        activation: "fp16" for the artefact, "fp32" for the numeric twin.
+        calibration: scales; None exports without quantisation.
+        steps: flow steps, for "full" only.
+
+    Raises:
+        BackendError, GraphError: no export, or a graph that breaks a rule.
+
+    """
+    require_onnx()
+    from pi05_ros.backends.export.graph_checks import Expectation, check_graph, onnx_type
+
+    if calibration is not None and stage not in ("vision", "denoise_step"):
+        require_exportable(calibration.choice, ("prefill",))
+    dtype = DTYPES[activation]
+    started = time.perf_counter()
+    spec = stage_spec(stage, shapes, dtype)
+    module: nn.Module
+    if stage == "full":
+        module = full_stage(model, dtype, calibration, steps)
+    elif stage.startswith(MLP_GRAPH):
+        module = mlp_module(model, stage, dtype, calibration)
+    else:
+        module = quantised_stage(model, stage, dtype, calibration)
+    path = directory / f"{stage}.onnx"
+    export_module(module, spec, path)
+    del module
+    if stage == "full":
+        count = quantised_matmuls("prefill", shapes.depth, calibration)
+        count += steps * quantised_matmuls("denoise_step", shapes.depth, calibration)
+    else:
+        count = quantised_matmuls(stage, shapes.depth, calibration)
+    kind = calibration.choice.weights if calibration is not None and count else None
+    expectation = Expectation(
+        activation=activation,
+        quantized_matmuls=count,
+        kind=kind,
+        weight_only=calibration is not None and calibration.choice.activations is None,
+        outputs={t.name: (onnx_type(t.dtype), t.shape) for t in spec.outputs},
+    )
+    report = check_graph(path, expectation)
+    seconds = time.perf_counter() - started
+    log.info("exported %s in %.1f s: %s", path.name, seconds, report.matmuls)
+    return ExportedStage(path, seconds, report.as_dict())
+
+
+def export_all(
+    model: Pi05,
+    weights_id: str,
+    shapes: StageShapes,
+    directory: Path,
+    *,
+    activation: str = "fp16",
+    calibration: Calibration | None = None,
+    full_steps: int | None = None,
+    quantised_stages: Sequence[str] = QUANTISED,
+    layout: str = "stages",
+) -> dict[str, Any]:
+    """Export the three stages (and the full graph) and write ``export.json``.
+
+    Args:
+        model: source of weights.
+        weights_id: hash of the checkpoint, part of the graph's identity.
+        shapes: static shapes.
+        directory: where the files go, all of them or none; older ones of the same names are
+            replaced.
+        activation: "fp16" or "fp32".
+        calibration: scales for prefill and denoise.
+        full_steps: also export the full graph with this many steps.
+        quantised_stages: of prefill and denoise_step, those that take the calibration.
+        layout: "stages", or "mlp_only" for the prefill's MLPs one by one.
+
+    Returns:
+        The content of ``export.json``.
+
+    """
+    unknown = set(quantised_stages) - set(QUANTISED)
+    if unknown:
+        raise BackendError(f"stages {sorted(unknown)} are never quantised; those are {QUANTISED}")
+    if full_steps and calibration and set(quantised_stages) != set(QUANTISED):
+        raise BackendError("the full graph is quantised as a whole: prefill and denoise_step")
+    if calibration is not None:
+        require_exportable(calibration.choice, tuple(quantised_stages))
+    stages = [*graphs_of(layout, shapes.depth), *(["full"] if full_steps else [])]
+    taking = {*quantised_stages, "full"}
+    if "prefill" in quantised_stages:
+        taking.update(name for name in stages if name.startswith(MLP_GRAPH))
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "weights": weights_id,
+        "activation": activation,
+        "preset": calibration.preset if calibration else None,
+        "calibration": calibration.digest if calibration else None,
+        "shapes": shapes.as_dict(),
+        "full_steps": full_steps,
+        "layout": layout,
+        "quantised_stages": list(quantised_stages) if calibration else [],
+        "torch": torch.__version__,
+        "stages": {},
+    }
+    with whole_folder(directory, "export.json") as part:
+        for stage in stages:
+            exported = export_stage(
+                model,
+                stage,
+                shapes,
+                part,
+                activation=activation,
+                calibration=calibration if stage in taking else None,
+                steps=full_steps or 0,
+            )
+            document["stages"][stage] = {
+                "sha256": sha256_file(exported.path),
+                "data_sha256": sha256_file(exported.path.with_name(exported.path.name + ".data")),
+                "seconds": round(exported.seconds, 2),
+                **exported.report,
+            }
+        document["graph_hash"] = graph_hash(document)
+        text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+        write_atomically(part / "export.json", text.encode())
+    return document
+
+
+def graph_hash(document: dict[str, Any]) -> str:
+    """Identity of an export: its files, weights, shapes and calibration."""
+    parts = {key: document[key] for key in ("schema", "weights", "shapes", "calibration")}
+    parts["files"] = {
+        stage: [entry["sha256"], entry["data_sha256"]]
+        for stage, entry in document["stages"].items()
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def read_export(directory: Path) -> dict[str, Any]:
+    """Content of ``export.json``.
+
+    Raises:
+        BackendError: missing, damaged, or from another version.
+
+    """
+    path = directory / "export.json"
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BackendError(
+            f"no exported graphs in {directory}; make them with: pi05 export"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BackendError(f"{path} is damaged ({error}); export again: pi05 export") from None
+    if not isinstance(document, dict):
+        raise BackendError(f"{path} is damaged (not a mapping); export again: pi05 export")
+    if document.get("schema") != SCHEMA:
+        raise BackendError(
+            f"{path} has schema {document.get('schema')!r}, this version reads {SCHEMA}; "
+            "export again: pi05 export"
+        )
+    try:
+        _require_whole(document)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BackendError(
+            f"{path} is damaged ({type(error).__name__}: {error}); export again: pi05 export"
+        ) from None
+    return document
+
+
+def _require_whole(document: dict[str, Any]) -> None:
+    """Fail, somehow, if anything is missing that readers of ``export.json`` count on."""
+    if document["activation"] not in DTYPES:
+        raise ValueError(f"activation {document['activation']!r}")
+    Precision(**stage_precision(document))
+    depth = StageShapes(**document["shapes"]).depth
+    stages = document["stages"]
+    missing = set(graphs_of(document["layout"], depth)) - set(stages)
+    if missing:
+        raise ValueError(f"no {min(missing)}")
+    graph_hash(document)
+    texts = [document["weights"], document["graph_hash"]]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("weights or graph_hash is no text")
+
+
+def verify_export(directory: Path, document: dict[str, Any]) -> None:
+    """Raise BackendError unless the files are those that ``export.json`` was written for."""
+    for stage, entry in document["stages"].items():
+        for name, digest in ((f"{stage}.onnx", "sha256"), (f"{stage}.onnx.data", "data_sha256")):
+            path = directory / name
+            if not path.is_file() or sha256_file(path) != entry[digest]:
+                raise BackendError(f"{path} is not what was exported; export again: pi05 export")
+
+
+def stage_precision(document: dict[str, Any]) -> dict[str, str]:
+    """Precision of each stage of an export, by the names of `Precision`."""
+    quantised = set(document["quantised_stages"])
+    word = "fp8"
+    if document["preset"] and preset(document["preset"]).weights != "fp8":
+        word = document["activation"]  # INT8 presets have no word of their own in Precision
+    return {
+        "vision": document["activation"],
+        "prefill": word if "prefill" in quantised else document["activation"],
+        "denoise": word if "denoise_step" in quantised else document["activation"],
+    }

@@ -1,0 +1,1 @@
+"""Presets, calibration and quantized modules, shared by export and simulation."""

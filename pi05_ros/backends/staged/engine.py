@@ -1,0 +1,290 @@
+"""The three stages as one engine: what is the same whoever runs the stages.
+
+Host work per observation is small: gather prompt embeddings, place valid tokens in the static
+slots, make positions and masks. The flow loop runs outside the denoise graph in float32, so the
+number of steps stays a run-time choice and rounding does not pile up over the steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pi05_ros.backends.engine import EngineTimings, Precision, StageClock
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.resize import resize_with_pad, to_model_range
+from pi05_ros.backends.staged.shapes import MASKED, StageShapes
+from pi05_ros.backends.staged.stages import modulation_table
+from pi05_ros.model import Pi05
+
+Tensors = Mapping[str, Tensor]
+
+
+class StageRunner(Protocol):
+    """One stage on one engine; inputs and outputs by the names of `shapes.stage_spec`."""
+
+    def run(self, inputs: Tensors) -> dict[str, Tensor]:
+        """Run once. The outputs may be overwritten by the next call."""
+
+    def close(self) -> None:
+        """Free what the runner holds; it cannot be used afterwards."""
+
+
+class TorchRunner:
+    """A stage module run by torch: the reference, and with quantisers the fake-quant one."""
+
+    def __init__(self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        self.module = module
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+
+    @torch.no_grad()
+    def run(self, inputs: Tensors) -> dict[str, Tensor]:
+        """Run the module."""
+        result = self.module(*(inputs[name] for name in self.inputs))
+        values = result if isinstance(result, tuple) else (result,)
+        return dict(zip(self.outputs, values, strict=True))
+
+    def close(self) -> None:
+        """Drop the module."""
+        self.module = nn.Identity()
+
+
+@dataclass(frozen=True)
+class PrefixInputs:
+    """One observation in the static slots of the stages.
+
+    Attributes:
+        pixels: ``[V, 3, S, S]``; unused slots are zero.
+        prompt_embeddings: ``[1, L, W]``; unused slots are zero.
+        mask: float32 ``[1, 1, 1, P]``, additive.
+        positions: int32 ``[1, P]``.
+        action_positions: int32 ``[1, H]``.
+        valid: bool ``[P]``.
+
+    """
+
+    pixels: Tensor
+    prompt_embeddings: Tensor
+    mask: Tensor
+    positions: Tensor
+    action_positions: Tensor
+    valid: Tensor
+
+
+def model_images(images: Sequence[Tensor] | Tensor, size: int, device: torch.device) -> Tensor:
+    """Cameras in any form that `Engine.context` accepts -> float32 ``[v, 3, S, S]``."""
+    ready = []
+    for image in images:
+        if image.numel() == 0:
+            raise BackendError(f"image is empty: {list(image.shape)}")
+        picture = image.to(device)
+        if picture.dtype == torch.uint8 and picture.ndim == 3 and picture.shape[-1] == 3:
+            picture = to_model_range(resize_with_pad(picture, size))
+        if not picture.is_floating_point() or tuple(picture.shape) != (3, size, size):
+            raise BackendError(
+                f"image is {image.dtype} {list(image.shape)}; accepted: uint8 [H, W, 3] or "
+                f"float [3, {size}, {size}] in [-1, 1]"
+            )
+        ready.append(picture.to(device, torch.float32))
+    return torch.stack(ready) if ready else torch.zeros(0, 3, size, size, device=device)
+
+
+def prepare_prefix(
+    model: Pi05,
+    shapes: StageShapes,
+    images: Tensor,
+    tokens: Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> PrefixInputs:
+    """Put cameras and prompt into their slots.
+
+    Args:
+        model: gives the prompt embeddings.
+        shapes: slots.
+        images: ``[v, 3, S, S]`` with v <= views; the others are absent.
+        tokens: int64 ``[n]`` with n <= prompt slots, no padding.
+        dtype: of activations.
+        device: where the stages run.
+
+    Raises:
+        BackendError: more cameras or tokens than slots.
+
+    """
+    count, length = images.shape[0], tokens.shape[0]
+    if count > shapes.views:
+        raise BackendError(
+            f"{count} cameras for graphs exported with {shapes.views}; export again with "
+            f"--views {count}"
+        )
+    if not 1 <= length <= shapes.prompt_tokens:
+        raise BackendError(
+            f"the prompt has {length} tokens, the graphs hold 1 to {shapes.prompt_tokens}; "
+            "export again with a larger --max-prompt-tokens"
+        )
+    pixels = torch.zeros(shapes.views, 3, *images.shape[2:], dtype=dtype, device=device)
+    pixels[:count] = images.to(device, dtype)
+    prompt = torch.zeros(1, shapes.prompt_tokens, shapes.width, dtype=dtype, device=device)
+    prompt[0, :length] = model.embed_prompt(tokens.to(model.device)).to(device, dtype)
+    valid = torch.zeros(shapes.prefix, dtype=torch.bool)
+    valid[: count * shapes.image_tokens] = True
+    start = shapes.views * shapes.image_tokens
+    valid[start : start + length] = True
+    positions = (valid.to(torch.int32).cumsum(0) - 1).clamp(min=0).to(torch.int32)
+    first = int(valid.sum())
+    action_positions = torch.arange(first, first + shapes.horizon, dtype=torch.int32)
+    mask = torch.where(valid, 0.0, MASKED).to(torch.float32)
+    return PrefixInputs(
+        pixels=pixels,
+        prompt_embeddings=prompt,
+        mask=mask[None, None, None].to(device),
+        positions=positions[None].to(device),
+        action_positions=action_positions[None].to(device),
+        valid=valid.to(device),
+    )
+
+
+@dataclass(frozen=True)
+class StagedContext:
+    """KV cache of one observation in static slots."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    action_positions: Tensor
+
+
+class StagedEngine:
+    """An `Engine` over three stage runners.
+
+    Args:
+        model: gives prompt embeddings and the modulation of the expert; where it lives does not
+            matter.
+        shapes: static shapes of the runners.
+        runners: "vision", "prefill" and "denoise_step".
+        backend: name for logs and diagnostics.
+        precision: what each stage runs in.
+        dtype: of activations between the stages.
+        device: where the runners want their inputs.
+
+    """
+
+    def __init__(
+        self,
+        model: Pi05,
+        shapes: StageShapes,
+        runners: Mapping[str, StageRunner],
+        *,
+        backend: str,
+        precision: Precision,
+        dtype: torch.dtype,
+        device: torch.device,
+        reason: str = "",
+    ) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.runners = dict(runners)
+        self.backend = backend
+        self.precision = precision
+        self.dtype = dtype
+        self.device = device
+        self.horizon = shapes.horizon
+        self.reason = reason
+        self._clock = StageClock()
+        self._tables: dict[int, Tensor] = {}
+
+    @property
+    def timings(self) -> EngineTimings:
+        """Of the last `context` and of the `denoise` since."""
+        return self._clock.timings
+
+    def modulation(self, steps: int) -> Tensor:
+        """The expert's modulation for a number of steps, computed on first use."""
+        if steps not in self._tables:
+            self._tables[steps] = modulation_table(self.model, steps, self.device)
+        return self._tables[steps]
+
+    def _require_open(self) -> None:
+        if not self.runners:
+            raise BackendError("this engine is closed")
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def prefix(self, images: Sequence[Tensor] | Tensor, tokens: Tensor) -> PrefixInputs:
+        """Inputs of the stages for an observation; see `Engine.context` for the arguments."""
+        ready = model_images(images, self.shapes.image_size, self.device)
+        return prepare_prefix(self.model, self.shapes, ready, tokens, self.dtype, self.device)
+
+    def embeddings(self, inputs: PrefixInputs) -> Tensor:
+        """Vision: ``[1, P, W]``, image tokens then prompt."""
+        tokens = self.runners["vision"].run({"pixels": inputs.pixels})["image_tokens"]
+        return torch.cat((tokens.flatten(0, 1)[None], inputs.prompt_embeddings), dim=1)
+
+    @torch.no_grad()
+    def context(self, images: Sequence[Tensor] | Tensor, tokens: Tensor) -> StagedContext:
+        """Vision and prefill; see `Engine.context`."""
+        self._require_open()
+        inputs = self.prefix(images, tokens)
+        started = self._now()
+        embeddings = self.embeddings(inputs)
+        seen = self._now()
+        cache = self.runners["prefill"].run(
+            {"embeddings": embeddings, "positions": inputs.positions, "mask": inputs.mask}
+        )
+        done = self._now()
+        self._clock.context_done(1e3 * (seen - started), 1e3 * (done - seen))
+        return StagedContext(cache["keys"], cache["values"], inputs.mask, inputs.action_positions)
+
+    @torch.no_grad()
+    def denoise(self, context: StagedContext, noise: Tensor, steps: int = 10) -> Tensor:
+        """Flow from noise ``[H, 32]`` to actions ``[H, 32]`` float32; see `Engine.denoise`."""
+        self._require_open()
+        expected = (self.shapes.horizon, self.shapes.action_dim)
+        if tuple(noise.shape) != expected:
+            raise BackendError(f"noise is {tuple(noise.shape)}, these graphs need {expected}")
+        started = self._now()
+        actions = self.flow(context, noise.to(self.device, torch.float32)[None], steps)[0]
+        finished = self._now()
+        self._clock.denoise_done(1e3 * (finished - started))
+        return actions
+
+    def flow(self, context: StagedContext, x: Tensor, steps: int) -> Tensor:
+        """Euler loop over the denoise stage, float32 ``[1, H, A]``."""
+        table = self.modulation(steps)
+        step = self.runners["denoise_step"]
+        for index in range(steps):
+            inputs = {
+                "x_t": x,
+                "modulation": table[index],
+                "keys": context.keys,
+                "values": context.values,
+                "action_positions": context.action_positions,
+                "mask": context.mask,
+            }
+            x = x - (1.0 / steps) * step.run(inputs)["velocity"]
+        return x
+
+    def sample(
+        self,
+        images: Sequence[Tensor] | Tensor,
+        tokens: Tensor,
+        noise: Tensor,
+        steps: int = 10,
+    ) -> Tensor:
+        """All three stages; see `Engine.sample`."""
+        return self.denoise(self.context(images, tokens), noise, steps)
+
+    def close(self) -> None:
+        """Close the runners."""
+        for runner in self.runners.values():
+            runner.close()
+        self.runners.clear()

@@ -1,0 +1,1 @@
+"""Compare a backend with the plain model, stage by stage, and report it."""

@@ -1,0 +1,396 @@
+"""Compare an engine with the plain model, stage by stage, and pass judgement.
+
+Two correct implementations of one FP8 graph differ from each other about as much as FP8 differs
+from FP32, because a rounding difference of the last bit flips codes. Their *error against the
+unquantised model* agrees within about one percent. So the main criterion is the ratio of that
+error to the one of the same quantisation simulated in torch.
+
+isolated  each stage gets the reference's input: says which stage is wrong
+chained   the engine gets pixels, prompt and noise: says what the robot would get
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pi05_ros.backends.quantization.samples import Sample
+from pi05_ros.backends.staged.engine import StagedContext, StagedEngine
+from pi05_ros.backends.verification.inspector import EngineFacts
+from pi05_ros.backends.verification.metrics import Distance, distance, duplicate_layers
+
+REPORT_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What refuses an engine; kept in the report. A comparison with NaN refuses."""
+
+    vision_cosine: float = 0.9995
+    vision_relative: float = 0.02
+    ratio: float = 1.5
+    ratio_warn: float = 1.2
+    prefill_cosine: float = 0.98
+    denoise_cosine: float = 0.99
+    actions_cosine: float = 0.995
+    plain_cosine: float = 0.9995
+    actions_mean_abs: float = 0.02
+    actions_ratio: float = 2.0
+
+
+@dataclass
+class Finding:
+    """One number that was judged."""
+
+    item: str
+    value: float
+    limit: float
+    ok: bool
+    level: str = "refuse"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+@dataclass
+class StageResult:
+    """Distances of one output over samples, for engine and simulation."""
+
+    engine: list[Distance] = field(default_factory=list)
+    fake: list[Distance] = field(default_factory=list)
+
+    def worst_cosine(self) -> float:
+        """Smallest cosine of the engine; NaN if any is."""
+        return _worst(min, [d.cosine for d in self.engine])
+
+    def ratio(self) -> float:
+        """Error of the engine over error of the simulation, both summed over samples."""
+        theirs = sum(d.relative for d in self.fake)
+        if not self.fake or theirs < 1e-5:
+            return math.nan  # nothing is quantised here: only the distances count
+        return sum(d.relative for d in self.engine) / theirs
+
+
+def _worst(pick: Callable[[list[float]], float], values: list[float]) -> float:
+    return math.nan if any(math.isnan(v) for v in values) else pick(values)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@dataclass
+class Report:
+    """Result of a check.
+
+    Attributes:
+        ok: the engine may be used.
+        findings: everything that was judged, failures included.
+        layers: per K/V layer: cosine, error, error of the simulation, ratio (isolated).
+        steps: per denoise step the same.
+        actions: per sample, chained.
+        inspector: per stage.
+
+    """
+
+    ok: bool
+    findings: list[Finding]
+    layers: list[dict[str, Any]]
+    steps: list[dict[str, Any]]
+    actions: list[dict[str, Any]]
+    inspector: dict[str, dict[str, Any]]
+    thresholds: Thresholds
+    backend: str
+    precision: dict[str, str]
+    samples: int
+    flow_steps: int
+
+    @property
+    def failures(self) -> list[Finding]:
+        """What refused the engine."""
+        return [f for f in self.findings if not f.ok and f.level == "refuse"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "schema": REPORT_SCHEMA,
+            "verdict": "pass" if self.ok else "refuse",
+            "backend": self.backend,
+            "precision": self.precision,
+            "samples": self.samples,
+            "flow_steps": self.flow_steps,
+            "thresholds": asdict(self.thresholds),
+            "findings": [finding.as_dict() for finding in self.findings],
+            "layers": self.layers,
+            "steps": self.steps,
+            "actions": self.actions,
+            "inspector": self.inspector,
+        }
+
+
+class _Judge:
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+
+    def at_least(self, item: str, value: float, limit: float) -> None:
+        self.findings.append(Finding(item, value, limit, bool(value >= limit)))
+
+    def at_most(self, item: str, value: float, limit: float, level: str = "refuse") -> None:
+        self.findings.append(Finding(item, value, limit, bool(value <= limit), level))
+
+    def ratio(self, item: str, value: float, refuse: float, warn: float) -> None:
+        """Where nothing is quantised there is no ratio and nothing to judge."""
+        if math.isnan(value):
+            return
+        self.at_most(item, value, refuse)
+        if value <= refuse:
+            self.at_most(f"{item} (warning)", value, warn, level="warn")
+
+    def never(self, item: str, happened: bool) -> None:
+        self.findings.append(Finding(item, float(happened), 0.0, not happened))
+
+
+def _row(result: StageResult) -> dict[str, Any]:
+    return {
+        "cosine": _plain(result.worst_cosine()),
+        "relative": _plain(_mean([d.relative for d in result.engine])),
+        "fake_relative": _plain(_mean([d.relative for d in result.fake])),
+        "max_abs": _plain(_worst(max, [d.max_abs for d in result.engine])),
+        "ratio": _plain(result.ratio()),
+    }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+@torch.no_grad()
+def check_engine(
+    engine: StagedEngine,
+    reference: StagedEngine,
+    fake_quant: StagedEngine | None,
+    samples: Sequence[Sample],
+    *,
+    steps: int = 10,
+    thresholds: Thresholds | None = None,
+    inspector: Mapping[str, tuple[EngineFacts, int]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Run all samples through both and judge.
+
+    Args:
+        engine: under test.
+        reference: float32 stages of the same checkpoint.
+        fake_quant: the same with simulated quantisers; None if nothing is quantised.
+        samples: golden observations and edge cases.
+        steps: flow steps.
+        thresholds: what refuses; None takes the defaults.
+        inspector: stage -> (facts, number of quantised products it must have); None where there
+            is no engine to inspect.
+        progress: called with (samples done, samples).
+
+    """
+    limits = thresholds or Thresholds()
+    found = _Measured(engine.shapes.depth, steps)
+    for index, sample in enumerate(samples):
+        found.add(engine, reference, fake_quant, sample)
+        if progress is not None:
+            progress(index + 1, len(samples))
+    judge = _Judge()
+    _judge_stages(judge, limits, found)
+    _judge_actions(judge, limits, found.final, quantised=fake_quant is not None)
+    facts = _judge_inspector(judge, inspector or {})
+    return Report(
+        ok=all(f.ok for f in judge.findings if f.level == "refuse"),
+        findings=judge.findings,
+        layers=[
+            {"layer": layer, "tensor": name, **_row(results[layer])}
+            for layer in range(engine.shapes.depth)
+            for name, results in found.cache.items()
+        ],
+        steps=[{"step": i, **_row(result)} for i, result in enumerate(found.flow)],
+        actions=found.actions,
+        inspector=facts,
+        thresholds=limits,
+        backend=engine.backend,
+        precision=asdict(engine.precision),
+        samples=len(samples),
+        flow_steps=steps,
+    )
+
+
+class _Measured:
+    """Distances of all samples so far, by stage."""
+
+    def __init__(self, depth: int, steps: int) -> None:
+        self.vision = StageResult()
+        self.cache = {name: [StageResult() for _ in range(depth)] for name in ("keys", "values")}
+        self.flow = [StageResult() for _ in range(steps)]
+        self.final = StageResult()
+        self.actions: list[dict[str, Any]] = []
+        self.duplicates: set[str] = set()
+
+    def add(
+        self,
+        engine: StagedEngine,
+        reference: StagedEngine,
+        fake_quant: StagedEngine | None,
+        sample: Sample,
+    ) -> None:
+        """Run one sample, isolated and chained."""
+        steps = len(self.flow)
+        truth = _Truth(reference, sample, steps)
+        self._isolated(engine, truth, fake=False)
+        if fake_quant is not None:
+            self._isolated(fake_quant, truth, fake=True)
+        actions = engine.sample(sample.images, sample.tokens, sample.noise, steps)
+        self.final.engine.append(distance(actions, truth.actions))
+        if fake_quant is not None:
+            simulated = fake_quant.sample(sample.images, sample.tokens, sample.noise, steps)
+            self.final.fake.append(distance(simulated, truth.actions))
+        self.actions.append(
+            {
+                "name": sample.name,
+                **{key: _plain(v) for key, v in self.final.engine[-1].as_dict().items()},
+                "fake_relative": _plain(self.final.fake[-1].relative) if fake_quant else None,
+            }
+        )
+
+    def _isolated(self, engine: StagedEngine, truth: _Truth, *, fake: bool) -> None:
+        """Each stage on the reference's input; the simulation has no vision of its own."""
+        device, dtype = engine.device, engine.dtype
+        inputs = truth.inputs
+        images = truth.cameras * engine.shapes.image_tokens
+        if images and not fake:
+            tokens = engine.runners["vision"].run({"pixels": inputs.pixels.to(device, dtype)})
+            seen = tokens["image_tokens"].flatten(0, 1)[:images]
+            self.vision.engine.append(distance(seen, truth.embeddings[0, :images]))
+        found = engine.runners["prefill"].run(
+            {
+                "embeddings": truth.embeddings.to(device, dtype),
+                "positions": inputs.positions.to(device),
+                "mask": inputs.mask.to(device),
+            }
+        )
+        for name, results in self.cache.items():
+            ours = found[name][..., inputs.valid.to(device), :]
+            expected = getattr(truth.context, name)[..., inputs.valid, :]
+            if not fake:
+                pairs = duplicate_layers(ours)
+                self.duplicates.update(f"{name} {a} = {b}" for a, b in pairs)
+            for layer, result in enumerate(results):
+                side = result.fake if fake else result.engine
+                side.append(distance(ours[layer], expected[layer]))
+        table = engine.modulation(len(self.flow))
+        for index, result in enumerate(self.flow):
+            v = _velocity(engine, truth.context, truth.trajectory[index], table[index])
+            side = result.fake if fake else result.engine
+            side.append(distance(v, truth.velocities[index]))
+
+
+class _Truth:
+    """Every intermediate of the reference for one sample."""
+
+    def __init__(self, reference: StagedEngine, sample: Sample, steps: int) -> None:
+        self.inputs = reference.prefix(sample.images, sample.tokens)
+        self.embeddings = reference.embeddings(self.inputs)
+        cache = reference.runners["prefill"].run(
+            {
+                "embeddings": self.embeddings,
+                "positions": self.inputs.positions,
+                "mask": self.inputs.mask,
+            }
+        )
+        self.context = StagedContext(
+            cache["keys"], cache["values"], self.inputs.mask, self.inputs.action_positions
+        )
+        self.cameras = sample.images.shape[0]
+        table = reference.modulation(steps)
+        x = sample.noise.to(reference.device, torch.float32)[None]
+        self.trajectory: list[Tensor] = []
+        self.velocities: list[Tensor] = []
+        for index in range(steps):
+            v = _velocity(reference, self.context, x, table[index])
+            self.trajectory.append(x)
+            self.velocities.append(v)
+            x = x - (1.0 / steps) * v
+        self.actions = x[0]
+
+
+def _velocity(engine: StagedEngine, context: StagedContext, x: Tensor, row: Tensor) -> Tensor:
+    result = engine.runners["denoise_step"].run(
+        {
+            "x_t": x.to(engine.device),
+            "modulation": row.to(engine.device),
+            "keys": context.keys.to(engine.device, engine.dtype),
+            "values": context.values.to(engine.device, engine.dtype),
+            "action_positions": context.action_positions.to(engine.device),
+            "mask": context.mask.to(engine.device),
+        }
+    )
+    return result["velocity"].clone()
+
+
+def _judge_stages(judge: _Judge, limits: Thresholds, found: _Measured) -> None:
+    vision, cache, flow, duplicates = found.vision, found.cache, found.flow, found.duplicates
+    judge.at_least("vision: cosine", vision.worst_cosine(), limits.vision_cosine)
+    judge.at_most(
+        "vision: relative error",
+        _worst(max, [d.relative for d in vision.engine]),
+        limits.vision_relative,
+    )
+    for name, results in cache.items():
+        for layer, result in enumerate(results):
+            item = f"prefill: {name} of layer {layer}"
+            judge.at_least(f"{item}: cosine", result.worst_cosine(), limits.prefill_cosine)
+            judge.ratio(f"{item}: error ratio", result.ratio(), limits.ratio, limits.ratio_warn)
+    for index, result in enumerate(flow):
+        item = f"denoise: step {index}"
+        judge.at_least(f"{item}: cosine", result.worst_cosine(), limits.denoise_cosine)
+        judge.ratio(f"{item}: error ratio", result.ratio(), limits.ratio, limits.ratio_warn)
+    everything = [vision, *flow, *(r for results in cache.values() for r in results)]
+    judge.never("NaN or infinity", any(not d.finite for r in everything for d in r.engine))
+    judge.never("an output is constant", any(d.constant for r in everything for d in r.engine))
+    judge.never(
+        "two layers are equal" + (f" ({', '.join(sorted(duplicates)[:3])})" if duplicates else ""),
+        bool(duplicates),
+    )
+
+
+def _judge_actions(
+    judge: _Judge, limits: Thresholds, final: StageResult, *, quantised: bool
+) -> None:
+    needed = limits.actions_cosine if quantised else limits.plain_cosine
+    judge.at_least("actions, chained: cosine", final.worst_cosine(), needed)
+    judge.at_most(
+        "actions, chained: mean absolute error",
+        _worst(max, [d.mean_abs for d in final.engine]),
+        limits.actions_mean_abs,
+    )
+    judge.ratio(
+        "actions, chained: error ratio", final.ratio(), limits.actions_ratio, limits.actions_ratio
+    )
+    judge.never("actions are not finite", any(not d.finite for d in final.engine))
+    judge.never("actions are constant", any(d.constant for d in final.engine))
+
+
+def _judge_inspector(
+    judge: _Judge, inspector: Mapping[str, tuple[EngineFacts, int]]
+) -> dict[str, dict[str, Any]]:
+    facts = {}
+    for stage, (found, expected) in inspector.items():
+        facts[stage] = {**asdict(found), "expected": expected}
+        judge.never(f"{stage}: engine built without layer details", not found.detailed)
+        if expected:
+            judge.at_least(f"{stage}: quantised products", found.quantised, expected)
+        judge.never(f"{stage}: softmax or norm in half precision", bool(found.half_islands))
+    return facts

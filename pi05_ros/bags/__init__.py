@@ -1,0 +1,1 @@
+"""Recorded bags: reading, topics, timelines, chunk records; no rclpy."""

@@ -1,0 +1,1 @@
+"""Subcommands that calibrate, export, build, check and tune engines."""

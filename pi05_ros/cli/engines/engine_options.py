@@ -1,0 +1,331 @@
+"""Shared by `pi05 quantize`, `export`, `build` and `check`: checkpoint, sizes, observations."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from pi05_ros.backends import BackendError, EngineTimings, Precision
+from pi05_ros.backends.quantization.calibration import CalibrationError
+from pi05_ros.backends.quantization.samples import (
+    Sample,
+    load_samples,
+    require_fit,
+    synthetic_samples,
+)
+from pi05_ros.backends.staged.engine import model_images
+from pi05_ros.backends.staged.shapes import StageShapes
+from pi05_ros.model import Pi05
+from pi05_ros.policy import Observation, Policy
+from pi05_ros.policy.errors import PolicyError
+
+DEFAULT_SAMPLES = 32
+
+
+def positive(text: str) -> int:
+    """Argument type: a whole number from 1."""
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: a whole number from 1")
+    return int(text)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Checkpoint, robot, sizes, device, cache."""
+    parser.add_argument("checkpoint", help="checkpoint folder or file, or random:tiny")
+    parser.add_argument("--robot", help="robot profile: decides cameras, horizon and prompt")
+    parser.add_argument("--tokenizer", help="tokenizer file")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--views", type=positive, help="camera slots (default: the robot's)")
+    parser.add_argument("--max-prompt-tokens", type=positive, help="prompt slots")
+    parser.add_argument("--cache", type=Path, help="cache root instead of ~/.cache/pi05_ros/trt")
+
+
+def add_steps_argument(parser: argparse.ArgumentParser) -> None:
+    """How often calibration and checks step through the flow."""
+    parser.add_argument(
+        "--steps", type=positive, default=10, help="flow steps per observation (%(default)s)"
+    )
+
+
+def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where observations come from."""
+    parser.add_argument(
+        "--observations",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="saved observations (.safetensors files or folders), or a golden.safetensors",
+    )
+    parser.add_argument("--bag", type=Path, nargs="+", default=[], help="recorded bags")
+    parser.add_argument(
+        "--map", action="append", default=[], metavar="INPUT=TOPIC", help="topics of the bag"
+    )
+    parser.add_argument("--prompt", help="prompt of observations that bring none")
+    parser.add_argument(
+        "--samples",
+        type=positive,
+        default=DEFAULT_SAMPLES,
+        help="observations to take (default %(default)s)",
+    )
+    parser.add_argument(
+        "--allow-synthetic",
+        action="store_true",
+        help="random pictures instead of recorded ones: dry runs only, never for a robot",
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint as the node would use it."""
+
+    policy: Policy
+    model: Pi05
+    shapes: StageShapes
+    weights: str
+
+
+def load_subject(args: argparse.Namespace, precision: str | None = None) -> Subject:
+    """Load the checkpoint through the policy, so that all sizes are those of the node.
+
+    Args:
+        args: see `add_model_arguments`.
+        precision: "fp32" loads weights as they are; None in bfloat16 on a GPU.
+
+    """
+    from pi05_ros.backends.identity import weights_id
+
+    policy = Policy.load(
+        args.checkpoint,
+        robot=args.robot,
+        tokenizer=args.tokenizer,
+        backend="eager",
+        precision=precision,
+        device=args.device,
+        prompt=getattr(args, "prompt", None),
+    )
+    engine: Any = policy.engine
+    model: Pi05 = engine.model
+    views = args.views or len(policy.robot.cameras)
+    prompt_tokens = args.max_prompt_tokens or policy.recipe.max_prompt_tokens
+    shapes = StageShapes.of(model.config, views, prompt_tokens, engine.horizon)
+    return Subject(policy, model, shapes, weights_id(model))
+
+
+class SampleRecorder:
+    """Stands in for the engine of a policy and keeps what the model would have been given."""
+
+    backend = "recorder"
+    precision = Precision()
+    device = torch.device("cpu")
+    timings = EngineTimings()
+    reason = "collects observations"
+
+    def __init__(self, image_size: int, horizon: int) -> None:
+        self.image_size = image_size
+        self.horizon = horizon
+        self.name = ""
+        self.samples: list[Sample] = []
+
+    def context(self, images: Any, tokens: torch.Tensor) -> Any:
+        """Keep the images and tokens."""
+        return model_images(images, self.image_size, self.device), tokens.cpu()
+
+    def denoise(self, context: Any, noise: torch.Tensor, steps: int = 10) -> torch.Tensor:
+        """Keep the noise; the answer is zeros."""
+        images, tokens = context
+        self.samples.append(Sample(self.name, images, tokens, noise.cpu().float()))
+        return torch.zeros_like(noise)
+
+    def sample(
+        self, images: Any, tokens: torch.Tensor, noise: torch.Tensor, steps: int = 10
+    ) -> torch.Tensor:
+        """Keep everything."""
+        return self.denoise(self.context(images, tokens), noise, steps)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def save_observation(path: Path, observation: Observation) -> None:
+    """Write one observation: ``image.<role>`` uint8, ``state``, and the prompt as metadata."""
+    tensors = {f"image.{role}": np.ascontiguousarray(v) for role, v in observation.images.items()}
+    tensors["state"] = np.asarray(observation.state, dtype=np.float64)
+    metadata = {"stamp_ns": str(observation.stamp_ns)}
+    if observation.prompt is not None:
+        metadata["prompt"] = observation.prompt
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata=metadata)
+
+
+def load_observation(path: Path) -> Observation:
+    """Read what `save_observation` wrote.
+
+    Raises:
+        CalibrationError: not such a file.
+
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = tensors.pop("state")
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CalibrationError(f"{path} is not a saved observation: {error}") from None
+    images = {name.removeprefix("image."): value for name, value in tensors.items()}
+    stamp = metadata.get("stamp_ns", "0")
+    if not stamp.isdecimal():
+        raise CalibrationError(f"{path} is not a saved observation: stamp_ns is {stamp!r}")
+    return Observation(
+        images=images, state=state, prompt=metadata.get("prompt"), stamp_ns=int(stamp)
+    )
+
+
+def collect_samples(args: argparse.Namespace, subject: Subject) -> list[Sample]:
+    """Observations from files or bags, as the model sees them.
+
+    Raises:
+        CalibrationError: nothing given, unreadable, or not of this robot and checkpoint.
+
+    """
+    if args.map and not args.bag:
+        raise CalibrationError("--map names topics of --bag, and there is none")
+    shapes = subject.shapes
+    files = list(_observation_files(args.observations))
+    samples: list[Sample] = []
+    for path in files:
+        if _is_sample_set(path):
+            samples += load_samples(path)[0]
+    recorder = SampleRecorder(shapes.image_size, shapes.horizon)
+    engine, subject.policy.engine = subject.policy.engine, recorder
+    try:
+        for path in files:
+            if not _is_sample_set(path):
+                recorder.name = str(path)
+                _infer(subject.policy, path)
+        for bag in args.bag:
+            _read_bag(bag, args, subject, recorder)
+    finally:
+        subject.policy.engine = engine
+    samples += recorder.samples
+    if not samples and args.allow_synthetic:
+        return synthetic_samples(
+            subject.model.config,
+            args.samples,
+            views=shapes.views,
+            prompt_tokens=shapes.prompt_tokens,
+            horizon=shapes.horizon,
+        )
+    if not samples:
+        raise CalibrationError(
+            "no observations: give --observations or --bag (or, for a dry run, --allow-synthetic)"
+        )
+    chosen = spread(samples, args.samples)
+    require_fit(chosen, shapes, subject.model.config.vocab)
+    return chosen
+
+
+def _infer(policy: Policy, path: Path) -> None:
+    try:
+        policy.infer(load_observation(path))
+    except PolicyError as error:
+        raise CalibrationError(f"{path} is not an observation of this robot: {error}") from error
+
+
+def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most ``count`` samples, evenly over the whole sequence."""
+    if len(samples) <= count:
+        return list(samples)
+    picked = np.linspace(0, len(samples) - 1, count).round().astype(int)
+    return [samples[int(index)] for index in picked]
+
+
+def _observation_files(paths: Iterable[Path]) -> Iterable[Path]:
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.glob("*.safetensors"))
+            if not inside:
+                raise CalibrationError(f"{path} holds no .safetensors files")
+            yield from inside
+        else:
+            yield path
+
+
+def _is_sample_set(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="np") as file:
+            return "samples" in (file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CalibrationError(f"{path} cannot be read: {error}") from None
+
+
+def require_bag_reader(args: argparse.Namespace) -> None:
+    """Raise CalibrationError if bags are to be read and cannot be; before weights are loaded."""
+    if args.bag and importlib.util.find_spec("rosbags") is None:
+        raise CalibrationError(
+            "reading bags needs the package rosbags (pip install rosbags), which needs no ROS"
+        )
+
+
+def _read_bag(
+    path: Path, args: argparse.Namespace, subject: Subject, recorder: SampleRecorder
+) -> None:
+    """Replay a bag offline at a rate that gives the wanted number of observations."""
+    require_bag_reader(args)
+    from pi05_ros.bags.bag import Bag
+    from pi05_ros.bags.topics import parse_map
+    from pi05_ros.replay.offline import OfflineReplay
+    from pi05_ros.replay.run import choose
+    from pi05_ros.runtime.parameters import PolicyParameters
+
+    recorder.name = str(path)
+    with Bag(path) as bag:
+        chosen = choose(bag, subject.policy.robot, parse_map(args.map))
+        # A little faster than needed: some ticks find no complete observation.
+        rate = min(10.0, max(0.2, 1.5 * args.samples / max(bag.seconds, 0.1)))
+        parameters = replace(
+            PolicyParameters(), rate_hz=rate, prompt=getattr(args, "prompt", None) or ""
+        )
+        replay = OfflineReplay(bag, chosen.sources, subject.policy, parameters, chosen.roles)
+        before = len(recorder.samples)
+        for chunk in replay:
+            recorder.name = f"{path} after {chunk.record.received_ns} ns"
+        if len(recorder.samples) == before:
+            counts = replay.counts
+            reasons = [
+                *(f"{number} x {what}" for what, number in counts.skipped.items()),
+                *(f"dropped {what}: {counts.errors.get(what, '')}" for what in counts.dropped),
+            ]
+            raise CalibrationError(
+                f"{path} gave no observation of robot {subject.policy.robot.name!r}: "
+                f"{'; '.join(reasons) or 'it ends before the first tick'}"
+            )
+        for name in chosen.absent:
+            print(f"{path} has no {name}; its observations are without", file=sys.stderr)
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """Run a command; errors a user can cause become one line and exit code 2.
+
+    ValueError: checkpoint, robot, observation, calibration and bag errors.
+    """
+    try:
+        return action()
+    except (BackendError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def show_progress(done: int, total: int) -> None:
+    """Count on standard error."""
+    end = "\n" if done == total else ""
+    print(f"\r  {done}/{total}", end=end, file=sys.stderr, flush=True)

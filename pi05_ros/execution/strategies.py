@@ -1,0 +1,117 @@
+"""Which of the chunks at hand says where to go now."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from pi05_ros.execution.timed_chunk import TimedChunk
+
+STRATEGIES = ("replace", "ensemble", "rtc")
+DEFAULT_REPLACE_AFTER = 8
+DEFAULT_ENSEMBLE_DECAY = 0.01
+"""m of the weights exp(-m i), i = 0 for the oldest prediction (ACT's value)."""
+MAX_ENSEMBLE = 64
+
+
+class Strategy(Protocol):
+    """Small state machine fed with chunks."""
+
+    def add(self, chunk: TimedChunk) -> None:
+        """Take over a newer chunk."""
+
+    def target(self, now_ns: int) -> np.ndarray | None:
+        """Target ``[n]`` for a time, None if no chunk reaches it."""
+
+    def clear(self) -> None:
+        """Forget all chunks."""
+
+
+class ReplaceAfter:
+    """Execute at least ``steps`` steps of a chunk before the newest one takes its place.
+
+    A chunk that has run out is replaced at once. With ``steps`` = 0 the newest chunk is always
+    taken, which is right for chunks that already continue each other (RTC).
+    """
+
+    def __init__(self, steps: int = DEFAULT_REPLACE_AFTER) -> None:
+        if steps < 0:
+            raise ValueError(f"replace_after is {steps}; accepted: 0 or more steps")
+        self.steps = steps
+        self._current: TimedChunk | None = None
+        self._next: TimedChunk | None = None
+        self._since_ns = 0
+
+    def add(self, chunk: TimedChunk) -> None:
+        """Take over a newer chunk."""
+        self._next = chunk
+
+    def target(self, now_ns: int) -> np.ndarray | None:
+        """Target ``[n]`` for a time, None if no chunk reaches it."""
+        if self._next is not None and self._next.end_ns <= now_ns:
+            self._next = None
+        if self._next is not None and self._may_switch(now_ns):
+            self._current, self._next, self._since_ns = self._next, None, now_ns
+        if self._current is None or now_ns >= self._current.end_ns:
+            return None
+        return self._current.at(now_ns)
+
+    def clear(self) -> None:
+        """Forget all chunks."""
+        self._current = self._next = None
+
+    def _may_switch(self, now_ns: int) -> bool:
+        old, new = self._current, self._next
+        if old is None or now_ns >= old.end_ns:
+            return True
+        if new is not None and new.index(now_ns) < 0:
+            return False
+        # Half a step of tolerance: control ticks and chunk steps are not in phase.
+        return now_ns - self._since_ns >= (self.steps - 0.5) * old.step_ns
+
+
+class Ensemble:
+    """Weighted mean of all chunks that say something about now (ACT's temporal ensembling)."""
+
+    def __init__(self, decay: float = DEFAULT_ENSEMBLE_DECAY) -> None:
+        if not (np.isfinite(decay) and decay >= 0):
+            raise ValueError(f"ensemble_decay is {decay}; accepted: 0 or more")
+        self.decay = decay
+        self._chunks: list[TimedChunk] = []
+
+    def add(self, chunk: TimedChunk) -> None:
+        """Take over a newer chunk."""
+        self._chunks = [*self._chunks, chunk][-MAX_ENSEMBLE:]
+
+    def target(self, now_ns: int) -> np.ndarray | None:
+        """Target ``[n]`` for a time, None if no chunk reaches it."""
+        self._chunks = [c for c in self._chunks if now_ns < c.end_ns]
+        saying = [c.at(now_ns) for c in self._chunks if c.index(now_ns) >= 0]
+        if not saying:
+            return None
+        weights = np.exp(-self.decay * np.arange(len(saying)))
+        return np.average(saying, axis=0, weights=weights)
+
+    def clear(self) -> None:
+        """Forget all chunks."""
+        self._chunks = []
+
+
+def make_strategy(
+    name: str,
+    replace_after: int = DEFAULT_REPLACE_AFTER,
+    ensemble_decay: float = DEFAULT_ENSEMBLE_DECAY,
+) -> Strategy:
+    """Strategy by name: "replace", "ensemble" or "rtc" (newest chunk at once).
+
+    Real-time chunking happens where chunks are made; the executor's part is to switch to each
+    new chunk as soon as it is there, at the step that belongs to the present time.
+    """
+    if name == "replace":
+        return ReplaceAfter(replace_after)
+    if name == "ensemble":
+        return Ensemble(ensemble_decay)
+    if name == "rtc":
+        return ReplaceAfter(0)
+    raise ValueError(f"strategy {name!r}; accepted: {', '.join(STRATEGIES)}")

@@ -1,0 +1,1 @@
+"""Checkpoint files: open, infer the configuration, load, summarize, draw random weights."""

@@ -1,0 +1,184 @@
+"""LeRobot's processor files: their steps, and the normalisers with their statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from pi05_ros.policy.checkpoints.norm_stats import stays_inside
+from pi05_ros.policy.checkpoints.recipe import read_json
+from pi05_ros.policy.errors import PolicyError
+from pi05_ros.policy.transforms.normalize import LEROBOT_EPS, NEEDED, Normalizer
+
+PREPROCESSOR = "policy_preprocessor.json"
+POSTPROCESSOR = "policy_postprocessor.json"
+RELATIVE = ("relative_actions_processor", "delta_actions_processor")
+_MODES = {
+    "IDENTITY": "identity",
+    "MEAN_STD": "zscore",
+    "MIN_MAX": "minmax",
+    "QUANTILES": "quantile",
+    "QUANTILE10": "quantile10",
+}
+_KNOWN_STEPS = {
+    *RELATIVE,
+    "rename_observations_processor",
+    "to_batch_processor",
+    "normalizer_processor",
+    "pi05_prepare_state_tokenizer_processor_step",
+    "tokenizer_processor",
+    "device_processor",
+    "unnormalizer_processor",
+    "absolute_actions_processor",
+}
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Steps of a processor file, in order; [] if there is none."""
+    steps = read_json(path).get("steps", [])
+    if not isinstance(steps, list) or not all(isinstance(s, dict) for s in steps):
+        raise PolicyError(f"{path} has no list of steps")
+    for step in steps:
+        name = step.get("registry_name")
+        if not isinstance(name, str) or name not in _KNOWN_STEPS:
+            raise PolicyError(
+                f"{path} has the step {name or step.get('class')!r}, whose meaning is not known "
+                f"here; accepted: {', '.join(sorted(_KNOWN_STEPS))}"
+            )
+    return steps
+
+
+def find_step(steps: Sequence[Mapping[str, Any]], *names: str) -> Mapping[str, Any] | None:
+    """Return the first step registered under one of the names."""
+    return next((s for s in steps if s["registry_name"] in names), None)
+
+
+def config_of(steps: Sequence[Mapping[str, Any]], *names: str) -> Mapping[str, Any]:
+    """Return the settings of that step; {} without it."""
+    step = find_step(steps, *names)
+    config = (step or {}).get("config") or {}
+    return config if isinstance(config, Mapping) else {}
+
+
+def is_names(value: Any) -> bool:
+    """Whether a JSON value is a list of texts."""
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def read_normalizer(
+    folder: Path,
+    steps: Sequence[Mapping[str, Any]],
+    step_name: str,
+    kind: str,
+    feature: str,
+    size: int,
+    assumptions: list[str],
+) -> Normalizer:
+    """Normaliser of one feature as its step says; statistics that are not there mean identity."""
+    step = find_step(steps, step_name)
+    if step is None:
+        return Normalizer("identity", family="lerobot")
+    config = config_of(steps, step_name)
+    norm_map = config.get("norm_map") or {}
+    if not isinstance(norm_map, Mapping):
+        raise PolicyError(f"norm_map is {norm_map!r:.80}; accepted: a mapping of feature types")
+    mode = str(norm_map.get(kind, "IDENTITY"))
+    if mode not in _MODES:
+        raise PolicyError(f"norm_map.{kind} is {mode!r}; accepted: {', '.join(_MODES)}")
+    keys = config.get("normalize_observation_keys")
+    if keys is not None and not is_names(keys):
+        raise PolicyError(f"normalize_observation_keys is {keys!r:.80}; accepted: a list of texts")
+    eps = config.get("eps", LEROBOT_EPS)
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
+        raise PolicyError(f"eps is {eps!r:.50}; accepted: a number from 0 to below 1")
+    if _MODES[mode] == "identity" or (kind == "STATE" and not _covers(config, keys, feature)):
+        return Normalizer("identity", family="lerobot")
+    stats = _read_stats(folder, step, feature)
+    if not stats:
+        assumptions.append(f"no statistics for {feature}: it passes unchanged")
+        return Normalizer("identity", family="lerobot")
+    try:
+        normalizer = Normalizer(_MODES[mode], stats, family="lerobot", eps=float(eps))
+    except PolicyError as error:
+        raise PolicyError(f"{feature}: {error}") from error
+    if normalizer.size != size:
+        raise PolicyError(
+            f"{step.get('state_file')}: statistics of {feature} cover {normalizer.size} values; "
+            f"config.json says {size}"
+        )
+    return normalizer
+
+
+def _covers(config: Mapping[str, Any], keys: Sequence[str] | None, feature: str) -> bool:
+    """Whether a normaliser step touches an observation: it is in `features` and in the keys."""
+    features = config.get("features")
+    listed = not isinstance(features, Mapping) or not features or feature in features
+    return listed and (keys is None or feature in keys)
+
+
+def check_pictures_unchanged(folder: Path, steps: Sequence[Mapping[str, Any]]) -> None:
+    """Raise PolicyError if the preprocessor normalises pictures by statistics.
+
+    pi0.5 scales them to [-1, 1] in the model and expects IDENTITY here. A picture without
+    statistics passes unchanged whatever the map says.
+    """
+    step = find_step(steps, "normalizer_processor")
+    config = config_of(steps, "normalizer_processor")
+    norm_map, features = config.get("norm_map"), config.get("features")
+    if step is None or not isinstance(norm_map, Mapping) or not isinstance(features, Mapping):
+        return
+    if norm_map.get("VISUAL", "IDENTITY") == "IDENTITY":
+        return
+    for name, value in features.items():
+        visual = isinstance(value, Mapping) and value.get("type") == "VISUAL"
+        if visual and _read_stats(folder, step, str(name)):
+            raise PolicyError(
+                f"{PREPROCESSOR} normalises {name!r} by {norm_map['VISUAL']!r:.50}; "
+                "accepted for pictures: IDENTITY"
+            )
+
+
+def named_tokenizer(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """Path of the tokenizer that newer LeRobot saves with the checkpoint, or None.
+
+    Older files name a Hugging Face repository, which is not downloaded here.
+    """
+    name = config.get("tokenizer_name")
+    if not isinstance(name, str) or not name:
+        return None
+    try:
+        path = folder / name
+        inside = stays_inside(name) and (path / "tokenizer.json").is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        return None
+    return str(path) if inside else None
+
+
+def _read_stats(folder: Path, step: Mapping[str, Any], feature: str) -> dict[str, np.ndarray]:
+    name = step.get("state_file")
+    if name is None:
+        return {}
+    try:
+        path = folder / str(name)
+        inside = stays_inside(str(name)) and path.is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        inside = False
+    if not inside:
+        raise PolicyError(f"state_file {name!r:.80} is not a file in {folder}")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise PolicyError(f"{path} is not a readable safetensors file: {error}") from error
+    wanted = {stat for pair in NEEDED.values() for stat in pair}
+    return {
+        stat: values.to(torch.float32, copy=True).numpy()
+        for key, values in tensors.items()
+        for part, _, stat in [key.rpartition(".")]
+        if part == feature and stat in wanted
+    }

@@ -1,0 +1,205 @@
+"""From a checkpoint's name to a running engine with its recipe and tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pi05_ros.backends import Engine, Precision, create_engine, parse_precision
+from pi05_ros.backends.create import check_backend
+from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
+from pi05_ros.model.checkpoint.open import checkpoint_hash
+from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
+from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX, Recipe, openpi_recipe, random_recipe
+from pi05_ros.policy.errors import PolicyError
+from pi05_ros.policy.prompt.tokenizer import BYTES, Tokenizer, check_vocabulary, load_tokenizer
+
+logger = logging.getLogger(__name__)
+PRESETS = ("tiny", "pi05")
+MAX_SEED_DIGITS = 18  # of the weights' seed: fits into what torch takes
+_ANY_VOCABULARY = 2**31
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Everything `Policy` is made of."""
+
+    engine: Engine
+    recipe: Recipe
+    tokenizer: Tokenizer
+    checkpoint_hash: str
+    horizon: int
+    image_size: int
+    action_dim: int
+
+
+def read_recipe(
+    checkpoint: str | Path,
+    robot: str | Path | None = None,
+    *,
+    camera_roles: Mapping[str, str] | None = None,
+    lerobot_era: str = "auto",
+    control_hz: float | None = None,
+) -> Recipe:
+    """Resolve what a checkpoint's numbers mean, without loading its weights.
+
+    Raises:
+        PolicyError: see `Policy.load`.
+
+    """
+    name = str(checkpoint)
+    if name.startswith(RANDOM_PREFIX):
+        recipe = random_recipe(robot)
+    else:
+        path = Path(os.path.expanduser(checkpoint))
+        if not os.path.exists(path):  # False also for a name that is too long
+            raise PolicyError(
+                f"checkpoint {name} does not exist; accepted: a directory, a .safetensors file, "
+                f"or {' / '.join(RANDOM_PREFIX + p for p in PRESETS)}"
+            )
+        if is_lerobot(path):
+            return lerobot_recipe(path, robot, camera_roles, lerobot_era, control_hz)
+        recipe = openpi_recipe(path, robot)
+    if camera_roles is not None or lerobot_era != "auto":
+        raise PolicyError(
+            "camera_roles and lerobot_era are for LeRobot checkpoints; for others write the "
+            "cameras into a robot profile"
+        )
+    if control_hz is None:
+        return recipe
+    return dataclasses.replace(
+        recipe, profile=dataclasses.replace(recipe.profile, control_hz=control_hz)
+    )
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    robot: str | Path | None,
+    tokenizer: str | Path | None,
+    backend: str,
+    precision: Precision | Mapping[str, str] | str | None,
+    device: str,
+    threads: int | None,
+    camera_roles: Mapping[str, str] | None,
+    lerobot_era: str,
+    control_hz: float | None,
+    backend_options: Mapping[str, Any] | None,
+) -> Loaded:
+    """Load what `Policy.load` asks for; cheap checks first, weights last."""
+    stages = parse_precision(precision)
+    check_backend(backend)
+    target = _device(device)
+    if threads is not None:
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+            raise PolicyError(f"threads is {threads!r}; accepted: a whole number from 1 to 1024")
+        torch.set_num_threads(threads)
+    preset, weight_seed = _random_name(str(checkpoint))
+    recipe = read_recipe(
+        checkpoint,
+        robot,
+        camera_roles=camera_roles,
+        lerobot_era=lerobot_era,
+        control_hz=control_hz,
+    )
+    for doubt in recipe.normalization.doubts:
+        logger.warning(doubt)
+    dtype = _dtype(stages, target)
+    words = recipe.tokenizer if tokenizer is None else tokenizer
+    if preset is not None:
+        config = Pi05Config.preset(preset)
+        vocabulary = load_tokenizer(words, None, config.vocab)
+        model = Pi05.random(config, weight_seed, dtype, target)
+        digest = f"random:{preset}:{weight_seed}"
+    else:
+        path = Path(os.path.expanduser(checkpoint))
+        opened = None  # a wrong tokenizer shows before gigabytes are read
+        if words != BYTES:
+            opened = load_tokenizer(words, path, _ANY_VOCABULARY)
+        clock = "exact" if recipe.family == "lerobot" else None
+        model = load_checkpoint(path, dtype=dtype, device=target, clock=clock)
+        vocabulary = opened or load_tokenizer(words, path, model.config.vocab)
+        check_vocabulary(vocabulary, model.config.vocab)
+        digest = checkpoint_hash(path)
+    horizon = recipe.profile.horizon or model.config.horizon
+    recipe = dataclasses.replace(
+        recipe, profile=dataclasses.replace(recipe.profile, horizon=horizon)
+    )
+    if len(recipe.profile.action_names) > model.config.action_dim:
+        raise PolicyError(
+            f"robot {recipe.profile.name!r} has {len(recipe.profile.action_names)} actions, the "
+            f"checkpoint only {model.config.action_dim}"
+        )
+    engine = create_engine(
+        model,
+        backend,
+        stages,
+        views=len(recipe.profile.cameras),
+        horizon=horizon,
+        max_prompt_tokens=recipe.max_prompt_tokens,
+        **(backend_options or {}),
+    )
+    return Loaded(
+        engine=engine,
+        recipe=recipe,
+        tokenizer=vocabulary,
+        checkpoint_hash=digest,
+        horizon=horizon,
+        image_size=model.config.vision.image_size,
+        action_dim=model.config.action_dim,
+    )
+
+
+def _random_name(checkpoint: str) -> tuple[str | None, int]:
+    """Preset and weight seed of "random:<preset>[:<seed>]"; (None, 0) for a path."""
+    if not checkpoint:
+        raise PolicyError("checkpoint is empty; accepted: a path, or random:tiny / random:pi05")
+    if not checkpoint.startswith(RANDOM_PREFIX):
+        return None, 0
+    preset, _, seed = checkpoint.removeprefix(RANDOM_PREFIX).partition(":")
+    whole = seed.isascii() and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS
+    if preset not in PRESETS or not (seed == "" or whole):
+        accepted = ", ".join(RANDOM_PREFIX + p for p in PRESETS)
+        raise PolicyError(
+            f"checkpoint {checkpoint!r} is unknown; accepted: {accepted} (with :<seed> of up to "
+            f"{MAX_SEED_DIGITS} digits for other weights), or a path"
+        )
+    return preset, int(seed or 0)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise PolicyError(
+            f"device {name!r} is unknown; accepted: auto, cpu, cuda, cuda:<n>"
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise PolicyError(f"device {name!r} is not supported; accepted: auto, cpu, cuda, cuda:<n>")
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise PolicyError(
+            f"device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; "
+            "use device cpu or auto"
+        )
+    return device
+
+
+def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Dtype to load weights in: the widest any stage needs; "auto" is bf16 on CUDA, else fp32."""
+    words = {precision.vision, precision.prefill, precision.denoise}
+    if "fp32" in words:
+        return torch.float32
+    if "auto" in words:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16

@@ -1,0 +1,1 @@
+"""How chunks follow each other: continuation, real-time chunking, KV cache and vision reuse."""

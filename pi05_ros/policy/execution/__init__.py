@@ -1,1 +1,0 @@
-"""From action chunks to joint commands: strategies, limits, staleness, real-time chunking."""

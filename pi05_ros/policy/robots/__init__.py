@@ -1,0 +1,1 @@
+"""Robot profiles: what each state and action column means."""

@@ -1,0 +1,1 @@
+"""Observation to model inputs and back: images, normalization, robot conventions."""

@@ -1,0 +1,1 @@
+"""Processes that others start: bag player, chunk recorder, load publisher, topic probe."""

@@ -1,0 +1,136 @@
+"""Publishes cameras and joint states like a robot, for benchmarks. A process of its own.
+
+    python -m pi05_ros.ros.processes.load_publisher --node /pi05_policy --seconds 30
+
+Stamps are the wall clock at publication. Joint names come from the robot profile. Events are
+JSON lines on stdout: `ready`, `done`, `error`; it starts when "go" arrives on stdin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image, JointState
+
+from pi05_ros.bags.messages import NS, encode, image_message, joint_state_message
+from pi05_ros.policy.robots.profile_yaml import load_profile
+from pi05_ros.ros.processes.bring_up import (
+    BringUpError,
+    bring_up,
+    run_child,
+    say_done,
+    told_to_go,
+    wait_matched,
+)
+from pi05_ros.runtime.sources import JOINTS, camera_source
+
+PICTURES = 8  # different pictures per camera, sent in turn
+
+
+class Stream:
+    """One topic sent at a fixed rate; the bytes are made before the run."""
+
+    def __init__(
+        self, name: str, publisher: Publisher, messages: list[bytes], hz: float, phase: float
+    ) -> None:
+        self.name = name
+        self.publisher = publisher
+        self.sent = 0
+        self.late_ns: list[int] = []
+        self._messages = [bytearray(message) for message in messages]
+        self._period_ns = NS / hz
+        self._phase_ns = phase * self._period_ns
+
+    def due_ns(self, start_ns: int) -> int:
+        """Monotonic time of the next message."""
+        return start_ns + round(self._phase_ns + self.sent * self._period_ns)
+
+    def send(self, late_ns: int) -> None:
+        """Stamp and publish the next message."""
+        raw = self._messages[self.sent % len(self._messages)]
+        struct.pack_into("<iI", raw, 4, *divmod(time.time_ns(), NS))
+        self.publisher.publish(bytes(raw))
+        self.sent += 1
+        self.late_ns.append(late_ns)
+
+
+def make_streams(node: Node, args: argparse.Namespace) -> list[Stream]:
+    """Streams of all cameras of the robot and its joints."""
+    robot = load_profile(args.robot)
+    random = np.random.default_rng(0)
+    streams = []
+    for index, role in enumerate(robot.camera_roles[: args.cameras]):
+        name = camera_source(role)
+        shape = (args.height, args.width, 3)
+        messages = [
+            encode(image_message(random.integers(0, 256, shape, np.uint8), 0))
+            for _ in range(PICTURES)
+        ]
+        publisher = node.create_publisher(Image, f"{name}/image_raw", QoSProfile(depth=5))
+        streams.append(Stream(name, publisher, messages, args.camera_hz, index / 3))
+    names = list(robot.state_names)
+    messages = [
+        encode(joint_state_message(names, random.uniform(0.0, 0.5, len(names)), 0))
+        for _ in range(PICTURES)
+    ]
+    publisher = node.create_publisher(JointState, JOINTS, QoSProfile(depth=10))
+    return [*streams, Stream(JOINTS, publisher, messages, args.joint_hz, 0.5)]
+
+
+def main() -> int:
+    """Run the publisher; exit code 1 after an `error` event."""
+    parser = argparse.ArgumentParser(prog="load_publisher")
+    parser.add_argument("--node", default="/pi05_policy")
+    parser.add_argument("--robot", default="sim_arm")
+    parser.add_argument("--cameras", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--camera-hz", type=float, default=30.0)
+    parser.add_argument("--joint-hz", type=float, default=100.0)
+    parser.add_argument("--configure-timeout", type=float, default=600.0)
+    args = parser.parse_args()
+
+    def work(node: Node) -> int:
+        streams = make_streams(node, args)
+
+        def wait_for_go() -> None:
+            wait_matched({stream.name: stream.publisher for stream in streams})
+            if not told_to_go():
+                raise BringUpError("the parent process ended")
+
+        # Activated after "go", so that no tick comes before the load.
+        bring_up(node, args.node, args.configure_timeout, wait_for_go)
+        play(streams, args.seconds)
+        late_ns = [late for stream in streams for late in stream.late_ns]
+        say_done(late_ns, sent={stream.name: stream.sent for stream in streams})
+        return 0
+
+    return run_child("pi05_load_publisher", work, ValueError)
+
+
+def play(streams: Sequence[Stream], seconds: float) -> None:
+    """Send every stream at its rate for so long."""
+    start_ns = time.monotonic_ns()
+    end_ns = start_ns + round(seconds * NS)
+    while True:
+        stream = min(streams, key=lambda item: item.due_ns(start_ns))
+        due_ns = stream.due_ns(start_ns)
+        if due_ns >= end_ns:
+            return
+        wait_ns = due_ns - time.monotonic_ns()
+        if wait_ns > 0:
+            time.sleep(wait_ns / 1e9)
+        stream.send(max(0, time.monotonic_ns() - due_ns))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The node's logic without ROS: buffer, pacing, inference, parameters, statistics."""

@@ -1,0 +1,173 @@
+"""One inference from messages to a checked action chunk, as it runs in the worker thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from pi05_ros.policy.chunk import ActionChunk
+from pi05_ros.policy.interface import Observation
+from pi05_ros.runtime.conversion import ConversionError
+from pi05_ros.runtime.observation_buffer import Snapshot
+
+
+class PolicyLike(Protocol):
+    """What the node needs of a policy (`pi05_ros.policy.Policy`)."""
+
+    info: Any
+    robot: Any
+
+    def infer(
+        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
+    ) -> ActionChunk:
+        """Actions for one observation."""
+
+    def prefill(
+        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
+    ) -> Any:
+        """First half of `infer`, see `pi05_ros.policy.Policy`; asked for with overlap only."""
+
+    def denoise(self, prefilled: Any) -> ActionChunk:
+        """Second half; the next first half may run meanwhile."""
+
+    def warm_up(self) -> Any:
+        """Run once so that the first real inference is not slow."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+class BadSampleError(ValueError):
+    """A sample that was accepted on arrival and could not be converted."""
+
+    def __init__(self, source: str, error: ConversionError) -> None:
+        super().__init__(f"{source}: {error}")
+        self.source = source
+        self.error = error
+
+
+class BadChunkError(ValueError):
+    """The policy's answer is not a finite [H, A] array of the size it promised."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything one inference needs; made by the executor thread, used by the worker.
+
+    Attributes:
+        generation: activation (or reset) it belongs to; a result of an older one is dropped.
+        images: camera role -> (source name, converter of its messages).
+        now_ns: the clock that stamps are compared with; None where an inference takes no time,
+            and observations have no age.
+
+    """
+
+    generation: int
+    snapshot: Snapshot
+    images: Mapping[str, tuple[str, Callable[[Any], np.ndarray]]]
+    joints: str
+    prompt: str
+    seed: int
+    denoise_steps: int
+    now_ns: Callable[[], int] | None = None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An inference after its first half, and the monotonic times (ns) so far."""
+
+    prefilled: Any
+    started_ns: int
+    converted_ns: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A checked chunk and the monotonic times (ns) around its making."""
+
+    chunk: ActionChunk
+    started_ns: int
+    converted_ns: int
+    inferred_ns: int
+
+
+def run(policy: PolicyLike, job: Job) -> Answer:
+    """Convert, infer, check.
+
+    Raises:
+        BadSampleError: a picture could not be decoded.
+        BadChunkError: the answer holds NaN or infinity, or has the wrong size.
+        Exception: whatever the policy raises.
+
+    """
+    started = time.monotonic_ns()
+    observation = convert(job)
+    converted = time.monotonic_ns()
+    chunk = policy.infer(observation, seed=job.seed, denoise_steps=job.denoise_steps)
+    check(chunk)
+    return Answer(chunk, started, converted, time.monotonic_ns())
+
+
+def begin(policy: PolicyLike, job: Job) -> Begun:
+    """First half of `run`: convert, then vision and prefill.
+
+    Raises:
+        BadSampleError: a picture could not be decoded.
+        Exception: whatever the policy raises.
+
+    """
+    started = time.monotonic_ns()
+    observation = convert(job)
+    converted = time.monotonic_ns()
+    prefilled = policy.prefill(observation, seed=job.seed, denoise_steps=job.denoise_steps)
+    return Begun(prefilled, started, converted)
+
+
+def finish(policy: PolicyLike, begun: Begun) -> Answer:
+    """Second half of `run`: denoise and check.
+
+    Raises:
+        BadChunkError: the answer holds NaN or infinity, or has the wrong size.
+        Exception: whatever the policy raises.
+
+    """
+    chunk = policy.denoise(begun.prefilled)
+    check(chunk)
+    return Answer(chunk, begun.started_ns, begun.converted_ns, time.monotonic_ns())
+
+
+def convert(job: Job) -> Observation:
+    """Messages of a job as an observation; raises BadSampleError."""
+    samples = job.snapshot.samples
+    images = {}
+    for role, (source, to_rgb) in job.images.items():
+        try:
+            images[role] = to_rgb(samples[source].payload)
+        except ConversionError as error:
+            raise BadSampleError(source, error) from error
+    stamp_ns = job.snapshot.stamp_ns
+    return Observation(
+        images=images,
+        state=samples[job.joints].payload,
+        prompt=job.prompt or None,
+        stamp_ns=stamp_ns,
+        age_s=0.0 if job.now_ns is None else (job.now_ns() - stamp_ns) / 1e9,
+    )
+
+
+def check(chunk: ActionChunk) -> None:
+    """Refuse a chunk that no consumer could use; raises BadChunkError."""
+    actions = np.asarray(chunk.actions)
+    if actions.ndim != 2 or actions.shape[1] != len(chunk.names) or not actions.shape[0]:
+        raise BadChunkError(f"chunk has shape {actions.shape} for {len(chunk.names)} names")
+    finite = np.isfinite(actions)
+    if not finite.all():
+        step, column = np.argwhere(~finite)[0]
+        raise BadChunkError(
+            f"chunk holds {int((~finite).sum())} values that are not finite, the first at step "
+            f"{step}, {chunk.names[column]}"
+        )

@@ -1,0 +1,81 @@
+"""Makes the policy that the parameters ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pi05_ros.backends.engine import Precision
+from pi05_ros.runtime.inference import PolicyLike
+from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
+
+if TYPE_CHECKING:
+    from pi05_ros.policy import Policy
+
+
+def load_policy(
+    parameters: PolicyParameters, continuing: Callable[..., PolicyLike] | None = None
+) -> PolicyLike:
+    """`Policy.load` with the node's parameters.
+
+    Args:
+        parameters: of the node.
+        continuing: makes the policy whose chunks continue or reuse something, if they shall;
+            `ContinuingPolicy` by default.
+
+    Raises:
+        ParameterError: no checkpoint was named.
+        ValueError, OSError, RuntimeError: from loading, one line each.
+
+    """
+    if not parameters.checkpoint:
+        raise ParameterError(
+            "parameter checkpoint is empty; give the path of a pi0.5 checkpoint, or random:tiny "
+            "(or random:pi05) for seeded random weights that must not move a robot"
+        )
+    from pi05_ros.policy import Policy
+
+    options = {"allow_fallback": True} if parameters.allow_fallback else {}
+    if options and parameters.backend != "tensorrt":
+        raise ParameterError(
+            f"parameter allow_fallback is for backend tensorrt, not {parameters.backend}"
+        )
+    policy = Policy.load(
+        parameters.checkpoint,
+        robot=parameters.robot or None,
+        tokenizer=parameters.tokenizer or None,
+        backend=parameters.backend,
+        precision=Precision(
+            vision=parameters.precision_vision,
+            prefill=parameters.precision_prefill,
+            denoise=parameters.precision_denoise,
+        ),
+        denoise_steps=parameters.denoise_steps,
+        horizon=parameters.horizon or None,
+        device=parameters.device,
+        seed=parameters.seed,
+        prompt=parameters.prompt or None,
+        threads=parameters.threads or None,
+        backend_options=options,
+    )
+    try:
+        return _continuing(policy, parameters, continuing)
+    except Exception:
+        policy.close()
+        raise
+
+
+def _continuing(
+    policy: Policy, parameters: PolicyParameters, make: Callable[..., PolicyLike] | None
+) -> PolicyLike:
+    """The policy with overlap, and wrapped if chunks shall continue or reuse anything."""
+    if parameters.overlap:
+        policy.allow_overlap()
+    levels = parameters.vision_cache_levels
+    change = float(levels) if levels >= 0 else None
+    if parameters.chunk_mode == "plain" and parameters.kv_reuse == "1" and change is None:
+        return policy
+    from pi05_ros.policy.chunking.continuing import ContinuingPolicy
+
+    make = make or ContinuingPolicy
+    return make(policy, parameters.chunk_mode, parameters.kv_reuse, change)

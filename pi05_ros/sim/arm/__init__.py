@@ -1,0 +1,1 @@
+"""The MuJoCo arm: world, tasks, rendering, scripted expert, driver node."""

@@ -1,0 +1,63 @@
+"""Parameters of the simulated arm's driver node.
+
+python -m pi05_ros.sim.arm.driver_parameters --markdown     # the table of docs/closed_loop.md
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from pi05_ros.ros.read_only_parameters import param, specs_of
+from pi05_ros.runtime.parameters import main
+from pi05_ros.sim.arm.render import BACKENDS
+from pi05_ros.sim.arm.tasks import TASKS, task_by_name
+
+MOST_PIXELS = (1280, 960)
+"""Width and height of the offscreen buffer in arm.xml."""
+
+
+def _check_task(word: str) -> str | None:
+    try:
+        task_by_name(word)
+    except ValueError:
+        return f"accepted: {', '.join(TASKS)}, or one of their prompts"
+    return None
+
+
+def _check_renderer(word: str) -> str | None:
+    return f"accepted: {', '.join(BACKENDS)}, or empty" if word not in ("", *BACKENDS) else None
+
+
+@dataclass(frozen=True)
+class DriverParameters:
+    """Every parameter of the driver node, all read-only."""
+
+    task: str = param(
+        "pick_red", f"What counts as done: {', '.join(TASKS)}, or its prompt.", check=_check_task
+    )
+    seed: int = param(
+        0, "Scene of the first episode; each reset takes the next.", low=0, high=2**31 - 1
+    )
+    width: int = param(224, "Width of the pictures.", low=1, high=MOST_PIXELS[0])
+    height: int = param(224, "Height of the pictures.", low=1, high=MOST_PIXELS[1])
+    image_rate_hz: float = param(
+        20.0, "Pictures per second and camera, no more than `joint_rate_hz`.", low=0.1, high=1000.0
+    )
+    joint_rate_hz: float = param(
+        100.0, "Joint states per second; the arm moves in steps of 5 ms.", low=1.0, high=1000.0
+    )
+    compressed: bool = param(False, "Publish JPEG on `.../compressed` instead of raw pictures.")
+    publish_clock: bool = param(False, "Publish `/clock` and stamp with simulated time.")
+    publish_prompt: bool = param(True, "Publish the task's words on `prompt`.")
+    renderer: str = param(
+        "",
+        f"What draws the pictures: {', '.join(BACKENDS)}; empty: the first of them that works.",
+        check=_check_renderer,
+    )
+
+
+SPECS = specs_of(DriverParameters)
+
+if __name__ == "__main__":
+    sys.exit(main(specs=SPECS, node="simulated arm's driver"))

@@ -1,0 +1,1 @@
+"""Success rates: episodes, paired statistics, results files, sessions through ROS."""

@@ -1,0 +1,62 @@
+"""Whose results a directory holds, so that a run that goes on does not mix two checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pi05_ros.model import checkpoint_hash
+from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
+
+FILE = "run.json"
+RESULT_FILES = ("results.jsonl", "ros.jsonl", "latency.json")
+"""What a run adds to, and what is put aside to start over."""
+OLD = ".old"
+"""Added to the names of results that were put aside: a slip of the pen must not cost them."""
+
+
+def claim(out: Path, checkpoint: str, resume: bool, **facts: str | int) -> None:
+    """Note in ``out`` what is evaluated there; without ``resume`` put earlier results aside.
+
+    Args:
+        out: directory of results, made if it is not there.
+        checkpoint: as for `Policy.load`; files are told apart by their contents.
+        resume: keep earlier results.
+        facts: what else all results of a directory have in common.
+
+    Raises:
+        ValueError: ``out`` holds results of something else.
+        CheckpointError: the checkpoint cannot be read.
+
+    """
+    weights = checkpoint if checkpoint.startswith(RANDOM_PREFIX) else checkpoint_hash(checkpoint)
+    now: Mapping[str, object] = {**facts, "weights": weights}
+    path = out / FILE
+    out.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        for name in RESULT_FILES:
+            with contextlib.suppress(FileNotFoundError):
+                (out / name).replace(out / (name + OLD))
+    elif path.is_file() and any((out / name).is_file() for name in RESULT_FILES):
+        before = _read(path)
+        other = [name for name in now if name in before and before[name] != now[name]]
+        if other:
+            raise ValueError(
+                f"{out} holds results of {other[0]} {before[other[0]]}, not "
+                f"{now[other[0]]}; take another --out, or --no-resume to put them aside"
+            )
+    whole = path.with_name(FILE + ".new")  # whoever is killed here leaves the old or the new one
+    whole.write_text(json.dumps({**now, "checkpoint": checkpoint}, indent=1) + "\n", "utf-8")
+    whole.replace(path)
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not say whose results are there ({error}); take another --out, or "
+            "--no-resume to put them aside"
+        ) from error

@@ -1,0 +1,1 @@
+"""Demonstrations and training of the small policy that ships with the package."""

@@ -1,0 +1,216 @@
+"""Demonstrations of the scripted expert: pictures, states and the actions that follow them.
+
+To cover more than the expert's own path, half of the episodes start in a random pose and some
+steps are executed wrongly on purpose (a burst). What is learnt from is never the wrong command:
+frames whose chunk would contain a burst are left out, frames after it show the way back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pi05_ros.backends.resize import resize_with_pad_pillow
+from pi05_ros.sim.arm.expert import expert_target
+from pi05_ros.sim.arm.kinematics import inverse
+from pi05_ros.sim.arm.tasks import MAX_STEPS, TASKS, Referee, Task
+from pi05_ros.sim.arm.world import CAMERAS, World
+from pi05_ros.sim.evaluation.workers import as_done
+from pi05_ros.sim.training.shipped import CONFIG, HORIZON
+
+TRAIN_SEED = 1_000_000
+"""Episodes for training have seeds from here on; evaluation uses smaller ones."""
+RENDER_SIZE = 224
+AFTER_DONE = 8
+"""Frames kept after success: holding still is learnt too."""
+FACTS = "demonstrations.json"
+"""Written last: a directory without it is not complete."""
+_TASKS = tuple(TASKS.values())
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One step of an episode and what the expert did from there on.
+
+    Attributes:
+        images: uint8 ``[V, S, S, 3]``, base and wrist, as the model takes them.
+        state: measured joints and gripper ``[7]``.
+        actions: commanded joint targets of this and the next steps ``[H, 7]``.
+
+    """
+
+    images: np.ndarray
+    state: np.ndarray
+    actions: np.ndarray
+
+
+def observe(world: World, size: int = CONFIG.vision.image_size) -> np.ndarray:
+    """Pictures of all cameras, uint8 ``[V, size, size, 3]``."""
+    return np.stack(
+        [
+            resize_with_pad_pillow(world.render(camera, RENDER_SIZE, RENDER_SIZE), size)
+            for camera in CAMERAS
+        ]
+    )
+
+
+def episode(world: World, task: Task, seed: int, disturbed: bool = True) -> list[Frame]:
+    """Run the expert once; empty if it failed.
+
+    Args:
+        world: reset here.
+        task: what to do.
+        seed: of the scene, the start pose and the bursts.
+        disturbed: with random start poses and bursts, as for training.
+
+    """
+    world.reset(seed)
+    rng = np.random.default_rng([seed, 1])
+    bursts = _bursts(rng) if disturbed else {}
+    if disturbed and rng.random() < 0.5:
+        _random_start(world, rng)
+    referee = Referee()
+    seen: list[tuple[int, np.ndarray, np.ndarray]] = []
+    commands: list[np.ndarray] = []
+    end = MAX_STEPS
+    step = 0
+    while step < end + HORIZON:
+        if step < end and not any(k in bursts for k in range(step, step + HORIZON)):
+            seen.append((step, observe(world), world.joint_positions))
+        command = expert_target(world, task)
+        commands.append(command)
+        world.step(command if step not in bursts else _wrong(command, *bursts[step]))
+        referee.watch(world)
+        step += 1
+        if end == MAX_STEPS and referee.done(task.name):
+            end = min(MAX_STEPS, step + AFTER_DONE)
+    if not referee.done(task.name):
+        return []
+    return [
+        Frame(
+            images,
+            state.astype(np.float32),
+            np.stack(commands[k : k + HORIZON]).astype(np.float32),
+        )
+        for k, images, state in seen
+    ]
+
+
+def _bursts(rng: np.random.Generator) -> dict[int, tuple[np.ndarray, float | None]]:
+    steps: dict[int, tuple[np.ndarray, float | None]] = {}
+    for _ in range(rng.choice(3, p=(0.35, 0.4, 0.25))):
+        start, length = int(rng.integers(0, 34)), int(rng.integers(2, 7))
+        shift = rng.normal(0, 1, 6) * (0.12, 0.08, 0.08, 0.0, 0.06, 0.12)
+        gripper = float(rng.integers(0, 2)) if rng.random() < 0.25 else None
+        steps.update(dict.fromkeys(range(start, start + length), (shift, gripper)))
+    return steps
+
+
+def _wrong(command: np.ndarray, shift: np.ndarray, gripper: float | None) -> np.ndarray:
+    return np.append(command[:6] + shift, command[6] if gripper is None else gripper)
+
+
+def _random_start(world: World, rng: np.random.Generator) -> None:
+    tip = rng.uniform((0.20, -0.22, 0.08), (0.42, 0.20, 0.22))
+    pose = inverse(tip) + np.append(rng.normal(0, 0.05, 5) * (1, 1, 1, 0, 1), rng.normal(0, 0.1))
+    world.set_joints(np.append(pose, rng.integers(0, 2)))
+
+
+def collect(world: World, seeds: range) -> Iterator[tuple[int, Frame]]:
+    """Frames of one episode per seed, tasks in turn, with the index of the task."""
+    for seed in seeds:
+        index = seed % len(_TASKS)
+        for frame in episode(world, _TASKS[index], seed):
+            yield index, frame
+
+
+def _write_part(job: tuple[range, str, str | None]) -> int:
+    seeds, name, renderer = job
+    world = World(renderer)
+    frames = list(collect(world, seeds))
+    path = Path(name)
+    if not frames:  # the expert failed in all of them
+        world.close()
+        return 0
+    np.save(path.with_suffix(".images.npy"), np.stack([f.images for _, f in frames]))
+    np.save(path.with_suffix(".states.npy"), np.stack([f.state for _, f in frames]))
+    np.save(path.with_suffix(".actions.npy"), np.stack([f.actions for _, f in frames]))
+    np.save(path.with_suffix(".tasks.npy"), np.array([i for i, _ in frames], dtype=np.int64))
+    world.close()
+    return len(frames)
+
+
+def generate(
+    directory: Path, episodes: int, workers: int, renderer: str | None = None, first: int = 0
+) -> int:
+    """Write ``episodes`` demonstrations below ``directory`` and return the number of frames.
+
+    Args:
+        directory: made where needed; gets part-<i>.{images,states,actions,tasks}.npy and
+            demonstrations.json.
+        episodes: seeds TRAIN_SEED + first and following.
+        workers: processes.
+        renderer: see `make_renderer`.
+        first: offset of the first seed.
+
+    What an earlier run has left is removed first.
+
+    Raises:
+        ValueError: less than one episode or worker.
+        ChildProcessError: a worker process died.
+
+    """
+    if episodes < 1 or workers < 1:
+        raise ValueError(f"{episodes} episodes, {workers} workers; accepted: 1 or more of each")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / FACTS).unlink(missing_ok=True)
+    for old in directory.glob("part-*.npy"):
+        old.unlink()
+    parts = max(workers, episodes // 200)
+    edges = TRAIN_SEED + first + np.linspace(0, episodes, parts + 1).astype(int)
+    jobs = [
+        (range(int(a), int(b)), str(directory / f"part-{i:03d}.x"), renderer)
+        for i, (a, b) in enumerate(itertools.pairwise(edges))
+        if b > a
+    ]
+    if workers == 1:
+        frames = sum(_write_part(job) for job in jobs)
+    else:
+        frames = sum(as_done(_write_part, jobs, workers))
+    facts = {
+        "episodes": episodes,
+        "frames": frames,
+        "horizon": HORIZON,
+        "first_seed": int(edges[0]),
+    }
+    (directory / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    return frames
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """All frames of a directory: images uint8 ``[N, V, S, S, 3]``, states ``[N, 7]``, actions
+    ``[N, H, 7]``, tasks ``[N]`` (index into TASKS).
+    """
+
+    images: np.ndarray
+    states: np.ndarray
+    actions: np.ndarray
+    tasks: np.ndarray
+
+    @classmethod
+    def read(cls, directory: Path) -> Demonstrations:
+        """Read what `generate` wrote; FileNotFoundError if nothing is there."""
+        parts = sorted(directory.glob("part-*.tasks.npy"))
+        if not parts:
+            raise FileNotFoundError(f"no demonstrations in {directory}; generate them first")
+        columns = []
+        for kind in ("images", "states", "actions", "tasks"):
+            files = [p.with_name(p.name.replace(".tasks.", f".{kind}.")) for p in parts]
+            columns.append(np.concatenate([np.load(f) for f in files]))
+        return cls(*columns)

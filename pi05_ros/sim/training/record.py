@@ -1,0 +1,96 @@
+"""Demonstrations of the expert as rosbag2 folders (mcap), one per episode.
+
+    python -m pi05_ros.sim.training.record OUT --episodes 3
+
+Topics: /prompt, /base_camera/image_raw, /wrist_camera/image_raw, /joint_states and /joint_commands
+(JointState whose positions are the targets of the control step that follows). `pi05 replay` reads
+them, and so do `ros2 bag` and LeRobot's and rosetta's converters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pi05_ros.bags.bag import BagWriter
+from pi05_ros.bags.messages import (
+    NS,
+    image_message,
+    joint_state_message,
+    string_message,
+)
+from pi05_ros.sim.arm.expert import expert_target
+from pi05_ros.sim.arm.tasks import MAX_STEPS, TASKS, Referee, Task
+from pi05_ros.sim.arm.world import CAMERAS, CONTROL_DT, JOINT_NAMES, World
+from pi05_ros.sim.training.demonstrations import AFTER_DONE, RENDER_SIZE
+
+START_NS = 100 * NS
+KEY = "pi05_demonstration"
+
+
+def record_episode(world: World, task: Task, seed: int, path: Path) -> bool:
+    """Write one episode; returns whether the expert did the task.
+
+    The bag's custom data (key "pi05_demonstration") is JSON with task, prompt, seed.
+
+    Raises:
+        BagError: the place is taken by something that is not a bag.
+
+    """
+    world.reset(seed)
+    referee = Referee()
+    rest = AFTER_DONE
+    facts = {"task": task.name, "prompt": task.prompt, "seed": seed}
+    names = list(JOINT_NAMES)
+    with BagWriter(path, custom={KEY: json.dumps(facts)}) as bag:
+        bag.write("/prompt", START_NS, string_message(task.prompt))
+        for step in range(MAX_STEPS):
+            now = START_NS + round(step * CONTROL_DT * NS)
+            for camera in CAMERAS:
+                pixels = world.render(camera, RENDER_SIZE, RENDER_SIZE)
+                message = image_message(pixels, now, f"{camera}_camera")
+                bag.write(f"/{camera}_camera/image_raw", now, message)
+            state = joint_state_message(names, world.joint_positions, now)
+            bag.write("/joint_states", now, state)
+            command = expert_target(world, task)
+            bag.write("/joint_commands", now, joint_state_message(names, command, now))
+            world.step(command)
+            referee.watch(world)
+            if referee.done(task.name):
+                rest -= 1
+                if rest <= 0:
+                    break
+    return referee.done(task.name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Record episodes, tasks in turn; 1 if the expert failed in one, 2 if it cannot record."""
+    parser = argparse.ArgumentParser(description="record the scripted expert as mcap bags")
+    parser.add_argument("out", type=Path, help="folder that gets one bag per episode")
+    parser.add_argument("--episodes", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="of the first episode")
+    parser.add_argument("--renderer", default=None, help="egl, osmesa or ray")
+    args = parser.parse_args(argv)
+    if args.episodes < 1 or args.seed < 0:
+        parser.error("accepted: --episodes from 1, --seed from 0")
+    world = World(args.renderer)
+    done = 0
+    try:
+        for index in range(args.episodes):
+            task = list(TASKS.values())[index % len(TASKS)]
+            seed = args.seed + index
+            done += record_episode(world, task, seed, args.out / f"{task.name}-{seed}")
+    except (ValueError, OSError) as error:
+        print(f"record: {error}", file=sys.stderr)
+        return 2
+    finally:
+        world.close()
+    print(f"{done} of {args.episodes} episodes done, in {args.out}")
+    return 0 if done == args.episodes else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
