@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Adds to .venv what exporting and quantising need, and to .cache what their tests compare with:
+# Adds to .venv what exporting and quantizing need, and to .cache what their tests compare with:
 # the oldest supported ModelOpt and the published TensorRT Python bindings of two majors (1 MB
 # wheels; without NVIDIA's libraries they only serve to look at names and signatures).
 #   usage: scripts/setup_export.sh [run|dev]        (run: no second ModelOpt, no bindings)

@@ -105,7 +105,7 @@ class EagerEngine:
         guidance: Guidance | None = None,
         frozen: Tensor | None = None,
     ) -> Tensor:
-        """Flow from noise ``[H, 32]`` to normalised actions; see `SteerableEngine.denoise`."""
+        """Flow from noise ``[H, 32]`` to normalized actions; see `SteerableEngine.denoise`."""
         self._keep_thread_count()
         start = self._now()
         x = noise.to(self.device, torch.float32)[None]

@@ -2,7 +2,7 @@
 
 vision   uint8 ``[Hc, Wc, 3]`` or float ``[3, S, S]`` per camera -> image tokens
 prefill  image tokens and prompt tokens -> KV cache (a `Context`)
-denoise  KV cache and noise ``[H, 32]`` -> normalised actions ``[H, 32]``
+denoise  KV cache and noise ``[H, 32]`` -> normalized actions ``[H, 32]``
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Guidance:
     """Pull of a chunk towards the one before while it is sampled (guided real-time chunking).
 
     Attributes:
-        target: float32 ``[H, A]``, normalised; row 0 is the action at the new observation, zeros
+        target: float32 ``[H, A]``, normalized; row 0 is the action at the new observation, zeros
             where the previous chunk has ended.
         weights: float32 ``[H]``, 0 (free) to 1 (tied).
         correction: "identity", "vjp" or "vjp-scaled", see `pi05_ros.model.guidance.guided`.
@@ -135,7 +135,7 @@ class Engine(Protocol):
         """
 
     def denoise(self, context: Any, noise: torch.Tensor, steps: int = 10) -> torch.Tensor:
-        """Flow from noise ``[H, 32]`` float32 to normalised actions ``[H, 32]`` float32."""
+        """Flow from noise ``[H, 32]`` float32 to normalized actions ``[H, 32]`` float32."""
 
     def sample(
         self,
@@ -184,7 +184,7 @@ class SteerableEngine(Engine, Protocol):
             noise: see there.
             steps: see there.
             guidance: pull towards the previous chunk.
-            frozen: float32 ``[d, A]`` normalised actions that are already decided: the flow keeps
+            frozen: float32 ``[d, A]`` normalized actions that are already decided: the flow keeps
                 them, at flow time 0 (training-time RTC, arXiv 2512.05964).
 
         """

@@ -3,7 +3,7 @@
 The same graphs that TensorRT gets, so the whole policy can run and be judged on them without
 TensorRT. Graphs are exported on first use and kept in the cache folder of the checkpoint.
 
-ONNX Runtime's default optimisation level refuses FP8 graphs (it rewrites Q/DQ pairs into
+ONNX Runtime's default optimization level refuses FP8 graphs (it rewrites Q/DQ pairs into
 operators without an FP8 kernel); sessions here run at the basic level.
 """
 
@@ -21,7 +21,7 @@ import torch
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export.artifacts import find_calibration, given_graphs, graphs_for
-from pi05_ros.backends.export.export import DTYPES, QUANTISED, stage_precision
+from pi05_ros.backends.export.export import DTYPES, QUANTIZED, stage_precision
 from pi05_ros.backends.export.mlp_only import join_runners
 from pi05_ros.backends.identity import weights_id
 from pi05_ros.backends.staged.engine import StagedEngine
@@ -170,14 +170,14 @@ def create(
         document = given_graphs(folder, identity, shapes, precision)
         return engine_of(model, shapes, folder, document, device, threads)
     resolved, activation = choose_precision(precision)
-    quantised = [
+    quantized = [
         stage
         for stage, word in (("prefill", resolved.prefill), ("denoise_step", resolved.denoise))
         if word == "fp8"
     ]
-    ranges = find_calibration(identity, calibration, root) if quantised else None
+    ranges = find_calibration(identity, calibration, root) if quantized else None
     folder, document = graphs_for(
-        model, identity, shapes, activation, ranges, root, quantised or QUANTISED
+        model, identity, shapes, activation, ranges, root, quantized or QUANTIZED
     )
     return engine_of(model, shapes, folder, document, device, threads)
 
@@ -213,6 +213,6 @@ def engine_of(
         device=where,
         reason=(
             f"{usable()[1]} on {where.type}, {activation} graphs, "
-            f"{document['preset'] or 'not quantised'}"
+            f"{document['preset'] or 'not quantized'}"
         ),
     )

@@ -33,11 +33,11 @@ def filter_weights(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     indices = np.zeros((target, count), dtype=np.int64)
     weights = np.zeros((target, count), dtype=np.int32)
     for i in range(target):
-        centre = (i + 0.5) * scale
-        first = max(0, int(centre - support + 0.5))
-        last = min(source, int(centre + support + 0.5))
+        center = (i + 0.5) * scale
+        first = max(0, int(center - support + 0.5))
+        last = min(source, int(center + support + 0.5))
         taps = [
-            max(0.0, 1.0 - abs((j - centre + 0.5) * (1.0 / support))) for j in range(first, last)
+            max(0.0, 1.0 - abs((j - center + 0.5) * (1.0 / support))) for j in range(first, last)
         ]
         total = sum(taps)
         for k, tap in enumerate(taps):

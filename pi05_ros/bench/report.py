@@ -140,9 +140,9 @@ def _stage_bars(axes: Any, results: list[dict[str, Any]]) -> None:
     """Milliseconds of each stage on top of each other, the floor as marks beside each bar."""
     labels = [_steps(r) for r in results]
     bottom = [0.0] * len(labels)
-    for stage, colour in STAGE_COLOURS.items():
+    for stage, color in STAGE_COLOURS.items():
         heights = [r["times_ms"][stage]["p50"] for r in results]
-        axes.bar(labels, heights, 0.6, bottom=bottom, label=stage, color=colour)
+        axes.bar(labels, heights, 0.6, bottom=bottom, label=stage, color=color)
         for x, (low, high) in enumerate(zip(bottom, heights, strict=True)):
             if high > 0.06 * max(r["times_ms"]["graph"]["p50"] for r in results):
                 axes.text(x, low + high / 2, f"{high:.2f}", ha="center", va="center", color="w")
@@ -169,15 +169,15 @@ def _latency_spread(axes: Any, results: list[dict[str, Any]]) -> None:
     last = len(merged) - 1
     low, high = merged[round(0.02 * last)], merged[round(0.98 * last)]
     edges = [low + (high - low or 1.0) * i / 40 for i in range(41)]
-    for result, row, colour in zip(results, distances, STEP_COLOURS * 9, strict=False):
+    for result, row, color in zip(results, distances, STEP_COLOURS * 9, strict=False):
         t = result["times_ms"]["graph"]
         axes.hist(
             [min(max(d, edges[0]), edges[-1]) for d in row],
             bins=edges,
             weights=[100.0 / len(row)] * len(row),
             histtype="stepfilled",
-            facecolor=(*_rgb(colour), 0.25),
-            edgecolor=colour,
+            facecolor=(*_rgb(color), 0.25),
+            edgecolor=color,
             label=f"{_steps(result)}: p50 {t['p50']:.3f}, p99 {t['p99']:.3f} ms",
         )
     axes.set_xlabel("graph replay, microseconds from its median (ends hold what lies beyond)")
@@ -187,6 +187,6 @@ def _latency_spread(axes: Any, results: list[dict[str, Any]]) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _rgb(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+def _rgb(color: str) -> tuple[float, float, float]:
+    red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     return red, green, blue

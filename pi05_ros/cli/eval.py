@@ -161,7 +161,7 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
         _progress(),
         plan.make,
     )
-    summary, totals = run.summarise(rows), plan.totals(rows)
+    summary, totals = run.summarize(rows), plan.totals(rows)
     if _wants_latency(args, plan.todo):
         times = latency.measure(
             plan.todo, plan.out, partial(plan.make, plan.checkpoint, args.renderer, device)

@@ -14,7 +14,7 @@ from typing import Any
 class Level(str, Enum):
     """How a check went.
 
-    ok: works. info: a fact without judgement. missing: an optional part is absent. warn: works,
+    ok: works. info: a fact without judgment. missing: an optional part is absent. warn: works,
     but look at it. fail: the basic job (messages in, action chunks out) cannot run.
     """
 

@@ -95,7 +95,7 @@ def tensorrt() -> list[Check]:
 
 
 def modelopt() -> list[Check]:
-    """NVIDIA ModelOpt: optional quantisation."""
+    """NVIDIA ModelOpt: optional quantization."""
     from pi05_ros.backends.errors import BackendError
     from pi05_ros.backends.quantization.calibrate import modelopt_version
 

@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, None]:
-        """``[B, T, D]`` -> the normalised x in its own dtype, and no gate."""
+        """``[B, T, D]`` -> the normalized x in its own dtype, and no gate."""
         return (rms(x) * (1.0 + self.weight.float())).to(x.dtype), None
 
 
@@ -49,9 +49,9 @@ class AdaRMSNorm(nn.Module):
             nn.init.zeros_(self.dense.bias)
 
     def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise x ``[B, T, D]`` under cond ``[B, D]`` or, one per token, ``[B, T, D]``.
+        """Normalize x ``[B, T, D]`` under cond ``[B, D]`` or, one per token, ``[B, T, D]``.
 
-        Returns the normalised x and the gate of the residual branch, both in x's dtype.
+        Returns the normalized x and the gate of the residual branch, both in x's dtype.
         """
         modulation = self.dense(cond.to(self.dense.weight.dtype))
         if modulation.ndim == 2:

@@ -2,7 +2,7 @@
 
 Guided inference (Black, Galliker, Levine 2025, "Real-Time Execution of Action Chunking Flow
 Policies"; reference code: Kinetix repository of the authors) and training-time conditioning on a
-decided prefix (arXiv 2512.05964). Everything is in normalised action space and in openpi's time
+decided prefix (arXiv 2512.05964). Everything is in normalized action space and in openpi's time
 convention: t = 1 is noise, t = 0 data, so the estimate of the clean chunk is x - t * v.
 """
 

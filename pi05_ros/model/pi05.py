@@ -225,7 +225,7 @@ class Pi05(nn.Module):
         clock: str | None = None,
         guide: Callable[[Velocity], Velocity] | None = None,
     ) -> Tensor:
-        """Sample a chunk of normalised actions.
+        """Sample a chunk of normalized actions.
 
         Args:
             images: see `embed_prefix`, as are image_masks, tokens and token_mask.

@@ -81,7 +81,7 @@ class PrefixLM(nn.Module):
         """Run the stack over ``[B, T, D]`` with valid tokens `mask`, all seeing each other.
 
         The last block gives only its K and V, which is all the actions can see; `whole` runs it
-        to the end and returns the normalised hidden states as well.
+        to the end and returns the normalized hidden states as well.
         """
         x = embeddings.to(self.embed_tokens.weight.dtype)
         angles = rope(positions_of(mask), self.config.vlm.head_dim, x.dtype, self.config.rope)

@@ -50,7 +50,7 @@ class ActionChunk:
 
     Attributes:
         actions: float32 ``[H, A]``, robot units; row i is meant for observation time + i * dt.
-        normalized: float32 ``[H, 32]``, the model's own output before un-normalisation (what
+        normalized: float32 ``[H, 32]``, the model's own output before un-normalization (what
             real-time chunking continues from).
         names, meanings, units: one per column of ``actions``.
         dt: seconds per step.

@@ -25,7 +25,7 @@ class ModelInputs:
         images: of the cameras that are there, in the model's order: uint8 ``[H, W, 3]``, or
             float32 ``[3, S, S]`` in [-1, 1] for LeRobot checkpoints.
         tokens: int64 ``[n]``, prompt and state.
-        state: ``[n]`` in the model's conventions, not normalised; deltas refer to it.
+        state: ``[n]`` in the model's conventions, not normalized; deltas refer to it.
 
     """
 
@@ -38,7 +38,7 @@ class ObservationReader:
     """Checks observations of one robot and prepares them for the model.
 
     Args:
-        recipe: robot, normalisation and picture conventions.
+        recipe: robot, normalization and picture conventions.
         encoder: of prompts.
         image_size: side S of the model's pictures, pixels.
 

@@ -57,7 +57,7 @@ class Policy:
     """A loaded checkpoint with its robot's conventions; use `Policy.load`.
 
     An inference is one call of `infer`, or `prefill` and then `denoise`, which gives the same
-    actions. Each of the three may be called from any thread, calls are serialised. `prefill` of
+    actions. Each of the three may be called from any thread, calls are serialized. `prefill` of
     an observation runs at the same time as `denoise` of the one before only after
     `allow_overlap`. `set_prompt` may be called at any time.
     """

@@ -1,4 +1,4 @@
-"""Shared by `pi05 replay` and `pi05 demo`: choose topics, run, summarise, write files."""
+"""Shared by `pi05 replay` and `pi05 demo`: choose topics, run, summarize, write files."""
 
 from __future__ import annotations
 

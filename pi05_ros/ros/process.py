@@ -44,7 +44,7 @@ def tick_clock(node: Node) -> Clock:
 class EnduringExecutor:
     """Single-threaded executor of one node that outlives the exceptions of callbacks.
 
-    A message that does not deserialise, for example text that is not UTF-8, raises while spinning.
+    A message that does not deserialize, for example text that is not UTF-8, raises while spinning.
     Each new reason is logged once.
     """
 
@@ -71,7 +71,7 @@ class EnduringExecutor:
 
 
 def start(args: Sequence[str] | None = None) -> threading.Event | None:
-    """Initialise rclpy and have SIGINT and SIGTERM set the event that is returned.
+    """Initialize rclpy and have SIGINT and SIGTERM set the event that is returned.
 
     Args:
         args: command line with ROS arguments; None takes the process's own.

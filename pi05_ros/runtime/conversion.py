@@ -142,7 +142,7 @@ def compressed_to_rgb(message: Any) -> np.ndarray:
             if image.mode not in _COMPRESSED_MODES:
                 raise ConversionError(
                     "encoding",
-                    f"compressed image of mode {image.mode}; accepted: 8-bit grey, RGB, RGBA",
+                    f"compressed image of mode {image.mode}; accepted: 8-bit gray, RGB, RGBA",
                 )
             return np.asarray(image.convert("RGB"))
     except ConversionError:

@@ -236,7 +236,7 @@ class Inputs:
                 source.name,
                 "future",
                 f"stamp is {_ms(-age_ns)} ahead of this node's clock (limit "
-                f"{_ms(self.limits.future)}): the clocks are not synchronised",
+                f"{_ms(self.limits.future)}): the clocks are not synchronized",
             )
         limit_ns = self.limits.max_age[source.name]
         if age_ns > limit_ns:

@@ -207,7 +207,7 @@ class PolicyParameters:
     )
     vision_cache_levels: int = _param(
         -1,
-        "Keep a camera's image tokens while its picture changes by no more than this mean grey "
+        "Keep a camera's image tokens while its picture changes by no more than this mean gray "
         "difference (0 to 255 levels; backends eager, cuda). -1: never.",
         low=-1,
         high=255,
@@ -276,7 +276,7 @@ class PolicyParameters:
     )
     future_tolerance_s: float = _param(
         0.05,
-        "How far a stamp may lie ahead of the node's clock; more means unsynchronised clocks.",
+        "How far a stamp may lie ahead of the node's clock; more means unsynchronized clocks.",
         dynamic=True,
         low=0.0,
         high=3600.0,

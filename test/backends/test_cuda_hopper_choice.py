@@ -103,7 +103,7 @@ def test_images_hold_the_same_weights(model):
             assert a.weight.shape[1:] == (b.weight.shape[1] // 128, 64, 128)
             assert a.outputs == b.outputs == b.weight.shape[0]
             assert a.fp8
-            assert torch.equal(modulation.dequantise(a), modulation.dequantise(b))
+            assert torch.equal(modulation.dequantize(a), modulation.dequantize(b))
 
 
 def test_simulation_and_tables_do_not_depend_on_the_layout(model):

@@ -111,7 +111,7 @@ def test_images_hold_the_same_weights():
             a, b = getattr(ours, name), getattr(theirs, name)
             assert a.image
             assert a.outputs == b.weight.shape[0]
-            assert torch.equal(modulation.dequantise(a), modulation.dequantise(b))
+            assert torch.equal(modulation.dequantize(a), modulation.dequantize(b))
 
 
 @pytest.mark.skipif(not NVRTC, reason="NVRTC is not installed")

@@ -174,7 +174,7 @@ raises("accepted: [10, 32] and [10]", engine.denoise, ours, noise, 3,
 raises("not both", engine.denoise, ours, noise, 3, guidance=guidance, frozen=target[:2])
 """
 
-QUANTISED = """
+QUANTIZED = """
 small = noise[:4]
 
 def ratio(engine):
@@ -218,7 +218,7 @@ raises("no magnitudes for 12 sites", CudaEngine, model, Precision("bf16", "fp8",
 
 @pytest.mark.parametrize(
     "script",
-    [SAMPLE, REFUSED, WIDTHS, KEPT, GUIDED, QUANTISED],
+    [SAMPLE, REFUSED, WIDTHS, KEPT, GUIDED, QUANTIZED],
     ids=["sample", "refused", "widths", "kept", "guided", "quantised"],
 )
 def test_the_tiny_model_matches_the_plain_one(script):

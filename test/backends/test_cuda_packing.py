@@ -12,7 +12,7 @@ from pi05_ros.backends import BackendError, Precision, create_engine
 from pi05_ros.backends.cuda import resolve, scales, tuning, usable
 from pi05_ros.backends.cuda.simulate import Simulation
 from pi05_ros.backends.cuda.stages import modulation
-from pi05_ros.backends.cuda.weights import alternate, pack, quantise, rope_pairs
+from pi05_ros.backends.cuda.weights import alternate, pack, quantize, rope_pairs
 from pi05_ros.model import Pi05, Pi05Config
 
 BF16 = Precision("bf16", "bf16", "bf16")
@@ -87,9 +87,9 @@ def test_rope_pairs_and_alternate_move_rows_only():
     assert alternate(rows[:2], rows[8:10]).flatten().tolist() == [0, 8, 1, 9]
 
 
-def test_quantise_error_is_e4m3_rounding():
+def test_quantize_error_is_e4m3_rounding():
     w = torch.randn(32, 64)
-    q, scale = quantise(w)
+    q, scale = quantize(w)
     assert (
         (q.float() * scale[:, None] - w).abs() <= w.abs() * 2**-4 + scale[:, None] * 2**-9
     ).all()
@@ -110,16 +110,16 @@ def test_calibration_round_trip_and_refusals(tmp_path, model):
     )
     made.save(tmp_path / "scales")
     read = scales.Calibration.load(tmp_path / "scales.json")
-    wanted = weights.sites, weights.fingerprint, weights.quantised
+    wanted = weights.sites, weights.fingerprint, weights.quantized
     amax = read.amax_for(*wanted)
-    used = torch.tensor(weights.quantised)
+    used = torch.tensor(weights.quantized)
     assert torch.equal(amax[used], made.amax[used])
     assert not amax[~used].any()  # vision is BF16 here: its scales stay 1
     other = pack(Pi05.random(model.config, 4), FP8)
     with pytest.raises(BackendError, match="other weights"):
-        read.amax_for(other.sites, other.fingerprint, other.quantised)
+        read.amax_for(other.sites, other.fingerprint, other.quantized)
     with pytest.raises(BackendError, match="lacks 1 sites"):
-        read.amax_for([*weights.sites, "new"], weights.fingerprint, [*weights.quantised, True])
+        read.amax_for([*weights.sites, "new"], weights.fingerprint, [*weights.quantized, True])
     blind = dataclasses.replace(made, amax=torch.where(used, made.amax, 0.0))
     with pytest.raises(BackendError, match=r"no magnitudes for \d+ sites .*'vision.0.qkv'"):
         blind.amax_for(weights.sites, weights.fingerprint, [True] * len(weights.sites))
@@ -138,9 +138,9 @@ def test_fingerprint_depends_on_weights_not_on_precision_or_layout(model):
     assert len(prints) == 1
 
 
-def test_w8a16_quantises_the_expert_s_weights_alone(model):
+def test_w8a16_quantizes_the_expert_s_weights_alone(model):
     weights = pack(model, Precision("bf16", "bf16", "fp8-w8a16"))
-    assert not any(weights.quantised)
+    assert not any(weights.quantized)
     assert weights.expert[0].down.weight.dtype == torch.float8_e4m3fn
     pixels, tokens, noise = example(model)
     expected = reference(model, pixels, tokens, noise, 3)

@@ -101,7 +101,7 @@ def test_fp8_needs_a_calibration_of_these_weights(model: Pi05, cache: Path) -> N
     )
     actions = engine.sample(sample.images, sample.tokens, sample.noise)
     error = float((actions - expected).norm() / expected.norm())
-    assert 1e-4 < error < 0.1  # quantised, and still the same policy
+    assert 1e-4 < error < 0.1  # quantized, and still the same policy
 
 
 @pytest.mark.parametrize("name", ["stages", "shapes", "layout", "quantised_stages", "preset"])

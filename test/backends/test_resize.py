@@ -103,9 +103,9 @@ def test_cpu_uses_pillow_and_equals_its_own_filter():
 
 
 def test_any_number_of_channels():
-    grey = torch.from_numpy(noise(40, 50)[..., :1].copy())
-    colour = resize_pillow(grey.expand(-1, -1, 3), 20, 30)
-    torch.testing.assert_close(resize_pillow(grey, 20, 30).expand(-1, -1, 3), colour)
+    gray = torch.from_numpy(noise(40, 50)[..., :1].copy())
+    color = resize_pillow(gray.expand(-1, -1, 3), 20, 30)
+    torch.testing.assert_close(resize_pillow(gray, 20, 30).expand(-1, -1, 3), color)
 
 
 def test_model_range():

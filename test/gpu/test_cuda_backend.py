@@ -91,7 +91,7 @@ def test_bf16_matches_the_plain_model(bf16, plain, work):
 
 @pytest.mark.parametrize("work", WORKLOADS, ids=str)
 def test_fp8_is_as_good_as_its_format(fp8, plain, work, record_property):
-    """Error against FP32 at most 1.15 times that of simulated quantisation, same scales."""
+    """Error against FP32 at most 1.15 times that of simulated quantization, same scales."""
     from pi05_ros.backends.cuda.simulate import Simulation
 
     views, prompt, horizon, steps = work

@@ -71,7 +71,7 @@ class Case:
             return fp8.view(torch.float8_e4m3fn).view(512, 256)[:rows].double() * SCALE
         return rows_of_image(fp8, self.horizon).double() * SCALE
 
-    def quantised(self):
+    def quantized(self):
         scaled = (self.expected / SCALE).clamp(-448, 448).float()
         return scaled.to(torch.float8_e4m3fn).double() * SCALE
 
@@ -88,7 +88,7 @@ def test_it_matches_fp64(horizon, length, room):
     case = Case(horizon, length, room)
     got = case.values(case.run())
     assert torch.isfinite(got).all()
-    assert error(got, case.expected) <= 1.05 * error(case.quantised(), case.expected)
+    assert error(got, case.expected) <= 1.05 * error(case.quantized(), case.expected)
     largest = float(case.expected.abs().max())
     assert abs(float(case.amax) - largest) <= 0.02 * largest
 
@@ -98,7 +98,7 @@ def test_it_matches_fp64(horizon, length, room):
 def test_other_layouts(output, horizon):
     case = Case(horizon, 532, 544)
     got = case.values(case.run(output), output)
-    limit = 0.004 if output == "bf16" else 1.05 * error(case.quantised(), case.expected)
+    limit = 0.004 if output == "bf16" else 1.05 * error(case.quantized(), case.expected)
     assert error(got, case.expected) <= limit
 
 
@@ -124,7 +124,7 @@ def test_large_values_saturate():
     case = Case(50, 532, 544, size=200.0)
     got = case.values(case.run())
     assert float(got.abs().max()) == 448 * SCALE
-    assert error(got, case.quantised()) <= 0.01
+    assert error(got, case.quantized()) <= 0.01
 
 
 def test_one_key_takes_all_the_weight():

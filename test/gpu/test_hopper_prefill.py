@@ -25,7 +25,7 @@ FULL = Pi05Config.preset("pi05").vlm
 SMALL = dataclasses.replace(FULL, width=512, mlp_dim=2176)  # 17 chunks: uneven splits
 
 
-def quantised(x):
+def quantized(x):
     return x.clamp(-448, 448).to(E4M3)
 
 
@@ -81,10 +81,10 @@ def test_both_products_match_fp64(case):
         return torch.randn(*shape, generator=g, device="cuda")
 
     kernels = prefill.PrefixProducts(vlm, torch.device("cuda", 0))
-    both, down = quantised(normal(2 * F, D) * 100), quantised(normal(D, F) * 100)
+    both, down = quantized(normal(2 * F, D) * 100), quantized(normal(D, F) * 100)
     w_scale = (torch.rand(2 * F, generator=g, device="cuda") + 0.5) * 1e-2 / D
     a_scale, out_scale = torch.tensor([0.125], device="cuda"), torch.tensor([2.0**-6]).cuda()
-    x = quantised(normal(rows, D) * 20)
+    x = quantized(normal(rows, D) * 20)
     cap = prefill.image_rows(rows)
     image = to_image(x, cap)
     packed, packed_down = packing.pack_weight(both), packing.pack_weight(down)
@@ -107,7 +107,7 @@ def test_both_products_match_fp64(case):
     hidden = gelu(y[:, 0::2], approximate="tanh") * y[:, 1::2]
     ours, parts, amax = results[0]
     ours = ours.view(E4M3)
-    format_alone = error(quantised((hidden * 64).float()).double() / 64, hidden)
+    format_alone = error(quantized((hidden * 64).float()).double() / 64, hidden)
     assert error(ours.double() / 64, hidden) < 1.02 * format_alone + 1e-4
     assert amax == pytest.approx(float(hidden.abs().max()), rel=5e-3)
     want = ours.double() @ down.double().t()
@@ -119,8 +119,8 @@ def test_large_values_saturate_and_nothing_is_recorded_without_a_cell():
     rows, options = 48, prefill.Options(1, 1, 1)
     kernels = prefill.PrefixProducts(SMALL, torch.device("cuda", 0))
     D, F = SMALL.width, SMALL.mlp_dim
-    image = to_image(quantised(torch.full((rows, D), 8.0, device="cuda")), 176)
-    packed = packing.pack_weight(quantised(torch.full((2 * F, D), 8.0, device="cuda")))
+    image = to_image(quantized(torch.full((rows, D), 8.0, device="cuda")), 176)
+    packed = packing.pack_weight(quantized(torch.full((2 * F, D), 8.0, device="cuda")))
     act = torch.zeros(F // 128, 176, 128, device="cuda").to(E4M3)
     ones = torch.ones(2 * F, device="cuda")
     kernels.gate_up(

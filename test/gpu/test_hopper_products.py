@@ -27,7 +27,7 @@ STEPS, STEP = 3, 1
 PREFIX = 533
 
 
-def quantised(x: torch.Tensor) -> torch.Tensor:
+def quantized(x: torch.Tensor) -> torch.Tensor:
     return x.clamp(-448, 448).to(E4M3)
 
 
@@ -57,13 +57,13 @@ class Rig:
         return torch.tensor([value], device="cuda")
 
     def weight(self, N, K):
-        w = quantised(self.normal(N, K) * 100)
+        w = quantized(self.normal(N, K) * 100)
         scale = (torch.rand(N, generator=self.g, device="cuda") + 0.5) * 1e-4
         return w, packing.pack_weight(w), scale
 
     def activations(self, K):
         a = self.nan(64, K, dtype=E4M3)
-        a[: self.horizon] = quantised(self.normal(self.horizon, K) * 20)
+        a[: self.horizon] = quantized(self.normal(self.horizon, K) * 20)
         return a, packing.to_image(a).contiguous()
 
     def image(self, K):
@@ -149,7 +149,7 @@ def test_gate_up(kind, work):
     y = rig.product(a, w, w_scale, scale) * r + bias[rig.entry].double()
     hidden = gelu(y[:, 0::2], approximate="tanh") * y[:, 1::2]
     got = packing.from_image(out)
-    want = quantised(hidden / out_scale.double()).float()
+    want = quantized(hidden / out_scale.double()).float()
     assert error(got[:H].float(), want) < 2e-2  # rounded the other way now and then
     assert torch.isnan(got[H:].float()).all()
     assert error(amax, hidden.abs().max()) < 3e-3
@@ -180,7 +180,7 @@ def test_projections_with_residual(kind, name, work):
     scaled = want * mod[rig.entry, 0].double()
     got = packing.from_image(mirror)
     assert error(x[:H], want) < 1e-3
-    assert error(got[:H].float(), quantised(scaled / next_scale.double()).float()) < 2e-2
+    assert error(got[:H].float(), quantized(scaled / next_scale.double()).float()) < 2e-2
     assert error(sums[:, :H], want.view(H, rig.parts, 64).square().sum(-1).t()) < 1e-3
     assert error(amax, scaled.abs().max()) < 1e-3
     for kept in (x[H:], got[H:].float(), sums[:, H:]):

@@ -59,7 +59,7 @@ class Case:
     def values(self, out):
         return out[: self.rows * 8].view(torch.float8_e4m3fn).double() * SCALE
 
-    def quantised(self):
+    def quantized(self):
         scaled = (self.expected / SCALE).clamp(-448, 448).float()
         return scaled.to(torch.float8_e4m3fn).double() * SCALE
 
@@ -67,7 +67,7 @@ class Case:
         self.amax.zero_()
         got = self.values(self.run(options))
         assert torch.isfinite(got).all()
-        assert error(got, self.expected) <= 1.05 * error(self.quantised(), self.expected)
+        assert error(got, self.expected) <= 1.05 * error(self.quantized(), self.expected)
         largest = float(self.expected.abs().max())
         assert abs(float(self.amax) - largest) <= 0.02 * largest
 
@@ -95,7 +95,7 @@ def test_large_values_saturate():
     case = Case(544, 532, size=400.0)
     got = case.values(case.run())
     assert float(got.abs().max()) == 448 * SCALE
-    assert error(got, case.quantised()) <= 0.01
+    assert error(got, case.quantized()) <= 0.01
     largest = float(case.expected.abs().max())
     assert abs(float(case.amax) - largest) <= 0.02 * largest
 

@@ -54,7 +54,7 @@ def test_manifest_validates_without_warnings(package):
     assert not warnings
 
 
-def test_versions_and_licence_agree(package):
+def test_versions_and_license_agree(package):
     assert package.version == pi05_ros.__version__
     assert list(package.licenses) == ["Apache-2.0"]
     assert "Apache License" in (ROOT / "LICENSE").read_text()

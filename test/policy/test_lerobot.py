@@ -339,12 +339,12 @@ def _visual_mode(mode):
     return lambda d: d["steps"][2]["config"]["norm_map"].update(VISUAL=mode)
 
 
-def test_normalised_pictures_are_an_error_and_not_ignored(tmp_path):
+def test_normalized_pictures_are_an_error_and_not_ignored(tmp_path):
     write_lerobot(tmp_path)
     _picture_statistics(tmp_path)
     lerobot_recipe(tmp_path)  # IDENTITY: the statistics are there and unused
     edit(tmp_path / "policy_preprocessor.json", _visual_mode("MEAN_STD"))
-    with pytest.raises(PolicyError, match=r"normalises 'observation.images.top' by 'MEAN_STD'"):
+    with pytest.raises(PolicyError, match=r"normalizes 'observation.images.top' by 'MEAN_STD'"):
         lerobot_recipe(tmp_path)
 
 

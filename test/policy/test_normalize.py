@@ -1,4 +1,4 @@
-"""Normalisation: the formulas of both families, their constants, and exact round trips."""
+"""Normalization: the formulas of both families, their constants, and exact round trips."""
 
 import numpy as np
 import pytest

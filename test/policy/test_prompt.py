@@ -42,7 +42,7 @@ def test_cleaning_strips_before_it_replaces(text, clean):
     assert clean_prompt(text) == clean
 
 
-def test_every_edge_and_its_neighbours():
+def test_every_edge_and_its_neighbors():
     values = np.concatenate(
         [EDGES, np.nextafter(EDGES, -9), np.nextafter(EDGES, 9), [-2, -1, 1, 2, 1e300, -1e300]]
     )

@@ -35,17 +35,17 @@ def joint_state(names, positions):
 def test_every_encoding_gives_the_same_picture(encoding, padding):
     rgb = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
     alpha = np.full((7, 5, 1), 9, np.uint8)
-    grey = rgb[..., :1]
+    gray = rgb[..., :1]
     wire = {
         "rgb8": rgb,
         "bgr8": rgb[..., ::-1],
         "rgba8": np.concatenate([rgb, alpha], -1),
         "bgra8": np.concatenate([rgb[..., ::-1], alpha], -1),
-        "mono8": grey,
+        "mono8": gray,
     }[encoding]
     rows = np.pad(wire.reshape(7, -1), ((0, 0), (0, padding)), constant_values=77)
     result = image_to_rgb(image(rows.tobytes(), 5, 7, encoding, rows.shape[1]))
-    expected = np.repeat(grey, 3, -1) if encoding == "mono8" else rgb
+    expected = np.repeat(gray, 3, -1) if encoding == "mono8" else rgb
     np.testing.assert_array_equal(result, expected)
     assert result.flags.c_contiguous
     assert result.dtype == np.uint8

@@ -69,7 +69,7 @@ def test_future_stamp_is_refused_and_does_not_lock_the_source():
     offer(inputs, "cam", 9000, now=1000)
     problems = take(inputs, 1000)
     assert codes(problems) == {"cam": "future"}
-    assert "clocks are not synchronised" in problems[0].text
+    assert "clocks are not synchronized" in problems[0].text
     assert offer(inputs, "cam", 1010)
     assert isinstance(take(inputs, 1010), Snapshot)
 

@@ -10,7 +10,7 @@ import pytest
 
 from pi05_ros.sim.evaluation import latency, paired, plots
 from pi05_ros.sim.evaluation.episode import Result, Setting
-from pi05_ros.sim.evaluation.run import Job, summarise
+from pi05_ros.sim.evaluation.run import Job, summarize
 
 FP32, FP8 = Setting(), Setting(backend="cuda", precision="auto")
 
@@ -86,7 +86,7 @@ def test_the_front_holds_what_nothing_beats():
 def test_points_hold_all_tasks_but_no_wrong_prompts():
     given = [row(FP32, k, k < 3, task) for task in ("pick_red", "push_blue") for k in range(5)]
     given.append({**given[0], "prompted": "push_blue", "success": False})
-    (found,) = plots.points(summarise(given))
+    (found,) = plots.points(summarize(given))
     assert (found.rate.successes, found.rate.episodes) == (6, 10)
 
 
@@ -99,7 +99,7 @@ def test_everything_that_varies_is_drawn(tmp_path):
         Setting(kv_reuse="dynamic"),
         Setting(drop_wrist=0.5),
     ]
-    summary = summarise([r for setting in settings for r in rows(setting, [1, 1, 0])])
+    summary = summarize([r for setting in settings for r in rows(setting, [1, 1, 0])])
     assert "success_latency.png" not in {p.name for p in plots.draw(summary, tmp_path)}
     for index, entry in enumerate(summary):
         entry["latency_ms"] = 1.0 + 10 * index

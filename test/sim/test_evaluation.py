@@ -11,7 +11,7 @@ from PIL import Image
 from pi05_ros.cli.main import main
 from pi05_ros.sim.evaluation import run
 from pi05_ros.sim.evaluation.episode import Setting
-from pi05_ros.sim.evaluation.run import Job, Rate, evaluate, jobs, markdown, mcnemar, summarise
+from pi05_ros.sim.evaluation.run import Job, Rate, evaluate, jobs, markdown, mcnemar, summarize
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def row(setting, success, done="pick_red"):
 
 def test_summary_counts_successes_and_unasked_tasks():
     rows = [row(Setting(), True), row(Setting(), False, "push_blue"), row(Setting(replan=4), True)]
-    first, second = summarise(rows)
+    first, second = summarize(rows)
     assert (first["episodes"], first["success"], first["unasked_tasks_done"]) == (2, 0.5, 1)
     assert first["fresh_share"] == 0.5
     assert second["replan"] == 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pi05_ros.model import Pi05, Pi05Config
-from pi05_ros.sim.evaluation.fake_quant import FakeQuantLinear, fake_quantise, rounded
+from pi05_ros.sim.evaluation.fake_quant import FakeQuantLinear, fake_quantize, rounded
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("fp8", 2**-4), ("int8", 1 / 127)])
@@ -24,7 +24,7 @@ def test_rounding_error_is_that_of_the_format(kind, bound):
 def test_all_linear_layers_but_norms_and_heads_are_replaced(kind):
     config = Pi05Config.preset("tiny")
     model, plain = Pi05.random(config), Pi05.random(config)
-    count = fake_quantise(model, kind)
+    count = fake_quantize(model, kind)
     assert count == 2 * 6 + 3 * 7 + 3 * 7
     assert not isinstance(model.action_out_proj, FakeQuantLinear)
     torch.manual_seed(0)
@@ -39,4 +39,4 @@ def test_all_linear_layers_but_norms_and_heads_are_replaced(kind):
 
 def test_kinds_are_checked():
     with pytest.raises(ValueError, match="fp8, int8"):
-        fake_quantise(Pi05.random(Pi05Config.preset("tiny")), "int4")
+        fake_quantize(Pi05.random(Pi05Config.preset("tiny")), "int4")

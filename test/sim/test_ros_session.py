@@ -41,7 +41,7 @@ def test_rtc_makes_seams_smaller_at_a_long_delay_and_still_succeeds(tmp_path, ch
 
 
 def test_episodes_through_ros_nodes(tmp_path):
-    """In a process of its own, as people run it: it initialises rclpy for its own domain.
+    """In a process of its own, as people run it: it initializes rclpy for its own domain.
 
     One of the two may fail: the nodes run in real time and the machine may be busy.
     """

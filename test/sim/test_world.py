@@ -59,7 +59,7 @@ def test_targets_are_clipped_to_the_joint_limits_and_bad_ones_refused(world):
 
 
 @pytest.mark.parametrize("renderer", [None, "ray"])
-def test_both_cameras_show_the_coloured_blocks(renderer):
+def test_both_cameras_show_the_colored_blocks(renderer):
     world = World(renderer)
     world.reset(2)
     base = world.render("base", 224, 224).astype(int)

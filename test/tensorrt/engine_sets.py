@@ -17,7 +17,7 @@ from pi05_ros.backends.tensorrt.engine_store import (
     plan_digests,
     write_report,
 )
-from pi05_ros.backends.verification.inspector import quantised_products, read_layers
+from pi05_ros.backends.verification.inspector import quantized_products, read_layers
 from pi05_ros.backends.verification.verify import Report, check_engine
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def build(graphs: Path, root: Path, level: int = 3) -> EngineSet:
 def inspect(found: EngineSet, graphs: Path) -> dict[str, Any]:
     facts = {}
     for stage in STAGES:
-        expected = quantised_products(str(graphs / f"{stage}.onnx"))
+        expected = quantized_products(str(graphs / f"{stage}.onnx"))
         text = (found.folder / f"layers_{stage}.json").read_text()
         facts[stage] = (read_layers(text, expected), len(expected))
     return facts

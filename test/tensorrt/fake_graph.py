@@ -26,7 +26,7 @@ class Faults:
     deserialize_returns_none: bool = False
     context_is_none: bool = False
     execute_returns_false: bool = False
-    execute_fails_from_level: int = 9  # kernels that break at some optimisation level
+    execute_fails_from_level: int = 9  # kernels that break at some optimization level
     refuse_address_of: str = ""
     missing_shapes: list[str] = field(default_factory=list)
     parser_errors: list[tuple[str, str]] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Faults:
     drop_fp8: bool = False
     half_softmax: bool = False
     no_layer_details: bool = False
-    perturb: float = 0.0  # of all outputs from optimisation level 3 on
+    perturb: float = 0.0  # of all outputs from optimization level 3 on
     perturb_fp8_prefill: float = 0.0
     stale_timing_cache: bool = False
     damaged_timing_cache: bool = False
@@ -101,7 +101,7 @@ class Graph:
         if self.faults.no_layer_details:
             return json.dumps({"Layers": ["a kernel", "another"]})
         graph = onnx.load(self.path, load_external_data=False).graph
-        quantised = {
+        quantized = {
             value
             for node in graph.node
             if node.op_type == "DequantizeLinear"
@@ -110,7 +110,7 @@ class Graph:
         layers = []
         for node in graph.node:
             if node.op_type == "MatMul":
-                fp8 = bool(quantised & set(node.input)) and not self.faults.drop_fp8
+                fp8 = bool(quantized & set(node.input)) and not self.faults.drop_fp8
                 word = "Row major linear FP8 format" if fp8 else "Row major linear FP16 format"
                 layers.append(_layer(node.name, "gemm", word, self.version))
             if node.op_type == "Softmax":

@@ -45,7 +45,7 @@ def test_quantize_keeps_ranges_samples_and_report(
     assert main([*words, "--observations", golden, "--out", str(folder / "again")]) == 0
     said = capsys.readouterr().out
     assert "8 observations" in said
-    assert "nan" not in said  # inputs are not quantised: nothing is beyond a range
+    assert "nan" not in said  # inputs are not quantized: nothing is beyond a range
 
 
 def test_samples_are_what_the_policy_gives_the_model(cache: Path, observations: Path) -> None:

@@ -32,11 +32,11 @@ def test_build_checks_and_tries_a_lower_level(
 ) -> None:
     faults = install()
     words = ["build", CHECKPOINT, "--cache", str(cache), "--steps", "4"]
-    faults.perturb = 0.3  # kernels of optimisation level 3 are wrong
+    faults.perturb = 0.3  # kernels of optimization level 3 are wrong
     code = main(words)
     out, log = capsys.readouterr()
-    assert "optimisation level 3" in out
-    assert "optimisation level 2" in out
+    assert "optimization level 3" in out
+    assert "optimization level 2" in out
     assert "REFUSED" in out
     assert "trtexec --onnx=" in log
     reports = sorted(cache.rglob("engines/*/check.json"))
@@ -70,7 +70,7 @@ def test_engines_that_do_not_run_are_built_at_a_lower_level(
     assert main(["build", CHECKPOINT, "--cache", str(root), "--steps", "1"]) == 0
     out = capsys.readouterr().out
     assert "REFUSED: vision.plan failed to run: ERROR: FAILED_EXECUTION" in out
-    assert "NOTE: these engines are a second choice, optimisation level 2" in out
+    assert "NOTE: these engines are a second choice, optimization level 2" in out
     assert len(list(root.rglob("key.json"))) == 2
     assert len(list(root.rglob("check.json"))) == 1
     faults.execute_fails_from_level = 0
@@ -96,8 +96,8 @@ def test_prefill_goes_to_fp16_when_no_level_helps(
     assert out.count("REFUSED: worst cosine") == 2
     retries = [line for line in out.splitlines() if line.startswith("RETRY, ")]
     assert retries == [
-        "RETRY, optimisation level 2: 3 was refused by its check",
-        "RETRY, prefill in FP16: quantised it was refused by its check at level 3 and 2",
+        "RETRY, optimization level 2: 3 was refused by its check",
+        "RETRY, prefill in FP16: quantized it was refused by its check at level 3 and 2",
     ]
     assert "NOTE: these engines are a second choice, prefill in FP16" in out
     policy = Policy.load(CHECKPOINT, backend="tensorrt", backend_options={"cache": cache})
@@ -107,7 +107,7 @@ def test_prefill_goes_to_fp16_when_no_level_helps(
     # The report says so, also after a check by hand.
     assert main(["check", CHECKPOINT, "--cache", str(cache), "--steps", "2"]) == 0
     newest = max(cache.rglob("check.md"), key=lambda path: path.stat().st_mtime)
-    assert "- second choice: prefill in FP16: quantised it was refused" in newest.read_text()
+    assert "- second choice: prefill in FP16: quantized it was refused" in newest.read_text()
     assert "passed" in newest.read_text().splitlines()[0]
 
 

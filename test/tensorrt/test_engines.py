@@ -183,7 +183,7 @@ def test_engines_of_the_mlps_alone(
 @pytest.mark.parametrize(
     ("fault", "item"),
     [
-        ("drop_fp8", "prefill: quantised products"),
+        ("drop_fp8", "prefill: quantized products"),
         ("half_softmax", "vision: softmax or norm in half precision"),
         ("no_layer_details", "denoise_step: engine built without layer details"),
     ],

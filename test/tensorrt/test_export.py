@@ -57,7 +57,7 @@ def test_float32_twin_equals_fake_quant_torch(
         assert (a - b).abs().max() <= 1e-5 * b.abs().max(), sample.name
 
 
-def test_half_artefact_errs_as_much_as_fake_quant(
+def test_half_artifact_errs_as_much_as_fake_quant(
     graphs_fp16: Path,
     fake_quant: StagedEngine,
     reference: StagedEngine,
@@ -96,7 +96,7 @@ def test_full_graph_equals_the_stages_with_the_same_steps(
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_counts_of_quantised_products_are_exact(graphs_fp16: Path, model: Pi05) -> None:
+def test_counts_of_quantized_products_are_exact(graphs_fp16: Path, model: Pi05) -> None:
     document = read_export(graphs_fp16)
     depth = model.config.vlm.depth
     stages = document["stages"]
@@ -204,6 +204,6 @@ def test_ort_refuses_what_is_no_graph(tmp_path: Path) -> None:
         OrtRunner(tmp_path / "x.onnx", CPU)
 
 
-def test_export_without_quantisation(model: Pi05, shapes: StageShapes, tmp_path: Path) -> None:
+def test_export_without_quantization(model: Pi05, shapes: StageShapes, tmp_path: Path) -> None:
     exported = export.export_stage(model, "prefill", shapes, tmp_path)
     assert set(exported.report["matmuls"]) == {"FLOAT16"}

@@ -111,7 +111,7 @@ def test_largest_block_scale_smallest_one_and_saturation() -> None:
     assert fake_quantize_blocks(torch.zeros(1, 16), tensor_scale(torch.tensor(0.0))).sum() == 0
 
 
-def test_linear_is_the_product_of_both_operands_quantised() -> None:
+def test_linear_is_the_product_of_both_operands_quantized() -> None:
     generator = torch.Generator().manual_seed(0)
     source = nn.Linear(32, 5, bias=False)
     source.weight.data = torch.randn(5, 32, generator=generator)

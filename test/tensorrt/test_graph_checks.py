@@ -121,7 +121,7 @@ def missing_zero_point(model: ModelProto) -> None:
 
 
 def replace_parameter(model: ModelProto, position: int, tensor: TensorProto) -> None:
-    """Scale (1) or zero point (2) of an activation's quantiser and dequantiser."""
+    """Scale (1) or zero point (2) of an activation's quantizer and dequantizer."""
     quantize = first(model, "QuantizeLinear")
     model.graph.initializer.append(tensor)
     for node in model.graph.node:
@@ -196,7 +196,7 @@ def dropped_quantizer(model: ModelProto) -> None:
 
 
 def missing_layer(model: ModelProto) -> None:
-    """A whole product that is no longer quantised."""
+    """A whole product that is no longer quantized."""
     product = first(model, "MatMul", "up_proj")
     shape = (64, 128)
     weight = np.zeros(shape, dtype=np.float16)
@@ -267,8 +267,8 @@ MUTATIONS: list[tuple[Callable[[ModelProto], None], str]] = [
     (softmax_of_a_constant, "reads nothing where the product of Q and K was expected"),
     (missing_output, "output values is missing"),
     (negative_scale, "scale that is not positive"),
-    (dropped_quantizer, r"quantised inputs \[False, True\]"),
-    (missing_layer, "quantised products, expected"),
+    (dropped_quantizer, r"quantized inputs \[False, True\]"),
+    (missing_layer, "quantized products, expected"),
     (infinite_constant, "NaN or infinity"),
     (nan_code, "NaN or infinity"),
     (dynamic_input, "is not static|do not fit"),
@@ -293,12 +293,12 @@ def test_mutation_is_caught(
         check_model(model, expected, None, "mutated")
 
 
-def test_quantisers_in_a_plain_stage_are_reported(graphs_fp16: Path, shapes: StageShapes) -> None:
+def test_quantizers_in_a_plain_stage_are_reported(graphs_fp16: Path, shapes: StageShapes) -> None:
     spec = stage_spec("denoise_step", shapes, DTYPES["fp16"])
     plain = Expectation(
         "fp16", 0, None, {t.name: (onnx_type(t.dtype), t.shape) for t in spec.outputs}
     )
-    with pytest.raises(GraphError, match="in a stage that is not quantised"):
+    with pytest.raises(GraphError, match="in a stage that is not quantized"):
         check_graph(graphs_fp16 / "denoise_step.onnx", plain)
 
 

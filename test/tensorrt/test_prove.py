@@ -80,7 +80,7 @@ def test_the_simulation_itself_passes(
     assert all(abs(row["ratio"] - 1) < 1e-6 for row in report.layers)
 
 
-def test_unquantised_engines_are_judged_by_distance(
+def test_unquantized_engines_are_judged_by_distance(
     reference: StagedEngine, samples: list[Sample]
 ) -> None:
     assert run(reference, reference, None, samples).ok
@@ -193,7 +193,7 @@ def test_every_limit_can_refuse(
     found = [finding.item for finding in report.failures]
     assert item in found
     assert all(other.endswith(word) for other in found)
-    if limit == "actions_cosine":  # the other one is for engines without quantisation
+    if limit == "actions_cosine":  # the other one is for engines without quantization
         plain = replace(Thresholds(), plain_cosine=beyond)
         bad = check_engine(reference, reference, None, samples[:1], steps=3, thresholds=plain)
         assert [finding.item for finding in bad.failures] == [item]
@@ -203,7 +203,7 @@ def test_engine_without_fp8_kernels_is_refused(
     reference: StagedEngine, fake_quant: StagedEngine, samples: list[Sample]
 ) -> None:
     for facts, item in (
-        (EngineFacts(10, 3), "prefill: quantised products"),
+        (EngineFacts(10, 3), "prefill: quantized products"),
         (EngineFacts(10, 16, half_islands=["softmax_1"]), "softmax or norm in half"),
         (EngineFacts(10, 0, detailed=False), "without layer details"),
     ):
@@ -233,11 +233,11 @@ def test_inspector_reads_both_forms_and_fused_kernels() -> None:
         names = ["/layers/0/q_proj/MatMul", "/layers/0/k_proj/MatMul"]
         assert read_layers(text, names) == EngineFacts(1, 2)
         more = read_layers(text, [*names, "/layers/0/v_proj/MatMul"])
-        assert (more.quantised, more.missing) == (2, ["/layers/0/v_proj/MatMul"])
+        assert (more.quantized, more.missing) == (2, ["/layers/0/v_proj/MatMul"])
     half = {"Format/Datatype": "Row major linear FP16 format"}
     text = json.dumps({"Layers": [_layer("gemm", half, "a"), _layer("SoftMax", half, "b")]})
     facts = read_layers(text, ["a"])
-    assert (facts.quantised, facts.half_islands) == (0, ["kernel"])
+    assert (facts.quantized, facts.half_islands) == (0, ["kernel"])
     for nothing in ({"Layers": ["only a name"]}, {"Layers": []}, {"Layers": 3}, {}, []):
         assert not read_layers(json.dumps(nothing), ["a"]).detailed
 
@@ -255,7 +255,7 @@ def test_a_name_inside_another_does_not_count() -> None:
         {"Layers": [_layer("kgen", fp8, "[ONNX Layer: /layers/10/q_proj/MatMul_1]")]}
     )
     assert (
-        read_layers(text, ["/layers/1/q_proj/MatMul", "/layers/10/q_proj/MatMul"]).quantised == 0
+        read_layers(text, ["/layers/1/q_proj/MatMul", "/layers/10/q_proj/MatMul"]).quantized == 0
     )
 
 

@@ -1,4 +1,4 @@
-"""Calibration: exact quantiser sets with two ModelOpt releases, refusals, files."""
+"""Calibration: exact quantizer sets with two ModelOpt releases, refusals, files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OLDEST = ROOT / ".cache" / "modelopt-0.43.0"
 
 # Run with another ModelOpt on the path: prints its release and, per preset, the digest of the
-# ranges (which covers the names of all enabled quantisers).
+# ranges (which covers the names of all enabled quantizers).
 OTHER_RELEASE = """
 import json, sys, torch
 torch.set_num_threads(1)
@@ -72,7 +72,7 @@ print(json.dumps({"version": modelopt.__version__, "digests": digests}))
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_exact_quantiser_set_and_ranges(
+def test_exact_quantizer_set_and_ranges(
     name: str, model: Pi05, shapes: StageShapes, samples: list[Sample]
 ) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -170,7 +170,7 @@ def test_our_arithmetic_is_modelopts(
             assert equal > 0.999, key
 
 
-def test_refuses_unlisted_and_missing_quantisers() -> None:
+def test_refuses_unlisted_and_missing_quantizers() -> None:
     with pytest.raises(CalibrationError, match=r"1 missing \['b'\], 1 unexpected \['c'\]"):
         assert_exact_set({"a", "c"}, {"a", "b"})
 

@@ -11,7 +11,7 @@ from pi05_ros.backends.experimental.scaled_mm import ScaledMmLinear, use_scaled_
 from pi05_ros.backends.quantization.modules import QuantLinear
 
 
-def quantised(
+def quantized(
     inputs: int, outputs: int, kind: str = "fp8", *, weight_only: bool = False
 ) -> QuantLinear:
     generator = torch.Generator().manual_seed(0)
@@ -28,7 +28,7 @@ def quantised(
 
 
 def test_product_equals_the_simulation() -> None:
-    module = nn.Sequential(quantised(64, 32))
+    module = nn.Sequential(quantized(64, 32))
     x = torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(1))
     expected = module(x)
     assert use_scaled_mm(module) == 1
@@ -38,8 +38,8 @@ def test_product_equals_the_simulation() -> None:
 
 def test_what_fp8_units_cannot_do_is_refused() -> None:
     with pytest.raises(BackendError, match="multiples of 16"):
-        ScaledMmLinear(quantised(24, 32))
+        ScaledMmLinear(quantized(24, 32))
     with pytest.raises(BackendError, match="only FP8"):
-        ScaledMmLinear(quantised(64, 32, "int8"))
+        ScaledMmLinear(quantized(64, 32, "int8"))
     with pytest.raises(BackendError, match="only FP8"):
-        ScaledMmLinear(quantised(64, 32, weight_only=True))
+        ScaledMmLinear(quantized(64, 32, weight_only=True))

@@ -1,4 +1,4 @@
-"""torch-tensorrt: versions are checked first, the modules it gets are quantised and exportable."""
+"""torch-tensorrt: versions are checked first, the modules it gets are quantized and exportable."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_unknown_release_and_missing_package() -> None:
         ours.load_compiler()
 
 
-def test_modules_reach_the_compiler_quantised(
+def test_modules_reach_the_compiler_quantized(
     install: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     model: Pi05,
@@ -68,7 +68,7 @@ def test_modules_reach_the_compiler_quantised(
     monkeypatch.setitem(sys.modules, "torch_tensorrt", fake)
     engine = ours.torch_tensorrt_engine(model, shapes, calibration)
     depth = model.config.vlm.depth
-    # Two quantisers per Linear: three Linears per MLP, seven per expert layer.
+    # Two quantizers per Linear: three Linears per MLP, seven per expert layer.
     assert [count for count, _ in seen] == [6] * (depth - 1) + [14 * depth]
     assert all(options["require_full_compilation"] for _, options in seen)
     sample = samples[0]

@@ -129,7 +129,7 @@ class CudaEngine:
         self._steering = Steering(self.buffers, model.config.clock)
         self._watch = Stopwatch(self.device)
         self._observing = False
-        if not any(self.weights.quantised):
+        if not any(self.weights.quantized):
             monitor_every = 0
         self.monitor = Monitor(
             monitor_every, self.weights.sites, self.buffers.amax, self.buffers.scales
@@ -161,7 +161,7 @@ class CudaEngine:
             noise: ``[H, A]``, or None to draw it in the graph from `seed`.
             steps: Euler steps, 1 to 20.
             seed: seed of the noise where none is given (then H is the engine's horizon).
-            frozen: ``[d, A]`` normalised actions that are already decided (training-time RTC).
+            frozen: ``[d, A]`` normalized actions that are already decided (training-time RTC).
 
         """
         with self._lock, self._on_device():
@@ -307,7 +307,7 @@ class CudaEngine:
         if not isinstance(calibration, Calibration):
             calibration = Calibration.load(Path(calibration))
         w = self.weights
-        amax = calibration.amax_for(w.sites, w.fingerprint, w.quantised)
+        amax = calibration.amax_for(w.sites, w.fingerprint, w.quantized)
         self.buffers.scales.copy_(scales.scale_of(amax).to(self.device))
         self.first_runs = 0
         self.scales_source = f"{calibration.observations} observations"

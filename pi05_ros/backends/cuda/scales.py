@@ -53,7 +53,7 @@ def scale_of(amax: Tensor) -> Tensor:
 def first_run(amax: Tensor, scale: Tensor, record: Callable[[], None], first: bool) -> None:
     """Set scales from an observation, with the usual margin, where no calibration was given.
 
-    The very first run starts from scale 1 (e4m3 then spans 2^-9 to 448, wide enough for normalised
+    The very first run starts from scale 1 (e4m3 then spans 2^-9 to 448, wide enough for normalized
     inputs) and records twice, since coarse scales may have bent what the first pass saw. The next
     ones only raise scales: the first picture may have been a black warm-up frame.
     """
@@ -112,8 +112,8 @@ class Calibration:
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise BackendError(f"{path}: no calibration that can be read: {error}") from error
 
-    def amax_for(self, sites: list[str], fingerprint: str, quantised: list[bool]) -> Tensor:
-        """Magnitudes in the order of an engine's sites; 0 where the input is not `quantised`.
+    def amax_for(self, sites: list[str], fingerprint: str, quantized: list[bool]) -> Tensor:
+        """Magnitudes in the order of an engine's sites; 0 where the input is not `quantized`.
 
         Raises:
             BackendError: made for other weights, or a site is missing or was not in FP8 then.
@@ -128,13 +128,13 @@ class Calibration:
         missing = [site for site in sites if site not in known]
         if missing:
             raise BackendError(f"the calibration lacks {len(missing)} sites, first {missing[0]!r}")
-        unseen = [s for s, used in zip(sites, quantised, strict=True) if used and not known[s] > 0]
+        unseen = [s for s, used in zip(sites, quantized, strict=True) if used and not known[s] > 0]
         if unseen:
             raise BackendError(
                 f"the calibration has no magnitudes for {len(unseen)} sites that are FP8 here, "
                 f"first {unseen[0]!r}; run pi05 calibrate with this precision"
             )
-        pairs = zip(sites, quantised, strict=True)
+        pairs = zip(sites, quantized, strict=True)
         return torch.tensor([known[site] if used else 0.0 for site, used in pairs])
 
 

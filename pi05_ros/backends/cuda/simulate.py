@@ -1,6 +1,6 @@
-"""The engine's arithmetic in FP32 PyTorch with simulated quantisation: what kernels must match.
+"""The engine's arithmetic in FP32 PyTorch with simulated quantization: what kernels must match.
 
-The same packed weights (dequantised) and the same activation scales as the engine, but exact sums:
+The same packed weights (dequantized) and the same activation scales as the engine, but exact sums:
 the difference between this and the plain model is the price of the FP8 format, the difference
 between this and the engine is the fault of the kernels. Slow, written to be read; a stage in BF16
 is computed in FP32 without rounding.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pi05_ros.backends.cuda.stages.modulation import Modulation, dequantise
+from pi05_ros.backends.cuda.stages.modulation import Modulation, dequantize
 from pi05_ros.backends.cuda.weights import FP8, FP8_MAX, Linear, Weights
 
 KV = list[tuple[Tensor, Tensor]]  # per layer k (after RoPE), v: [T, head_dim]
@@ -37,7 +37,7 @@ class Simulation:
         if linear.fp8:
             scale = self.scales[linear.site]
             x = (x / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8).float() * scale
-        y = x @ dequantise(linear).t()
+        y = x @ dequantize(linear).t()
         return y if linear.bias is None else y + linear.bias.float()
 
     def vision(self, pixels: Tensor) -> Tensor:

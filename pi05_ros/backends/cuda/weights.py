@@ -4,8 +4,8 @@ Changes, all exact up to rounding:
 
 - q, k, v are one matrix per layer, as are gate and up.
 - Prefix norms: the factor (1 + w) is folded into the columns of the matrix behind the norm.
-- Expert q, k: the two halves of a RoPE pair are neighbours (rows 0, 128, 1, 129, ... of a head);
-  expert gate and up rows alternate. A tile of neighbouring columns then holds complete pairs.
+- Expert q, k: the two halves of a RoPE pair are neighbors (rows 0, 128, 1, 129, ... of a head);
+  expert gate and up rows alternate. A tile of neighboring columns then holds complete pairs.
 - Patch embedding: ``[D, 3 * 14 * 14]`` padded to a multiple of 16 columns, FP16 (pixels are k/255:
   three more bits than BF16, free).
 - FP8: e4m3 with one scale per output channel, amax / 448. Under "fp8-w8a16" only the weights are
@@ -97,7 +97,7 @@ class Weights:
     config: Pi05Config
     precision: Precision
     sites: list[str]
-    quantised: list[bool]  # per site: whether its input is e4m3, so that its scale matters
+    quantized: list[bool]  # per site: whether its input is e4m3, so that its scale matters
     patch: Linear
     positions: Tensor  # float32 [P, D]
     vision: list[VisionLayer]
@@ -134,15 +134,15 @@ class Weights:
         return sum(seen.values())
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise ``[N, K]`` to e4m3 with one scale per row: ``weight ~ q * scale[:, None]``."""
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize ``[N, K]`` to e4m3 with one scale per row: ``weight ~ q * scale[:, None]``."""
     w = weight.float()
     scale = (w.abs().amax(dim=1) / FP8_MAX).clamp_min(1e-12)
     return (w / scale[:, None]).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
 
 
 def rope_pairs(rows: Tensor, head_dim: int) -> Tensor:
-    """Reorder ``[heads * head_dim, K]`` so that i and i + head_dim / 2 are neighbours."""
+    """Reorder ``[heads * head_dim, K]`` so that i and i + head_dim / 2 are neighbors."""
     heads = rows.shape[0] // head_dim
     paired = rows.reshape(heads, 2, head_dim // 2, -1).transpose(1, 2)
     return paired.reshape(rows.shape)
@@ -156,7 +156,7 @@ def alternate(first: Tensor, second: Tensor) -> Tensor:
 class _Packer:
     def __init__(self, release: bool) -> None:
         self.sites: list[str] = []
-        self.quantised: list[bool] = []
+        self.quantized: list[bool] = []
         self.release = release
         self.fingerprint = Fingerprint()
 
@@ -170,13 +170,13 @@ class _Packer:
     ) -> Linear:
         """Pack one matrix; `source`: what the fingerprint takes where the layout may differ."""
         self.sites.append(site)
-        self.quantised.append(kind == "fp8")
+        self.quantized.append(kind == "fp8")
         for part in source or (weight,):
             self.fingerprint.add(site, part)
         index = len(self.sites) - 1
         bias = None if bias is None else bias.float()
         if kind in ("fp8", "fp8-w8a16"):
-            q, scale = quantise(weight)
+            q, scale = quantize(weight)
             return Linear(q.contiguous(), scale, bias, index, wide_input=kind != "fp8")
         if bias is not None:
             bias = bias.to(half(weight.device))
@@ -217,7 +217,7 @@ def pack(
             config=model.config,
             precision=precision,
             sites=packer.sites,
-            quantised=packer.quantised,
+            quantized=packer.quantized,
             patch=patch,
             positions=positions,
             vision=vision,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.export.export import quantised_stage
+from pi05_ros.backends.export.export import quantized_stage
 from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.fake_quant import quantize
 from pi05_ros.backends.quantization.modules import QuantLinear
@@ -86,7 +86,7 @@ def scaled_mm_engine(
         raise BackendError(f"{torch.cuda.get_device_name(device)} has no FP8 units")
     runners = {}
     for stage in STAGES:
-        module = quantised_stage(model, stage, dtype, calibration)
+        module = quantized_stage(model, stage, dtype, calibration)
         if stage != "vision":
             use_scaled_mm(module)
         spec = stage_spec(stage, shapes, dtype)

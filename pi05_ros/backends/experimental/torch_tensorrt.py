@@ -2,7 +2,7 @@
 
 Each torch-tensorrt release works with one torch and one TensorRT minor, and the meaning of its
 precision options has changed twice, so versions are checked before it is touched. Stages are
-quantised by ModelOpt's own simulation (its operators are what torch-tensorrt converts), with the
+quantized by ModelOpt's own simulation (its operators are what torch-tensorrt converts), with the
 ranges of our calibration. There is no engine file to prove and keep: it can be judged with
 `pi05 check --backend torch_tensorrt`, the node does not load it.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.export.export import example_inputs, quantised_stage
+from pi05_ros.backends.export.export import example_inputs, quantized_stage
 from pi05_ros.backends.export.mlp_only import join_runners
 from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.staged.engine import StagedEngine, TorchRunner
@@ -108,7 +108,7 @@ def load_compiler() -> tuple[Any, dict[str, Any]]:
 def modelopt_module(
     module: nn.Module, stage: str, names: str, calibration: Calibration
 ) -> nn.Module:
-    """Quantise a float module with ModelOpt's operators and the ranges of a calibration.
+    """Quantize a float module with ModelOpt's operators and the ranges of a calibration.
 
     Args:
         module: a stage, or one MLP.
@@ -124,7 +124,7 @@ def modelopt_module(
     choice = calibration.choice
     if (choice.weights, choice.activations) != ("fp8", "fp8") or choice.fp4_mlp_stages:
         raise BackendError(f"torch-tensorrt takes FP8 presets here, not {calibration.preset!r}")
-    # The names that our quantiser patterns look for.
+    # The names that our quantizer patterns look for.
     holder: nn.Module = module
     for part in reversed([stage, *(names.split(".") if names else [])]):
         holder = nn.ModuleDict({part: holder})
@@ -143,7 +143,7 @@ def modelopt_module(
 
 
 def exported_program(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """``torch.export`` of a ModelOpt module with its quantisers as operators."""
+    """``torch.export`` of a ModelOpt module with its quantizers as operators."""
     from modelopt.torch.quantization.utils import export_torch_mode
 
     with torch.no_grad(), export_torch_mode():
@@ -190,7 +190,7 @@ def torch_tensorrt_engine(
     spec = stage_spec("vision", shapes, dtype)
     names = [t.name for t in spec.inputs], [t.name for t in spec.outputs]
     graphs: dict[str, Any] = {
-        "vision": TorchRunner(quantised_stage(model, "vision", dtype, None), *names)
+        "vision": TorchRunner(quantized_stage(model, "vision", dtype, None), *names)
     }
     for graph in graphs_of("mlp_only", shapes.depth):
         if graph.startswith(MLP_GRAPH):

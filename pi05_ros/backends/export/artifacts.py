@@ -12,7 +12,7 @@ from typing import Any
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export.export import (
-    QUANTISED,
+    QUANTIZED,
     export_all,
     read_export,
     stage_precision,
@@ -170,7 +170,7 @@ def graphs_for(
     activation: str,
     calibration: Calibration | None,
     root: Path | None = None,
-    quantised_stages: Sequence[str] = QUANTISED,
+    quantized_stages: Sequence[str] = QUANTIZED,
     layout: str = "stages",
 ) -> tuple[Path, dict[str, Any]]:
     """Cache folder of exported graphs and their ``export.json``.
@@ -181,7 +181,7 @@ def graphs_for(
         "shapes": shapes.as_dict(),
         "activation": activation,
         "calibration": calibration.digest if calibration else None,
-        "quantised_stages": list(quantised_stages) if calibration else [],
+        "quantised_stages": list(quantized_stages) if calibration else [],
         "layout": layout,
     }
     name = hashlib.sha256(canonical(identity)).hexdigest()[:16]
@@ -200,7 +200,7 @@ def graphs_for(
         folder,
         activation=activation,
         calibration=calibration,
-        quantised_stages=quantised_stages,
+        quantized_stages=quantized_stages,
         layout=layout,
     )
     return folder, document

@@ -1,6 +1,6 @@
 """Write the stages as ONNX files: opset 20, native Q/DQ, static shapes, weights beside the graph.
 
-The quantiser operators of `fake_quant` are translated straight into QuantizeLinear and
+The quantizer operators of `fake_quant` are translated straight into QuantizeLinear and
 DequantizeLinear with constant scales and typed zero points. (A missing or uint8 zero point makes
 TensorRT's parser take INT8 with a mere warning.) Weights are stored as codes, which halves the
 file against half precision. Past 2 GB a protobuf cannot hold the weights, so they always lie in
@@ -44,7 +44,7 @@ from pi05_ros.model import Pi05
 
 SCHEMA = 1
 INSTALL = "pip install onnx onnxscript (pins: requirements/tensorrt.txt)"
-QUANTISED = ("prefill", "denoise_step")
+QUANTIZED = ("prefill", "denoise_step")
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 INLINE_BYTES = 1024  # smaller constants stay in the graph: shapes, scales, zero points
 
@@ -61,14 +61,14 @@ def require_onnx() -> None:
         raise BackendError(f"exporting needs {error.name}, which is missing: {INSTALL}") from None
 
 
-def quantised_stage(
+def quantized_stage(
     model: Pi05,
     stage: str,
     dtype: torch.dtype,
     calibration: Calibration | None,
     only: str = "",
 ) -> nn.Module:
-    """A stage with the calibration attached; the vision stage never has quantisers.
+    """A stage with the calibration attached; the vision stage never has quantizers.
 
     ``only`` restricts it to a part of each layer, see `quantized.apply_calibration`.
     """
@@ -83,7 +83,7 @@ def full_stage(
 ) -> FullStage:
     """All three stages and the unrolled flow loop as one module."""
     vision, prefill, denoise = (
-        quantised_stage(model, stage, dtype, calibration) for stage in STAGES
+        quantized_stage(model, stage, dtype, calibration) for stage in STAGES
     )
     return FullStage(vision, prefill, denoise, modulation_table(model, steps)).eval()
 
@@ -94,7 +94,7 @@ def example_inputs(spec: StageSpec, device: torch.device) -> tuple[torch.Tensor,
 
 
 def _translations() -> dict[Any, Any]:
-    """How our quantiser operators are written in ONNX."""
+    """How our quantizer operators are written in ONNX."""
     import onnx
     from onnxscript import opset20 as op
 
@@ -192,8 +192,8 @@ def export_module(module: nn.Module, spec: StageSpec, path: Path) -> None:
     onnx_ir.save(program.model, path, external_data=data, size_threshold_bytes=INLINE_BYTES)
 
 
-def quantised_matmuls(stage: str, depth: int, calibration: Calibration | None) -> int:
-    """How many products of a stage must be quantised."""
+def quantized_matmuls(stage: str, depth: int, calibration: Calibration | None) -> int:
+    """How many products of a stage must be quantized."""
     if calibration is None or stage == "vision":
         return 0
     if stage.startswith(MLP_GRAPH):
@@ -229,8 +229,8 @@ def export_stage(
         stage: "vision", "prefill", "denoise_step", or "full" (loop of ``steps`` unrolled).
         shapes: static shapes.
         directory: where ``<stage>.onnx`` and ``<stage>.onnx.data`` go.
-        activation: "fp16" for the artefact, "fp32" for the numeric twin.
-        calibration: scales; None exports without quantisation.
+        activation: "fp16" for the artifact, "fp32" for the numeric twin.
+        calibration: scales; None exports without quantization.
         steps: flow steps, for "full" only.
 
     Raises:
@@ -251,15 +251,15 @@ def export_stage(
     elif stage.startswith(MLP_GRAPH):
         module = mlp_module(model, stage, dtype, calibration)
     else:
-        module = quantised_stage(model, stage, dtype, calibration)
+        module = quantized_stage(model, stage, dtype, calibration)
     path = directory / f"{stage}.onnx"
     export_module(module, spec, path)
     del module
     if stage == "full":
-        count = quantised_matmuls("prefill", shapes.depth, calibration)
-        count += steps * quantised_matmuls("denoise_step", shapes.depth, calibration)
+        count = quantized_matmuls("prefill", shapes.depth, calibration)
+        count += steps * quantized_matmuls("denoise_step", shapes.depth, calibration)
     else:
-        count = quantised_matmuls(stage, shapes.depth, calibration)
+        count = quantized_matmuls(stage, shapes.depth, calibration)
     kind = calibration.choice.weights if calibration is not None and count else None
     expectation = Expectation(
         activation=activation,
@@ -283,7 +283,7 @@ def export_all(
     activation: str = "fp16",
     calibration: Calibration | None = None,
     full_steps: int | None = None,
-    quantised_stages: Sequence[str] = QUANTISED,
+    quantized_stages: Sequence[str] = QUANTIZED,
     layout: str = "stages",
 ) -> dict[str, Any]:
     """Export the three stages (and the full graph) and write ``export.json``.
@@ -297,23 +297,23 @@ def export_all(
         activation: "fp16" or "fp32".
         calibration: scales for prefill and denoise.
         full_steps: also export the full graph with this many steps.
-        quantised_stages: of prefill and denoise_step, those that take the calibration.
+        quantized_stages: of prefill and denoise_step, those that take the calibration.
         layout: "stages", or "mlp_only" for the prefill's MLPs one by one.
 
     Returns:
         The content of ``export.json``.
 
     """
-    unknown = set(quantised_stages) - set(QUANTISED)
+    unknown = set(quantized_stages) - set(QUANTIZED)
     if unknown:
-        raise BackendError(f"stages {sorted(unknown)} are never quantised; those are {QUANTISED}")
-    if full_steps and calibration and set(quantised_stages) != set(QUANTISED):
-        raise BackendError("the full graph is quantised as a whole: prefill and denoise_step")
+        raise BackendError(f"stages {sorted(unknown)} are never quantized; those are {QUANTIZED}")
+    if full_steps and calibration and set(quantized_stages) != set(QUANTIZED):
+        raise BackendError("the full graph is quantized as a whole: prefill and denoise_step")
     if calibration is not None:
-        require_exportable(calibration.choice, tuple(quantised_stages))
+        require_exportable(calibration.choice, tuple(quantized_stages))
     stages = [*graphs_of(layout, shapes.depth), *(["full"] if full_steps else [])]
-    taking = {*quantised_stages, "full"}
-    if "prefill" in quantised_stages:
+    taking = {*quantized_stages, "full"}
+    if "prefill" in quantized_stages:
         taking.update(name for name in stages if name.startswith(MLP_GRAPH))
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -324,7 +324,7 @@ def export_all(
         "shapes": shapes.as_dict(),
         "full_steps": full_steps,
         "layout": layout,
-        "quantised_stages": list(quantised_stages) if calibration else [],
+        "quantised_stages": list(quantized_stages) if calibration else [],
         "torch": torch.__version__,
         "stages": {},
     }
@@ -420,12 +420,12 @@ def verify_export(directory: Path, document: dict[str, Any]) -> None:
 
 def stage_precision(document: dict[str, Any]) -> dict[str, str]:
     """Precision of each stage of an export, by the names of `Precision`."""
-    quantised = set(document["quantised_stages"])
+    quantized = set(document["quantised_stages"])
     word = "fp8"
     if document["preset"] and preset(document["preset"]).weights != "fp8":
         word = document["activation"]  # INT8 presets have no word of their own in Precision
     return {
         "vision": document["activation"],
-        "prefill": word if "prefill" in quantised else document["activation"],
-        "denoise": word if "denoise_step" in quantised else document["activation"],
+        "prefill": word if "prefill" in quantized else document["activation"],
+        "denoise": word if "denoise_step" in quantized else document["activation"],
     }

@@ -25,7 +25,7 @@ CODES = {"fp8": TensorProto.FLOAT8E4M3FN, "int8": TensorProto.INT8}
 
 # Operators that TensorRT's ONNX parser has imported since 10.0 and that these stages need.
 # Later additions (Attention 10.14, RMSNormalization and RotaryEmbedding 10.15) would make the
-# parser of JetPack 7.0 refuse the graph; fused normalisations would hide their types.
+# parser of JetPack 7.0 refuse the graph; fused normalizations would hide their types.
 ALLOWED_OPS = frozenset(
     {
         "Add",
@@ -82,9 +82,9 @@ class Expectation:
 
     Attributes:
         activation: "fp16" or "fp32": type of activations outside the islands.
-        quantized_matmuls: number of products with both (or, weight-only, one) quantised sides.
-        kind: "fp8", "int8" or None for a stage without quantisation.
-        weight_only: activations are not quantised.
+        quantized_matmuls: number of products with both (or, weight-only, one) quantized sides.
+        kind: "fp8", "int8" or None for a stage without quantization.
+        weight_only: activations are not quantized.
         outputs: name -> (ONNX element type, shape).
 
     """
@@ -294,7 +294,7 @@ def _quantizers(graph: _Graph, expectation: Expectation, folder: Path | None) ->
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         if expectation.kind is None:
-            yield f"{node.op_type} ({node.name}) in a stage that is not quantised"
+            yield f"{node.op_type} ({node.name}) in a stage that is not quantized"
             continue
         quantizing = node.op_type == "QuantizeLinear"
         codes = CODES[expectation.kind]
@@ -321,7 +321,7 @@ def _quantizers(graph: _Graph, expectation: Expectation, folder: Path | None) ->
         if np.asarray(_values(graph.constants[zero], folder)).view(np.uint8).any():
             yield f"{node.name} has a zero point other than zero"
         if quantizing and graph.shapes[scale] not in ((), (1,)):
-            yield f"activation quantiser {node.name} has one scale per channel"
+            yield f"activation quantizer {node.name} has one scale per channel"
 
 
 def _products(graph: _Graph, expectation: Expectation, report: GraphReport) -> Iterator[str]:
@@ -336,15 +336,15 @@ def _products(graph: _Graph, expectation: Expectation, report: GraphReport) -> I
         if any(dequantized):
             counts[expectation.kind or "quantized"] += 1
             if dequantized != wanted:
-                yield f"{node.name} has quantised inputs {dequantized}, expected {wanted}"
+                yield f"{node.name} has quantized inputs {dequantized}, expected {wanted}"
             if graph.type_name(node.output[0]) != activation:
-                yield f"quantised product {node.name} gives {graph.type_name(node.output[0])}"
+                yield f"quantized product {node.name} gives {graph.type_name(node.output[0])}"
         else:
             counts[graph.type_name(node.input[0])] += 1
     report.matmuls = dict(counts)
     found = counts[expectation.kind] if expectation.kind else 0
     if found != expectation.quantized_matmuls:
-        yield f"{found} quantised products, expected {expectation.quantized_matmuls}"
+        yield f"{found} quantized products, expected {expectation.quantized_matmuls}"
 
 
 def _softmax_inputs(graph: _Graph) -> Iterator[str]:

@@ -25,7 +25,7 @@ from pi05_ros.model import Pi05
 def mlp_module(
     model: Pi05, graph: str, dtype: torch.dtype, calibration: Calibration | None
 ) -> nn.Module:
-    """MLP of one prefill layer, by graph name, with its quantisers."""
+    """MLP of one prefill layer, by graph name, with its quantizers."""
     layer = int(graph.removeprefix(MLP_GRAPH))
     root = nn.ModuleDict({"mlp": prefill_mlp(model, layer, dtype)})
     if calibration is not None:

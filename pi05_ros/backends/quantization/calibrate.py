@@ -1,7 +1,7 @@
 """Calibrate prefill and denoise with ModelOpt: ranges of weights and activations, with a report.
 
 The stages run whole observations, all flow steps included, on the plain model's weights.
-ModelOpt only measures; the quantised arithmetic itself is `fake_quant`, the same on every
+ModelOpt only measures; the quantized arithmetic itself is `fake_quant`, the same on every
 engine. One failing observation fails the calibration: silently skipped samples are how ranges
 of nothing come about.
 """
@@ -77,10 +77,10 @@ def modelopt_version() -> tuple[int, int]:
 
 
 def _register_attention_quantizers() -> None:
-    """Give `MatMul` two quantisers under ModelOpt.
+    """Give `MatMul` two quantizers under ModelOpt.
 
-    Quantisers that are already there when ``mtq.quantize`` starts make ModelOpt believe that the
-    model is quantised, and it then leaves every Linear alone; registering avoids that.
+    Quantizers that are already there when ``mtq.quantize`` starts make ModelOpt believe that the
+    model is quantized, and it then leaves every Linear alone; registering avoids that.
     """
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization.nn import QuantModuleRegistry, TensorQuantizer
@@ -89,7 +89,7 @@ def _register_attention_quantizers() -> None:
         return
 
     class QuantizedMatMul(MatMul):
-        """`MatMul` with a quantiser on each side."""
+        """`MatMul` with a quantizer on each side."""
 
         def _setup(self) -> None:
             self.a_bmm_quantizer = TensorQuantizer()
@@ -104,7 +104,7 @@ def _register_attention_quantizers() -> None:
 def modelopt_quantize(
     stages: nn.Module, choice: Preset, forward: Callable[[nn.Module], None]
 ) -> nn.Module:
-    """Quantise ``stages`` (a ModuleDict by stage name) in place with our explicit config."""
+    """Quantize ``stages`` (a ModuleDict by stage name) in place with our explicit config."""
     version = modelopt_version()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -121,7 +121,7 @@ def modelopt_quantize(
 
 
 def enabled_quantizers(module: nn.Module) -> dict[str, Any]:
-    """Name -> quantiser of all that are switched on."""
+    """Name -> quantizer of all that are switched on."""
     from modelopt.torch.quantization.nn import TensorQuantizer
 
     return {
@@ -132,7 +132,7 @@ def enabled_quantizers(module: nn.Module) -> dict[str, Any]:
 
 
 def assert_exact_set(found: Iterable[str], expected: set[str]) -> None:
-    """Exactly the expected quantisers, no more, no fewer.
+    """Exactly the expected quantizers, no more, no fewer.
 
     Raises:
         CalibrationError: naming some of the difference.
@@ -142,7 +142,7 @@ def assert_exact_set(found: Iterable[str], expected: set[str]) -> None:
     if names != expected:
         missing, extra = sorted(expected - names), sorted(names - expected)
         raise CalibrationError(
-            "ModelOpt enabled other quantisers than asked for: "
+            "ModelOpt enabled other quantizers than asked for: "
             f"{len(missing)} missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}"
         )
 
@@ -192,11 +192,11 @@ def reference_engine(
     shapes: StageShapes,
     stages: nn.ModuleDict | None = None,
     calibration: Calibration | None = None,
-    quantised_stages: Sequence[str] = STAGES[1:],
+    quantized_stages: Sequence[str] = STAGES[1:],
     layout: str = "stages",
 ) -> StagedEngine:
-    """Float32 stages on torch, as they are or with a calibration's quantisers."""
-    from pi05_ros.backends.export.export import quantised_stage
+    """Float32 stages on torch, as they are or with a calibration's quantizers."""
+    from pi05_ros.backends.export.export import quantized_stage
 
     runners = {}
     for stage in STAGES:
@@ -204,9 +204,9 @@ def reference_engine(
         if stages is not None and stage in stages:
             module = stages[stage]
         else:
-            ranges = calibration if stage in quantised_stages else None
+            ranges = calibration if stage in quantized_stages else None
             only = "mlp" if stage == "prefill" and layout == "mlp_only" else ""
-            module = quantised_stage(model, stage, torch.float32, ranges, only)
+            module = quantized_stage(model, stage, torch.float32, ranges, only)
         names = [t.name for t in spec.inputs], [t.name for t in spec.outputs]
         runners[stage] = TorchRunner(module, *names)
     return StagedEngine(
@@ -247,7 +247,7 @@ def calibrate(
 
     Raises:
         BackendError: ModelOpt missing or too old.
-        CalibrationError: preset or samples refused, a sample failed, or the quantisers are not
+        CalibrationError: preset or samples refused, a sample failed, or the quantizers are not
             exactly those of the preset with usable ranges.
 
     """
@@ -309,7 +309,7 @@ def _run_all(
 
 
 def _ranges(enabled: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the quantisers have measured: largest magnitudes, and SmoothQuant's factors."""
+    """What the quantizers have measured: largest magnitudes, and SmoothQuant's factors."""
     amax: dict[str, Tensor] = {}
     smooth: dict[str, Tensor] = {}
     for name, quantizer in enabled.items():
@@ -331,9 +331,9 @@ def layer_report(
     samples: Sequence[Sample],
     steps: int,
 ) -> dict[str, dict[str, float]]:
-    """How each quantised input sits in its range, measured in the quantised model.
+    """How each quantized input sits in its range, measured in the quantized model.
 
-    Upstream layers are quantised here, so values may exceed what calibration saw.
+    Upstream layers are quantized here, so values may exceed what calibration saw.
 
     Returns:
         Linear -> ``amax``, ``clipped`` (share of values beyond the range), ``flushed`` (share of

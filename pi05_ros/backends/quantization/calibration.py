@@ -29,11 +29,11 @@ class CalibrationError(ValueError):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranges of every enabled quantiser.
+    """Ranges of every enabled quantizer.
 
     Attributes:
         preset: name of the preset.
-        amax: quantiser name -> largest magnitude, float32; 0-d, or ``[out]`` per channel.
+        amax: quantizer name -> largest magnitude, float32; 0-d, or ``[out]`` per channel.
         smooth: Linear name -> factor ``[in]`` its input is multiplied with (SmoothQuant; the
             weights in the graph are divided by it).
         info: weights hash, samples, versions, report per layer.
@@ -132,6 +132,6 @@ class Calibration:
         ]
         if bad:
             raise CalibrationError(
-                f"{len(bad)} quantisers have no usable range (zero, negative or not finite), "
+                f"{len(bad)} quantizers have no usable range (zero, negative or not finite), "
                 f"the first: {bad[0]}"
             )

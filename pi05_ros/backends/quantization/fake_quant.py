@@ -1,4 +1,4 @@
-"""Quantise-dequantise arithmetic exactly as ONNX defines it, as torch operators we can export.
+"""Quantize-dequantize arithmetic exactly as ONNX defines it, as torch operators we can export.
 
 ModelOpt finds the ranges; these operators apply them. So a calibrated stage needs no ModelOpt
 to run, export or be checked, and ONNX Runtime, TensorRT and torch see the same formula:
@@ -25,7 +25,7 @@ def scale_from_amax(amax: Tensor, kind: str) -> Tensor:
     """Scales that a float16 graph can hold: ``amax / largest`` rounded up to a half.
 
     Rounding up keeps the calibrated maximum unclipped. Every user of a calibration (FP32 twin,
-    FP16 artefact, kernels on the GPU) takes these same values.
+    FP16 artifact, kernels on the GPU) takes these same values.
 
     Args:
         amax: finite, >= 0, any shape.
@@ -56,7 +56,7 @@ def quantize(x: Tensor, scale: Tensor, kind: str) -> Tensor:
 
 @torch.library.custom_op("pi05_ros::fake_quantize", mutates_args=())
 def fake_quantize(x: Tensor, scale: Tensor, kind: str) -> Tensor:
-    """Quantise and dequantise an activation with one scale (0-d); result in ``x``'s dtype."""
+    """Quantize and dequantize an activation with one scale (0-d); result in ``x``'s dtype."""
     return (quantize(x, scale, kind).float() * scale.float()).to(x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Attach a calibration to a stage: its Linears become quantised ones with ready weight codes."""
+"""Attach a calibration to a stage: its Linears become quantized ones with ready weight codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class QuantLinear(nn.Module):
     ) -> None:
         super().__init__()
         if source.bias is not None:
-            raise CalibrationError("a Linear with a bias is never quantised here")
+            raise CalibrationError("a Linear with a bias is never quantized here")
         dtype, device = source.weight.dtype, source.weight.device
         weight = source.weight.detach().float()
         self.in_features: int = source.in_features
@@ -64,7 +64,7 @@ class QuantLinear(nn.Module):
 
 
 class QuantMatMul(nn.Module):
-    """A product of two activations, both quantised to FP8."""
+    """A product of two activations, both quantized to FP8."""
 
     def __init__(self, a_amax: Tensor, b_amax: Tensor, like: Tensor) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class QuantMatMul(nn.Module):
         self.b_scale: Tensor
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """``a @ b`` of the quantised operands."""
+        """``a @ b`` of the quantized operands."""
         a = fake_quantize(a, self.a_scale, "fp8")
         return torch.matmul(a, fake_quantize(b, self.b_scale, "fp8"))
 
@@ -82,16 +82,16 @@ class QuantMatMul(nn.Module):
 def apply_calibration(
     stage_module: nn.Module, stage: str, calibration: Calibration, only: str = ""
 ) -> None:
-    """Quantise a stage in place.
+    """Quantize a stage in place.
 
     Args:
-        stage_module: a `PrefillStage` or `DenoiseStage` without quantisers.
+        stage_module: a `PrefillStage` or `DenoiseStage` without quantizers.
         stage: its name, "prefill" or "denoise_step".
-        calibration: must name exactly the quantisers of the preset for this stage.
-        only: quantise the modules below this name alone ("mlp" for the MLPs of all layers).
+        calibration: must name exactly the quantizers of the preset for this stage.
+        only: quantize the modules below this name alone ("mlp" for the MLPs of all layers).
 
     Raises:
-        CalibrationError: quantisers missing, unknown, or of the wrong size.
+        CalibrationError: quantizers missing, unknown, or of the wrong size.
 
     """
     choice = calibration.choice
@@ -101,7 +101,7 @@ def apply_calibration(
     if present != expected:
         missing, extra = sorted(expected - present), sorted(present - expected)
         raise CalibrationError(
-            f"the calibration does not fit the {stage} stage: {len(missing)} quantisers are "
+            f"the calibration does not fit the {stage} stage: {len(missing)} quantizers are "
             f"missing and {len(extra)} are unknown (for example {(missing or extra)[0]})"
         )
     attach_quantizers(stage_module, stage, calibration, expected, only)
@@ -110,7 +110,7 @@ def apply_calibration(
 def attach_quantizers(
     root: nn.Module, stage: str, calibration: Calibration, expected: set[str], only: str = ""
 ) -> None:
-    """Replace the modules below ``root`` that ``expected`` names by quantised ones."""
+    """Replace the modules below ``root`` that ``expected`` names by quantized ones."""
     choice = calibration.choice
     for name, module in list(root.named_modules()):
         if only and f".{only}." not in name:

@@ -1,12 +1,12 @@
 """NVFP4 simulated in torch: what its accuracy would be, and nothing that runs on FP4 units.
 
 A value is ``code * block scale * tensor scale``: codes are E2M1 (0, 0.5, 1, 1.5, 2, 3, 4, 6 with a
-sign), 16 neighbours along the summed axis share a block scale in E4M3, and one float32 scale per
+sign), 16 neighbors along the summed axis share a block scale in E4M3, and one float32 scale per
 tensor brings the block scales into the range of E4M3. Only the tensor scale is calibrated; block
 scales follow from the data, those of activations anew in every run.
 
 ModelOpt's own kernels for it need CUDA. Conversion to ONNX needs FP4 tensors (opset 23) and
-TensorRT's dynamic quantiser operator; graphs of this project are opset 20.
+TensorRT's dynamic quantizer operator; graphs of this project are opset 20.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def dequantize_blocks(codes: Tensor, scales: Tensor, scale: Tensor) -> Tensor:
 
 
 def fake_quantize_blocks(x: Tensor, scale: Tensor) -> Tensor:
-    """Quantise and dequantise; result in the dtype of ``x``."""
+    """Quantize and dequantize; result in the dtype of ``x``."""
     return dequantize_blocks(*quantize_blocks(x, scale), scale).to(x.dtype)
 
 
@@ -85,7 +85,7 @@ class Fp4Linear(nn.Module):
     def __init__(self, source: nn.Linear, *, weight_amax: Tensor, input_amax: Tensor) -> None:
         super().__init__()
         if source.bias is not None:
-            raise CalibrationError("a Linear with a bias is never quantised here")
+            raise CalibrationError("a Linear with a bias is never quantized here")
         if source.in_features % FP4_BLOCK:
             raise CalibrationError(
                 f"a weight with {source.in_features} inputs has no whole blocks of {FP4_BLOCK}"
@@ -105,7 +105,7 @@ class Fp4Linear(nn.Module):
         self.input_scale: Tensor
 
     def weight(self) -> Tensor:
-        """Dequantised weights ``[out, in]``, float32."""
+        """Dequantized weights ``[out, in]``, float32."""
         return dequantize_blocks(self.codes.float(), self.block_scales, self.weight_scale)
 
     def range_use(self, x: Tensor) -> tuple[float, float]:
@@ -132,7 +132,7 @@ def require_exportable(choice: Preset, stages: tuple[str, ...]) -> None:
         others = ", ".join(name for name, other in PRESETS.items() if not other.fp4_mlp_stages)
         raise BackendError(
             f"preset {choice.name} cannot be exported: FP4 in the {bad[0]} needs ONNX opset 23 "
-            "and TensorRT's own quantiser operators, which TensorRT 10.13's parser lacks; judge "
+            "and TensorRT's own quantizer operators, which TensorRT 10.13's parser lacks; judge "
             "it with: pi05 check --backend simulated --calibration FOLDER. Presets for graphs "
             f"and engines: {others}"
         )

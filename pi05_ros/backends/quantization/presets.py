@@ -1,8 +1,8 @@
-"""What is quantised and how: our own explicit lists, never a preset of the quantiser library.
+"""What is quantized and how: our own explicit lists, never a preset of the quantizer library.
 
 ModelOpt's named presets mean different layers in different releases (a vision tower is left
 out of ``FP8_DEFAULT_CFG`` from 0.45 on, action projections never are), so every enabled
-quantiser is named here and its exact set is asserted afterwards.
+quantizer is named here and its exact set is asserted afterwards.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-# The Linears of a Gemma layer; nothing else is ever quantised (not: patch convolution, action
+# The Linears of a Gemma layer; nothing else is ever quantized (not: patch convolution, action
 # projections, time MLP, adaRMS dense, vision tower).
 MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
 GEMMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", *MLP_LINEARS)
-# Module name and quantisers of the two attention products.
+# Module name and quantizers of the two attention products.
 ATTENTION_PRODUCTS = {"qk": ("a", "b"), "av": ("a", "b")}
 FP4_BLOCK = 16  # values that share a scale, along the summed axis
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One way to quantise the prefill and denoise stages.
+    """One way to quantize the prefill and denoise stages.
 
     Attributes:
         weights: format of weights.
         per_channel: one weight scale per output channel, else one per matrix.
         activations: format of Linear inputs; None leaves them in half precision.
-        attention_stages: stages whose attention products are quantised too. The expert's
-            products are so small that quantising them costs more than it saves.
+        attention_stages: stages whose attention products are quantized too. The expert's
+            products are so small that quantizing them costs more than it saves.
         algorithm: ModelOpt's calibration algorithm.
         fp4_mlp_stages: stages whose MLPs are NVFP4 instead, weights and inputs; simulated only.
         experimental: taken only by those who say that they want an experiment.
@@ -71,7 +71,7 @@ PRESETS = {
             "int8",
             algorithm="smoothquant",
         ),
-        Preset("w8a16", "INT8 weights per channel, activations not quantised", "int8", True, None),
+        Preset("w8a16", "INT8 weights per channel, activations not quantized", "int8", True, None),
         Preset(
             "nvfp4",
             "EXPERIMENTAL, simulation only: fp8 with the prefill's MLPs in FP4",
@@ -88,12 +88,12 @@ PRESETS = {
 def preset(name: str) -> Preset:
     """Look up a preset by name."""
     if name not in PRESETS:
-        raise ValueError(f"unknown quantisation preset {name!r}; accepted: {', '.join(PRESETS)}")
+        raise ValueError(f"unknown quantization preset {name!r}; accepted: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def expected_quantizers(choice: Preset, depth: int, *, stages: tuple[str, ...]) -> set[str]:
-    """Names of exactly the quantisers that must be enabled.
+    """Names of exactly the quantizers that must be enabled.
 
     The prefill stage has no attention output and no MLP in its last layer: only its keys and
     values are used.

@@ -36,7 +36,7 @@ class StageRunner(Protocol):
 
 
 class TorchRunner:
-    """A stage module run by torch: the reference, and with quantisers the fake-quant one."""
+    """A stage module run by torch: the reference, and with quantizers the fake-quant one."""
 
     def __init__(self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         self.module = module

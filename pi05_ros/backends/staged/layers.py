@@ -21,7 +21,7 @@ def frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
 
 
 def linear(source: nn.Linear, dtype: torch.dtype) -> nn.Linear:
-    """A Linear of its own (so that it may be quantised) over the parameters of ``source``."""
+    """A Linear of its own (so that it may be quantized) over the parameters of ``source``."""
     has_bias = source.bias is not None
     result = nn.Linear(source.in_features, source.out_features, has_bias, device="meta")
     result.weight = frozen(source.weight, dtype)
@@ -31,7 +31,7 @@ def linear(source: nn.Linear, dtype: torch.dtype) -> nn.Linear:
 
 
 class MatMul(nn.Module):
-    """A matrix product of two activations, as a module so that quantisers can be attached."""
+    """A matrix product of two activations, as a module so that quantizers can be attached."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """``a @ b``."""

@@ -54,7 +54,7 @@ def create(
     shapes = StageShapes.of(model.config, views, max_prompt_tokens, horizon)
     root = Path(cache) if cache is not None else None
     engines = find_proven(weights_id(model), shapes, precision, device, root)
-    preset = engines.document["flags"]["preset"] or "not quantised"
+    preset = engines.document["flags"]["preset"] or "not quantized"
     name = engines.folder.name[:12]
     reason = f"TensorRT {version}, engine {name} ({preset}) with a passing report"
     retry = retry_of(engines)

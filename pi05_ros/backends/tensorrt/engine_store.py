@@ -417,7 +417,7 @@ def _require_fit(engines: EngineSet, shapes: StageShapes, precision: Precision) 
 
 
 def load_runners(engines: EngineSet, device: torch.device) -> dict[str, TrtRunner]:
-    """Deserialise the plans with one scratch memory between them; by graph name."""
+    """Deserialize the plans with one scratch memory between them; by graph name."""
     from pi05_ros.backends.tensorrt.runtime import PlanFile, Scratch, TrtRunner
 
     dtype = DTYPES[engines.document["flags"]["activation"]]

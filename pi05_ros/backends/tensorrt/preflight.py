@@ -1,7 +1,7 @@
 """Refuse a build early that would fail late: disk, GPU memory, host memory.
 
 The factors are rules of thumb. A builder holds the weights of a graph as parsed, its own copy, and
-the serialised plan before that is written; on the GPU the weights twice and what tactics try.
+the serialized plan before that is written; on the GPU the weights twice and what tactics try.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Scratch:
 
 
 class PlanFile:
-    """A deserialised engine with its runtime, logger and error recorder, which must outlive it."""
+    """A deserialized engine with its runtime, logger and error recorder, which must outlive it."""
 
     def __init__(self, path: Path) -> None:
         self.logger = Logger()

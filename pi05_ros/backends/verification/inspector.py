@@ -23,7 +23,7 @@ class EngineFacts:
 
     Attributes:
         layers: number of layers (kernels).
-        quantised: ONNX products that run in a layer with quantised inputs.
+        quantized: ONNX products that run in a layer with quantized inputs.
         missing: expected ones that do not.
         half_islands: softmax or reduce layers that read half precision.
         detailed: False if the engine was built without detailed profiling, so nothing is known.
@@ -31,7 +31,7 @@ class EngineFacts:
     """
 
     layers: int
-    quantised: int
+    quantized: int
     missing: list[str] = field(default_factory=list)
     half_islands: list[str] = field(default_factory=list)
     detailed: bool = True
@@ -68,7 +68,7 @@ def read_layers(text: str, expected: list[str], kind: str = "fp8") -> EngineFact
 
     Args:
         text: JSON of the inspector.
-        expected: names of the ONNX products that must run on quantised inputs.
+        expected: names of the ONNX products that must run on quantized inputs.
         kind: their number type, "fp8" or "int8".
 
     """
@@ -97,8 +97,8 @@ def read_layers(text: str, expected: list[str], kind: str = "fp8") -> EngineFact
     )
 
 
-def quantised_products(onnx_path: str) -> list[str]:
-    """Names of the products in a graph whose two sides are quantised.
+def quantized_products(onnx_path: str) -> list[str]:
+    """Names of the products in a graph whose two sides are quantized.
 
     Products of which only the weights are (preset w8a16) run in half precision.
     """

@@ -39,7 +39,7 @@ def markdown(report: Report, facts: dict[str, Any]) -> str:
         "",
         f"{report.samples} observations, {report.flow_steps} flow steps, precision "
         + ", ".join(f"{stage} {word}" for stage, word in report.precision.items())
-        + ". Reference: the same checkpoint in float32 on torch. `fake` is the same quantisation "
+        + ". Reference: the same checkpoint in float32 on torch. `fake` is the same quantization "
         "simulated in torch; `ratio` is engine error over simulated error.",
         "",
         *(f"- {name}: {_number(value)}" for name, value in facts.items()),

@@ -1,9 +1,9 @@
-"""Compare an engine with the plain model, stage by stage, and pass judgement.
+"""Compare an engine with the plain model, stage by stage, and pass judgment.
 
 Two correct implementations of one FP8 graph differ from each other about as much as FP8 differs
 from FP32, because a rounding difference of the last bit flips codes. Their *error against the
-unquantised model* agrees within about one percent. So the main criterion is the ratio of that
-error to the one of the same quantisation simulated in torch.
+unquantized model* agrees within about one percent. So the main criterion is the ratio of that
+error to the one of the same quantization simulated in torch.
 
 isolated  each stage gets the reference's input: says which stage is wrong
 chained   the engine gets pixels, prompt and noise: says what the robot would get
@@ -73,7 +73,7 @@ class StageResult:
         """Error of the engine over error of the simulation, both summed over samples."""
         theirs = sum(d.relative for d in self.fake)
         if not self.fake or theirs < 1e-5:
-            return math.nan  # nothing is quantised here: only the distances count
+            return math.nan  # nothing is quantized here: only the distances count
         return sum(d.relative for d in self.engine) / theirs
 
 
@@ -148,7 +148,7 @@ class _Judge:
         self.findings.append(Finding(item, value, limit, bool(value <= limit), level))
 
     def ratio(self, item: str, value: float, refuse: float, warn: float) -> None:
-        """Where nothing is quantised there is no ratio and nothing to judge."""
+        """Where nothing is quantized there is no ratio and nothing to judge."""
         if math.isnan(value):
             return
         self.at_most(item, value, refuse)
@@ -190,11 +190,11 @@ def check_engine(
     Args:
         engine: under test.
         reference: float32 stages of the same checkpoint.
-        fake_quant: the same with simulated quantisers; None if nothing is quantised.
+        fake_quant: the same with simulated quantizers; None if nothing is quantized.
         samples: golden observations and edge cases.
         steps: flow steps.
         thresholds: what refuses; None takes the defaults.
-        inspector: stage -> (facts, number of quantised products it must have); None where there
+        inspector: stage -> (facts, number of quantized products it must have); None where there
             is no engine to inspect.
         progress: called with (samples done, samples).
 
@@ -207,7 +207,7 @@ def check_engine(
             progress(index + 1, len(samples))
     judge = _Judge()
     _judge_stages(judge, limits, found)
-    _judge_actions(judge, limits, found.final, quantised=fake_quant is not None)
+    _judge_actions(judge, limits, found.final, quantized=fake_quant is not None)
     facts = _judge_inspector(judge, inspector or {})
     return Report(
         ok=all(f.ok for f in judge.findings if f.level == "refuse"),
@@ -367,9 +367,9 @@ def _judge_stages(judge: _Judge, limits: Thresholds, found: _Measured) -> None:
 
 
 def _judge_actions(
-    judge: _Judge, limits: Thresholds, final: StageResult, *, quantised: bool
+    judge: _Judge, limits: Thresholds, final: StageResult, *, quantized: bool
 ) -> None:
-    needed = limits.actions_cosine if quantised else limits.plain_cosine
+    needed = limits.actions_cosine if quantized else limits.plain_cosine
     judge.at_least("actions, chained: cosine", final.worst_cosine(), needed)
     judge.at_most(
         "actions, chained: mean absolute error",
@@ -391,6 +391,6 @@ def _judge_inspector(
         facts[stage] = {**asdict(found), "expected": expected}
         judge.never(f"{stage}: engine built without layer details", not found.detailed)
         if expected:
-            judge.at_least(f"{stage}: quantised products", found.quantised, expected)
+            judge.at_least(f"{stage}: quantized products", found.quantized, expected)
         judge.never(f"{stage}: softmax or norm in half precision", bool(found.half_islands))
     return facts

@@ -21,7 +21,7 @@ from pi05_ros.cli.engines.engine_options import (
     guarded,
     load_subject,
 )
-from pi05_ros.cli.engines.export import add_precision_arguments, export_subject, quantised_by
+from pi05_ros.cli.engines.export import add_precision_arguments, export_subject, quantized_by
 
 LADDER = (3, 2)  # some releases build broken norm kernels at 3 and above
 
@@ -52,7 +52,7 @@ class Attempt:
     """One rung of the ladder: what to build when the rung before was refused.
 
     Attributes:
-        level: TensorRT's optimisation level.
+        level: TensorRT's optimization level.
         prefill: precision of the prefill; None takes that of the whole build.
         note: why it is not what was asked for; empty for the first.
 
@@ -64,22 +64,22 @@ class Attempt:
 
 
 def ladder(args: argparse.Namespace) -> list[Attempt]:
-    """Optimisation level 3, then 2, then the prefill in FP16; what the user fixed stays fixed."""
+    """Optimization level 3, then 2, then the prefill in FP16; what the user fixed stays fixed."""
     levels = LADDER if args.optimization_level is None else (args.optimization_level,)
     rungs = [Attempt(levels[0], args.prefill)]
     for above, level in itertools.pairwise(levels):
-        note = f"optimisation level {level}: {above} was refused by its check"
+        note = f"optimization level {level}: {above} was refused by its check"
         rungs.append(Attempt(level, args.prefill, note))
     if args.precision == "fp8" and args.prefill is None:
         tried = " and ".join(map(str, levels))
-        note = f"prefill in FP16: quantised it was refused by its check at level {tried}"
+        note = f"prefill in FP16: quantized it was refused by its check at level {tried}"
         rungs.append(Attempt(levels[-1], "fp16", note))
     return rungs
 
 
 def needs_fp8(args: argparse.Namespace) -> bool:
     """Whether the engines need a GPU with FP8; those of an INT8 calibration do not."""
-    if not quantised_by(args):
+    if not quantized_by(args):
         return False
     return args.calibration is None or Calibration.load(args.calibration).choice.weights == "fp8"
 
@@ -119,7 +119,7 @@ def _run(args: argparse.Namespace) -> int:
         export, document = export_subject(given, subject, None)
         if golden is None and not args.no_check:  # missing ones must show before the long part
             golden = golden_samples(args, subject, document["calibration"])
-        print(f"TensorRT {version}, optimisation level {rung.level}, graphs {export}")
+        print(f"TensorRT {version}, optimization level {rung.level}, graphs {export}")
         with Progress(transient=True) as progress:
             bar: Any = _Bar(progress)
             engines = build_engines(export, flags, device, root=args.cache, progress=bar)

@@ -29,7 +29,7 @@ from pi05_ros.cli.engines.engine_options import (
     load_subject,
     show_progress,
 )
-from pi05_ros.cli.engines.export import add_precision_arguments, export_subject, quantised_by
+from pi05_ros.cli.engines.export import add_precision_arguments, export_subject, quantized_by
 
 PASSED, REFUSED = 0, 1
 DRY_RUN = "observations or ranges were made up; says nothing about a robot"
@@ -150,7 +150,7 @@ def check_subject(
             subject.model,
             subject.shapes,
             calibration=calibration,
-            quantised_stages=document["quantised_stages"],
+            quantized_stages=document["quantised_stages"],
             layout=document["layout"],
         )
     report = check_engine(
@@ -199,7 +199,7 @@ def check_engines(
         retry_of,
         write_report,
     )
-    from pi05_ros.backends.verification.inspector import quantised_products, read_layers
+    from pi05_ros.backends.verification.inspector import quantized_products, read_layers
     from pi05_ros.backends.verification.report import write_files
 
     document = read_export(export)
@@ -211,7 +211,7 @@ def check_engines(
     facts = {}
     kind = preset(document["preset"]).weights if document["preset"] else "fp8"
     for stage in engines.graphs:
-        expected = quantised_products(str(export / f"{stage}.onnx"))
+        expected = quantized_products(str(export / f"{stage}.onnx"))
         layers = engines.folder / f"layers_{stage}.json"
         try:
             found = read_layers(layers.read_text(encoding="utf-8"), expected, kind)
@@ -239,7 +239,7 @@ def check_engines(
             **({"second choice": retry} if retry else {}),
             **({"dry run": DRY_RUN} if dry_run else {}),
             "engine key": engines.folder.name,
-            "preset": document["preset"] or "not quantised",
+            "preset": document["preset"] or "not quantized",
             "layout": document["layout"],
             "TensorRT": engines.document["tensorrt"],
             **{f"machine {key}": value for key, value in machine.items()},
@@ -255,20 +255,20 @@ def _device(subject: Subject) -> torch.device:
 
 
 def simulated_engine(args: argparse.Namespace, subject: Subject) -> tuple[Any, dict[str, Any]]:
-    """A calibration's quantisation simulated in torch, and what it stands for."""
+    """A calibration's quantization simulated in torch, and what it stands for."""
     from pi05_ros.backends.export.artifacts import find_calibration
     from pi05_ros.backends.quantization.calibrate import reference_engine
 
-    stages = quantised_by(args)
+    stages = quantized_by(args)
     if not stages:
-        raise BackendError("nothing to simulate: neither prefill nor denoise is quantised")
+        raise BackendError("nothing to simulate: neither prefill nor denoise is quantized")
     calibration = find_calibration(subject.weights, args.calibration, args.cache)
     print(f"preset {calibration.preset}: {calibration.choice.summary}")
     engine = reference_engine(
         subject.model,
         subject.shapes,
         calibration=calibration,
-        quantised_stages=stages,
+        quantized_stages=stages,
         layout=args.layout,
     )
     engine.backend = f"simulated {calibration.preset}"
@@ -319,7 +319,7 @@ def _run(args: argparse.Namespace) -> int:
     facts = {
         **({"dry run": DRY_RUN} if dry_run else {}),
         "weights": subject.weights,
-        "preset": document["preset"] or "not quantised",
+        "preset": document["preset"] or "not quantized",
         "layout": document["layout"],
         "golden": golden.digest,
         **machine_facts(subject.model.device),

@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     return guarded(lambda: _run(args))
 
 
-def quantised_by(args: argparse.Namespace) -> list[str]:
-    """Stages that `add_precision_arguments` asks to quantise."""
+def quantized_by(args: argparse.Namespace) -> list[str]:
+    """Stages that `add_precision_arguments` asks to quantize."""
     words = {"prefill": args.prefill, "denoise_step": args.denoise}
     return [stage for stage, word in words.items() if (word or args.precision) == "fp8"]
 
@@ -73,9 +73,9 @@ def export_subject(
     activation = "fp32" if args.precision == "fp32" else "fp16"
     if activation == "fp32" and (args.prefill or args.denoise):
         raise BackendError("--prefill and --denoise go with --precision fp8 or fp16, not fp32")
-    quantised = quantised_by(args)
+    quantized = quantized_by(args)
     calibration = None
-    if quantised:
+    if quantized:
         calibration = find_calibration(subject.weights, args.calibration, args.cache)
     if out is None:
         return graphs_for(
@@ -85,7 +85,7 @@ def export_subject(
             activation,
             calibration,
             args.cache,
-            quantised,
+            quantized,
             args.layout,
         )
     document = export_all(
@@ -96,7 +96,7 @@ def export_subject(
         activation=activation,
         calibration=calibration,
         full_steps=full_steps,
-        quantised_stages=quantised,
+        quantized_stages=quantized,
         layout=args.layout,
     )
     return out, document

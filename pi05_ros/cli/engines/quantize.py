@@ -85,7 +85,7 @@ def _run(args: argparse.Namespace) -> int:
     inputs = [item for item in layers.items() if "amax" in item[1]]  # none where weights alone are
     worst = sorted(inputs, key=lambda item: -item[1].get("clipped", 0.0))
     beyond = "; inputs with most values beyond their range:" if worst else ""
-    print(f"{len(calibration.amax)} quantisers{beyond}")
+    print(f"{len(calibration.amax)} quantizers{beyond}")
     for name, row in worst[:LAYERS_SHOWN]:
         print(
             f"  {name}: amax {row['amax']:.4g}, "

@@ -1,4 +1,4 @@
-"""LeRobot's processor files: their steps, and the normalisers with their statistics."""
+"""LeRobot's processor files: their steps, and the normalizers with their statistics."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def read_normalizer(
     size: int,
     assumptions: list[str],
 ) -> Normalizer:
-    """Normaliser of one feature as its step says; statistics that are not there mean identity."""
+    """Normalizer of one feature as its step says; statistics that are not there mean identity."""
     step = find_step(steps, step_name)
     if step is None:
         return Normalizer("identity", family="lerobot")
@@ -116,14 +116,14 @@ def read_normalizer(
 
 
 def _covers(config: Mapping[str, Any], keys: Sequence[str] | None, feature: str) -> bool:
-    """Whether a normaliser step touches an observation: it is in `features` and in the keys."""
+    """Whether a normalizer step touches an observation: it is in `features` and in the keys."""
     features = config.get("features")
     listed = not isinstance(features, Mapping) or not features or feature in features
     return listed and (keys is None or feature in keys)
 
 
 def check_pictures_unchanged(folder: Path, steps: Sequence[Mapping[str, Any]]) -> None:
-    """Raise PolicyError if the preprocessor normalises pictures by statistics.
+    """Raise PolicyError if the preprocessor normalizes pictures by statistics.
 
     pi0.5 scales them to [-1, 1] in the model and expects IDENTITY here. A picture without
     statistics passes unchanged whatever the map says.
@@ -139,7 +139,7 @@ def check_pictures_unchanged(folder: Path, steps: Sequence[Mapping[str, Any]]) -
         visual = isinstance(value, Mapping) and value.get("type") == "VISUAL"
         if visual and _read_stats(folder, step, str(name)):
             raise PolicyError(
-                f"{PREPROCESSOR} normalises {name!r} by {norm_map['VISUAL']!r:.50}; "
+                f"{PREPROCESSOR} normalizes {name!r} by {norm_map['VISUAL']!r:.50}; "
                 "accepted for pictures: IDENTITY"
             )
 

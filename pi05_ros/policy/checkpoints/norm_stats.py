@@ -100,7 +100,7 @@ def _vector(path: Path, where: str, value: Any) -> np.ndarray:
 
 
 def openpi_normalization(checkpoint: Path, profile: RobotProfile) -> Normalization:
-    """Normalisation of an openpi checkpoint for a robot.
+    """Normalization of an openpi checkpoint for a robot.
 
     A key that the file lacks passes unchanged, as in openpi. That, and a file of another asset
     id than the profile's, is in the result's ``doubts``.

@@ -34,7 +34,7 @@ class Recipe:
         profile: the robot; ``horizon`` is None if only the weights' configuration tells it.
         normalization: state in, actions out.
         lerobot_pad: border value of LeRobot's resize, or None for openpi's (Pillow) resize.
-        prompt_state_size: the normalised state is padded with zeros to this length before it
+        prompt_state_size: the normalized state is padded with zeros to this length before it
             goes into the prompt (LeRobot up to 0.4.4), or None.
         max_prompt_tokens: longer prompts are cut.
         tokenizer: what the checkpoint names as its tokenizer, or None.

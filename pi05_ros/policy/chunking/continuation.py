@@ -16,7 +16,7 @@ class Continuation:
     """The not yet executed rest of a chunk, as guidance for the next.
 
     Attributes:
-        previous: float32 ``[H, 32]``, normalised; row 0 is the action at the new observation.
+        previous: float32 ``[H, 32]``, normalized; row 0 is the action at the new observation.
         left: rows that hold actions; the others are zero.
         delay: steps that will pass before the new chunk is there.
 

@@ -18,7 +18,7 @@ MODES = ("plain", "vjp", "vjp-scaled", "identity", "trained")
 MAX_DIGITS = 9
 """Of the number in "every N"."""
 THUMBNAIL = 32
-"""Side of the grey picture that changes are looked for in."""
+"""Side of the gray picture that changes are looked for in."""
 DYNAMIC: dict[str, float | int] = {
     "high": 50.0,
     "low": 25.0,
@@ -35,7 +35,7 @@ class Plan:
     """What is still to be done of the last chunk, as far as a rule needs it.
 
     Attributes:
-        motion: largest change of a joint over the next quarter of a chunk, normalised actions.
+        motion: largest change of a joint over the next quarter of a chunk, normalized actions.
         old: the cache is too old to be used once more.
 
     """
@@ -82,10 +82,10 @@ class OnChange:
 
     There is something to see
 
-    - when a picture has changed since the cache was made: the mean block difference of grey
+    - when a picture has changed since the cache was made: the mean block difference of gray
       thumbnails (of the camera that changed most), 0..255, is above ``high``; then until two
       pictures in a row differ by less than ``low``, so that motion is followed to its end;
-    - when the arm is about to move by less than ``slow`` (normalised actions, over a quarter of a
+    - when the arm is about to move by less than ``slow`` (normalized actions, over a quarter of a
       chunk): the precise part of a motion, before contact.
 
     An arm in quick motion changes its pictures as much as anything else does, so ``high`` is for
@@ -151,7 +151,7 @@ class OnChange:
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """Grey block means of uint8 ``[H, W, 3]``: float32 ``[h, w]``, about THUMBNAIL a side."""
+    """Gray block means of uint8 ``[H, W, 3]``: float32 ``[h, w]``, about THUMBNAIL a side."""
     rows, columns = (max(1, side // THUMBNAIL) for side in image.shape[:2])
     h, w = image.shape[0] // rows, image.shape[1] // columns
     whole = image[: h * rows, : w * columns].reshape(h, rows, w * columns * 3)

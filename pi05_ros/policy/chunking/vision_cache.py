@@ -25,7 +25,7 @@ class VisionCache:
 
     Args:
         engine: one that can keep image tokens (`SteerableEngine`).
-        threshold: mean block difference of grey thumbnails (0..255) against the picture that the
+        threshold: mean block difference of gray thumbnails (0..255) against the picture that the
             kept tokens come from, up to which they are used again. 0 reuses only where all block
             means are the same.
 

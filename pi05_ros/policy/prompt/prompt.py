@@ -1,6 +1,6 @@
 """Prompt text of pi0.5 and its token ids, cheap enough to be renewed at every tick.
 
-The normalised state is part of the prompt (unless the checkpoint says otherwise), so the ids
+The normalized state is part of the prompt (unless the checkpoint says otherwise), so the ids
 change with every observation while the task does not. The template and the bins are those of
 openpi's ``PaligemmaTokenizer`` (models/tokenizer.py).
 """
@@ -25,7 +25,7 @@ def clean_prompt(text: str) -> str:
 
 
 def discretize_state(state: np.ndarray) -> np.ndarray:
-    """Bin index -1..255 of each normalised state value, int64 ``[n]``.
+    """Bin index -1..255 of each normalized state value, int64 ``[n]``.
 
     Equal to ``np.digitize(state, np.linspace(-1, 1, 257)[:-1]) - 1`` for every float: edge k is
     -1 + k/128, and the multiplication by a power of two is exact. Values below -1 give -1,
@@ -88,12 +88,12 @@ class PromptEncoder:
         if self.incremental:
             self._values = [tokenizer.encode(f" {b}") for b in range(-1, STATE_BINS)]
             self._tail = tokenizer.encode(_TAIL)
-            # Neighbouring unknown characters are joined to one id, also over a cut.
+            # Neighboring unknown characters are joined to one id, also over a cut.
             self.incremental = not any(map(self._has_unknown, (*self._values, self._tail)))
         self._warned: set[str] = set()
 
     def encode(self, prompt: str, state: np.ndarray) -> np.ndarray:
-        """Ids of a prompt with a normalised, unpadded state ``[n]``: int64 ``[<= max_tokens]``.
+        """Ids of a prompt with a normalized, unpadded state ``[n]``: int64 ``[<= max_tokens]``.
 
         Raises:
             PolicyError: empty prompt, or NaN in the state.

@@ -37,7 +37,7 @@ class SentencePieceSettings:
 
 
 def read_settings(proto: bytes) -> SentencePieceSettings:
-    """Settings of a serialised ModelProto.
+    """Settings of a serialized ModelProto.
 
     Raises:
         ValueError: not a protobuf message.

@@ -90,7 +90,7 @@ class SentencePieceTokenizer:
         """True for byte-pair models that leave the text as it is and have no piece over a cut.
 
         A byte-pair merge builds a piece of the vocabulary, so nothing can grow over a cut whose
-        two neighbouring characters stand together in no piece. Unigram models weigh whole
+        two neighboring characters stand together in no piece. Unigram models weigh whole
         segmentations by floating-point sums; they are always encoded whole.
         """
         if not self._settings.cuttable:

@@ -1,4 +1,4 @@
-"""What a robot means to pi0.5: cameras, state, actions, normalisation, prompt - one YAML file.
+"""What a robot means to pi0.5: cameras, state, actions, normalization, prompt - one YAML file.
 
 The same dataclass also describes LeRobot checkpoints, which bring these facts themselves.
 """
@@ -61,7 +61,7 @@ class Gripper:
 class Ranges:
     """Value ranges used as statistics where a checkpoint has none (seeded random weights).
 
-    The normalised interval [-1, 1] is mapped onto [low, high]. Values outside [-1, 1] are not
+    The normalized interval [-1, 1] is mapped onto [low, high]. Values outside [-1, 1] are not
     clamped: limits are the executor's business, and silent clamping would hide a bad model.
     """
 

@@ -10,9 +10,9 @@ import numpy as np
 
 JOINT_SIGNS = np.array([1, -1, -1, 1, 1, 1, 1, 1, -1, -1, 1, 1, 1, 1], dtype=np.float64)
 GRIPPERS = (6, 13)
-# Finger travel of ALOHA's normalised gripper, metres.
+# Finger travel of ALOHA's normalized gripper, meters.
 _TRAVEL = (0.01844, 0.05800)
-# Servo horn and linkage lengths, metres.
+# Servo horn and linkage lengths, meters.
 _HORN, _LINK = 0.022, 0.036
 # Servo angle of the pi gripper's 0 and 1, radians.
 _PI_ANGLE = (0.5476, 1.6296)
@@ -21,7 +21,7 @@ _COMMAND_ANGLE = (-0.6213, 1.4910)
 
 
 def aloha_gripper_to_pi(value: np.ndarray) -> np.ndarray:
-    """ALOHA's normalised gripper position to the pi model's normalised servo angle."""
+    """ALOHA's normalized gripper position to the pi model's normalized servo angle."""
     travel = np.asarray(value) * (_TRAVEL[1] - _TRAVEL[0]) + _TRAVEL[0]
     sine = (_HORN**2 + travel**2 - _LINK**2) / (2 * _HORN * travel)
     angle = np.arcsin(np.clip(sine, -1.0, 1.0))

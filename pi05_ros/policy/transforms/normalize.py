@@ -1,4 +1,4 @@
-"""State and action normalisation, as openpi (transforms.py) and LeRobot (normalize_processor.py).
+"""State and action normalization, as openpi (transforms.py) and LeRobot (normalize_processor.py).
 
 The two agree in idea and differ in the small constant that keeps divisions finite, and in
 arithmetic: openpi computes in float64, LeRobot in float32. Neither clips.
@@ -27,7 +27,7 @@ LEROBOT_EPS = 1e-8
 
 @dataclass(frozen=True)
 class Normalizer:
-    """One vector's normalisation (state, or actions).
+    """One vector's normalization (state, or actions).
 
     Attributes:
         kind: "quantile" (q01/q99 to [-1, 1]), "quantile10" (q10/q90), "minmax", "zscore",
@@ -46,11 +46,11 @@ class Normalizer:
 
     def __post_init__(self) -> None:
         if self.kind not in NEEDED:
-            raise PolicyError(f"normalisation {self.kind!r}; accepted: {', '.join(NEEDED)}")
+            raise PolicyError(f"normalization {self.kind!r}; accepted: {', '.join(NEEDED)}")
         missing = [name for name in NEEDED[self.kind] if name not in self.stats]
         if missing:
             raise PolicyError(
-                f"{self.kind} normalisation needs the statistics {', '.join(NEEDED[self.kind])}; "
+                f"{self.kind} normalization needs the statistics {', '.join(NEEDED[self.kind])}; "
                 f"missing: {', '.join(missing)} (there: {', '.join(self.stats) or 'none'})"
             )
         sizes = {name: self.stats[name].shape for name in NEEDED[self.kind]}
@@ -137,7 +137,7 @@ IDENTITY = Normalizer("identity")
 
 @dataclass(frozen=True)
 class Normalization:
-    """Normalisation of one robot: the state on the way in, the actions on the way out.
+    """Normalization of one robot: the state on the way in, the actions on the way out.
 
     Attributes:
         state: see `Normalizer`.

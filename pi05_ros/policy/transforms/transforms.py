@@ -1,7 +1,7 @@
 """Robot conventions to model conventions and back, in pure functions (openpi transforms.py).
 
-Order on the way in: gripper convention, ALOHA maths, normalise, prompt, pad.
-Order on the way out: un-normalise, delta -> absolute, slice, ALOHA maths, gripper convention.
+Order on the way in: gripper convention, ALOHA maths, normalize, prompt, pad.
+Order on the way out: un-normalize, delta -> absolute, slice, ALOHA maths, gripper convention.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def gripper_from_model(value: np.ndarray, gripper: Gripper) -> np.ndarray:
 
 
 def state_to_model(profile: RobotProfile, state: np.ndarray) -> np.ndarray:
-    """State ``[n]`` in robot units to the model's conventions, not yet normalised."""
+    """State ``[n]`` in robot units to the model's conventions, not yet normalized."""
     out = np.array(state, copy=True)
     for gripper in profile.grippers:
         if gripper.state is not None:
@@ -63,7 +63,7 @@ def state_to_model(profile: RobotProfile, state: np.ndarray) -> np.ndarray:
 def actions_from_model(
     profile: RobotProfile, actions: np.ndarray, model_state: np.ndarray
 ) -> np.ndarray:
-    """Un-normalised model actions ``[H, >= A]`` to robot commands ``[H, A]``.
+    """Un-normalized model actions ``[H, >= A]`` to robot commands ``[H, A]``.
 
     Args:
         profile: the robot.

@@ -14,13 +14,13 @@ from pi05_ros.sim.arm.tasks import PUSHED_Y, Task
 from pi05_ros.sim.arm.world import World
 
 STEP = 0.022
-"""Farthest the commanded tip leads the measured one, metres."""
+"""Farthest the commanded tip leads the measured one, meters."""
 HOVER = 0.09
 GRASP_Z = 0.022
 LIFT_Z = 0.15
 PUSH_Z = 0.028
 BEHIND = 0.052
-"""Distance of the closed fingers behind the block before they push, metres."""
+"""Distance of the closed fingers behind the block before they push, meters."""
 
 
 def expert_target(world: World, task: Task) -> np.ndarray:

@@ -14,7 +14,7 @@ WRIST_TO_TIP = 0.135
 
 
 def inverse(tip: np.ndarray) -> np.ndarray:
-    """Joints [6] that bring the tip to ``tip`` [3] (metres), fingers along world y.
+    """Joints [6] that bring the tip to ``tip`` [3] (meters), fingers along world y.
 
     A point out of reach gives the joints for the nearest one in its direction.
     """

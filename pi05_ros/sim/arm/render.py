@@ -97,7 +97,7 @@ class GlRenderer:
 class RayRenderer:
     """Picture by casting one ray per pixel of a coarse grid; needs no OpenGL.
 
-    Colour = geom colour times (ambient + headlight + one directional light), like the GL
+    Color = geom color times (ambient + headlight + one directional light), like the GL
     renderers' diffuse shading, without antialiasing.
     """
 
@@ -143,8 +143,8 @@ class RayRenderer:
         sun = np.clip(-normals @ model.light_dir[0] / np.linalg.norm(model.light_dir[0]), 0, 1)
         head = model.vis.headlight
         light = head.ambient[0] + head.diffuse[0] * facing + model.light_diffuse[0][0] * sun
-        colour = np.where((geom >= 0)[:, None], model.geom_rgba[geom, :3] * light[:, None], 0.0)
-        coarse = np.round(np.clip(colour, 0, 1) * 255).astype(np.uint8).reshape(h, w, 3)
+        color = np.where((geom >= 0)[:, None], model.geom_rgba[geom, :3] * light[:, None], 0.0)
+        coarse = np.round(np.clip(color, 0, 1) * 255).astype(np.uint8).reshape(h, w, 3)
         return np.ascontiguousarray(
             coarse.repeat(factor, axis=0).repeat(factor, axis=1)[:height, :width]
         )

@@ -9,9 +9,9 @@ import numpy as np
 from pi05_ros.sim.arm.world import CONTROL_HZ, World
 
 LIFTED_Z = 0.09
-"""A block whose centre is higher than this has been picked up, metres (it lies at 0.02)."""
+"""A block whose center is higher than this has been picked up, meters (it lies at 0.02)."""
 HELD_M = 0.035
-"""A block farther than this from the tip is in the air, not in the gripper, metres."""
+"""A block farther than this from the tip is in the air, not in the gripper, meters."""
 PUSHED_Y = 0.10
 """A block beyond this line, on the table, has been pushed to the left: the goal strip's edge."""
 HOLD_STEPS = 4

@@ -23,13 +23,13 @@ CONTROL_DT = 1.0 / CONTROL_HZ
 FINGER_TRAVEL = 0.038
 """Metres each finger moves between open and closed."""
 BLOCK_HALF = 0.02
-"""Half of a block's edge, metres; also its height when it lies on the table."""
+"""Half of a block's edge, meters; also its height when it lies on the table."""
 
 AREA_X = (0.24, 0.38)
 AREA_Y = (-0.15, 0.05)
-"""Where blocks start, metres. The goal strip for pushing begins at y = 0.10."""
+"""Where blocks start, meters. The goal strip for pushing begins at y = 0.10."""
 BLOCK_GAP = 0.085
-"""Smallest distance between the centres of two blocks at the start: room for a finger."""
+"""Smallest distance between the centers of two blocks at the start: room for a finger."""
 HOME_TIP = (0.24, -0.04, 0.18)
 """Middle of the start positions of the tip."""
 
@@ -134,11 +134,11 @@ class World:
 
     @property
     def tip(self) -> np.ndarray:
-        """Point between the finger tips, metres ``[3]``."""
+        """Point between the finger tips, meters ``[3]``."""
         return self.data.site_xpos[self._tip].copy()
 
     def block(self, name: str) -> np.ndarray:
-        """Centre of a block, metres ``[3]``."""
+        """Center of a block, meters ``[3]``."""
         return self.data.body(name).xpos.copy()
 
     @property

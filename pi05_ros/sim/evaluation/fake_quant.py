@@ -1,8 +1,8 @@
 """FP8 and INT8 arithmetic imitated in float32, to see what rounding does to success rates.
 
 Weights are rounded per output channel, activations per tensor with the range of the tensor at
-hand, which is what dynamic quantisation does. Norms, softmax, RoPE, the patch convolution and the
-four action heads stay as they are: these are the precision islands of the quantised engines.
+hand, which is what dynamic quantization does. Norms, softmax, RoPE, the patch convolution and the
+four action heads stay as they are: these are the precision islands of the quantized engines.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class FakeQuantLinear(nn.Module):
         return F.linear(rounded(x, x.detach().abs().amax(), self.kind), self.weight, self.bias)
 
 
-def fake_quantise(model: Pi05, kind: str) -> int:
+def fake_quantize(model: Pi05, kind: str) -> int:
     """Replace the linear layers of all three stacks in place; returns how many.
 
     Raises:
@@ -55,7 +55,7 @@ def fake_quantise(model: Pi05, kind: str) -> int:
 
     """
     if kind not in KINDS:
-        raise ValueError(f"fake quantisation {kind!r}; accepted: {', '.join(KINDS)}")
+        raise ValueError(f"fake quantization {kind!r}; accepted: {', '.join(KINDS)}")
     count = 0
     for part in _PARTS:
         for module in list(model.get_submodule(part).modules()):

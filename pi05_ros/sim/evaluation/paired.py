@@ -100,9 +100,9 @@ def _interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     discordant, pairs = float(gained + lost), n
     if discordant < FEW:
         discordant, pairs = discordant + 1, pairs + 2
-    centre = (gained - lost) / pairs
-    half = Z95 * math.sqrt(max(0.0, discordant - pairs * centre**2)) / pairs
-    return max(-1.0, centre - half), min(1.0, centre + half)
+    center = (gained - lost) / pairs
+    half = Z95 * math.sqrt(max(0.0, discordant - pairs * center**2)) / pairs
+    return max(-1.0, center - half), min(1.0, center + half)
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:

@@ -43,7 +43,7 @@ class Point:
 
 
 def points(summary: Sequence[Entry]) -> list[Point]:
-    """Entries of `summarise` with the right prompt, tasks put together."""
+    """Entries of `summarize` with the right prompt, tasks put together."""
     groups: dict[tuple[object, ...], list[Entry]] = {}
     for entry in summary:
         if entry["task"] == entry["prompted"]:

@@ -23,7 +23,7 @@ from pi05_ros.sim.arm.tasks import TASKS
 from pi05_ros.sim.arm.world import CAMERAS, World
 from pi05_ros.sim.evaluation import results_file
 from pi05_ros.sim.evaluation.episode import Result, Setting, chunk_maker, run_episode
-from pi05_ros.sim.evaluation.fake_quant import IMITATED, fake_quantise
+from pi05_ros.sim.evaluation.fake_quant import IMITATED, fake_quantize
 from pi05_ros.sim.evaluation.workers import as_done
 from pi05_ros.sim.training.demonstrations import RENDER_SIZE
 
@@ -68,9 +68,9 @@ class Rate:
         if not n:
             return math.nan, math.nan
         p, z2 = self.rate, Z95 * Z95
-        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+        center = (p + z2 / (2 * n)) / (1 + z2 / n)
         half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return max(0.0, center - half), min(1.0, center + half)
 
 
 def arm_limits() -> JointLimits:
@@ -153,7 +153,7 @@ class PolicyOfSetting:
             model = getattr(policy.engine, "model", None)
             if not isinstance(model, Pi05):
                 raise ValueError(f"precision {setting.precision} needs the eager backend")
-            fake_quantise(model, imitated)
+            fake_quantize(model, imitated)
         self._policy, self._loaded = policy, wanted
         return policy
 
@@ -281,7 +281,7 @@ def write_csv(rows: Sequence[dict[str, object]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def summarise(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+def summarize(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
     """One entry per setting, task and prompt, in order of appearance."""
     names = [item.name for item in fields(Setting)] + ["task", "prompted"]
     groups: dict[tuple[object, ...], list[dict[str, object]]] = {}
@@ -324,7 +324,7 @@ def _group(members: Sequence[dict[str, object]]) -> dict[str, object]:
 
 
 def markdown(summary: Sequence[dict[str, object]], setting_type: type[Setting] = Setting) -> str:
-    """Table for people, one line per entry of `summarise`."""
+    """Table for people, one line per entry of `summarize`."""
     head = (
         "setting",
         "task",

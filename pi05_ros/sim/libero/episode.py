@@ -10,7 +10,7 @@ import numpy as np
 
 from pi05_ros.policy.chunking.chunk_maker import ChunkMaker
 from pi05_ros.sim.evaluation.episode import Chunking, Result, Setting, chunk_maker
-from pi05_ros.sim.evaluation.run import Job, PolicyOfSetting, summarise
+from pi05_ros.sim.evaluation.run import Job, PolicyOfSetting, summarize
 from pi05_ros.sim.libero import benchmark
 
 
@@ -174,4 +174,4 @@ def suite_totals(rows: list[dict[str, object]]) -> list[dict[str, object]]:
         name = str(row["task"]).partition("/")[0]
         done = name if row["success"] else ""
         suites.append({**row, "task": name, "prompted": name, "done": done})
-    return summarise(suites)
+    return summarize(suites)

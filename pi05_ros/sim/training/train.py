@@ -158,7 +158,7 @@ def loss_of(
         images: uint8 ``[B, V, S, S, 3]``.
         tokens: ``[B, L]``, 0 at padding.
         seen: bool ``[B, V]``.
-        actions: normalised ``[B, H, 32]``.
+        actions: normalized ``[B, H, 32]``.
         noise: ``[B * draws, H, 32]``.
         t: flow time ``[B * draws]``.
         decided: number of leading actions that are given, int64 ``[B * draws]``.
@@ -184,7 +184,7 @@ def loss_of(
 
 
 class Trainer:
-    """Weights, their moving average and the optimiser; saved and resumed as one safetensors."""
+    """Weights, their moving average and the optimizer; saved and resumed as one safetensors."""
 
     def __init__(self, device: torch.device, recipe: Recipe, compiled: bool) -> None:
         self.device = device
@@ -208,7 +208,7 @@ class Trainer:
         self.loss: Callable[..., Tensor] = torch.compile(loss_of) if compiled else loss_of
 
     def train_step(self, data: dict[str, Tensor], progress: float) -> Tensor:
-        """One optimiser step; ``progress`` 0..1 sets the cosine learning rate."""
+        """One optimizer step; ``progress`` 0..1 sets the cosine learning rate."""
         recipe, g, device = self.recipe, self.generator, self.device
         N, B, D = len(data["tokens"]), recipe.batch, recipe.batch * recipe.draws
         rows = torch.randint(0, N, (B,), generator=g, device=device)

@@ -3,7 +3,7 @@
 // Each block takes a slice of the keys (of the prefix and of the tail), computes S' = K Q' and
 // O' = V' P' of its slice with wgmma, and sends its part of O to the block that owns those columns of
 // the head, and the largest logit and the sum of each row to all. The owner weights the parts, adds
-// them and quantises: an exchange through distributed shared memory instead of a second kernel.
+// them and quantizes: an exchange through distributed shared memory instead of a second kernel.
 // Prefix keys and values are in shared memory before the kernel in front has finished. Sums run in a
 // fixed order, so replays are equal bit for bit.
 //

@@ -211,7 +211,7 @@ prefix_gate_up(const u8* image, int image_rows, const u8* weight, const float* w
     const int thread = threadIdx.x - WARPGROUP, lane = thread % 32;
     const int pair = 8 * (thread % WARPGROUP / 32) + lane / 4;  // of a tile of 64 rows
     const int first = thread / WARPGROUP * HALF;
-    const float scale = *image_scale, quantise = 1.0f / *out_scale;
+    const float scale = *image_scale, quantize = 1.0f / *out_scale;
     u8* staged = smem + STAGES * STAGE_BYTES + 2 * (lane % 4) * CHUNK_COLUMNS;
     float largest = 0.0f;
     int done = 0;
@@ -223,7 +223,7 @@ prefix_gate_up(const u8* image, int image_rows, const u8* weight, const float* w
         const float2 two = *reinterpret_cast<const float2*>(
             weight_scale + item.tile * BLOCK_ROWS + (first + i) * ROW_CAP + 2 * pair);
         gate_scale[i] = two.x * scale;
-        up_scale[i] = two.y * scale * quantise;
+        up_scale[i] = two.y * scale * quantize;
       }
       float d[HALF][COLS / 2];
       multiply<STAGED>(base, K_CHUNKS, done, d);

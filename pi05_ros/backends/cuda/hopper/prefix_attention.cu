@@ -11,7 +11,7 @@
 // Q is fetched once for the cluster (multicast). At the end each block owns some columns of the
 // head: the others send it their parts of these (bf16, relative to their own largest logit), and
 // the largest logit and the sum of each row, through distributed shared memory, to where Q was; it
-// weights, adds and quantises. Thread i adds what threads i of the others sent, in a fixed order,
+// weights, adds and quantizes. Thread i adds what threads i of the others sent, in a fixed order,
 // so replays are equal bit for bit.
 //
 // Keys behind the length get no weight. Values behind it are overwritten with zeros in shared

@@ -5,7 +5,7 @@
 //   gate_up        (adaRMS) gate and up projection -> GeGLU -> e4m3
 //   down_residual  down projection, as out_residual
 //
-// The mathematics is that of kernels/denoise.py (adaRMS folded into neighbours, modulation looked up
+// The mathematics is that of kernels/denoise.py (adaRMS folded into neighbors, modulation looked up
 // per row). What differs is the way that data takes:
 //
 // - Weights are the first operand (64 rows of the result per block), action rows the second: 10 rows
@@ -128,7 +128,7 @@ __device__ __forceinline__ void residual(
   const int column = tile * TILE + 4 * quad;
   const int clean = *frozen;
   const float4 scale = scaled(load4(weight_scale + column), *image_scale);
-  const float quantise = 1.0f / *mirror_scale;
+  const float quantize = 1.0f / *mirror_scale;
   float4 gate[ROUNDS], next[ROUNDS];
 #pragma unroll
   for (int i = 0; i < ROUNDS; i++) {
@@ -169,8 +169,8 @@ __device__ __forceinline__ void residual(
       sum.w += gate[i].w * y.w;
       const float m0 = sum.x * next[i].x, m1 = sum.y * next[i].y;
       const float m2 = sum.z * next[i].z, m3 = sum.w * next[i].w;
-      const u32 low = to_e4m3x2(m0 * quantise, m1 * quantise);
-      const u32 high = to_e4m3x2(m2 * quantise, m3 * quantise);
+      const u32 low = to_e4m3x2(m0 * quantize, m1 * quantize);
+      const u32 high = to_e4m3x2(m2 * quantize, m3 * quantize);
       *reinterpret_cast<u32*>(mirror + activation_offset(t, column)) = low | high << 16;
       *reinterpret_cast<float4*>(x + t * WIDTH + column) = sum;
       largest = fmaxf(fmaxf(fmaxf(largest, fabsf(m0)), fmaxf(fabsf(m1), fabsf(m2))), fabsf(m3));
@@ -229,7 +229,7 @@ gate_up(const u8* mirror, const u8* weight, const float* weight_scale, const flo
   const float2 scale = make_float2(weights.x * *mirror_scale, weights.y * *mirror_scale);
   const float2 shift_now = load2(bias + step * bias_stride + n);
   const float2 shift_clean = load2(bias + steps * bias_stride + n);
-  const float quantise = 1.0f / *out_scale;
+  const float quantize = 1.0f / *out_scale;
   float d[ROWS / 2] = {};
   Block::wait_and_fetch(base, mirror, first, horizon);
   RowSums row_sums;
@@ -259,7 +259,7 @@ gate_up(const u8* mirror, const u8* weight, const float* weight_scale, const flo
     const int t = 8 * (i / 2) + low + i % 2;
     if (t >= horizon) continue;
     largest = fmaxf(largest, fabsf(hidden[i]));
-    staged[t * OUT_PAD + pair] = to_e4m3x2(hidden[i] * quantise, 0.0f);
+    staged[t * OUT_PAD + pair] = to_e4m3x2(hidden[i] * quantize, 0.0f);
   }
   __syncthreads();
   const int t = tid / 2;

@@ -40,7 +40,7 @@ class Modulation:
     bias: Tensor
 
 
-def dequantise(linear: Linear) -> Tensor:
+def dequantize(linear: Linear) -> Tensor:
     """The matrix the kernels multiply with, float32 ``[N, K]``."""
     weight = (unpack_weight(linear.weight) if linear.image else linear.weight).float()
     return weight if linear.scale is None else weight * linear.scale[:, None]
@@ -65,7 +65,7 @@ def build(weights: Weights, steps: int) -> Modulation:
     mod[:, :, 0] += 1.0
     columns = []
     for index, layer in enumerate(weights.expert):
-        columns.append(mod[:, 2 * index, 1] @ dequantise(layer.qkv).t())
-        columns.append(mod[:, 2 * index + 1, 1] @ dequantise(layer.gate_up).t())
+        columns.append(mod[:, 2 * index, 1] @ dequantize(layer.qkv).t())
+        columns.append(mod[:, 2 * index + 1, 1] @ dequantize(layer.gate_up).t())
     bias = torch.cat(columns, dim=1).reshape(steps + 1, len(weights.expert), -1).contiguous()
     return Modulation(steps, mod, bias)

@@ -1,6 +1,6 @@
 """What vision, prefill and denoise share: buffers, scales of GEMM inputs, the GEMM call.
 
-Stages only enqueue work on static buffers: no synchronisation, no allocation, and nothing that
+Stages only enqueue work on static buffers: no synchronization, no allocation, and nothing that
 depends on values on the device, so that graphs.py can capture them.
 """
 

@@ -211,7 +211,7 @@ class VisionStage(Stage):
 
     def _gelu(self, y: Tensor, linear: Linear, out: Tensor, target: Linear) -> None:
         scale, amax = self.site(target)
-        prefill.gelu_quantise[(y.shape[0], triton.cdiv(y.shape[1], 1024))](
+        prefill.gelu_quantize[(y.shape[0], triton.cdiv(y.shape[1], 1024))](
             y,
             linear.scale,
             linear.bias,

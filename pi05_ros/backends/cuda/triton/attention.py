@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pi05_ros.backends.cuda.triton.primitives import pdl_trigger, pdl_wait, store_quantised
+from pi05_ros.backends.cuda.triton.primitives import pdl_trigger, pdl_wait, store_quantized
 
 
 @triton.jit(do_not_specialize=["rows", "extra", "keys_per_split"])
@@ -41,11 +41,11 @@ def attend(
     """Softmax(q k') v over one split of the keys; q carries 1/sqrt(d) * log2(e).
 
     q ``[rows, HEAD_DIM]``; k, v ``[>= length + extra, HEAD_DIM]``; out
-    ``[splits, rows, HEAD_DIM]`` normalised within the split, lse (base 2) ``[splits, rows]``.
+    ``[splits, rows, HEAD_DIM]`` normalized within the split, lse (base 2) ``[splits, rows]``.
     Keys [0, length) are the prefix, final before this kernel was launched; [length, length +
     extra) come from the kernel in front. ONE_BLOCK: a split is one block of BN keys and the
     prefix part loads above the wait.
-    DIRECT: there is one split and out is the (quantised) input of the output projection.
+    DIRECT: there is one split and out is the (quantized) input of the output projection.
     """
     tile = tl.program_id(0)
     split = tl.program_id(1)
@@ -104,7 +104,7 @@ def attend(
     lse = tl.where(empty, -1e30, top + tl.log2(tl.where(empty, 1.0, norm)))
     out = out_ptr + out_offset[:, None] * HEAD_DIM + d[None, :]
     if DIRECT:
-        store_quantised(out, acc, live_rows[:, None], scale, amax_ptr, MONITOR)
+        store_quantized(out, acc, live_rows[:, None], scale, amax_ptr, MONITOR)
     else:
         tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=live_rows[:, None])
         tl.store(lse_ptr + out_offset, lse, mask=live_rows)
@@ -152,7 +152,7 @@ def combine(
         )
         acc += (tl.exp2(weight - top) / total)[:, None] * part.to(tl.float32)
     pointers = out_ptr + r[:, None] * HEAD_DIM + d[None, :]
-    store_quantised(pointers, acc, live[:, None], scale, amax_ptr, MONITOR)
+    store_quantized(pointers, acc, live[:, None], scale, amax_ptr, MONITOR)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -214,9 +214,9 @@ def attend_image(
         acc1 = tl.dot(p16, v1, acc1 * fade[:, None])
         top = higher
     out = out_ptr + (image * tokens + m)[:, None] * WIDTH + head * HEAD_DIM
-    store_quantised(
+    store_quantized(
         out + d0[None, :], acc0 / norm[:, None], live & in_head0, scale, amax_ptr, MONITOR
     )
-    store_quantised(
+    store_quantized(
         out + d1[None, :], acc1 / norm[:, None], live & in_head, scale, amax_ptr, MONITOR
     )

@@ -4,7 +4,7 @@ One layer of one step is six launches, and no launch is spent on a norm:
 
     qkv_rope      (adaRMS) q, k, v -> rope -> q buffer, tail of the K/V cache
     attend        split over the keys, see attention.py
-    combine       joins the splits, writes the (quantised) input of the output projection
+    combine       joins the splits, writes the (quantized) input of the output projection
     residual_gemm output projection: x += gate * y; leaves the input of the next GEMM behind
     gate_up       (adaRMS) gate and up projection -> GeGLU
     residual_gemm down projection: as above
@@ -32,7 +32,7 @@ from pi05_ros.backends.cuda.triton.primitives import (
     gelu_tanh,
     pdl_trigger,
     pdl_wait,
-    store_quantised,
+    store_quantized,
 )
 
 
@@ -172,7 +172,7 @@ def qkv_rope(
 ):
     """q, k, v of the action rows, rotated; k and v go to the rows after the prefix in the cache.
 
-    Weight rows are packed so that the two halves of a rotated pair are neighbours (weights.py).
+    Weight rows are packed so that the two halves of a rotated pair are neighbors (weights.py).
     Program: BN packed columns = BN/2 pairs of one head (q heads, then k, then v).
     """
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -257,7 +257,7 @@ def gate_up(
     column = n0 // 2 + tl.arange(0, BN // 2)
     pointers = out_ptr + m[:, None] * F + column[None, :]
     live = m[:, None] < horizon
-    store_quantised(pointers, hidden, live, out_scale, amax_ptr, MONITOR)
+    store_quantized(pointers, hidden, live, out_scale, amax_ptr, MONITOR)
 
 
 @triton.jit(do_not_specialize=["step", "steps", "horizon"])
@@ -332,7 +332,7 @@ def residual_gemm(
             tl.store(arrived_ptr + pid, 0)
         x = tl.where(live, x + gate * acc, 0.0)
         mirror = x * next_scale
-        store_quantised(mirror_ptr + offset, mirror, live, mirror_scale, amax_ptr, MONITOR)
+        store_quantized(mirror_ptr + offset, mirror, live, mirror_scale, amax_ptr, MONITOR)
         tl.store(x_ptr + offset, x, mask=live)
         tl.store(ss_ptr + pid * BM + m, tl.sum(x * x, axis=1))
 
@@ -429,6 +429,6 @@ def euler_step(
                 place = (col // 128) * 8192 + m * 128 + ((col % 128) ^ ((m % 8) * 16))
             else:
                 place = m * D + col
-            store_quantised(mirror_ptr + place, mirror, col < D, mirror_scale, amax_ptr, MONITOR)
+            store_quantized(mirror_ptr + place, mirror, col < D, mirror_scale, amax_ptr, MONITOR)
         part = tl.arange(0, triton.next_power_of_2(PARTS))
         tl.store(ss_ptr + part * BM + m, tl.where(part == 0, total, 0.0), mask=part < PARTS)

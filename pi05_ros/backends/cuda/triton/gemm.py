@@ -15,7 +15,7 @@ from pi05_ros.backends.cuda.triton.primitives import (
     gelu_tanh,
     pdl_trigger,
     pdl_wait,
-    store_quantised,
+    store_quantized,
 )
 
 
@@ -77,7 +77,7 @@ def geglu_gemm(
         m = m0 + tl.arange(0, BM)
         f = n0 // 2 + tl.arange(0, BN // 2)
         pointers = out_ptr + m[:, None] * F + f[None, :]
-        store_quantised(pointers, hidden, m[:, None] < rows, out_scale, amax_ptr, MONITOR)
+        store_quantized(pointers, hidden, m[:, None] < rows, out_scale, amax_ptr, MONITOR)
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -15,7 +15,7 @@ from pi05_ros.backends.cuda.triton.primitives import (
     gelu_tanh,
     pdl_trigger,
     pdl_wait,
-    store_quantised,
+    store_quantized,
 )
 
 
@@ -72,7 +72,7 @@ def residual_rms(
         tl.store(sum_ptr + offset, stored, mask=live)
         x = stored.to(tl.float32)
     r = tl.rsqrt(tl.sum(x * x, axis=0) / D + 1e-6)
-    store_quantised(out_ptr + to, x * r, live, out_scale, amax_ptr, MONITOR)
+    store_quantized(out_ptr + to, x * r, live, out_scale, amax_ptr, MONITOR)
 
 
 @triton.jit
@@ -130,7 +130,7 @@ def residual_layernorm(
     r = tl.rsqrt(tl.sum(centred * centred, axis=0) / D + 1e-6)
     out = centred * r * tl.load(w_ptr + d, mask=live, other=0.0)
     out += tl.load(b_ptr + d, mask=live, other=0.0)
-    store_quantised(out_ptr + offset, out, live, out_scale, amax_ptr, MONITOR)
+    store_quantized(out_ptr + offset, out, live, out_scale, amax_ptr, MONITOR)
 
 
 @triton.jit
@@ -222,7 +222,7 @@ def geglu(
         gate *= tl.load(gate_scale_ptr + f, mask=live, other=0.0)
         up *= tl.load(up_scale_ptr + f, mask=live, other=0.0)
     hidden = gelu_tanh(gate) * up
-    store_quantised(out_ptr + row * F + f, hidden, live, out_scale, amax_ptr, MONITOR)
+    store_quantized(out_ptr + row * F + f, hidden, live, out_scale, amax_ptr, MONITOR)
 
 
 @triton.jit
@@ -234,7 +234,7 @@ def _scaled_product(y_ptr, scale_ptr, bias_ptr, n, live):
 
 
 @triton.jit
-def gelu_quantise(
+def gelu_quantize(
     y_ptr,
     y_scale_ptr,
     y_bias_ptr,
@@ -245,13 +245,13 @@ def gelu_quantise(
     BLOCK: tl.constexpr,
     MONITOR: tl.constexpr,
 ):
-    """SigLIP fc1 in FP8: ``gelu(y * y_scale + bias)`` -> ``[rows, F]`` quantised for fc2."""
+    """SigLIP fc1 in FP8: ``gelu(y * y_scale + bias)`` -> ``[rows, F]`` quantized for fc2."""
     row = tl.program_id(0)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = f < F
     out_scale = tl.load(scale_ptr)
     y = _scaled_product(y_ptr + row * F, y_scale_ptr, y_bias_ptr, f, live)
-    store_quantised(out_ptr + row * F + f, gelu_tanh(y), live, out_scale, amax_ptr, MONITOR)
+    store_quantized(out_ptr + row * F + f, gelu_tanh(y), live, out_scale, amax_ptr, MONITOR)
 
 
 @triton.jit

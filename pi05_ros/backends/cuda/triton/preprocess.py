@@ -1,4 +1,4 @@
-"""Camera frame -> patches: the antialiased resize of Pillow, normalisation, im2col.
+"""Camera frame -> patches: the antialiased resize of Pillow, normalization, im2col.
 
 Pillow resizes 8-bit images in fixed point: horizontal pass, rounding to 8 bits, vertical pass,
 rounding to 8 bits, with filter weights of 22 fractional bits. Doing the same integer arithmetic

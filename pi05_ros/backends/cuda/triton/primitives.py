@@ -1,4 +1,4 @@
-"""Device functions that the kernels share: GELU, quantised stores, dependent launch."""
+"""Device functions that the kernels share: GELU, quantized stores, dependent launch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def gelu_tanh(x):
 
 
 @triton.jit
-def store_quantised(pointers, value, mask, scale, amax_ptr, MONITOR: tl.constexpr):
+def store_quantized(pointers, value, mask, scale, amax_ptr, MONITOR: tl.constexpr):
     """Store value in the buffer's type: BF16 as is, e4m3 as value / scale, saturated.
 
     `scale` is a value: load it early, a memory latency at the end of a kernel is never hidden.
