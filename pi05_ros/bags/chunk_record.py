@@ -19,7 +19,7 @@ from pi05_ros.bags.messages import (
     to_ns,
     typestore,
 )
-from pi05_ros.policy.chunk import ActionChunk
+from pi05_ros.policy.interface import ActionChunk
 
 TIMING_FIELDS = (
     "queue_ms",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pi05_ros.policy.chunk import ActionMeaning
+from pi05_ros.policy.interface import ActionMeaning
 
 MAX_HORIZON = 10_000
 MAX_STEP_NS = 10_000_000_000

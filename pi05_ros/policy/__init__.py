@@ -5,15 +5,21 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pi05_ros.policy.chunk import ActionChunk, ActionMeaning, ActionUnit, StageTimings
 from pi05_ros.policy.errors import PolicyError, RobotProfileError
-from pi05_ros.policy.interface import Observation
+from pi05_ros.policy.interface import (
+    ActionChunk,
+    ActionMeaning,
+    ActionUnit,
+    Observation,
+    PolicyInfo,
+    StageTimings,
+)
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.robots.profile_yaml import available_robots, load_profile
 from pi05_ros.resources import config_dir
 
 if TYPE_CHECKING:
-    from pi05_ros.policy.policy import Policy, PolicyInfo
+    from pi05_ros.policy.policy import Policy
 
 __all__ = [
     "ActionChunk",
@@ -33,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Policy", "PolicyInfo"):
+    if name == "Policy":
         from pi05_ros.policy import policy
 
         return getattr(policy, name)

@@ -1,11 +1,22 @@
-"""What the policy looks at: camera pictures, robot state, prompt."""
+"""What goes into a policy and comes out of it: observation, action chunk, description.
+
+Imports no torch: the executor and the robot profiles do without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pi05_ros.backends import Precision
+
+MAX_SEED = 2**63 - 1
+"""Largest seed of the flow noise; seeds that are counted up start again at 0 behind it."""
 
 
 @dataclass(frozen=True)
@@ -29,3 +40,108 @@ class Observation:
     """Time of the oldest sample in it, nanoseconds of the robot's clock; 0 if unknown."""
     age_s: float = field(default=0.0)
     """How long before the inference begins that was; chunks that continue each other need it."""
+
+
+class ActionMeaning(IntEnum):
+    """What one action value means; the numbers are those of ActionChunk.msg."""
+
+    ABSOLUTE = 0
+    DELTA = 1
+    VELOCITY = 2
+    TASK_DELTA = 3
+
+
+class ActionUnit(IntEnum):
+    """Unit of one action value; the numbers are those of ActionChunk.msg."""
+
+    RADIAN = 0
+    METRE = 1
+    RADIAN_PER_SECOND = 2
+    METRE_PER_SECOND = 3
+    GRIPPER_OPEN_0_CLOSED_1 = 4
+    GRIPPER_CLOSED_0_OPEN_1 = 5
+    DIMENSIONLESS = 6
+
+
+@dataclass(frozen=True)
+class StageTimings:
+    """Milliseconds per stage of one inference; NaN where a backend cannot tell stages apart."""
+
+    preprocess_ms: float = float("nan")
+    vision_ms: float = float("nan")
+    prefill_ms: float = float("nan")
+    denoise_ms: float = float("nan")
+    model_ms: float = float("nan")
+    postprocess_ms: float = float("nan")
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """Actions for one observation.
+
+    Attributes:
+        actions: float32 ``[H, A]``, robot units; row i is meant for observation time + i * dt.
+        normalized: float32 ``[H, 32]``, the model's own output before un-normalization (what
+            real-time chunking continues from).
+        names, meanings, units: one per column of ``actions``.
+        dt: seconds per step.
+        prompt: the cleaned prompt that was used.
+        seed: seed of the flow noise.
+
+    """
+
+    actions: np.ndarray
+    normalized: np.ndarray
+    names: tuple[str, ...]
+    meanings: tuple[ActionMeaning, ...]
+    units: tuple[ActionUnit, ...]
+    dt: float
+    prompt: str
+    seed: int
+    denoise_steps: int
+    timings: StageTimings = field(default_factory=StageTimings)
+    kv_age: int = 0
+
+    @property
+    def horizon(self) -> int:
+        """Number of steps."""
+        return int(self.actions.shape[0])
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """What is loaded, for status messages and logs.
+
+    Attributes:
+        checkpoint: as given to `Policy.load`.
+        checkpoint_hash: "sha256:<hex>" of the weight file, or "random:<preset>:<seed>".
+        random_weights: True if the actions mean nothing; such a policy must not move a real arm.
+        robot: profile name.
+        backend, backend_reason: engine, and why this one.
+        device: e.g. "cpu", "cuda:0".
+        precision: of each stage, resolved.
+        denoise_steps: Euler steps of the flow unless an inference asks for others.
+        horizon: steps kept of each chunk.
+        step_s: seconds per step.
+        action_names, camera_roles, state_names: as in the profile.
+        tokenizer: file, or "bytes".
+        assumptions: facts that no file told, in words.
+
+    """
+
+    checkpoint: str
+    checkpoint_hash: str
+    random_weights: bool
+    robot: str
+    backend: str
+    backend_reason: str
+    device: str
+    precision: Precision
+    denoise_steps: int
+    horizon: int
+    step_s: float
+    action_names: tuple[str, ...]
+    camera_roles: tuple[str, ...]
+    state_names: tuple[str, ...]
+    tokenizer: str
+    assumptions: tuple[str, ...] = ()

@@ -18,10 +18,8 @@ from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.backends.overlap import overlapped
 from pi05_ros.policy.checkpoints.loading import Loaded, load
 from pi05_ros.policy.checkpoints.recipe import Recipe
-from pi05_ros.policy.chunk import MAX_SEED, ActionChunk, StageTimings
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.info import PolicyInfo
-from pi05_ros.policy.interface import Observation
+from pi05_ros.policy.interface import MAX_SEED, ActionChunk, Observation, PolicyInfo, StageTimings
 from pi05_ros.policy.model_inputs import ModelInputs, ObservationReader
 from pi05_ros.policy.prompt.prompt import PromptEncoder, clean_prompt
 from pi05_ros.policy.robots.profile import RobotProfile

@@ -20,9 +20,9 @@ from pi05_ros.bags.chunk_record import ChunkRecord, chunk_message, record_from_m
 from pi05_ros.bags.messages import NS, decode
 from pi05_ros.bags.timeline import TimedMessage, read_timeline
 from pi05_ros.bags.topics import JOINT_STATES, PROMPT, Source
-from pi05_ros.policy.chunk import MAX_SEED, ActionChunk
 from pi05_ros.policy.chunking.continuation import DelayEstimator
 from pi05_ros.policy.chunking.continuing import ContinuingPolicy, Started
+from pi05_ros.policy.interface import MAX_SEED, ActionChunk
 from pi05_ros.runtime import conversion, inference, pacing
 from pi05_ros.runtime.inference import BadChunkError, BadSampleError, Job, PolicyLike
 from pi05_ros.runtime.observation_buffer import CLOCK_JUMP_NS, Inputs, Snapshot

@@ -22,8 +22,8 @@ from typing import Any
 
 from rclpy.node import Node
 
-from pi05_ros.policy.chunk import MAX_SEED
 from pi05_ros.policy.errors import PolicyError
+from pi05_ros.policy.interface import MAX_SEED
 from pi05_ros.ros import process
 from pi05_ros.ros.messages import chunk_message
 from pi05_ros.ros.subscriptions import JOINTS, Sources

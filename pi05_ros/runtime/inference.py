@@ -9,8 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pi05_ros.policy.chunk import ActionChunk
-from pi05_ros.policy.interface import Observation
+from pi05_ros.policy.interface import ActionChunk, Observation
 from pi05_ros.runtime.conversion import ConversionError
 from pi05_ros.runtime.observation_buffer import Snapshot
 

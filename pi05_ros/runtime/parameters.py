@@ -16,8 +16,8 @@ from typing import Any
 
 from pi05_ros.backends.create import BACKENDS
 from pi05_ros.backends.engine import DENOISE_PRECISIONS, PRECISIONS
-from pi05_ros.policy.chunk import MAX_SEED
 from pi05_ros.policy.chunking.kv_reuse import MODES, make_rule
+from pi05_ros.policy.interface import MAX_SEED
 
 TRANSPORTS = ("raw", "compressed")
 RELIABILITIES = ("auto", "best_effort", "reliable")

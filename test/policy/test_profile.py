@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pi05_ros.policy import RobotProfileError, available_robots, config_dir, load_profile
-from pi05_ros.policy.chunk import ActionMeaning, ActionUnit
+from pi05_ros.policy.interface import ActionMeaning, ActionUnit
 from pi05_ros.policy.robots.profile_yaml import parse_profile
 
 ALOHA_MASK = (True,) * 6 + (False,) + (True,) * 6

@@ -41,7 +41,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from pi05_ros.backends.engine import Precision
-from pi05_ros.policy.chunk import (
+from pi05_ros.policy.interface import (
     ActionChunk,
     ActionMeaning,
     ActionUnit,

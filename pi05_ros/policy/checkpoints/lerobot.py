@@ -30,8 +30,8 @@ from pi05_ros.policy.checkpoints.lerobot_processors import (
     read_steps,
 )
 from pi05_ros.policy.checkpoints.recipe import Recipe, read_json, whole_number
-from pi05_ros.policy.chunk import ActionMeaning, ActionUnit
 from pi05_ros.policy.errors import PolicyError
+from pi05_ros.policy.interface import ActionMeaning, ActionUnit
 from pi05_ros.policy.robots.profile import MODEL_DIM, Camera, RobotProfile
 from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.policy.transforms.normalize import Normalization

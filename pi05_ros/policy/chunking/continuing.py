@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from pi05_ros.backends.engine import EngineHealth
-from pi05_ros.policy.chunk import ActionChunk
 from pi05_ros.policy.chunking.chunk_maker import ChunkMaker, StartedChunk
 from pi05_ros.policy.chunking.continuation import Continuation, DelayEstimator, rows_from
 from pi05_ros.policy.chunking.kv_reuse import make_rule
-from pi05_ros.policy.interface import Observation
+from pi05_ros.policy.interface import ActionChunk, Observation
 from pi05_ros.policy.policy import Policy
 
 

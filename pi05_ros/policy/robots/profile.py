@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pi05_ros.policy.chunk import ActionMeaning, ActionUnit
 from pi05_ros.policy.errors import RobotProfileError
+from pi05_ros.policy.interface import ActionMeaning, ActionUnit
 
 ROLES = ("base", "wrist", "wrist_2")
 """Cameras of a profile file. A LeRobot checkpoint with more cameras names the others itself."""

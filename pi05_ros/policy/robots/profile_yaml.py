@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pi05_ros.policy.chunk import ActionMeaning, ActionUnit
 from pi05_ros.policy.errors import RobotProfileError
+from pi05_ros.policy.interface import ActionMeaning, ActionUnit
 from pi05_ros.policy.robots.profile import ROLES, SLOTS, Camera, Gripper, Ranges, RobotProfile
 from pi05_ros.resources import robots_dir
 

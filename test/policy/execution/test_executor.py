@@ -20,7 +20,7 @@ from pi05_ros.execution.executor import (
 from pi05_ros.execution.limits import JointLimits
 from pi05_ros.execution.strategies import make_strategy
 from pi05_ros.execution.timed_chunk import ChunkRefusedError, TimedChunk, timed_chunk
-from pi05_ros.policy.chunk import ActionMeaning
+from pi05_ros.policy.interface import ActionMeaning
 
 JOINTS = ("a", "b")
 LIMITS = JointLimits(JOINTS, [-1, 0], [2, 1], [1.5, 4], [6, 80])
