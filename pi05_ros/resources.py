@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from pi05_ros.policy.errors import PolicyError
+from pi05_ros.errors import ResourceError
 
 
 def config_dir() -> Path:
@@ -16,7 +16,7 @@ def config_dir() -> Path:
     every prefix in AMENT_PREFIX_PATH (ROS installs), and of Python's own prefix (pip installs).
 
     Raises:
-        PolicyError: none of them exists; the message lists them.
+        ResourceError: none of them exists; the message lists them.
 
     """
     source = Path(__file__).resolve().parents[1] / "config"
@@ -29,7 +29,7 @@ def config_dir() -> Path:
     for candidate in candidates:
         if (candidate / "robots").is_dir():
             return candidate
-    raise PolicyError(
+    raise ResourceError(
         "the config directory of pi05_ros was not found; looked in: "
         + ", ".join(str(c) for c in dict.fromkeys(candidates))
     )

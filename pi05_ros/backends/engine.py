@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.model.guidance import MAX_GUIDANCE
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
@@ -33,7 +34,7 @@ class Precision:
             value = getattr(self, stage)
             accepted = DENOISE_PRECISIONS if stage == "denoise" else PRECISIONS
             if value not in accepted:
-                raise ValueError(
+                raise InvalidValueError(
                     f"precision.{stage} is {value!r}; accepted: {', '.join(accepted)}"
                 )
 

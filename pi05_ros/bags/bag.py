@@ -17,9 +17,10 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 
 from pi05_ros.bags.messages import decode, encode, typestore
+from pi05_ros.errors import Pi05Error
 
 
-class BagError(ValueError):
+class BagError(Pi05Error, ValueError):
     """A bag cannot be used; the text says which and why."""
 
 

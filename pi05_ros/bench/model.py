@@ -23,7 +23,7 @@ import torch
 from pi05_ros.backends import BackendError, create_engine
 from pi05_ros.bench.ceilings import floor_ms
 from pi05_ros.bench.random_model import random_model
-from pi05_ros.model import CheckpointError, Pi05, Pi05Config, load_checkpoint
+from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
 from pi05_ros.model.config import PRESETS
 
 STAGES = ("vision", "prefill", "denoise")
@@ -253,11 +253,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; exit code 2 where it cannot run."""
     args = parser().parse_args(argv)
-    try:
-        report = run(args)
-    except (BackendError, CheckpointError) as error:
-        print(f"pi05 bench model: {error}", file=sys.stderr)
-        return 2
+    report = run(args)
     from pi05_ros.bench import report as out
 
     out.console(report)

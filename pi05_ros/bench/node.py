@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.bags.bag import BagError
 from pi05_ros.bags.chunk_record import read_chunks
 from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.replay.live import (
@@ -29,7 +28,6 @@ from pi05_ros.replay.live import (
     SETTLE_S,
     START_S,
     WRITE_S,
-    RosMissingError,
     read_diagnostics,
     ros_environment,
     write_parameters,
@@ -287,15 +285,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pi05 bench node", description="cost of the policy node")
     add_arguments(parser)
     args = parser.parse_args(argv)
-    try:
-        for option, low, high, unit in ACCEPTED:
-            value = getattr(args, option.replace("-", "_"))
-            if not low <= value <= high:
-                raise ParameterError(f"--{option} is {value}; accepted: {low} to {high} {unit}")
-        figures = measure(args)
-    except (RosMissingError, ChildError, BagError, ValueError) as error:
-        print(f"pi05 bench node: {error}", file=sys.stderr)
-        return 2
+    for option, low, high, unit in ACCEPTED:
+        value = getattr(args, option.replace("-", "_"))
+        if not low <= value <= high:
+            raise ParameterError(f"--{option} is {value}; accepted: {low} to {high} {unit}")
+    figures = measure(args)
     limits = figures.limits()
     if args.json:
         report = asdict(figures) | {"limits": dict(limits)}

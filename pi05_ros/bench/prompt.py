@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -95,14 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--states", type=int, default=14, help="state values in the prompt")
     parser.add_argument("--ticks", type=int, default=5000)
     args = parser.parse_args(argv)
-    try:
-        return _run(args)
-    except PolicyError as error:
-        print(f"pi05 bench prompt: {error}", file=sys.stderr)
-        return 2
-
-
-def _run(args: argparse.Namespace) -> int:
     if not (0 <= args.states <= 1000 and 1 <= args.ticks <= 10**6):
         raise PolicyError(
             f"--states is {args.states}, --ticks {args.ticks}; accepted: 0 to 1000 states, 1 to "

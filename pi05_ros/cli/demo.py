@@ -33,23 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; 0 if the chunks came at the asked rate, 1 if not, 2 if it cannot run."""
-    from pi05_ros.backends.errors import BackendError
-    from pi05_ros.replay.live import RosMissingError
-    from pi05_ros.ros.processes.children import ChildError
-
-    try:
-        return _run(args)
-    except (  # ValueError: bag, checkpoint, robot, parameter and renderer errors
-        ValueError,
-        BackendError,
-        RosMissingError,
-        ChildError,
-    ) as error:
-        print(f"pi05 demo: {error}", file=sys.stderr)
-        return 2
-
-
-def _run(args: argparse.Namespace) -> int:
     from pi05_ros.bags.bag import Bag, BagError
     from pi05_ros.replay.live import ros_environment
     from pi05_ros.replay.plots import require_matplotlib

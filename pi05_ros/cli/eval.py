@@ -27,6 +27,7 @@ from pi05_ros.cli.eval_options import (
     settings_of,
     trials_of,
 )
+from pi05_ros.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from pi05_ros.sim.evaluation.episode import Setting
@@ -42,17 +43,10 @@ def run(args: argparse.Namespace) -> int:
 
     Exit code 2 for what cannot be run, 1 if ROS nodes fail.
     """
-    from pi05_ros.backends.errors import BackendError
-
-    try:
-        refuse_foreign(args)
-        if args.ros:
-            return _run_ros(args)
-        plan = _plan_libero(args) if args.benchmark == "libero" else _plan_arm(args)
-        return _run(args, plan)
-    except (ValueError, BackendError) as error:
-        print(f"pi05 eval: {error}", file=sys.stderr)
-        return 2
+    refuse_foreign(args)
+    if args.ros:
+        return _run_ros(args)
+    return _run(args, _plan_libero(args) if args.benchmark == "libero" else _plan_arm(args))
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ def _plan_libero(args: argparse.Namespace) -> _Plan:
     out = args.out or Path("out/libero")
     benchmark.prepare(out, args.renderer)
     if args.checkpoint is None:
-        raise ValueError(
+        raise InvalidValueError(
             "--checkpoint is needed: LIBERO takes weights trained for it, as pi05_libero "
             "(random:tiny only shows that everything runs)"
         )
@@ -127,7 +121,7 @@ def _plan_libero(args: argparse.Namespace) -> _Plan:
     robot = args.robot or "libero"
     seed = benchmark.DEFAULT_SEED if args.scene_seed is None else args.scene_seed
     if not labels:
-        raise ValueError(f"--tasks {args.tasks} names no task")
+        raise InvalidValueError(f"--tasks {args.tasks} names no task")
     return _Plan(
         out=out,
         checkpoint=args.checkpoint,
@@ -148,7 +142,7 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
 
     workers, device = 1 if args.workers is None else args.workers, args.device or "auto"
     if workers < 1:
-        raise ValueError(f"--workers {workers}; accepted: a number from 1")
+        raise InvalidValueError(f"--workers {workers}; accepted: a number from 1")
     claim(plan.out, plan.checkpoint, args.resume, benchmark=args.benchmark, **plan.facts)
     _say_what_is_kept(plan)
     rows = run.evaluate(
@@ -231,7 +225,7 @@ def _film(runner: EpisodeRunner, job: Job, out: Path) -> Path:
 
 
 def _run_ros(args: argparse.Namespace) -> int:
-    from pi05_ros.replay.live import RosMissingError, ros_environment
+    from pi05_ros.replay.live import ros_environment
     from pi05_ros.ros.processes.children import ChildError
     from pi05_ros.sim.evaluation import ros_grid
     from pi05_ros.sim.evaluation.episode import Setting
@@ -243,11 +237,9 @@ def _run_ros(args: argparse.Namespace) -> int:
     tasks, seeds = arm_tasks(args.tasks), _seeds(args)
     todo = ros_grid.ros_jobs(settings_of(args, Setting), rates, tasks, seeds)
     checkpoint = _checkpoint(args.checkpoint)
-    try:
-        ros_environment()  # says what is missing before rclpy is imported
-        from pi05_ros.ros.processes.bring_up import BringUpError
-    except RosMissingError as error:
-        raise ValueError(str(error)) from error
+    ros_environment()  # says what is missing before rclpy is imported
+    from pi05_ros.ros.processes.bring_up import BringUpError
+
     pictures = _pictures(args.renderer)
     claim(out, checkpoint, args.resume, benchmark=args.benchmark, pictures=pictures)
     try:
@@ -255,6 +247,8 @@ def _run_ros(args: argparse.Namespace) -> int:
             todo, out, partial(_session, out=out, checkpoint=checkpoint, args=args), print
         )
     except (ChildError, BringUpError) as error:
+        if args.debug:
+            raise
         print(f"pi05 eval: {error}", file=sys.stderr)
         return 1
     print(ros_grid.markdown(todo, rows))
@@ -288,7 +282,7 @@ def _checkpoint(given: str | None) -> str:
     from pi05_ros.sim.training.shipped import CHECKPOINT
 
     if given is None and not (CHECKPOINT / "model.safetensors").is_file():
-        raise ValueError(f"no trained policy in {CHECKPOINT}; name one with --checkpoint")
+        raise InvalidValueError(f"no trained policy in {CHECKPOINT}; name one with --checkpoint")
     return given or str(CHECKPOINT)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pi05_ros.errors import InvalidValueError
+
 if TYPE_CHECKING:
     from pi05_ros.sim.evaluation.episode import Setting
 
@@ -114,9 +116,13 @@ def refuse_foreign(args: argparse.Namespace) -> None:
 
     other = "arm" if args.benchmark == "libero" else "libero"
     if option := given(OWN_OPTIONS[other]):
-        raise ValueError(f"{option} is only for pi05 eval {other}, not for {args.benchmark}")
+        raise InvalidValueError(
+            f"{option} is only for pi05 eval {other}, not for {args.benchmark}"
+        )
     if option := given(NOT_WITH_ROS if args.ros else ("rate",)):
-        raise ValueError(f"{option} is not for --ros" if args.ros else f"{option} needs --ros")
+        raise InvalidValueError(
+            f"{option} is not for --ros" if args.ros else f"{option} needs --ros"
+        )
 
 
 def listed(option: str, text: str, convert: Callable[[str], T]) -> list[T]:
@@ -127,7 +133,7 @@ def listed(option: str, text: str, convert: Callable[[str], T]) -> list[T]:
         found = []
     if not found:
         kind = {int: "whole numbers", float: "numbers"}.get(convert, "words")  # type: ignore[call-overload]
-        raise ValueError(f"{option} {text!r}; accepted: {kind} separated by commas")
+        raise InvalidValueError(f"{option} {text!r}; accepted: {kind} separated by commas")
     return found
 
 
@@ -154,10 +160,10 @@ def settings_of(args: argparse.Namespace, kind: type[S]) -> list[S]:
     engines: list[dict[str, Any]] = [{}]
     if args.engines is not None:
         if args.backend is not None or args.precision is not None:
-            raise ValueError("--engines takes the place of --backend and --precision")
+            raise InvalidValueError("--engines takes the place of --backend and --precision")
         pairs = [item.partition("/") for item in listed("--engines", args.engines, str)]
         if not all(backend and precision for backend, _, precision in pairs):
-            raise ValueError(f"--engines {args.engines}; accepted: BACKEND/PRECISION pairs")
+            raise InvalidValueError(f"--engines {args.engines}; accepted: BACKEND/PRECISION pairs")
         engines = [{"backend": pair[0], "precision": pair[2]} for pair in pairs]
     return [
         kind(**engine, **dict(zip(columns, values, strict=True)))
@@ -184,7 +190,7 @@ def seeds_of(option: str, text: str) -> list[int]:
     else:
         seeds = range(*ends) if len(ends) == 2 else ()
     if not seeds or len(seeds) > MOST_SEEDS or min(seeds) < 0 or max(seeds) > LAST_SEED:
-        raise ValueError(
+        raise InvalidValueError(
             f"{option} {text!r}; accepted: FIRST:END or a list, up to {MOST_SEEDS} numbers "
             f"from 0 to {LAST_SEED}"
         )
@@ -201,5 +207,5 @@ def trials_of(text: str | None, default: int) -> list[int]:
     if text is not None and ":" in text:
         return seeds_of("--trials", text)
     if text is not None and not (text.isascii() and text.isdecimal() and int(text)):
-        raise ValueError(f"--trials {text!r}; accepted: a number from 1, or FIRST:END")
+        raise InvalidValueError(f"--trials {text!r}; accepted: a number from 1, or FIRST:END")
     return seeds_of("--trials", f"0:{default if text is None else text}")

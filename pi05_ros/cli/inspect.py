@@ -18,7 +18,7 @@ from pi05_ros.model.checkpoint.open import ACCEPTED
 from pi05_ros.model.checkpoint.summary import WeightReport, describe
 from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
 from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX, Recipe, openpi_recipe
-from pi05_ros.policy.errors import PolicyError, RobotProfileError
+from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.robots.profile_yaml import available_robots, load_profile
 from pi05_ros.policy.transforms.normalize import Normalizer
 
@@ -35,12 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; 1 if the checkpoint would not load, 2 for a robot that is not known."""
-    try:
-        if args.robot is not None:
-            load_profile(args.robot)
-    except RobotProfileError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.robot is not None:
+        load_profile(args.robot)
     try:
         if args.checkpoint.startswith(RANDOM_PREFIX):
             raise CheckpointError(
@@ -49,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
             )
         report = inspect(args.checkpoint, args.robot, args.hash)
     except CheckpointError as error:
+        if args.debug:
+            raise
         if args.json:
             print(json.dumps({"checkpoint": args.checkpoint, "error": str(error)}, indent=2))
         else:

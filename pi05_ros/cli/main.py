@@ -8,8 +8,11 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import pi05_ros
+from pi05_ros.cli.logs import library_logs
+from pi05_ros.errors import Pi05Error
 
 # name -> (module with add_arguments(parser) and run(args) -> exit code, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -35,47 +38,80 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     """Parser of the whole command; only the chosen subcommand's module is imported."""
     parser = argparse.ArgumentParser(prog="pi05", description="pi0.5 on ROS 2")
     parser.add_argument("--version", action="version", version=f"pi05_ros {pi05_ros.__version__}")
+    _add_common(parser, verbose=False, debug=False)
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, (module, text) in COMMANDS.items():
         sub = subparsers.add_parser(name, help=text, description=text)
         if name == command:
+            _add_common(sub, verbose=argparse.SUPPRESS, debug=argparse.SUPPRESS)
             loaded = importlib.import_module(module)
             loaded.add_arguments(sub)
             sub.set_defaults(run=loaded.run)
     return parser
 
 
+def _add_common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Options accepted before and after the subcommand."""
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=defaults["verbose"],
+        help="show what the library logs, not only its warnings",
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=defaults["debug"],
+        help="show debug logs, and a traceback for every error",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; exit code 2 for wrong usage, files and missing packages."""
+    """Run one subcommand; exit code 2 for wrong usage, files and missing packages.
+
+    Errors of the user (`Pi05Error`, OSError, a missing package) become one line on stderr. All
+    other exceptions are faults of the program and keep their traceback, as every error does with
+    ``--debug``.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Progress must show up in a pipe (CI log, parent process) when it is printed, and a file
         # name that is not text must not end the command.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
+    debug = "--debug" in words
     try:
         args = build_parser(command).parse_args(words)
-        return int(args.run(args))
+        with library_logs(verbose=args.verbose, debug=args.debug):
+            return int(args.run(args))
     except BrokenPipeError:
         # Nobody reads; the interpreter's last flush must not complain about it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "pi05_ros"):
+    except (ModuleNotFoundError, Pi05Error, OSError) as error:
+        text = _one_line(error)
+        if debug or text is None:
             raise
-        from pi05_ros.doctor.software import NEEDED  # module -> package, where names differ
-
-        needs = f"needs the Python package {package}, which is not installed"
-        print(
-            f"pi05 {command} {needs}: pip install {NEEDED.get(package, package)}", file=sys.stderr
-        )
-        return 2
-    except OSError as error:
-        print(f"pi05 {command}: {error}", file=sys.stderr)
+        print(f"pi05 {command}: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if debug:
+            raise
         return 130
+
+
+def _one_line(error: ModuleNotFoundError | Pi05Error | OSError) -> str | None:
+    """What the user is told; None for a module of our own that is not there."""
+    if not isinstance(error, ModuleNotFoundError):
+        return str(error)
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "pi05_ros"):
+        return None
+    from pi05_ros.doctor.software import NEEDED  # module -> package, where names differ
+
+    pip = NEEDED.get(package, package)
+    return f"needs the Python package {package}, which is not installed: pip install {pip}"
 
 
 if __name__ == "__main__":

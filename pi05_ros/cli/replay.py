@@ -13,7 +13,7 @@ from pi05_ros.bags.bag import Bag, BagError
 from pi05_ros.bags.timeline import TIME_BASES
 from pi05_ros.runtime.parameters import SPECS, ParameterError, PolicyParameters
 
-EQUAL, DIFFERENT, UNUSABLE = 0, 1, 2
+EQUAL, DIFFERENT = 0, 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,24 +141,7 @@ def _yaml(name: str, text: str) -> Any:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay, report, compare."""
-    from pi05_ros.backends.errors import BackendError
-    from pi05_ros.replay.live import RosMissingError
-    from pi05_ros.ros.processes.children import ChildError
-
-    try:
-        return _run(args)
-    except (  # ValueError: bag, checkpoint, robot and parameter errors
-        ValueError,
-        BackendError,
-        RosMissingError,
-        ChildError,
-    ) as error:
-        print(f"pi05 replay: {error}", file=sys.stderr)
-        return UNUSABLE
-
-
-def _run(args: argparse.Namespace) -> int:
+    """Replay, report, compare; exit code 2 (from `main`) where it cannot run."""
     from pi05_ros.bags.chunk_record import read_chunks
     from pi05_ros.bags.topics import parse_map
     from pi05_ros.replay.compare import compare

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pi05_ros.errors import Pi05Error
 from pi05_ros.policy.robots.profile_yaml import YAML_ERRORS
 
 _KEYS = ("min_position", "max_position", "max_velocity", "max_acceleration")
@@ -21,7 +22,7 @@ ENDLESS_RAD = 1e3
 """Position limit, both ways, of a continuous joint of a URDF."""
 
 
-class LimitsError(ValueError):
+class LimitsError(Pi05Error, ValueError):
     """Limits that are missing, malformed or contradictory."""
 
 

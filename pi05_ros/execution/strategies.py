@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.execution.timed_chunk import TimedChunk
 
 STRATEGIES = ("replace", "ensemble", "rtc")
@@ -37,7 +38,7 @@ class ReplaceAfter:
 
     def __init__(self, steps: int = DEFAULT_REPLACE_AFTER) -> None:
         if steps < 0:
-            raise ValueError(f"replace_after is {steps}; accepted: 0 or more steps")
+            raise InvalidValueError(f"replace_after is {steps}; accepted: 0 or more steps")
         self.steps = steps
         self._current: TimedChunk | None = None
         self._next: TimedChunk | None = None
@@ -76,7 +77,7 @@ class Ensemble:
 
     def __init__(self, decay: float = DEFAULT_ENSEMBLE_DECAY) -> None:
         if not (np.isfinite(decay) and decay >= 0):
-            raise ValueError(f"ensemble_decay is {decay}; accepted: 0 or more")
+            raise InvalidValueError(f"ensemble_decay is {decay}; accepted: 0 or more")
         self.decay = decay
         self._chunks: list[TimedChunk] = []
 
@@ -114,4 +115,4 @@ def make_strategy(
         return Ensemble(ensemble_decay)
     if name == "rtc":
         return ReplaceAfter(0)
-    raise ValueError(f"strategy {name!r}; accepted: {', '.join(STRATEGIES)}")
+    raise InvalidValueError(f"strategy {name!r}; accepted: {', '.join(STRATEGIES)}")

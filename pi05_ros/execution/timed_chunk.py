@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pi05_ros.errors import Pi05Error
 from pi05_ros.policy.interface import ActionMeaning
 
 MAX_HORIZON = 10_000
@@ -14,7 +15,7 @@ MAX_STEP_NS = 10_000_000_000
 """Longer steps are an error of units: such a chunk would be followed for minutes."""
 
 
-class ChunkRefusedError(ValueError):
+class ChunkRefusedError(Pi05Error, ValueError):
     """A chunk that must not be executed; ``reason`` is a short fixed word for counters."""
 
     def __init__(self, reason: str, text: str) -> None:

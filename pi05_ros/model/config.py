@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pi05_ros.errors import InvalidValueError
+
 ROPE_CHOICES = ("fp32", "openpi-bf16")
 CLOCK_CHOICES = ("openpi", "exact")
 HORIZON = 50  # action_horizon of openpi's base pi0.5 config; weights do not tell it
@@ -20,7 +22,7 @@ MAX_PROMPT_TOKENS = 200  # max_token_len of every pi0.5 config in openpi
 def _positive(owner: str, **values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{owner}.{name} is {value!r}; accepted: an integer >= 1")
+            raise InvalidValueError(f"{owner}.{name} is {value!r}; accepted: an integer >= 1")
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,12 @@ class VisionConfig:
     def __post_init__(self) -> None:
         _positive("vision", **dataclasses.asdict(self))
         if self.image_size % self.patch_size:
-            raise ValueError(
+            raise InvalidValueError(
                 f"vision.image_size {self.image_size} is not a multiple of "
                 f"patch_size {self.patch_size}"
             )
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
+            raise InvalidValueError(
                 f"vision.hidden_size {self.hidden_size} does not divide into "
                 f"{self.num_attention_heads} heads"
             )
@@ -67,11 +69,11 @@ class GemmaConfig:
     def __post_init__(self) -> None:
         _positive("gemma", **dataclasses.asdict(self))
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.num_heads} query heads do not divide into {self.num_kv_heads} KV heads"
             )
         if self.head_dim % 2 or self.width % 2:
-            raise ValueError(
+            raise InvalidValueError(
                 f"head_dim {self.head_dim} and width {self.width} must be even (RoPE and the "
                 "time embedding work on halves)"
             )
@@ -119,20 +121,22 @@ class Pi05Config:
         for name in ("depth", "num_heads", "num_kv_heads", "head_dim"):
             ours, theirs = getattr(self.vlm, name), getattr(self.expert, name)
             if ours != theirs:
-                raise ValueError(
+                raise InvalidValueError(
                     f"vlm.{name} is {ours} but expert.{name} is {theirs}; the stacks attend to "
                     "each other layer by layer and must agree"
                 )
         if self.rope not in ROPE_CHOICES:
-            raise ValueError(f"rope is {self.rope!r}; accepted: {', '.join(ROPE_CHOICES)}")
+            raise InvalidValueError(f"rope is {self.rope!r}; accepted: {', '.join(ROPE_CHOICES)}")
         if self.clock not in CLOCK_CHOICES:
-            raise ValueError(f"clock is {self.clock!r}; accepted: {', '.join(CLOCK_CHOICES)}")
+            raise InvalidValueError(
+                f"clock is {self.clock!r}; accepted: {', '.join(CLOCK_CHOICES)}"
+            )
 
     @classmethod
     def preset(cls, name: str) -> Pi05Config:
         """Return "pi05", the published 3.6 B model, or "tiny", the same shape made small."""
         if name not in PRESETS:
-            raise ValueError(f"preset {name!r} is unknown; accepted: {', '.join(PRESETS)}")
+            raise InvalidValueError(f"preset {name!r} is unknown; accepted: {', '.join(PRESETS)}")
         return PRESETS[name]
 
     @classmethod
@@ -146,7 +150,7 @@ class Pi05Config:
 
         """
         if not isinstance(data, Mapping):
-            raise ValueError(f"a config is a mapping, not {type(data).__name__}")
+            raise InvalidValueError(f"a config is a mapping, not {type(data).__name__}")
         parts: dict[str, Any] = {
             "vision": _section(data, "vision", VisionConfig),
             "vlm": _section(data, "vlm", GemmaConfig),
@@ -164,7 +168,7 @@ class Pi05Config:
 def _section(data: Mapping[str, Any], name: str, kind: type) -> Any:
     section = data.get(name)
     if not isinstance(section, Mapping):
-        raise ValueError(f"config lacks the section {name!r}")
+        raise InvalidValueError(f"config lacks the section {name!r}")
     known = {field.name for field in dataclasses.fields(kind)}
     missing = [
         field.name
@@ -172,7 +176,7 @@ def _section(data: Mapping[str, Any], name: str, kind: type) -> Any:
         if field.default is dataclasses.MISSING and field.name not in section
     ]
     if missing:
-        raise ValueError(f"config section {name!r} lacks {', '.join(missing)}")
+        raise InvalidValueError(f"config section {name!r} lacks {', '.join(missing)}")
     return kind(**{key: value for key, value in section.items() if key in known})
 
 

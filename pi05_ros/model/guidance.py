@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.model.sampler import Velocity, flow_times
 
 CORRECTIONS = ("vjp", "vjp-scaled", "identity")
@@ -64,7 +65,7 @@ def guided(
 
     """
     if correction not in CORRECTIONS:
-        raise ValueError(f"correction {correction!r}; accepted: {', '.join(CORRECTIONS)}")
+        raise InvalidValueError(f"correction {correction!r}; accepted: {', '.join(CORRECTIONS)}")
 
     def step(x_t: Tensor, t: float) -> Tensor:
         w = weights.to(x_t.device)[:, None]
@@ -118,7 +119,7 @@ def sample_decided(
     """
     B, H, _ = noise.shape
     if not 0 <= decided <= H:
-        raise ValueError(f"decided is {decided}; accepted: 0 to {H}")
+        raise InvalidValueError(f"decided is {decided}; accepted: 0 to {H}")
     given = (torch.arange(H, device=noise.device) < decided)[None, :, None]
     target = previous.to(noise.device, torch.float32).expand(noise.shape)
     x = noise.float()

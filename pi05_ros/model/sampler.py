@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.model.config import CLOCK_CHOICES
 
 Velocity = Callable[[Tensor, float], Tensor]  # x_t [B, H, A], t -> [B, H, A]
@@ -23,9 +24,9 @@ def flow_times(steps: int, clock: str = "openpi") -> list[float]:
     "exact" is 1 - i/N.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps is {steps!r}; accepted: an integer >= 1")
+        raise InvalidValueError(f"steps is {steps!r}; accepted: an integer >= 1")
     if clock not in CLOCK_CHOICES:
-        raise ValueError(f"clock is {clock!r}; accepted: {', '.join(CLOCK_CHOICES)}")
+        raise InvalidValueError(f"clock is {clock!r}; accepted: {', '.join(CLOCK_CHOICES)}")
     if clock == "exact":
         return [1.0 - index / steps for index in range(steps)]
     dt = torch.tensor(-1.0 / steps, dtype=torch.float32)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pi05_ros.errors import Pi05Error
 
-class PolicyError(ValueError):
+
+class PolicyError(Pi05Error, ValueError):
     """A wrong observation, parameter, tokenizer or statistics file."""
 
 

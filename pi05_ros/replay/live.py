@@ -26,6 +26,7 @@ from pi05_ros.bags.chunk_record import CHUNKS, ChunkRecord, read_chunks
 from pi05_ros.bags.messages import DIAGNOSTICS
 from pi05_ros.bags.play_plan import PlayPlan
 from pi05_ros.bags.topics import CAMERAS, Source
+from pi05_ros.errors import Pi05Error
 from pi05_ros.resources import config_dir
 from pi05_ros.ros.processes.children import STOP_S, ChildError, Children
 from pi05_ros.ros.processes.domain import free_domain_id
@@ -39,7 +40,7 @@ WRITE_S = 120.0  # the recorder keeps everything in memory and writes it at the 
 SETTLE_S = 1.3  # after the last message: the last chunk, and one more report of diagnostics
 
 
-class RosMissingError(RuntimeError):
+class RosMissingError(Pi05Error, RuntimeError):
     """Live replay needs ROS 2; the text says how to get it."""
 
 

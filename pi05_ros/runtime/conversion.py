@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pi05_ros.errors import Pi05Error
+
 NS = 1_000_000_000
 
 # encoding -> (bytes per pixel, order that turns its channels into RGB)
@@ -33,7 +35,7 @@ MAX_COMPRESSED_BYTES = 2**26
 _COMPRESSED_MODES = ("L", "RGB", "RGBA", "P")
 
 
-class ConversionError(ValueError):
+class ConversionError(Pi05Error, ValueError):
     """A message that cannot be used.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pi05_ros.errors import Pi05Error
 from pi05_ros.policy.interface import ActionChunk, Observation
 from pi05_ros.runtime.conversion import ConversionError
 from pi05_ros.runtime.observation_buffer import Snapshot
@@ -40,7 +41,7 @@ class PolicyLike(Protocol):
         """Free the model."""
 
 
-class BadSampleError(ValueError):
+class BadSampleError(Pi05Error, ValueError):
     """A sample that was accepted on arrival and could not be converted."""
 
     def __init__(self, source: str, error: ConversionError) -> None:
@@ -49,7 +50,7 @@ class BadSampleError(ValueError):
         self.error = error
 
 
-class BadChunkError(ValueError):
+class BadChunkError(Pi05Error, ValueError):
     """The policy's answer is not a finite [H, A] array of the size it promised."""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from pi05_ros.backends.create import BACKENDS
 from pi05_ros.backends.engine import DENOISE_PRECISIONS, PRECISIONS
+from pi05_ros.errors import Pi05Error
 from pi05_ros.policy.chunking.kv_reuse import MODES, make_rule
 from pi05_ros.policy.interface import MAX_SEED
 
@@ -24,7 +25,7 @@ RELIABILITIES = ("auto", "best_effort", "reliable")
 ZERO_STAMPS = ("reject", "receive_time")
 
 
-class ParameterError(ValueError):
+class ParameterError(Pi05Error, ValueError):
     """A value that a parameter does not accept; the message names what is accepted."""
 
 

@@ -177,7 +177,7 @@ def test_bad_observations_are_named(
     save_file(tensors, path, metadata=metadata)
     assert main(["quantize", CHECKPOINT, "--observations", str(path)]) == 2
     error = capsys.readouterr().err
-    assert f"error: {path}" in error
+    assert error.startswith(f"pi05 quantize: {path}")
     assert message in error
 
 

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from pi05_ros.backends.files import write_atomically
 from pi05_ros.backends.quantization.presets import Preset, preset
+from pi05_ros.errors import Pi05Error
 
 FORMAT = 1
 
 
-class CalibrationError(ValueError):
+class CalibrationError(Pi05Error, ValueError):
     """A calibration that cannot be made, read or used."""
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pi05_ros.errors import InvalidValueError
+
 LARGEST = {"fp8": 448.0, "int8": 127.0}
 CODE_DTYPE = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 # Below these a float16 scale would be subnormal or zero. FP8 codes are themselves floating
@@ -41,7 +43,9 @@ def scale_from_amax(amax: Tensor, kind: str) -> Tensor:
     above = (half.view(torch.int16) + 1).view(torch.float16)
     scale = torch.where(half.double() < exact, above, half)
     if not bool(torch.isfinite(scale).all()):
-        raise ValueError(f"amax {float(amax.max()):.4g} gives a {kind} scale beyond float16")
+        raise InvalidValueError(
+            f"amax {float(amax.max()):.4g} gives a {kind} scale beyond float16"
+        )
     return scale.float()
 
 

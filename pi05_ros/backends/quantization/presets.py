@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pi05_ros.errors import InvalidValueError
+
 # The Linears of a Gemma layer; nothing else is ever quantized (not: patch convolution, action
 # projections, time MLP, adaRMS dense, vision tower).
 MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
@@ -88,7 +90,9 @@ PRESETS = {
 def preset(name: str) -> Preset:
     """Look up a preset by name."""
     if name not in PRESETS:
-        raise ValueError(f"unknown quantization preset {name!r}; accepted: {', '.join(PRESETS)}")
+        raise InvalidValueError(
+            f"unknown quantization preset {name!r}; accepted: {', '.join(PRESETS)}"
+        )
     return PRESETS[name]
 
 

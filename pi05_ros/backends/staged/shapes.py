@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.model import Pi05Config
 
 STAGES = ("vision", "prefill", "denoise_step")
@@ -51,9 +52,9 @@ class StageShapes:
             ("horizon", horizon),
         ):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+                raise InvalidValueError(f"{name} must be at least 1, not {value}")
         if config.vlm.num_kv_heads != 1 or config.expert.num_kv_heads != 1:
-            raise ValueError("the exported stages need exactly one key/value head")
+            raise InvalidValueError("the exported stages need exactly one key/value head")
         side = config.vision.image_size // config.vision.patch_size
         return StageShapes(
             views=views,
@@ -85,7 +86,7 @@ def graphs_of(layout: str, depth: int) -> tuple[str, ...]:
     if layout == "mlp_only":
         mlps = (f"{MLP_GRAPH}{layer:02d}" for layer in range(depth - 1))
         return ("vision", *mlps, "denoise_step")
-    raise ValueError(f"unknown layout {layout!r}; accepted: {', '.join(LAYOUTS)}")
+    raise InvalidValueError(f"unknown layout {layout!r}; accepted: {', '.join(LAYOUTS)}")
 
 
 @dataclass(frozen=True)
@@ -138,4 +139,4 @@ def stage_spec(stage: str, shapes: StageShapes, dtype: torch.dtype) -> StageSpec
         noise = TensorSpec("noise", x_t.shape, f32)
         actions = TensorSpec("actions", x_t.shape, f32)
         return StageSpec((pixels, prompt, positions, mask, own_positions, noise), (actions,))
-    raise ValueError(f"unknown stage {stage!r}; accepted: {', '.join((*STAGES, 'full'))}")
+    raise InvalidValueError(f"unknown stage {stage!r}; accepted: {', '.join((*STAGES, 'full'))}")

@@ -25,6 +25,7 @@ from pi05_ros.backends.staged.layers import (
     linear,
     rotate,
 )
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.model import Pi05, Pi05Config
 from pi05_ros.model.gemma import GemmaLayer, RMSNorm
 from pi05_ros.model.sampler import flow_times
@@ -334,6 +335,6 @@ STAGE_CLASSES: dict[str, Any] = {
 def make_stage(model: Pi05, stage: str, dtype: torch.dtype) -> nn.Module:
     """A float stage ("vision", "prefill", "denoise_step") over the model's weights."""
     if stage not in STAGE_CLASSES:
-        raise ValueError(f"unknown stage {stage!r}; accepted: {', '.join(STAGE_CLASSES)}")
+        raise InvalidValueError(f"unknown stage {stage!r}; accepted: {', '.join(STAGE_CLASSES)}")
     module: nn.Module = STAGE_CLASSES[stage](model, dtype).eval()
     return module.requires_grad_(False)

@@ -314,15 +314,16 @@ def _read_bag(
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """Run a command; errors a user can cause become one line and exit code 2.
+    """Run a command that may need more memory than there is.
 
-    ValueError: checkpoint, robot, observation, calibration and bag errors.
+    Raises:
+        BackendError: it did.
+
     """
     try:
         return action()
-    except (BackendError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise BackendError(f"out of memory: {error}") from error
 
 
 def show_progress(done: int, total: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,17 +28,12 @@ def run(args: argparse.Namespace) -> int:
     from pi05_ros.backends.cuda.inputs import check_range
     from pi05_ros.model import Pi05Config
 
-    try:
-        config = Pi05Config.preset(args.preset)
-        for name, least in (("views", 0), ("tokens", 1), ("horizon", 1)):
-            check_range(f"--{name}", getattr(args, name), least)
-    except (BackendError, ValueError) as error:
-        print(f"pi05 tune: {error}", file=sys.stderr)
-        return 2
+    config = Pi05Config.preset(args.preset)
+    for name, least in (("views", 0), ("tokens", 1), ("horizon", 1)):
+        check_range(f"--{name}", getattr(args, name), least)
     ok, why = usable()
     if not ok:
-        print(f"pi05 tune: {why}", file=sys.stderr)
-        return 2
+        raise BackendError(why)
     from pi05_ros.backends.cuda.tuner import save, tune
     from pi05_ros.bench.model import MIXES, STAGES, Workload, inputs
     from pi05_ros.bench.random_model import random_model
@@ -49,14 +43,10 @@ def run(args: argparse.Namespace) -> int:
     path = None
     for word in args.precision:
         precision = dict(zip(STAGES, MIXES.get(word, (word,) * 3), strict=True))
-        try:
-            engine = create_engine(model, "cuda", precision, horizon=args.horizon)
-            images, tokens, noise = inputs(model.config, work, (224, 224), 0)
-            engine.sample(images, tokens, noise, work.steps)
-            context = engine.context(images, tokens)
-        except BackendError as error:
-            print(f"pi05 tune: {error}", file=sys.stderr)
-            return 2
+        engine = create_engine(model, "cuda", precision, horizon=args.horizon)
+        images, tokens, noise = inputs(model.config, work, (224, 224), 0)
+        engine.sample(images, tokens, noise, work.steps)
+        context = engine.context(images, tokens)
         from pi05_ros.backends.cuda.engine import CudaEngine
 
         assert isinstance(engine, CudaEngine)

@@ -13,6 +13,7 @@ import zlib
 import torch
 from torch import Tensor
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.model.checkpoint.layout import EXPERT_LM_HEAD, VISION, model_name, openpi_layout
 from pi05_ros.model.checkpoint.load import set_parameter
 from pi05_ros.model.config import Pi05Config
@@ -42,7 +43,7 @@ def random_model(
 ) -> Pi05:
     """Build a `Pi05` whose parameters come from `random_tensor`, one tensor at a time."""
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; accepted: an integer >= 0")
+        raise InvalidValueError(f"seed is {seed!r}; accepted: an integer >= 0")
     model = Pi05(config, dtype, device="meta")
     for name, spec in openpi_layout(config).items():
         if name == EXPERT_LM_HEAD:

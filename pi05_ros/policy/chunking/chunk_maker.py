@@ -12,6 +12,7 @@ import torch
 from pi05_ros.backends import Engine
 from pi05_ros.backends.engine import EngineTimings, Guidance
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.policy import ActionChunk, Observation, Policy
 from pi05_ros.policy.chunking.continuation import Continuation, continuation, rows_from
 from pi05_ros.policy.chunking.kv_reuse import MODES, EveryN, Plan, ReuseRule
@@ -171,7 +172,7 @@ class ChunkMaker:
         max_guidance: float = MAX_GUIDANCE,
     ) -> None:
         if mode not in MODES:
-            raise ValueError(f"chunk mode {mode!r}; accepted: {', '.join(MODES)}")
+            raise InvalidValueError(f"chunk mode {mode!r}; accepted: {', '.join(MODES)}")
         self.policy = policy
         inner = policy.engine.engine if isinstance(policy.engine, SteeredEngine) else policy.engine
         self.engine = SteeredEngine(inner, mode)

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pi05_ros.errors import InvalidValueError
+
 MODES = ("plain", "vjp", "vjp-scaled", "identity", "trained")
 """Ways in which a chunk can continue the one before; `ChunkMaker` describes them."""
 MAX_DIGITS = 9
@@ -62,7 +64,7 @@ class EveryN:
 
     def __init__(self, n: int) -> None:
         if n < 1:
-            raise ValueError(f"reuse is every {n} frames; accepted: 1 or more")
+            raise InvalidValueError(f"reuse is every {n} frames; accepted: 1 or more")
         self.n = n
         self._count = 0
 
@@ -108,9 +110,9 @@ class OnChange:
         save: float = 2.0,
     ) -> None:
         if not 0 <= low <= high:
-            raise ValueError(f"low {low} and high {high}: accepted are 0 <= low <= high")
+            raise InvalidValueError(f"low {low} and high {high}: accepted are 0 <= low <= high")
         if not (0 < share <= 1 <= save and max_age >= 0 and slow >= 0):
-            raise ValueError(
+            raise InvalidValueError(
                 f"share {share}, save {save}, max_age {max_age}, slow {slow}: accepted are "
                 "0 < share <= 1, save from 1, max_age and slow from 0"
             )
@@ -187,8 +189,8 @@ def make_rule(word: str) -> ReuseRule:
             try:
                 values[key] = type(values[key])(value)
             except (KeyError, ValueError) as error:
-                raise ValueError(
+                raise InvalidValueError(
                     f"kv reuse {word!r}: {option!r} is none of {', '.join(DYNAMIC)} with a number"
                 ) from error
         return OnChange(**values)
-    raise ValueError(f"kv reuse {word!r}; accepted: a number of frames from 1, or dynamic")
+    raise InvalidValueError(f"kv reuse {word!r}; accepted: a number of frames from 1, or dynamic")

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.model.guidance import (
     CORRECTIONS,
     MAX_GUIDANCE,
@@ -48,9 +49,11 @@ def guidance_weights(schedule: str, horizon: int, delay: int, end: int) -> Tenso
 
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule {schedule!r}; accepted: {', '.join(SCHEDULES)}")
+        raise InvalidValueError(f"schedule {schedule!r}; accepted: {', '.join(SCHEDULES)}")
     if delay < 0 or end < 0 or horizon < 1:
-        raise ValueError(f"delay {delay}, end {end} and horizon {horizon} must not be negative")
+        raise InvalidValueError(
+            f"delay {delay}, end {end} and horizon {horizon} must not be negative"
+        )
     end = min(end, horizon)
     start = min(delay, end)
     i = torch.arange(horizon, dtype=torch.float32)

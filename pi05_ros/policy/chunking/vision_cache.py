@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.policy.chunking.kv_reuse import thumbnail
 
 _PICTURES = itertools.count(1)  # engines compare numbers: two caches on one engine must not meet
@@ -41,7 +42,7 @@ class VisionCache:
                 f"the vision cache needs backend eager or cuda, not {engine.backend!r}"
             )
         if not threshold >= 0:
-            raise ValueError(f"vision cache threshold {threshold}; accepted: 0 or more")
+            raise InvalidValueError(f"vision cache threshold {threshold}; accepted: 0 or more")
         self._engine = engine
         self.threshold = threshold
         self.computed = 0

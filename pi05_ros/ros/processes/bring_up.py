@@ -16,11 +16,13 @@ from lifecycle_msgs.srv import ChangeState
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 
+from pi05_ros.errors import Pi05Error
+
 SERVICE_WAIT_S = 30.0
 MATCH_WAIT_S = 15.0
 
 
-class BringUpError(RuntimeError):
+class BringUpError(Pi05Error, RuntimeError):
     """The node cannot be brought to active; the text says at which step."""
 
 

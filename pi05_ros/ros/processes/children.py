@@ -21,11 +21,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pi05_ros.errors import Pi05Error
+
 STOP_S = 5.0  # time for a clean end before the next, harder signal
 TAIL_LINES = 25
 
 
-class ChildError(RuntimeError):
+class ChildError(Pi05Error, RuntimeError):
     """A child process died or did not answer in time; the text holds the end of its log."""
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import random
 import socket
 
+from pi05_ros.errors import Pi05Error
+
 # DDS-RTPS 9.6.2: discovery ports of a domain; participants of one host take pairs above.
 PORT_BASE = 7400
 DOMAIN_GAIN = 250
 UNICAST_OFFSET = 10
 CHECKED_PARTICIPANTS = 10
+
+
+class DomainError(Pi05Error, RuntimeError):
+    """No DDS domain id is free."""
 
 
 def _is_free(domain_id: int) -> bool:
@@ -31,7 +37,7 @@ def free_domain_id() -> int:
     reserved: start the participants soon.
 
     Raises:
-        RuntimeError: all hundred are in use.
+        DomainError: all hundred are in use.
 
     """
     ids = list(range(1, 101))
@@ -39,4 +45,4 @@ def free_domain_id() -> int:
     for domain_id in ids:
         if _is_free(domain_id):
             return domain_id
-    raise RuntimeError("the discovery ports of all domain ids from 1 to 100 are in use")
+    raise DomainError("the discovery ports of all domain ids from 1 to 100 are in use")

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pi05_ros.errors import InvalidValueError, Pi05Error
 from pi05_ros.sim.arm.physics import mujoco
 
 BACKENDS = ("egl", "osmesa", "ray")
@@ -25,7 +26,7 @@ RAY_WIDTH = 64
 _PACKAGES = {"egl": "apt-get install -y libegl1", "osmesa": "apt-get install -y libosmesa6"}
 
 
-class RenderError(ValueError):
+class RenderError(Pi05Error, ValueError):
     """The renderer that was asked for does not exist or does not work on this machine."""
 
 
@@ -67,7 +68,7 @@ class GlRenderer:
     def render(self, data: Any, camera: str, width: int, height: int) -> np.ndarray:
         """RGB picture, uint8 ``[height, width, 3]``."""
         if not (0 < width <= self._width and 0 < height <= self._height):
-            raise ValueError(
+            raise InvalidValueError(
                 f"picture of {width}x{height}: up to {self._width}x{self._height} is possible"
             )
         self._gl.make_current()
@@ -158,7 +159,7 @@ def camera_id(model: Any, name: str) -> int:
     index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA.value, name)
     if index < 0:
         names = [model.camera(i).name for i in range(model.ncam)]
-        raise ValueError(f"no camera {name!r}; the model has {', '.join(names)}")
+        raise InvalidValueError(f"no camera {name!r}; the model has {', '.join(names)}")
     return int(index)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.sim.arm.world import CONTROL_HZ, World
 
 LIFTED_Z = 0.09
@@ -53,7 +54,7 @@ def task_by_name(name: str) -> Task:
     for task in TASKS.values():
         if name in (task.name, task.prompt):
             return task
-    raise ValueError(f"task {name!r}; accepted: {', '.join(TASKS)}")
+    raise InvalidValueError(f"task {name!r}; accepted: {', '.join(TASKS)}")
 
 
 class Referee:

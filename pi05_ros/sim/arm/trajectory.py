@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pi05_ros.errors import InvalidValueError
+
 MAX_POSITION = 1e6
 """Larger values (rad or share of the gripper) are nonsense, and differences of them overflow."""
 
@@ -39,19 +41,21 @@ class JointPlan:
         """
         unknown = sorted(set(names) - set(self.names))
         if unknown:
-            raise ValueError(f"unknown joints {unknown}; accepted: {', '.join(self.names)}")
+            raise InvalidValueError(f"unknown joints {unknown}; accepted: {', '.join(self.names)}")
         if not names or len(set(names)) != len(names):
-            raise ValueError(f"joints {list(names)}; accepted: one or more, each once")
+            raise InvalidValueError(f"joints {list(names)}; accepted: one or more, each once")
         times = np.asarray(times_s, dtype=np.float64)
         table = np.asarray(positions, dtype=np.float64)
         if times.ndim != 1 or not times.size or table.shape != (times.size, len(names)):
-            raise ValueError(f"{table.shape} positions for {times.size} times, {len(names)} names")
+            raise InvalidValueError(
+                f"{table.shape} positions for {times.size} times, {len(names)} names"
+            )
         if not (np.isfinite(table).all() and np.isfinite(times).all()):
-            raise ValueError("command holds NaN or infinite values")
+            raise InvalidValueError("command holds NaN or infinite values")
         if (np.abs(table) > MAX_POSITION).any():
-            raise ValueError(f"command holds positions beyond {MAX_POSITION:g}")
+            raise InvalidValueError(f"command holds positions beyond {MAX_POSITION:g}")
         if (np.diff(times) <= 0).any() or times[0] < 0:
-            raise ValueError("times from start must be positive and increase")
+            raise InvalidValueError("times from start must be positive and increase")
         now = self.at(start_s)
         for column, name in enumerate(names):
             i = self.names.index(name)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.sim.arm.kinematics import inverse
 from pi05_ros.sim.arm.physics import mujoco
 from pi05_ros.sim.arm.render import Renderer, make_renderer
@@ -99,7 +100,7 @@ class World:
         """
         goal = np.asarray(target, dtype=np.float64)
         if goal.shape != (7,) or not np.isfinite(goal).all():
-            raise ValueError(f"target must be 7 finite numbers, got {target!r}")
+            raise InvalidValueError(f"target must be 7 finite numbers, got {target!r}")
         goal = np.clip(goal, self.lower, self.upper)
         ctrl = np.concatenate([goal[:6], np.repeat(goal[6] * FINGER_TRAVEL, 2)])
         start = self.data.ctrl.copy()

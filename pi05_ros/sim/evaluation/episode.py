@@ -15,6 +15,7 @@ import numpy as np
 
 from pi05_ros.backends.create import BACKENDS
 from pi05_ros.backends.engine import PRECISIONS
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.execution.limits import JointLimits, MotionFilter
 from pi05_ros.execution.strategies import Ensemble, ReplaceAfter, Strategy
 from pi05_ros.execution.timed_chunk import TimedChunk
@@ -83,10 +84,12 @@ class Setting:
 
     def __post_init__(self) -> None:
         if self.chunking not in CHUNKING:
-            raise ValueError(f"chunking {self.chunking!r}; accepted: {', '.join(CHUNKING)}")
+            raise InvalidValueError(f"chunking {self.chunking!r}; accepted: {', '.join(CHUNKING)}")
         self._check_engine()
         if not 0 < self.max_guidance < math.inf:
-            raise ValueError(f"max_guidance {self.max_guidance}: accepted are numbers above 0")
+            raise InvalidValueError(
+                f"max_guidance {self.max_guidance}: accepted are numbers above 0"
+            )
         for name, low, high in (
             ("denoise_steps", 1, MAX_DENOISE_STEPS),
             ("delay_ms", 0, 2000),
@@ -96,18 +99,20 @@ class Setting:
             ("nudge", 0, 1),
         ):
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} {getattr(self, name)}; accepted: {low} to {high}")
+                raise InvalidValueError(f"{name} {getattr(self, name)}; accepted: {low} to {high}")
         make_rule(self.kv_reuse)
 
     def _check_engine(self) -> None:
         if self.backend not in BACKENDS:
-            raise ValueError(f"backend {self.backend!r}; accepted: {', '.join(BACKENDS)}")
+            raise InvalidValueError(f"backend {self.backend!r}; accepted: {', '.join(BACKENDS)}")
         imitated = tuple(IMITATED + kind for kind in KINDS)
         if self.precision not in (*PRECISIONS, *imitated):
             accepted = ", ".join((*PRECISIONS, *imitated))
-            raise ValueError(f"precision {self.precision!r}; accepted: {accepted}")
+            raise InvalidValueError(f"precision {self.precision!r}; accepted: {accepted}")
         if self.precision in imitated and self.backend not in ("auto", "eager"):
-            raise ValueError(f"precision {self.precision} needs backend eager, not {self.backend}")
+            raise InvalidValueError(
+                f"precision {self.precision} needs backend eager, not {self.backend}"
+            )
 
     @property
     def delay_steps(self) -> int:

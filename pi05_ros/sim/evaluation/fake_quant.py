@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.model import Pi05
 
 KINDS = ("fp8", "int8")
@@ -55,7 +56,7 @@ def fake_quantize(model: Pi05, kind: str) -> int:
 
     """
     if kind not in KINDS:
-        raise ValueError(f"fake quantization {kind!r}; accepted: {', '.join(KINDS)}")
+        raise InvalidValueError(f"fake quantization {kind!r}; accepted: {', '.join(KINDS)}")
     count = 0
     for part in _PARTS:
         for module in list(model.get_submodule(part).modules()):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.sim.evaluation import results_file
@@ -85,12 +86,12 @@ def ros_jobs(
 
     """
     if list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
-        raise ValueError(f"--seeds {seeds}: with --ros they must be consecutive")
+        raise InvalidValueError(f"--seeds {seeds}: with --ros they must be consecutive")
     for setting in settings:
         for item in fields(setting):
             if item.name not in VARIED and getattr(setting, item.name) != item.default:
                 option = item.name.replace("_", "-")
-                raise ValueError(
+                raise InvalidValueError(
                     f"--{option} is not for --ros; accepted: --rate, --steps, "
                     "--chunking, --kv-reuse, --backend, --precision"
                 )

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.execution.limits import JointLimits, limits_from_yaml
 from pi05_ros.model import Pi05
 from pi05_ros.policy import Observation, Policy
@@ -152,7 +153,7 @@ class PolicyOfSetting:
         if fake:
             model = getattr(policy.engine, "model", None)
             if not isinstance(model, Pi05):
-                raise ValueError(f"precision {setting.precision} needs the eager backend")
+                raise InvalidValueError(f"precision {setting.precision} needs the eager backend")
             fake_quantize(model, imitated)
         self._policy, self._loaded = policy, wanted
         return policy

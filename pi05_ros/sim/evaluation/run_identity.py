@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.model import checkpoint_hash
 from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
 
@@ -43,7 +44,7 @@ def claim(out: Path, checkpoint: str, resume: bool, **facts: str | int) -> None:
         before = _read(path)
         other = [name for name in now if name in before and before[name] != now[name]]
         if other:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{out} holds results of {other[0]} {before[other[0]]}, not "
                 f"{now[other[0]]}; take another --out, or --no-resume to put them aside"
             )
@@ -56,7 +57,7 @@ def _read(path: Path) -> dict[str, object]:
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} does not say whose results are there ({error}); take another --out, or "
             "--no-resume to put them aside"
         ) from error

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pi05_ros.errors import InvalidValueError, Pi05Error
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.libero import libero_state
 
@@ -56,7 +57,7 @@ _PATHS = {
 }
 
 
-class LiberoError(ValueError):
+class LiberoError(Pi05Error, ValueError):
     """LIBERO is missing or incomplete, or something was asked for that it does not have."""
 
 
@@ -104,7 +105,7 @@ def prepare(out: Path, renderer: str | None = None) -> None:
     root = installed()
     if renderer is not None:
         if renderer not in RENDERERS:
-            raise ValueError(f"renderer {renderer!r}; accepted: {', '.join(RENDERERS)}")
+            raise InvalidValueError(f"renderer {renderer!r}; accepted: {', '.join(RENDERERS)}")
         os.environ["MUJOCO_GL"] = renderer
     try:
         importlib.import_module("mujoco")  # looks for the OpenGL library that MUJOCO_GL names

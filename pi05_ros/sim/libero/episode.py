@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.policy.chunking.chunk_maker import ChunkMaker
 from pi05_ros.sim.evaluation.episode import Chunking, Result, Setting, chunk_maker
 from pi05_ros.sim.evaluation.run import Job, PolicyOfSetting, summarize
@@ -30,7 +31,7 @@ class LiberoSetting(Setting):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.nudge:
-            raise ValueError("nudge is for the simulated arm, not for LIBERO")
+            raise InvalidValueError("nudge is for the simulated arm, not for LIBERO")
 
 
 def run_episode(

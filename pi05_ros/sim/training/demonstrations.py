@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pi05_ros.backends.resize import resize_with_pad_pillow
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.sim.arm.expert import expert_target
 from pi05_ros.sim.arm.kinematics import inverse
 from pi05_ros.sim.arm.tasks import MAX_STEPS, TASKS, Referee, Task
@@ -166,7 +167,9 @@ def generate(
 
     """
     if episodes < 1 or workers < 1:
-        raise ValueError(f"{episodes} episodes, {workers} workers; accepted: 1 or more of each")
+        raise InvalidValueError(
+            f"{episodes} episodes, {workers} workers; accepted: 1 or more of each"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     (directory / FACTS).unlink(missing_ok=True)
     for old in directory.glob("part-*.npy"):

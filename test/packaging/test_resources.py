@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from pi05_ros import resources
-from pi05_ros.policy import PolicyError
+from pi05_ros.errors import ResourceError
 
 
 def installed_copy(prefix: Path):
     """The module as it would be in <prefix>/lib/pythonX.Y/site-packages."""
-    place = prefix / "lib" / "python3.11" / "site-packages" / "pi05_ros" / "policy"
+    place = prefix / "lib" / "python3.11" / "site-packages" / "pi05_ros"
     place.mkdir(parents=True)
     shutil.copy(resources.__file__, place / "resources.py")
     spec = importlib.util.spec_from_file_location("installed_resources", place / "resources.py")
@@ -31,7 +31,7 @@ def share(prefix: Path) -> Path:
 def test_source_tree_comes_first(monkeypatch, tmp_path):
     share(tmp_path)
     monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
-    root = Path(resources.__file__).resolve().parents[2]
+    root = Path(resources.__file__).resolve().parents[1]
     assert resources.config_dir() == root / "config"
 
 
@@ -45,7 +45,7 @@ def test_ament_prefixes_and_pythons_prefix(monkeypatch, tmp_path):
     module = installed_copy(tmp_path / "elsewhere")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "python"))
     monkeypatch.setenv("AMENT_PREFIX_PATH", f"{tmp_path / 'empty'}:{tmp_path / 'ros'}:")
-    with pytest.raises(PolicyError, match=r"was not found; looked in: .*python"):
+    with pytest.raises(ResourceError, match=r"was not found; looked in: .*python"):
         module.config_dir()
     python = share(tmp_path / "python")
     assert module.config_dir() == python
