@@ -296,7 +296,7 @@ SLOW = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from conftest import ScriptedPolicy
-from pi05_ros.ros import spin
+from pi05_ros.ros import process
 from pi05_ros.ros.policy_node import PolicyNode
 
 def hang(n, actions):
@@ -311,7 +311,7 @@ def make(stop):
         policy_factory=lambda p: ScriptedPolicy(p, {behave}, ("base", "wrist"), {load}),
     )
 
-sys.exit(spin.run(make))
+sys.exit(process.run(make))
 """
 
 

@@ -34,16 +34,19 @@ importlib.util.find_spec = lambda name, package=None: (
     None if name.split(".")[0] in BLOCKED else real(name, package)
 )
 from pi05_ros.backends import BackendError, create_engine, onnx, tensorrt
-from pi05_ros.backends.tensorrt import export, mlp_only, prove, quantize, report, torch_tensorrt
-from pi05_ros.cli import build, check, engine_options
-from pi05_ros.cli import export as export_command, quantize as quantize_command
+from pi05_ros.backends.experimental import torch_tensorrt
+from pi05_ros.backends.export import export, mlp_only
+from pi05_ros.backends.quantization import calibrate
+from pi05_ros.backends.verification import report, verify
+from pi05_ros.cli.engines import build, check, engine_options
+from pi05_ros.cli.engines import export as export_command, quantize as quantize_command
 from pi05_ros.model import Pi05, Pi05Config
 print(onnx.usable()[1])
 print(tensorrt.usable()[1])
 model = Pi05.random(Pi05Config.preset("tiny"), 0)
 for action in (
     export.require_onnx,
-    quantize.modelopt_version,
+    calibrate.modelopt_version,
     torch_tensorrt.load_compiler,
     lambda: create_engine(model, "onnx"),
     lambda: create_engine(model, "tensorrt"),
