@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,13 +121,33 @@ def compile_plan(
             own reasons.
 
     """
-    started = time.perf_counter()
     logger = Logger()
-    builder = _builder(logger)
     recorder = ErrorRecorder(logger)
-    builder.error_recorder = recorder
+    # Both outlive whatever TensorRT makes in there: it keeps plain pointers to them, and its
+    # parser and timing cache still use the recorder while they are destroyed.
+    try:
+        return _compile(onnx, flags, timing_cache, progress, logger, recorder)
+    except BaseException as error:
+        # The traceback would keep those objects longer than logger and recorder live.
+        traceback.clear_frames(error.__traceback__)
+        raise
+
+
+def _compile(
+    onnx: Path,
+    flags: BuildFlags,
+    timing_cache: bytes,
+    progress: Callable[[str, int, int], None] | None,
+    logger: Logger,
+    recorder: ErrorRecorder,
+) -> Plan:
+    started = time.perf_counter()
+    builder = _builder(logger)
     # Required up to 10.x, where networks are weakly typed otherwise; the only kind in 11.x.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    # After create_network: a network made later inherits the recorder, and the parser, which dies
+    # after the network, then puts it back into freed memory.
+    builder.error_recorder = recorder
     parser = trt.OnnxParser(network, logger)
     _parse(parser, onnx)
     config = builder.create_builder_config()
