@@ -11,13 +11,8 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from pi05_ros.backends.export.export import DTYPES
-from pi05_ros.backends.export.graph_checks import (
-    Expectation,
-    GraphError,
-    check_graph,
-    check_model,
-    onnx_type,
-)
+from pi05_ros.backends.export.graph_checks import GraphError, check_graph, check_model
+from pi05_ros.backends.export.onnx_graph import Expectation, onnx_type
 from pi05_ros.backends.staged.shapes import StageShapes, stage_spec
 
 
@@ -250,6 +245,45 @@ def wrong_output_type(model: ModelProto) -> None:
     output.type.tensor_type.elem_type = TensorProto.FLOAT
 
 
+def scaled_weight(model: ModelProto, linear: str, scale: np.ndarray) -> None:
+    """Another scale on the weight of one product."""
+    product = first(model, "MatMul", linear)
+    dequantize = next(n for n in model.graph.node if product.input[1] in n.output)
+    names = f"{linear}_scale", f"{linear}_zero"
+    zero = helper.make_tensor(
+        names[1], TensorProto.FLOAT8E4M3FN, scale.shape, bytes(scale.size), raw=True
+    )
+    model.graph.initializer.extend([numpy_helper.from_array(scale, names[0]), zero])
+    dequantize.input[1], dequantize.input[2] = names
+    if scale.ndim:
+        dequantize.attribute.append(helper.make_attribute("axis", 1))
+
+
+def weight_scale_per_channel(model: ModelProto) -> None:
+    """The form that stores the bare sum of codes."""
+    scaled_weight(model, "down_proj", np.full(64, 2.0**-12, np.float16))
+
+
+def unequal_weight_scales(model: ModelProto) -> None:
+    """Gate and up have one input: compilers merge them."""
+    scaled_weight(model, "up_proj", np.asarray(2.0**-12, np.float16))
+
+
+def shrinking_gain(model: ModelProto) -> None:
+    """A stored product far above the result."""
+    scaled_weight(model, "down_proj", np.asarray(16.0, np.float16))
+    gain = next(
+        value
+        for node in model.graph.node
+        if node.op_type == "Mul" and "down_proj" in node.name
+        for value in node.input
+        if value in {t.name for t in model.graph.initializer}
+    )
+    tensor = initializer(model, gain)
+    values = np.full(tuple(tensor.dims), 2.0**-10, np.float16)
+    tensor.CopyFrom(numpy_helper.from_array(values, gain))
+
+
 MUTATIONS: list[tuple[Callable[[ModelProto], None], str]] = [
     (half_softmax, "Softmax .* runs in FLOAT16"),
     (half_cosine, "rounded before the rotation"),
@@ -261,6 +295,9 @@ MUTATIONS: list[tuple[Callable[[ModelProto], None], str]] = [
     (uint8_zero_point, "is UINT8, not a code type"),
     (shifted_zero_point, "zero point other than zero"),
     (scale_per_channel, "has one scale per channel"),
+    (weight_scale_per_channel, "bare sum of codes, which overflows"),
+    (unequal_weight_scales, "one input and different weight scales"),
+    (shrinking_gain, "half precision ends at 65504"),
     (computed_scale, "is computed; it must be a constant"),
     (codes_as_numbers, "is not stored as raw bytes"),
     (local_function, "the graph must be flat"),

@@ -1,8 +1,10 @@
 """The calibrated stages with their products on the GPU's FP8 units, through torch alone.
 
-The same codes and scales as in the exported graphs, multiplied by `torch._scaled_mm` with
-float32 accumulation: real FP8 arithmetic where no TensorRT is installed. It is there to judge a
-calibration on a GPU (`pi05 check --backend scaled_mm`), not to be fast.
+The same codes and scales as in the exported graphs, multiplied by `torch._scaled_mm` in the order
+that a compiled engine has: float32 accumulation and both scalar scales in the product, its result
+stored in the stage's type, then the gain per channel. Real FP8 arithmetic where no TensorRT is
+installed. It is there to judge a calibration on a GPU (`pi05 check --backend scaled_mm`), not to
+be fast.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ class ScaledMmLinear(nn.Module):
         self.register_buffer("rows", source.codes.t().contiguous())
         self.register_buffer("weight_scale", source.weight_scale.float())
         self.register_buffer("input_scale", source.input_scale.float())
-        self.register_buffer("one", torch.ones((), device=source.codes.device))
+        self.register_buffer("gain", source.gain)
         self.rows: Tensor
         self.weight_scale: Tensor
         self.input_scale: Tensor
-        self.one: Tensor
+        self.gain: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` -> ``[..., out]`` in the dtype of ``x``."""
@@ -52,11 +54,11 @@ class ScaledMmLinear(nn.Module):
             codes,
             self.rows.t(),
             scale_a=self.input_scale,
-            scale_b=self.one,
-            out_dtype=torch.float32,
+            scale_b=self.weight_scale,
+            out_dtype=x.dtype,
             use_fast_accum=False,
         )
-        return (product * self.weight_scale).to(x.dtype).reshape(*x.shape[:-1], -1)
+        return (product * self.gain).reshape(*x.shape[:-1], -1)
 
 
 def use_scaled_mm(module: nn.Module) -> int:

@@ -42,7 +42,7 @@ from pi05_ros.backends.staged.shapes import (
 from pi05_ros.backends.staged.stages import FullStage, make_stage, modulation_table
 from pi05_ros.model import Pi05
 
-SCHEMA = 1
+SCHEMA = 2  # 1: scales per channel on the weights, attention that does not fuse
 INSTALL = "pip install onnx onnxscript (pins: requirements/tensorrt.txt)"
 QUANTIZED = ("prefill", "denoise_step")
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -238,7 +238,8 @@ def export_stage(
 
     """
     require_onnx()
-    from pi05_ros.backends.export.graph_checks import Expectation, check_graph, onnx_type
+    from pi05_ros.backends.export.graph_checks import check_graph
+    from pi05_ros.backends.export.onnx_graph import Expectation, onnx_type
 
     if calibration is not None and stage not in ("vision", "denoise_step"):
         require_exportable(calibration.choice, ("prefill",))

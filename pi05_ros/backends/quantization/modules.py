@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pi05_ros.backends.quantization.calibration import Calibration, CalibrationError
 from pi05_ros.backends.quantization.fake_quant import (
+    LARGEST,
     dequantize_weight,
     fake_quantize,
     quantize,
@@ -16,9 +17,25 @@ from pi05_ros.backends.quantization.nvfp4 import Fp4Linear
 from pi05_ros.backends.quantization.presets import expected_quantizers
 from pi05_ros.backends.staged.layers import MatMul
 
+# Of every weight with quantized inputs. One constant, so that products with a common input, which
+# compilers merge, have equal scales; the smallest normal half, so that FP8 gains are at least 1
+# and the stored product is never larger than the result.
+PRODUCT_SCALE = 2.0**-14
+
+
+def _largest_amax(kind: str) -> float:
+    return LARGEST[kind] * PRODUCT_SCALE * float(torch.finfo(torch.float16).max)
+
 
 class QuantLinear(nn.Module):
-    """A Linear without bias whose weight is held as codes ``[in, out]``, ready for the graph."""
+    """A Linear without bias whose weight is held as codes ``[in, out]``, ready for the graph.
+
+    With quantized inputs the scale of an output channel is split in two: one power of two for the
+    whole weight, which compilers apply in float32 inside the product, and a gain per channel after
+    it. A scale per channel on the weight itself is applied behind the product, whose own result,
+    the bare sum of codes, is then stored in half precision and overflows. Weight-only Linears keep
+    one scale per channel: their product has half-precision operands.
+    """
 
     def __init__(
         self,
@@ -45,7 +62,17 @@ class QuantLinear(nn.Module):
         scale = scale_from_amax(weight_amax, weight_kind).to(device)
         codes = quantize(weight.t().contiguous(), scale, weight_kind)
         self.register_buffer("codes", codes)
-        self.register_buffer("weight_scale", scale.to(dtype))
+        if input_kind is None:
+            self.register_buffer("weight_scale", scale.to(dtype))
+        else:
+            gain = (scale / PRODUCT_SCALE).to(dtype)
+            if not bool(torch.isfinite(gain).all()):
+                raise CalibrationError(
+                    f"a weight range of {float(weight_amax.max()):.4g} is beyond what a half-"
+                    f"precision graph can scale; accepted: up to {_largest_amax(weight_kind):.4g}"
+                )
+            self.register_buffer("weight_scale", gain.new_tensor(PRODUCT_SCALE))
+            self.register_buffer("gain", gain)
         if input_amax is not None and input_kind is not None:
             input_scale = scale_from_amax(input_amax, input_kind).to(device)
             self.register_buffer("input_scale", input_scale.to(dtype))
@@ -53,6 +80,7 @@ class QuantLinear(nn.Module):
         self.weight_scale: Tensor
         self.input_scale: Tensor
         self.smooth: Tensor
+        self.gain: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` -> ``[..., out]``."""
@@ -60,7 +88,8 @@ class QuantLinear(nn.Module):
             x = x * self.smooth
         if self.input_kind is not None:
             x = fake_quantize(x, self.input_scale, self.input_kind)
-        return torch.matmul(x, dequantize_weight(self.codes, self.weight_scale, self.weight_kind))
+        y = torch.matmul(x, dequantize_weight(self.codes, self.weight_scale, self.weight_kind))
+        return y * self.gain if "gain" in self._buffers else y
 
 
 class QuantMatMul(nn.Module):

@@ -129,7 +129,11 @@ class GatedMlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-query attention: heads are folded into the rows, so K and V are never repeated."""
+    """Multi-query attention, spelled out over the heads.
+
+    K and V are expanded to all heads before the products: this form TensorRT compiles into one
+    fused kernel. With the heads folded into the rows, or K broadcast by the product, it does not.
+    """
 
     def __init__(self, heads: int, head_dim: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -152,9 +156,11 @@ class Attention(nn.Module):
             ``[1, T, heads * head_dim]``.
 
         """
-        length = q.shape[1]
-        q = (q * self.head_dim**-0.5).to(self.dtype)
-        q = q.reshape(1, 1, length * self.heads, self.head_dim)
+        length, keys = q.shape[1], k.shape[2]
+        q = (q * self.head_dim**-0.5).to(self.dtype).transpose(1, 2)
+        k = k.expand(1, self.heads, keys, self.head_dim)
+        v = v.expand(1, self.heads, keys, self.head_dim)
         logits = self.qk(q, k.transpose(-1, -2)).float() + mask
         weights = torch.softmax(logits, dim=-1).to(self.dtype)
-        return self.av(weights, v).reshape(1, length, self.heads * self.head_dim)
+        attended = self.av(weights, v).transpose(1, 2)
+        return attended.reshape(1, length, self.heads * self.head_dim)

@@ -69,7 +69,7 @@ def markdown(report: Report, facts: dict[str, Any]) -> str:
     if report.inspector:
         lines += ["", "## Layers of the engines", ""]
         rows = [{"stage": stage, **found} for stage, found in report.inspector.items()]
-        lines += _table(rows, ["stage", "layers", "quantised", "expected"])
+        lines += _table(rows, ["stage", "layers", "quantized", "expected"])
     lines += ["", "## Limits", ""]
     lines += [f"- {name}: {value}" for name, value in report.as_dict()["thresholds"].items()]
     return "\n".join(lines) + "\n"
