@@ -138,7 +138,7 @@ def _meaning(recipe: Recipe) -> dict[str, Any]:
                 for name, meaning, unit in zip(
                     profile.action_names,
                     profile.action_meanings,
-                    profile.action_units,
+                    profile.command_units,
                     strict=True,
                 )
             },

@@ -27,8 +27,8 @@ class Observation:
         images: camera role ("base", "wrist", "wrist_2", or as `PolicyInfo.camera_roles` says) ->
             RGB picture, uint8 ``[H, W, 3]``. ``[3, H, W]`` and float in [0, 1] are accepted too.
             A role that is absent is a missing camera: the model sees it masked.
-        state: joint and gripper values ``[n]``, robot units, in the order of the profile's
-            ``state_names``.
+        state: joint and gripper values ``[n]`` in the order of the profile's ``state_names``:
+            rad and m, other columns in the profile's unit (`RobotProfile.observed_units`).
         prompt: what to do; None takes the profile's default prompt.
 
     """
@@ -61,6 +61,8 @@ class ActionUnit(IntEnum):
     GRIPPER_OPEN_0_CLOSED_1 = 4
     GRIPPER_CLOSED_0_OPEN_1 = 5
     DIMENSIONLESS = 6
+    PERCENT = 7
+    NORMALIZED = 8
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class ActionChunk:
     """Actions for one observation.
 
     Attributes:
-        actions: float32 ``[H, A]``, robot units; row i is meant for observation time + i * dt.
+        actions: float32 ``[H, A]`` in ``units``: rad, m, rad/s and m/s for joints, whatever the
+            model was trained in; row i is meant for observation time + i * dt.
         normalized: float32 ``[H, 32]``, the model's own output before un-normalization (what
             real-time chunking continues from).
         names, meanings, units: one per column of ``actions``.

@@ -406,7 +406,7 @@ class Policy:
             normalized=np.ascontiguousarray(output),
             names=self.robot.action_names,
             meanings=self.robot.action_meanings,
-            units=self.robot.action_units,
+            units=self.robot.command_units,
             dt=self.robot.step_s,
             prompt=of.prompt,
             seed=of.seed,

@@ -29,7 +29,7 @@ def minimal() -> dict:
 
 def test_shipped_robots_are_all_there_and_valid():
     assert available_robots() == (
-        "aloha", "droid", "droid_jointpos", "libero", "sim_arm", "ur5e",
+        "aloha", "droid", "droid_jointpos", "libero", "sim_arm", "so101", "so101_range", "ur5e",
     )  # fmt: skip
     for name in available_robots():
         assert load_profile(name).name == name
@@ -61,7 +61,8 @@ def test_shipped_robot_semantics(name, states, actions, horizon, hz, mask, discr
 def test_droid_commands_velocities_and_a_gripper_position():
     robot = load_profile("droid")
     assert robot.action_meanings == (ActionMeaning.VELOCITY,) * 7 + (ActionMeaning.ABSOLUTE,)
-    assert robot.action_units[-1] == ActionUnit.GRIPPER_OPEN_0_CLOSED_1
+    assert robot.command_units[:7] == (ActionUnit.RADIAN_PER_SECOND,) * 7
+    assert robot.command_units[-1] == ActionUnit.GRIPPER_OPEN_0_CLOSED_1
 
 
 def test_sim_arm_names_and_ranges():
@@ -121,7 +122,7 @@ def change(path, value):
         (("cameras", 0), "base", ["cameras[0] is str", "mapping"]),
         (("state",), [], ["state has 0 names"]),
         (("state",), [{"name": "j", "unit": "radian"}] * 2, ["name twice"]),
-        (("state", 0, "unit"), "radians", ["did you mean 'radian'"]),
+        (("state", 0, "unit"), "radiant", ["did you mean 'radian'"]),
         (("actions", 0, "meaning"), "relative", ["accepted: absolute, delta"]),
         (("actions", 0, "delta"), "yes", ["accepted: true, false"]),
         (("normalization",), "q99", ["'q99'", "quantile"]),
@@ -135,6 +136,43 @@ def change(path, value):
             ("grippers",),
             [{"action": "g", "open": 0, "closed": 1}, {"action": "g", "open": 1, "closed": 0}],
             ["two grippers map the same action: g, g"],
+        ),
+        (("state", 0, "unit"), "Radian", ["did you mean 'radian'", "accepted: radian, metre"]),
+        (("state", 0, "unit"), ["rad"], ["state[0].unit is ['rad']"]),
+        (("state", 0, "quantity"), "length", ["quantity length cannot be in radian"]),
+        (("state", 0, "quantity"), "mass", ["quantity is 'mass'", "angle, length"]),
+        (("state", 0, "scale"), 0, ["state 'j'", "no inverse"]),
+        (("state", 0, "scale"), 1e-308, ["not in the same numbers"]),
+        (("state", 0, "scale"), "2", ["state[0].scale is 2; accepted: a finite number"]),
+        (("state", 0, "clip"), [0, 1], ["state[0] has the unknown key 'clip'"]),
+        (("state", 0, "linear"), {"model": [0, 1]}, ["state[0].linear lacks the key 'robot'"]),
+        (("state", 0, "linear"), {"model": [1, 1], "robot": [0, 1]}, ["with different ends"]),
+        (("state", 0, "linear"), {"model": [0, 1], "robot": 3}, ["robot is 3; accepted: [low"]),
+        (("state", 0, "limits"), [1, -1], ["limits is [1.0, -1.0]", "below the high end"]),
+        (("actions", 0, "clip"), [1, 1], ["clip is [1.0, 1.0]"]),
+        (("actions", 0, "threshold"), 1.0, ["threshold is 1; accepted: from 0 to 1"]),
+        (("actions", 0, "unit"), "degree", ["1 x + 0 degree and 1 x + 0 radian", "same unit"]),
+        (("actions", 1, "unit"), "m/s", ["meaning absolute", "metre_per_second, which is a vel"]),
+        (
+            ("actions", 1),
+            {"name": "g", "meaning": "velocity", "unit": "m"},
+            ["meaning velocity does not fit the unit metre, which is no velocity"],
+        ),
+        (
+            ("actions", 1),
+            {"name": "g", "meaning": "delta", "unit": "m", "offset": 0.1},
+            ["meaning delta with an offset", "give scale only"],
+        ),
+        (
+            ("actions", 1),
+            {
+                "name": "g",
+                "meaning": "absolute",
+                "unit": "m",
+                "scale": 2,
+                "linear": {"model": [0, 1], "robot": [0, 1]},
+            },
+            ["has linear and scale or offset"],
         ),
         (
             ("actions", 0),
@@ -151,6 +189,14 @@ def test_wrong_entries_are_named_with_what_is_accepted(path, value, words):
     assert "\n" not in message
     for word in ("'mine'", *words):
         assert word in message
+
+
+def test_a_column_has_one_map():
+    data = minimal()
+    data["state"][1]["scale"] = 2
+    data["grippers"] = [{"state": "g", "open": 0, "closed": 1}]
+    with pytest.raises(RobotProfileError, match="state 'g' has a map of its own and one in grip"):
+        parse_profile("mine", data)
 
 
 def test_delta_mask_longer_than_the_state_is_refused():

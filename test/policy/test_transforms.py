@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from pi05_ros.policy import load_profile
 from pi05_ros.policy.libero import axis_angle, libero_state
-from pi05_ros.policy.robots.profile import Gripper
 from pi05_ros.policy.transforms.aloha import (
     aloha_actions_from_pi,
     aloha_actions_to_pi,
@@ -20,8 +19,6 @@ from pi05_ros.policy.transforms.transforms import (
     absolute_to_delta,
     actions_from_model,
     delta_to_absolute,
-    gripper_from_model,
-    gripper_to_model,
     pad_to,
     state_to_model,
 )
@@ -133,14 +130,13 @@ def test_libero_takes_seven_columns_unchanged():
 def test_droid_velocities_ignore_the_state_and_positions_add_it():
     actions = np.full((3, 32), 0.1)
     state = np.arange(8.0)
-    np.testing.assert_array_equal(
-        actions_from_model(load_profile("droid"), actions, state), actions[:, :8]
-    )
+    out = actions_from_model(load_profile("droid"), actions, state)
+    np.testing.assert_allclose(out, [[0.3] * 7 + [0.0]] * 3)  # of 3 rad/s; the gripper stays open
     out = actions_from_model(load_profile("droid_jointpos"), actions, state)
-    np.testing.assert_allclose(out[0], [*(state[:7] + 0.1), 0.1])
+    np.testing.assert_allclose(out[0], [*(state[:7] + 0.1), 0.0])
 
 
-# delta, padding, gripper ---------------------------------------------------------------------
+# delta, padding ------------------------------------------------------------------------------
 
 
 @settings(max_examples=100, deadline=None)
@@ -166,13 +162,3 @@ def test_delta_uses_one_state_for_every_step_and_leaves_its_input():
 def test_padding():
     np.testing.assert_array_equal(pad_to(np.ones((2, 3)), 5), [[1, 1, 1, 0, 0]] * 2)
     assert pad_to(np.ones(40), 32).shape == (40,)
-
-
-@given(st.floats(-2, 2))
-def test_gripper_convention(value):
-    gripper = Gripper("g", "g", robot_open=0.085, robot_closed=0.0)
-    assert gripper_to_model(0.085, gripper) == 0.0
-    assert gripper_to_model(0.0, gripper) == 1.0
-    assert gripper_from_model(gripper_to_model(value, gripper), gripper) == pytest.approx(
-        value, abs=1e-12
-    )

@@ -31,9 +31,10 @@ from pi05_ros.policy.checkpoints.lerobot_processors import (
 )
 from pi05_ros.policy.checkpoints.recipe import Recipe, read_json, whole_number
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.interface import ActionMeaning, ActionUnit
+from pi05_ros.policy.interface import ActionMeaning
 from pi05_ros.policy.robots.profile import MODEL_DIM, Camera, RobotProfile
 from pi05_ros.policy.robots.profile_yaml import load_profile
+from pi05_ros.policy.robots.units import Unit, UnitMap
 from pi05_ros.policy.transforms.normalize import Normalization
 
 ERAS = ("auto", "0.4", "0.5")
@@ -308,10 +309,10 @@ def _profile(
         description="from the LeRobot checkpoint's own files",
         cameras=cameras,
         state_names=tuple(str(n) for n in states),
-        state_units=(ActionUnit.DIMENSIONLESS,) * state_size,
+        state_maps=(UnitMap(Unit.DIMENSIONLESS),) * state_size,
         action_names=tuple(str(n) for n in names),
         action_meanings=(ActionMeaning.ABSOLUTE,) * action_size,
-        action_units=(ActionUnit.DIMENSIONLESS,) * action_size,
+        action_maps=(UnitMap(Unit.DIMENSIONLESS),) * action_size,
         control_hz=DEFAULT_HZ if control_hz is None else control_hz,
         delta_mask=mask,
         horizon=horizon,

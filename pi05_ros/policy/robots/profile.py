@@ -5,10 +5,12 @@ The same dataclass also describes LeRobot checkpoints, which bring these facts t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pi05_ros.policy.errors import RobotProfileError
 from pi05_ros.policy.interface import ActionMeaning, ActionUnit
+from pi05_ros.policy.robots.units import RATIO, Unit, UnitMap, map_fault, quantity_of
 
 ROLES = ("base", "wrist", "wrist_2")
 """Cameras of a profile file. A LeRobot checkpoint with more cameras names the others itself."""
@@ -38,31 +40,12 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class Gripper:
-    """Linear map between a robot's gripper value and the value the model was trained with.
-
-    Attributes:
-        state: name of the state dimension, or None if only the action is mapped.
-        action: name of the action dimension, or None.
-        robot_open, robot_closed: values of the robot's own convention (unit of the profile).
-        model_open, model_closed: the same two points in the model's convention (pi: 0 and 1).
-
-    """
-
-    state: str | None
-    action: str | None
-    robot_open: float
-    robot_closed: float
-    model_open: float = 0.0
-    model_closed: float = 1.0
-
-
-@dataclass(frozen=True)
 class Ranges:
     """Value ranges used as statistics where a checkpoint has none (seeded random weights).
 
-    The normalized interval [-1, 1] is mapped onto [low, high]. Values outside [-1, 1] are not
-    clamped: limits are the executor's business, and silent clamping would hide a bad model.
+    In the model's numbers: the normalized interval [-1, 1] is mapped onto [low, high]. Values
+    outside [-1, 1] are not clamped: limits are the executor's business, and silent clamping would
+    hide a bad model.
     """
 
     state_low: tuple[float, ...]
@@ -78,10 +61,12 @@ class RobotProfile:
     Attributes:
         name: short name; the file name of shipped profiles.
         description: one line for people.
+        source: where the units and maps of its columns come from, for people.
         cameras: in the order of the model's inputs.
-        state_names, state_units: one per state value, in the order of the training data.
-        action_names, action_meanings, action_units: one per action column; the first
-            ``len(action_names)`` of the model's 32 outputs are used.
+        state_names: one per state value, in the order of the training data.
+        action_names, action_meanings: one per action column; the first ``len(action_names)`` of
+            the model's 32 outputs are used.
+        state_maps, action_maps: unit of each column and the map to the model's numbers.
         delta_mask: True where training subtracted the current state, so that the state of the
             same observation is added back; shorter than the actions means False for the rest.
         control_hz: rate of the steps of one chunk.
@@ -91,7 +76,6 @@ class RobotProfile:
         normalization: one of NORMALIZATIONS, of state and actions alike.
         asset_id: directory of norm_stats.json under the checkpoint's ``assets``; may hold ``/``.
         adapt: "aloha" applies openpi's adapt_to_pi joint flips and gripper geometry.
-        grippers: linear gripper conventions.
         ranges: statistics for checkpoints without any.
 
     """
@@ -99,12 +83,13 @@ class RobotProfile:
     name: str
     cameras: tuple[Camera, ...]
     state_names: tuple[str, ...]
-    state_units: tuple[ActionUnit, ...]
+    state_maps: tuple[UnitMap, ...]
     action_names: tuple[str, ...]
     action_meanings: tuple[ActionMeaning, ...]
-    action_units: tuple[ActionUnit, ...]
+    action_maps: tuple[UnitMap, ...]
     control_hz: float
     description: str = ""
+    source: str = ""
     delta_mask: tuple[bool, ...] = ()
     horizon: int | None = None
     discrete_state: bool = True
@@ -112,7 +97,6 @@ class RobotProfile:
     normalization: str = "quantile"
     asset_id: str | None = None
     adapt: str = "none"
-    grippers: tuple[Gripper, ...] = ()
     ranges: Ranges | None = None
 
     def __post_init__(self) -> None:
@@ -127,6 +111,26 @@ class RobotProfile:
     def required_roles(self) -> tuple[str, ...]:
         """Roles without which there is no observation."""
         return tuple(camera.role for camera in self.cameras if camera.required)
+
+    @property
+    def state_units(self) -> tuple[Unit, ...]:
+        """Units of the state as the model was trained with it."""
+        return tuple(m.model_unit for m in self.state_maps)
+
+    @property
+    def action_units(self) -> tuple[Unit, ...]:
+        """Units of the actions as the model was trained with them."""
+        return tuple(m.model_unit for m in self.action_maps)
+
+    @property
+    def observed_units(self) -> tuple[ActionUnit, ...]:
+        """Units of `Observation.state`."""
+        return tuple(m.wire for m in self.state_maps)
+
+    @property
+    def command_units(self) -> tuple[ActionUnit, ...]:
+        """Units of `ActionChunk.actions`."""
+        return tuple(m.wire for m in self.action_maps)
 
     @property
     def step_s(self) -> float:
@@ -152,13 +156,27 @@ def _check(p: RobotProfile) -> None:
             fail(f"{what} has {len(names)} names; accepted: 1 to {MODEL_DIM}")
         if len(set(names)) != len(names):
             fail(f"{what} has a name twice: {', '.join(names)}")
-    if len(p.state_units) != len(p.state_names):
-        fail(f"{len(p.state_units)} state units for {len(p.state_names)} state names")
-    if len(p.action_meanings) != len(p.action_names) or len(p.action_units) != len(p.action_names):
+    if len(p.state_maps) != len(p.state_names):
+        fail(f"{len(p.state_maps)} state units for {len(p.state_names)} state names")
+    if len(p.action_meanings) != len(p.action_names) or len(p.action_maps) != len(p.action_names):
         fail(
             f"{len(p.action_names)} action names, {len(p.action_meanings)} meanings, "
-            f"{len(p.action_units)} units; they must be as many"
+            f"{len(p.action_maps)} units; they must be as many"
         )
+    columns = [("state", n, m, None) for n, m in zip(p.state_names, p.state_maps, strict=True)]
+    for what, name, unit_map, meaning in (
+        *columns,
+        *zip(
+            ("action",) * len(p.action_names),
+            p.action_names,
+            p.action_maps,
+            p.action_meanings,
+            strict=True,
+        ),
+    ):
+        fault = map_fault(unit_map, meaning)
+        if fault is not None:
+            fail(f"{what} {name!r}: {fault}")
     if len(p.delta_mask) > min(len(p.action_names), len(p.state_names)):
         fail(
             f"delta_mask has {len(p.delta_mask)} entries for {len(p.action_names)} actions and "
@@ -170,6 +188,14 @@ def _check(p: RobotProfile) -> None:
                 f"action {name!r} has delta: true, which adds the state, and meaning "
                 f"{meaning.name.lower()}; accepted with delta: absolute"
             )
+    for i, delta in enumerate(p.delta_mask):
+        state, action = p.state_maps[i], p.action_maps[i]
+        if delta and not _same_numbers(state, action):
+            fail(
+                f"action {p.action_names[i]!r} has delta: true, which adds state "
+                f"{p.state_names[i]!r}, and the two are not in the same numbers "
+                f"({_formula(action)} and {_formula(state)}); give both the same unit and map"
+            )
     if not (0.0 < p.control_hz <= 1000.0):
         fail(f"control_hz is {p.control_hz}; accepted: above 0, at most 1000")
     if p.horizon is not None and not 1 <= p.horizon <= 1024:
@@ -180,24 +206,6 @@ def _check(p: RobotProfile) -> None:
         fail(f"adapt is {p.adapt!r}; accepted: {', '.join(ADAPTATIONS)}")
     if p.adapt == "aloha" and (len(p.state_names), len(p.action_names)) != (14, 14):
         fail("adapt: aloha needs 14 state values and 14 actions (6 joints, gripper, per arm)")
-    for gripper in p.grippers:
-        if gripper.state is None and gripper.action is None:
-            fail("a gripper names neither a state nor an action dimension")
-        if gripper.state is not None and gripper.state not in p.state_names:
-            fail(f"gripper state {gripper.state!r} is not in state: {', '.join(p.state_names)}")
-        if gripper.action is not None and gripper.action not in p.action_names:
-            fail(
-                f"gripper action {gripper.action!r} is not in actions: {', '.join(p.action_names)}"
-            )
-        if (
-            gripper.robot_open == gripper.robot_closed
-            or gripper.model_open == gripper.model_closed
-        ):
-            fail("a gripper's open and closed values are equal")
-    for key in ("state", "action"):
-        mapped = [name for g in p.grippers if (name := getattr(g, key)) is not None]
-        if len(set(mapped)) != len(mapped):
-            fail(f"two grippers map the same {key}: {', '.join(mapped)}")
     if p.ranges is not None:
         for what, low, high, n in (
             ("state", p.ranges.state_low, p.ranges.state_high, len(p.state_names)),
@@ -207,3 +215,16 @@ def _check(p: RobotProfile) -> None:
                 fail(f"ranges.{what} has {len(low)} entries; {n} are needed")
             if any(a >= b for a, b in zip(low, high, strict=True)):
                 fail(f"ranges.{what} has a range whose low end is not below its high end")
+
+
+def _same_numbers(one: UnitMap, other: UnitMap) -> bool:
+    """Whether two maps turn the same model's number into the same robot's number."""
+    if one.wire != other.wire and RATIO not in (quantity_of(one.unit), quantity_of(other.unit)):
+        return False
+    scales = one.scale * one.factor, other.scale * other.factor
+    offsets = one.offset * one.factor, other.offset * other.factor
+    return math.isclose(*scales) and math.isclose(*offsets, abs_tol=1e-9 * abs(scales[0]))
+
+
+def _formula(unit_map: UnitMap) -> str:
+    return f"{unit_map.scale:g} x + {unit_map.offset:g} {unit_map.unit.name.lower()}"

@@ -1,7 +1,7 @@
 """Robot conventions to model conventions and back, in pure functions (openpi transforms.py).
 
-Order on the way in: gripper convention, ALOHA maths, normalize, prompt, pad.
-Order on the way out: un-normalize, delta -> absolute, slice, ALOHA maths, gripper convention.
+Order on the way in: units, ALOHA maths, normalize, prompt, pad.
+Order on the way out: un-normalize, delta -> absolute, slice, ALOHA maths, clip, threshold, units.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pi05_ros.policy.robots.profile import Gripper, RobotProfile
+from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.transforms.aloha import aloha_actions_from_pi, aloha_state_to_pi
 
 
@@ -38,25 +38,17 @@ def pad_to(values: np.ndarray, size: int) -> np.ndarray:
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)])
 
 
-def gripper_to_model(value: np.ndarray, gripper: Gripper) -> np.ndarray:
-    """Robot's gripper value to the model's convention; linear, not clipped."""
-    share = (value - gripper.robot_open) / (gripper.robot_closed - gripper.robot_open)
-    return gripper.model_open + share * (gripper.model_closed - gripper.model_open)
-
-
-def gripper_from_model(value: np.ndarray, gripper: Gripper) -> np.ndarray:
-    """Inverse of `gripper_to_model`."""
-    share = (value - gripper.model_open) / (gripper.model_closed - gripper.model_open)
-    return gripper.robot_open + share * (gripper.robot_closed - gripper.robot_open)
-
-
 def state_to_model(profile: RobotProfile, state: np.ndarray) -> np.ndarray:
-    """State ``[n]`` in robot units to the model's conventions, not yet normalized."""
+    """State ``[n]`` in robot-side units to the model's numbers, not yet normalized.
+
+    Float64 if any column is converted, else of the state's own type.
+    """
     out = np.array(state, copy=True)
-    for gripper in profile.grippers:
-        if gripper.state is not None:
-            i = profile.state_names.index(gripper.state)
-            out[..., i] = gripper_to_model(out[..., i], gripper)
+    mapped = [(i, m) for i, m in enumerate(profile.state_maps) if not m.identity]
+    if mapped:
+        out = out.astype(np.float64)
+    for i, unit_map in mapped:
+        out[..., i] = unit_map.to_model(out[..., i])
     return aloha_state_to_pi(out) if profile.adapt == "aloha" else out
 
 
@@ -67,7 +59,7 @@ def actions_from_model(
 
     Args:
         profile: the robot.
-        actions: in model conventions.
+        actions: in the model's numbers.
         model_state: `state_to_model` of the observation that these actions answer.
 
     """
@@ -75,8 +67,9 @@ def actions_from_model(
     out = out[..., : len(profile.action_names)]
     if profile.adapt == "aloha":
         out = aloha_actions_from_pi(out)
-    for gripper in profile.grippers:
-        if gripper.action is not None:
-            i = profile.action_names.index(gripper.action)
-            out[..., i] = gripper_from_model(out[..., i], gripper)
+    mapped = [(i, m) for i, m in enumerate(profile.action_maps) if not m.identity]
+    if mapped:
+        out = out.astype(np.float64)
+    for i, unit_map in mapped:
+        out[..., i] = unit_map.command(out[..., i])
     return out
