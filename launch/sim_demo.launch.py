@@ -1,10 +1,12 @@
 """The simulated arm doing a task: driver, policy and executor nodes, and a referee.
 
 The referee prints success, chunk rate and latencies, leaves a video and a plot in `out`, and ends
-the launch; with episodes:=0 there is none, and the arm goes on until Ctrl-C.
+the launch; with episodes:=0 there is none, and the arm goes on until Ctrl-C. Simulated time waits
+for the nodes, so that a slow machine changes nothing; use_sim_time:=false runs in real time.
 
     ros2 launch pi05_ros sim_demo.launch.py task:=push_blue
     ros2 launch pi05_ros sim_demo.launch.py chunk_mode:=trained kv_reuse:=dynamic
+    ros2 launch pi05_ros sim_demo.launch.py namespace:=left use_sim_time:=false
 
 Remote viewers: the cameras are on base_camera/image_raw and wrist_camera/image_raw.
 """
@@ -32,6 +34,7 @@ from pi05_ros.sim.training.shipped import CHECKPOINT
 # Passed on to policy.launch.py as they are.
 POLICY_ARGUMENTS = (
     "checkpoint", "backend", "precision", "rate_hz", "denoise_steps", "chunk_mode", "kv_reuse",
+    "namespace", "use_sim_time",
 )  # fmt: skip
 
 
@@ -57,17 +60,29 @@ def check(context: LaunchContext) -> list[Action]:
             package="pi05_ros",
             executable="sim_referee_node",
             name="sim_referee",
+            namespace=LaunchConfiguration("namespace"),
             output="screen",
             parameters=[
                 {
+                    "use_sim_time": boolean("use_sim_time"),
                     "episodes": int(values["episodes"]),
                     "seed": int(values["seed"]),
                     "out": ParameterValue(values["out"], value_type=str),
                 }
             ],
-            on_exit=Shutdown(reason="the referee has ended"),
+            on_exit=end,
         )
     ]
+
+
+def end(event: object, context: LaunchContext) -> list[Action]:
+    """End the launch with the referee, unless it is ending: launch fails if it is ended twice."""
+    return [] if context.is_shutdown else [Shutdown(reason="the referee has ended")]
+
+
+def boolean(name: str) -> ParameterValue:
+    """Launch argument as a boolean parameter."""
+    return ParameterValue(LaunchConfiguration(name), value_type=bool)
 
 
 def argument(
@@ -93,6 +108,13 @@ def generate_launch_description() -> LaunchDescription:
             argument("checkpoint", str(CHECKPOINT), "weights of the policy"),
             argument("backend", "", "auto, eager, cuda, onnx or tensorrt; empty: auto"),
             argument("precision", "", "auto, fp32, bf16, fp16 or fp8; empty: auto"),
+            argument("namespace", "", "of all nodes"),
+            argument(
+                "use_sim_time",
+                "true",
+                "simulated time that waits for the nodes; false: real time",
+                ("true", "false"),
+            ),
             argument("rate_hz", "4.0", "inferences per second"),
             argument("denoise_steps", "10", "flow steps"),
             argument("strategy", "rtc", "use of overlapping chunks", STRATEGIES),
@@ -103,9 +125,12 @@ def generate_launch_description() -> LaunchDescription:
                 package="pi05_ros",
                 executable="sim_driver_node",
                 name="sim_arm",
+                namespace=value("namespace"),
                 output="screen",
                 parameters=[
                     {
+                        "lock_step": boolean("use_sim_time"),
+                        "chunk_rate_hz": ParameterValue(value("rate_hz"), value_type=float),
                         "task": value("task"),
                         "seed": ParameterValue(value("seed"), value_type=int),
                         "renderer": ParameterValue(value("renderer"), value_type=str),
@@ -116,9 +141,11 @@ def generate_launch_description() -> LaunchDescription:
                 package="pi05_ros",
                 executable="executor_node",
                 name="pi05_executor",
+                namespace=value("namespace"),
                 output="screen",
                 parameters=[
                     {
+                        "use_sim_time": boolean("use_sim_time"),
                         "limits_file": PathJoinSubstitution(
                             [share, "config", "sim_arm_limits.yaml"]
                         ),

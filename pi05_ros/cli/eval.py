@@ -235,7 +235,9 @@ def _run_ros(args: argparse.Namespace) -> int:
     rate = str(ros_grid.DEFAULT_RATE_HZ) if args.rate is None else args.rate
     rates = listed("--rate", rate, float)
     tasks, seeds = arm_tasks(args.tasks), _seeds(args)
-    todo = ros_grid.ros_jobs(settings_of(args, Setting), rates, tasks, seeds)
+    todo = ros_grid.ros_jobs(
+        settings_of(args, Setting), rates, tasks, seeds, real_time=args.real_time
+    )
     checkpoint = _checkpoint(args.checkpoint)
     ros_environment()  # says what is missing before rclpy is imported
     from pi05_ros.ros.processes.bring_up import BringUpError
@@ -258,7 +260,8 @@ def _run_ros(args: argparse.Namespace) -> int:
 def _session(
     job: RosJob, *, out: Path, checkpoint: str, args: argparse.Namespace
 ) -> dict[str, Any]:
-    from pi05_ros.sim.evaluation.ros_session import run_session, write_session
+    from pi05_ros.sim.evaluation.ros_session import run_session
+    from pi05_ros.sim.evaluation.session import write_session
 
     print(f"{job.name}:", flush=True)
     session = run_session(

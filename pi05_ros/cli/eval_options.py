@@ -19,10 +19,11 @@ BENCHMARKS = ("arm", "libero")
 DEFAULT_SEEDS = "0:50"
 MOST_SEEDS, LAST_SEED = 10**6, 2**31 - 1
 OWN_OPTIONS = {
-    "arm": ("seeds", "nudge", "wrong_prompts", "ros", "rate"),
+    "arm": ("seeds", "nudge", "wrong_prompts", "ros", "rate", "real_time"),
     "libero": ("suite", "trials", "scene_seed", "robot", "tokenizer"),
 }
 """Options that only one benchmark has; None or False when they are not given."""
+ONLY_WITH_ROS = ("rate", "real_time")
 NOT_WITH_ROS = ("wrong_prompts", "workers", "device", "latency", "gif")
 
 
@@ -89,10 +90,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arm.add_argument(
         "--ros",
         action="store_true",
-        help="through real ROS 2 nodes in wall time: consecutive seeds; lists of --rate, --steps, "
-        "--chunking, --kv-reuse, --backend, --precision",
+        help="through real ROS 2 nodes on simulated time that waits for them: consecutive seeds; "
+        "lists of --rate, --steps, --chunking, --kv-reuse, --backend, --precision",
     )
     arm.add_argument("--rate", help="inferences per second, with --ros (default 4)")
+    arm.add_argument(
+        "--real-time",
+        action="store_true",
+        help="with --ros, let time run whether the nodes keep up or not, and measure latencies",
+    )
     libero = parser.add_argument_group("only for LIBERO")
     libero.add_argument(
         "--suite",
@@ -119,7 +125,7 @@ def refuse_foreign(args: argparse.Namespace) -> None:
         raise InvalidValueError(
             f"{option} is only for pi05 eval {other}, not for {args.benchmark}"
         )
-    if option := given(NOT_WITH_ROS if args.ros else ("rate",)):
+    if option := given(NOT_WITH_ROS if args.ros else ONLY_WITH_ROS):
         raise InvalidValueError(
             f"{option} is not for --ros" if args.ros else f"{option} needs --ros"
         )

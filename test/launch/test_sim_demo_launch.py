@@ -48,6 +48,11 @@ class Recorded:
         return context[self.args[0]]
 
 
+class Ending:
+    def __init__(self, is_shutdown):
+        self.is_shutdown = is_shutdown
+
+
 def load():
     path = ROOT / "launch" / "sim_demo.launch.py"
     spec = importlib.util.spec_from_file_location("sim_demo_launch", path)
@@ -83,7 +88,8 @@ def test_three_nodes_that_are_installed_under_these_names(entities):
         assert f"add_python_executable({node['executable']} " in cmake
     for name, specs in (("pi05_executor", SPECS), ("sim_arm", DRIVER_SPECS)):
         (parameters,) = nodes[name]["parameters"]
-        assert set(parameters) <= set(specs)
+        assert set(parameters) <= {*specs, "use_sim_time"}
+        assert nodes[name]["namespace"].args == ("namespace",)
     limits = ROOT / "config" / nodes["pi05_executor"]["parameters"][0]["limits_file"].args[0][-1]
     assert limits.is_file()
 
@@ -100,6 +106,21 @@ def test_every_argument_is_described_and_used(entities):
     assert set(arguments) == here | set(passed)
     policy = (ROOT / "launch" / "policy.launch.py").read_text()
     assert all(f'"{name}"' in policy for name in passed)
+
+
+def test_all_nodes_run_on_the_same_time(entities):
+    (referee,) = checked(entities)
+    nodes = {item.kwargs["name"]: item.kwargs for item in of_kind(entities, "Node")}
+    for node, name in (
+        (nodes["sim_arm"], "lock_step"),
+        (nodes["pi05_executor"], "use_sim_time"),
+        (referee.kwargs, "use_sim_time"),
+    ):
+        value = node["parameters"][0][name]
+        assert value.kwargs["value_type"] is bool
+        assert value.args[0].args == ("use_sim_time",)
+    assert nodes["sim_arm"]["parameters"][0]["chunk_rate_hz"].args[0].args == ("rate_hz",)
+    assert declared(entities)["use_sim_time"]["default_value"] == "true"
 
 
 def test_choices_are_those_of_the_nodes(entities):
@@ -139,8 +160,11 @@ def test_the_referee_ends_the_launch_and_may_be_left_out(entities):
     (parameters,) = referee.kwargs["parameters"]
     assert (parameters["episodes"], parameters["seed"]) == (3, 7)
     assert parameters["out"].args == ("there",)
-    assert set(parameters) == set(REFEREE_SPECS)
-    assert type(referee.kwargs["on_exit"]).__name__ == "Shutdown"
+    assert set(parameters) == {*REFEREE_SPECS, "use_sim_time"}
+    assert referee.kwargs["namespace"].args == ("namespace",)
+    ends = referee.kwargs["on_exit"]
+    assert [type(item).__name__ for item in ends(None, Ending(False))] == ["Shutdown"]
+    assert ends(None, Ending(True)) == []  # after Ctrl-C launch ends already, and must not twice
     cmake = (ROOT / "CMakeLists.txt").read_text()
     assert "add_python_executable(sim_referee_node pi05_ros.sim.evaluation.referee_node " in cmake
     assert checked(entities, episodes="0") == []

@@ -18,6 +18,7 @@ def session(job):
         "split_ms": {"input": [10.0, 20.0, 30.0], "denoise": [float("nan")] * 3},
         "chunks": 40,
         "watched_s": 10.0,
+        "wall_s": 20.0,
     }
 
 
@@ -42,7 +43,7 @@ def test_sessions_are_run_once_and_tabulated(tmp_path):
     run_grid(todo, tmp_path, lambda job: pytest.fail(f"{job.name} is there"))
     table = (tmp_path / TABLE).read_text()
     assert "| denoise_steps=3 chunking=rtc-trained | 10 | push_blue | 1 of 2 | 4.0 |" in table
-    assert "| 100 / 120 | 20.0 | - |" in table
+    assert "| 100 / 120 | 0.50 | 20.0 | - |" in table
     assert len({job.name for job in todo}) == 8
     assert todo[0].name == "ros-pick_red"
     assert todo[-1].name == "ros-push_blue-denoise_steps-3-chunking-rtc-trained-10Hz"
@@ -55,6 +56,7 @@ def test_sessions_are_run_once_and_tabulated(tmp_path):
         ("--rate ,", "--rate ','; accepted: numbers"),
         ("--precision fake-fp8", "precision.vision is 'fake-fp8'"),
         ("--seeds 3,5", "--seeds [3, 5]: with --ros they must be consecutive"),
+        ("--real-time --nudge 1", "--nudge is not for --ros"),
         ("--workers 2", "--workers is not for --ros"),
         ("--wrong-prompts", "--wrong-prompts is not for --ros"),
         ("--gif 0", "--gif is not for --ros"),
@@ -80,6 +82,13 @@ def test_sessions_of_another_checkpoint_are_not_taken(tmp_path, capsys, monkeypa
     assert (tmp_path / f"{RESULTS}.old").is_file()
 
 
+def test_real_time_and_lock_step_are_kept_apart():
+    (waiting,) = ros_jobs([Setting()], [4.0], ["pick_red"], [0])
+    (real,) = ros_jobs([Setting()], [4.0], ["pick_red"], [0], real_time=True)
+    assert waiting.key != real.key
+    assert (waiting.name, real.name) == ("ros-pick_red", "ros-pick_red-real-time")
+
+
 def test_a_setting_becomes_parameters_of_the_nodes():
     (job,) = ros_jobs([FAST], [10], ["pick_red"], [4, 5])
     values = job.policy_parameters("weights")
@@ -101,15 +110,14 @@ def test_what_nodes_do_not_have_is_refused(tmp_path, capsys):
 
 def test_the_split_adds_up_to_the_whole():
     from pi05_ros import msg
-    from pi05_ros.sim.evaluation.ros_session import PARTS, split
+    from pi05_ros.sim.evaluation.session import PARTS, split
 
     chunk = msg.ActionChunk()
-    chunk.observation_stamp.sec, chunk.published_stamp.sec = 100, 101
     times = {"queue": 5, "convert": 3, "preprocess": 2, "vision": 10, "prefill": 20}
     times |= {"denoise": 30, "model": 60, "total": 75}
     for name, value in times.items():
         setattr(chunk.timings, f"{name}_ms", float(value))
-    parts = split(chunk, int(101.04e9))
+    parts = split(chunk, input_ms=925.0, output_ms=40.0)
     assert tuple(parts) == PARTS
     assert sum(parts.values()) == pytest.approx(1040.0)
     assert (parts["input"], parts["convert"], parts["node"], parts["output"]) == (925, 5, 5, 40)

@@ -3,7 +3,8 @@
 Out: `base_camera/image_raw`, `wrist_camera/image_raw` (or `.../compressed`), `joint_states`,
 `prompt` (latched, the task's words), `~/task_done` (latched Bool), `/clock` on request.
 In: `joint_trajectory_controller/joint_trajectory`, `forward_position_controller/commands`,
-`gripper_controller/commands`. Service `~/reset` starts the next seed.
+`gripper_controller/commands`; in lock-step also `pi05_policy/action_chunk` and `/diagnostics`.
+Service `~/reset` starts the next seed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from PIL import Image as Picture
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -24,12 +26,15 @@ from std_msgs.msg import Bool, Float64MultiArray, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from pi05_ros.execution.executor import FOLLOWING, HOLDING
+from pi05_ros.msg import ActionChunk
 from pi05_ros.ros import process, qos
 from pi05_ros.ros.messages import time_msg
 from pi05_ros.ros.read_only_parameters import declare
 from pi05_ros.runtime.conversion import stamp_ns
 from pi05_ros.runtime.parameters import ParameterError
 from pi05_ros.sim.arm.driver_parameters import DriverParameters
+from pi05_ros.sim.arm.lock_step import LockStep
 from pi05_ros.sim.arm.render import RenderError
 from pi05_ros.sim.arm.tasks import Referee, task_by_name
 from pi05_ros.sim.arm.trajectory import JointPlan
@@ -38,6 +43,11 @@ from pi05_ros.sim.arm.world import CAMERAS, CONTROL_DT, JOINT_NAMES, World
 JPEG_QUALITY = 95
 MAX_FUTURE_S = 10.0
 """Trajectories stamped farther ahead are refused."""
+CLOCK_REPEAT_S = 0.05
+"""While time stands still it is published again this often: readers take it best effort."""
+HELD_SPIN_S = 0.01
+PACE_EVERY_S = 20.0
+"""Real time between two lines about the pace of simulated time."""
 SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
@@ -45,7 +55,8 @@ class DriverNode(Node):
     """Node `sim_arm`; keyword arguments are those of rclpy's Node.
 
     The world advances by `tick`, once per period of `joint_rate_hz`, in wall time. Stamps are
-    wall time too, or simulated seconds since the node's start with `publish_clock`.
+    wall time too, or simulated seconds since the node's start with `publish_clock`. In lock-step
+    simulated time is never faster than real time, and waits for the other nodes (`may_step`).
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -73,9 +84,11 @@ class DriverNode(Node):
         self._states = self.create_publisher(JointState, "joint_states", SENSOR)
         self._prompt = self.create_publisher(String, "prompt", qos.LATCHED)
         self._done = self.create_publisher(Bool, "~/task_done", qos.LATCHED)
-        self._clock_out = (
-            self.create_publisher(Clock, "/clock", 10) if self._p.publish_clock else None
-        )
+        simulated = self._p.publish_clock or self._p.lock_step
+        self._clock_out = self.create_publisher(Clock, "/clock", 10) if simulated else None
+        self._lock: LockStep | None = None
+        if self._p.lock_step:
+            self._make_lock()
         self.create_subscription(
             JointTrajectory,
             "joint_trajectory_controller/joint_trajectory",
@@ -94,6 +107,11 @@ class DriverNode(Node):
         note = self.world.renderer.note
         self.get_logger().info(f"renderer {backend}" + (f": {note}" if note else ""))
 
+    @property
+    def catch_up(self) -> int:
+        """Periods of real time that may be made up for; none in lock-step: they were waits."""
+        return 5 if self._lock is None else 0
+
     def start(self, seed: int) -> None:
         """Begin the episode of a seed."""
         self.seed = seed
@@ -102,6 +120,8 @@ class DriverNode(Node):
         self.referee = Referee()
         self._plan = JointPlan(JOINT_NAMES, self.world.targets)
         self._reported: bool | None = None
+        if self._lock is not None:
+            self._lock.restart()
         if self._p.publish_prompt:
             self._prompt.publish(String(data=self.task.prompt))
         self._report()
@@ -134,6 +154,55 @@ class DriverNode(Node):
         if self._ticks % self._watch_every == 0:
             self.referee.watch(self.world)
             self._report()
+
+    def _make_lock(self) -> None:
+        rate_hz = self._p.chunk_rate_hz
+        period_ns = round(1e9 / rate_hz) if rate_hz else 0
+        self._lock = LockStep(period_ns, self._step_ns, self._p.lock_step_wait_s)
+        self._held_mono_s = 0.0
+        self._pace_from = (time.monotonic(), self._elapsed_ns)
+        self.create_subscription(
+            ActionChunk, "pi05_policy/action_chunk", self._on_chunk, qos.CHUNK
+        )
+        self.create_subscription(
+            DiagnosticArray, "/diagnostics", self._on_diagnostics, qos.DIAGNOSTICS
+        )
+
+    def may_step(self) -> bool:
+        """Whether the next `tick` is due: always, except in lock-step."""
+        if self._lock is None:
+            return True
+        mono_s = time.monotonic()
+        given_up = self._lock.given_up
+        if not self._lock.may_step(self._elapsed_ns, mono_s):
+            if self._clock_out is not None and mono_s - self._held_mono_s >= CLOCK_REPEAT_S:
+                self._held_mono_s = mono_s
+                self._clock_out.publish(Clock(clock=time_msg(self._elapsed_ns)))
+            return False
+        if self._lock.given_up != given_up:
+            self.get_logger().warning(
+                f"nothing came for {self._p.lock_step_wait_s:g} s; simulated time goes on"
+            )
+        self._held_mono_s = mono_s
+        since_s, since_ns = self._pace_from
+        if mono_s - since_s >= PACE_EVERY_S:
+            factor = (self._elapsed_ns - since_ns) / 1e9 / (mono_s - since_s)
+            self.get_logger().info(f"real-time factor {factor:.2f}")
+            self._pace_from = (mono_s, self._elapsed_ns)
+        return True
+
+    def _on_chunk(self, message: ActionChunk) -> None:
+        assert self._lock is not None
+        stamps = [stamp_ns(stamp) for stamp in message.input_stamps]
+        self._lock.chunk(max(stamps, default=self._elapsed_ns))
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        assert self._lock is not None
+        namespace = self.get_namespace().rstrip("/")
+        for status in message.status:
+            if status.name == f"{namespace}/pi05_executor: executor":
+                modes = [item.value for item in status.values if item.key == "mode"]
+                self._lock.following(modes[:1] in ([FOLLOWING], [HOLDING]))
 
     @property
     def _episode_s(self) -> float:
@@ -168,6 +237,8 @@ class DriverNode(Node):
     def _on_trajectory(self, message: JointTrajectory) -> None:
         """As joint_trajectory_controller: a stamp shifts the points, past ones are left out."""
         times = np.array([stamp_ns(p.time_from_start) / 1e9 for p in message.points])
+        if times.size:
+            self._commanded(float(times[0]))
         rows = [list(p.positions) for p in message.points]
         stamp = stamp_ns(message.header.stamp)
         if stamp:
@@ -186,6 +257,7 @@ class DriverNode(Node):
         self._command(message.joint_names, times, rows)
 
     def _on_forward(self, message: Float64MultiArray) -> None:
+        self._commanded(CONTROL_DT)
         names = JOINT_NAMES[: 7 if len(message.data) == 7 else 6]
         self._command(names, np.array([CONTROL_DT]), [list(message.data)])
 
@@ -199,6 +271,10 @@ class DriverNode(Node):
         except ValueError as error:
             self._refuse(str(error))
 
+    def _commanded(self, period_s: float) -> None:
+        if self._lock is not None:
+            self._lock.command(self._elapsed_ns, round(1e9 * min(max(period_s, 0.0), 1.0)))
+
     def _refuse(self, text: str) -> None:
         self.refused += 1
         self.get_logger().warning(f"command refused: {text[:300]}", throttle_duration_sec=1.0)
@@ -210,7 +286,7 @@ class DriverNode(Node):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Simulate in wall time until SIGINT or SIGTERM."""
+    """Simulate, no faster than real time, until SIGINT or SIGTERM."""
     stop = process.start(args)
     if stop is None:
         return 2
@@ -223,12 +299,16 @@ def main(args: list[str] | None = None) -> int:
     executor = process.EnduringExecutor(node)
     period = node._step_ns / 1e9
     due = time.monotonic()
+    held = False
     while not stop.is_set():
-        executor.spin_once(max(0.0, due - time.monotonic()))
-        if time.monotonic() >= due:
+        executor.spin_once(HELD_SPIN_S if held else max(0.0, due - time.monotonic()))
+        if time.monotonic() < due:
+            continue
+        held = not node.may_step()
+        if not held:
             node.tick()
             # A late simulation slows down rather than jumping.
-            due = max(due + period, time.monotonic() - 5 * period)
+            due = max(due + period, time.monotonic() - node.catch_up * period)
     node.world.close()
     executor.shutdown()
     node.destroy_node()

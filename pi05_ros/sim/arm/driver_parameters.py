@@ -49,6 +49,24 @@ class DriverParameters:
     )
     compressed: bool = param(False, "Publish JPEG on `.../compressed` instead of raw pictures.")
     publish_clock: bool = param(False, "Publish `/clock` and stamp with simulated time.")
+    lock_step: bool = param(
+        False,
+        "Like `publish_clock`, and simulated time waits for chunks and commands, so that the arm "
+        "does the same on a slow machine. The other nodes need `use_sim_time`.",
+    )
+    chunk_rate_hz: float = param(
+        0.0,
+        "Inferences per second that `lock_step` waits for, the policy's `rate_hz`; 0: it waits "
+        "for commands only.",
+        low=0.0,
+        high=200.0,
+    )
+    lock_step_wait_s: float = param(
+        5.0,
+        "Longest real time that `lock_step` waits for a message; then it goes on without.",
+        low=0.1,
+        high=600.0,
+    )
     publish_prompt: bool = param(True, "Publish the task's words on `prompt`.")
     renderer: str = param(
         "",

@@ -18,7 +18,8 @@ from pi05_ros.ros import process
 from pi05_ros.ros.processes.children import ChildError
 from pi05_ros.ros.read_only_parameters import declare, param
 from pi05_ros.runtime.parameters import ParameterError
-from pi05_ros.sim.evaluation.ros_session import Referee, Session, watch_episodes, write_session
+from pi05_ros.sim.evaluation.ros_session import SessionWatcher, watch_episodes
+from pi05_ros.sim.evaluation.session import Session, write_session
 
 REMIND_S = 20.0
 
@@ -41,7 +42,8 @@ def main(args: list[str] | None = None) -> int:
     stop = process.start(args)
     if stop is None:
         return 2
-    node, executor = Referee(Session()), SingleThreadedExecutor()
+    node, executor = SessionWatcher(Session()), SingleThreadedExecutor()
+    node.session.real_time = not node.get_parameter("use_sim_time").value
 
     def check() -> None:
         if stop.is_set():

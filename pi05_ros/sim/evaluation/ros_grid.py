@@ -36,11 +36,13 @@ class RosJob:
     rate_hz: float
     task: str
     seeds: tuple[int, ...]
+    real_time: bool = False
 
     @property
     def key(self) -> str:
-        """Identity in the results file."""
-        return json.dumps([asdict(self.setting), self.rate_hz, self.task, self.seeds])
+        """Identity in the results file; the figures of the two kinds of time are not alike."""
+        words = [asdict(self.setting), self.rate_hz, self.task, self.seeds]
+        return json.dumps(words if self.real_time else [*words, "lock-step"])
 
     def policy_parameters(self, checkpoint: str) -> dict[str, Any]:
         """Parameters of the policy node."""
@@ -69,6 +71,8 @@ class RosJob:
         words = [self.task] if self.setting == Setting() else [self.task, self.setting.label]
         if self.rate_hz != DEFAULT_RATE_HZ:
             words.append(f"{self.rate_hz:g}Hz")
+        if self.real_time:
+            words.append("real-time")
         return "ros-" + re.sub(r"[^\w.]+", "-", "-".join(words))
 
 
@@ -77,6 +81,7 @@ def ros_jobs(
     rates_hz: Sequence[float],
     tasks: Sequence[str],
     seeds: Sequence[int],
+    real_time: bool = False,
 ) -> list[RosJob]:
     """All combinations.
 
@@ -92,11 +97,11 @@ def ros_jobs(
             if item.name not in VARIED and getattr(setting, item.name) != item.default:
                 option = item.name.replace("_", "-")
                 raise InvalidValueError(
-                    f"--{option} is not for --ros; accepted: --rate, --steps, "
+                    f"--{option} is not for --ros; accepted: --rate, --real-time, --steps, "
                     "--chunking, --kv-reuse, --backend, --precision"
                 )
     todo = [
-        RosJob(setting, rate, task, tuple(seeds))
+        RosJob(setting, rate, task, tuple(seeds), real_time)
         for setting in settings
         for rate in rates_hz
         for task in tasks
@@ -138,7 +143,16 @@ def run_grid(
 def markdown(todo: Sequence[RosJob], rows: Sequence[dict[str, Any]]) -> str:
     """Table for people: times in ms, medians unless said otherwise."""
     parts = list(dict.fromkeys(part for row in rows for part in row["split_ms"]))
-    head = ["setting", "Hz", "task", "success", "chunks/s", "stamp to command p50 / p99", *parts]
+    head = [
+        "setting",
+        "Hz",
+        "task",
+        "success",
+        "chunks/s",
+        "to command p50 / p99",
+        "real-time factor",
+        *parts,
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for job, row in zip(todo, rows, strict=True):
         times = [value for value in row["to_command_ms"] if np.isfinite(value)]
@@ -152,6 +166,7 @@ def markdown(todo: Sequence[RosJob], rows: Sequence[dict[str, Any]]) -> str:
             f"{sum(row['done'].values())} of {len(row['done'])}",
             f"{row['chunks'] / max(row['watched_s'], 1e-9):.1f}",
             whole,
+            f"{row['watched_s'] / max(row['wall_s'], 1e-9):.2f}",
             *(_median(row["split_ms"].get(part, ())) for part in parts),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")

@@ -1,7 +1,8 @@
 """Episodes through real ROS topics: driver, policy and executor as processes of their own.
 
 This process only watches and referees: it starts episodes by the nodes' services and reads
-`sim_arm/task_done`, the chunks and the commands.
+`sim_arm/task_done`, the chunks and the commands. Time is simulated, in lock-step with the nodes,
+unless real time is asked for.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rclpy
-from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import Bool
@@ -31,85 +31,38 @@ from pi05_ros.ros import qos
 from pi05_ros.ros.processes.bring_up import bring_up
 from pi05_ros.ros.processes.children import ChildError, Children
 from pi05_ros.runtime.conversion import image_to_rgb, stamp_ns
-from pi05_ros.sim.evaluation import video
 from pi05_ros.sim.evaluation.ros_grid import RosJob
 from pi05_ros.sim.evaluation.run import LIMITS_FILE
+from pi05_ros.sim.evaluation.session import Session, split
 
 EPISODE_S = 15.0
-"""Wall time an episode may take."""
+"""Time an episode may take, on the clock of the nodes."""
+BRAKE_S = 0.5
+"""Time that the arm is given to come to rest between episodes, on the clock of the nodes."""
+STANDSTILL_S = 60.0
+"""Real time after which simulated time that stands still ends a session."""
 MAX_FILM = 600
 """Pictures that are kept; later ones are not filmed."""
+SERVICE_S = 30.0
 DRAIN_S = 0.05
 """Time to read what has queued up while nobody looked."""
 _CONFIGURE_S = 120.0
 _RESTART = ("pi05_executor/stop", "sim_arm/reset", "pi05_policy/reset", "pi05_executor/resume")
-PARTS = ("input", "queue", "convert", "vision", "prefill", "denoise", "node", "output")
-"""input: oldest sample's stamp until the newest sample is received (cameras are not in step);
-convert: decoding and preprocessing; node: the rest of the policy node; output: chunk published
-until the next command is received, so half a control period at the least on average."""
 _STAGES = ("queue", "preprocess", "vision", "prefill", "denoise", "model", "total")
 
 
-@dataclass
-class Session:
-    """What came out of the episodes.
+class SessionWatcher(Node):
+    """Watches the topics of a session; keyword arguments are those of rclpy's Node."""
 
-    Attributes:
-        done: seed -> whether the task was done in time.
-        seconds: duration of the successful episodes.
-        to_command_ms: observation stamp -> first command after the chunk that answers it.
-        stages_ms: stage of the policy node -> its times, from the chunks' own timings.
-        split_ms: parts of ``to_command_ms``, see `PARTS`; they add up to it.
-        chunks: chunks received, over ``watched_s`` seconds.
-        film: pictures of the base camera, all episodes one after the other.
-
-    """
-
-    done: dict[int, bool] = field(default_factory=dict)
-    seconds: list[float] = field(default_factory=list)
-    to_command_ms: list[float] = field(default_factory=list)
-    stages_ms: dict[str, list[float]] = field(default_factory=dict)
-    split_ms: dict[str, list[float]] = field(default_factory=dict)
-    chunks: int = 0
-    watched_s: float = 0.0
-    film: list[np.ndarray] = field(default_factory=list, repr=False)
-
-    def row(self) -> dict[str, Any]:
-        """Everything but the film, for JSON."""
-        names = [item.name for item in fields(self) if item.name != "film"]
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def text(self) -> str:
-        """Summary for people."""
-
-        def spread(values: Sequence[float]) -> str:
-            known = [v for v in values if np.isfinite(v)]
-            if not known:
-                return "none"
-            p50, p99 = np.percentile(known, [50, 99])
-            return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
-
-        lines = [
-            f"success {sum(self.done.values())} of {len(self.done)}",
-            f"chunks {self.chunks / max(self.watched_s, 1e-9):.1f} per second",
-            f"camera stamp -> command: {spread(self.to_command_ms)}",
-            *(f"  {name}: {spread(values)}" for name, values in self.stages_ms.items()),
-        ]
-        return "\n".join(lines)
-
-
-class Referee(Node):
-    """Watches the topics of a session."""
-
-    def __init__(self, session: Session, context: Context | None = None) -> None:
-        super().__init__("referee", context=context)
+    def __init__(self, session: Session, **kwargs: Any) -> None:
+        super().__init__("referee", **kwargs)
         self.session = session
         self.task_done = False
         self.watching = False
         self.heard = False
         """Whether the policy has answered at all."""
         self._waiting: ActionChunk | None = None
+        self._waiting_since_s = 0.0
         self.create_subscription(Image, "base_camera/image_raw", self._on_image, qos.INPUT)
         self.create_subscription(Bool, "sim_arm/task_done", self._on_done, qos.LATCHED)
         self.create_subscription(
@@ -137,6 +90,7 @@ class Referee(Node):
             return
         self.session.chunks += 1
         self._waiting = message
+        self._waiting_since_s = time.monotonic()
         for stage in _STAGES:
             value = float(getattr(message.timings, f"{stage}_ms"))
             self.session.stages_ms.setdefault(stage, []).append(value)
@@ -144,30 +98,25 @@ class Referee(Node):
     def _on_command(self, _: JointTrajectory) -> None:
         if self._waiting is None:
             return
-        now = self.get_clock().now().nanoseconds
-        observed = stamp_ns(self._waiting.observation_stamp)
-        self.session.to_command_ms.append((now - observed) / 1e6)
-        for part, value in split(self._waiting, now).items():
+        chunk, self._waiting = self._waiting, None
+        if self.session.real_time:
+            now_ns, published_ns = self.now_ns, stamp_ns(chunk.published_stamp)
+            input_ms = (published_ns - stamp_ns(chunk.observation_stamp)) / 1e6
+            input_ms -= chunk.timings.total_ms
+            output_ms = (now_ns - published_ns) / 1e6
+        else:
+            input_ms = float("nan")
+            output_ms = 1e3 * (time.monotonic() - self._waiting_since_s)
+        parts = split(chunk, input_ms, output_ms)
+        whole = np.nan_to_num(input_ms) + chunk.timings.total_ms + output_ms
+        self.session.to_command_ms.append(float(whole))
+        for part, value in parts.items():
             self.session.split_ms.setdefault(part, []).append(value)
-        self._waiting = None
 
-
-def split(chunk: ActionChunk, command_ns: int) -> dict[str, float]:
-    """Where the time from observation stamp to command went, ms by `PARTS`."""
-    t = chunk.timings
-    published = stamp_ns(chunk.published_stamp)
-    parts = {
-        "input": (published - stamp_ns(chunk.observation_stamp)) / 1e6 - t.total_ms,
-        "queue": t.queue_ms,
-        "convert": t.convert_ms + t.preprocess_ms,
-        "vision": t.vision_ms,
-        "prefill": t.prefill_ms,
-        "denoise": t.denoise_ms,
-    }
-    known = [t.queue_ms, t.convert_ms, t.preprocess_ms, t.model_ms]
-    parts["node"] = t.total_ms - sum(value for value in known if np.isfinite(value))
-    parts["output"] = (command_ns - published) / 1e6
-    return {part: float(value) for part, value in parts.items()}
+    @property
+    def now_ns(self) -> int:
+        """The clock of the nodes."""
+        return int(self.get_clock().now().nanoseconds)
 
 
 def run_session(
@@ -192,14 +141,14 @@ def run_session(
 
     """
     environment, domain = ros_environment()
-    session = Session()
+    session = Session(real_time=job.real_time)
     # Ctrl-C is ours: rclpy's handlers would end the context under the executor.
     rclpy.init(args=[], domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
-    node = Referee(session)
+    node = watcher(session)
     executor = SingleThreadedExecutor()
     try:
         with Children(environment, logs) as children:
-            _start(children, checkpoint, job, renderer)
+            start_nodes(children, checkpoint, job, renderer)
             bring_up(node, "/pi05_policy", _CONFIGURE_S, lambda: None)
             executor.add_node(node)
             watch_episodes(node, executor, job.seeds, children.check, progress)
@@ -210,8 +159,14 @@ def run_session(
     return session
 
 
+def watcher(session: Session) -> SessionWatcher:
+    """Node that watches a session on the clock of its nodes."""
+    simulated = Parameter("use_sim_time", value=not session.real_time)
+    return SessionWatcher(session, parameter_overrides=[simulated])
+
+
 def watch_episodes(
-    node: Referee,
+    node: SessionWatcher,
     executor: SingleThreadedExecutor,
     seeds: Sequence[int],
     check: Callable[[], None],
@@ -238,29 +193,17 @@ def watch_episodes(
         progress(seed, done)
 
 
-def write_session(session: Session, stem: Path) -> list[Path]:
-    """Numbers, latency plot and video as ``stem``.json, .png and .gif; the files written.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is missing; the numbers are written by then.
-
-    """
-    numbers, plot, film = (Path(f"{stem}.{ending}") for ending in ("json", "png", "gif"))
-    numbers.write_text(json.dumps(session.row(), indent=1) + "\n", "utf-8")
-    written = [numbers]
-    if session.film:
-        video.write_gif(session.film, film)
-        written.append(film)
-    video.latency_plot(session.to_command_ms, session.stages_ms, plot)
-    return [*written, plot]
-
-
-def _start(children: Children, checkpoint: str, job: RosJob, renderer: str | None) -> None:
+def start_nodes(
+    children: Children, checkpoint: str, job: RosJob, renderer: str | None = None
+) -> None:
+    """Start driver, policy and executor; see `run_session`."""
     driver = {
         "task": job.task,
         "seed": job.seeds[0],
         "renderer": renderer or "",
         "joint_rate_hz": 60.0,
+        "lock_step": not job.real_time,
+        "chunk_rate_hz": float(job.rate_hz),
     }
     limits = {"limits_file": str(config_dir() / LIMITS_FILE), "strategy": job.strategy}
     for name, module, values in (
@@ -268,51 +211,68 @@ def _start(children: Children, checkpoint: str, job: RosJob, renderer: str | Non
         ("pi05_policy", "pi05_ros.ros.policy_node", job.policy_parameters(checkpoint)),
         ("pi05_executor", "pi05_ros.ros.executor_node", limits),
     ):
+        values = {**values, "use_sim_time": not job.real_time and name != "sim_arm"}
         words = [f"{key}:={json.dumps(value)}" for key, value in values.items()]
         arguments = [word for item in words for word in ("-p", item)]
         children.start_module(name, module, "--ros-args", *arguments)
 
 
-def _restart(node: Node, executor: SingleThreadedExecutor) -> None:
+def _restart(node: SessionWatcher, executor: SingleThreadedExecutor) -> None:
     """Stop the arm, start the next scene, forget the old one everywhere, go on."""
     for name in _RESTART:
         client = node.create_client(Trigger, name)
-        if not client.wait_for_service(timeout_sec=10.0):
+        if not client.wait_for_service(timeout_sec=SERVICE_S):
             raise ChildError(f"service {name} is not there")
         future = client.call_async(Trigger.Request())
-        executor.spin_until_future_complete(future, timeout_sec=10.0)
+        executor.spin_until_future_complete(future, timeout_sec=SERVICE_S)
         if not future.done():
-            raise ChildError(f"service {name} did not answer within 10 s")
+            raise ChildError(f"service {name} did not answer within {SERVICE_S:.0f} s")
         if name.endswith("stop"):
-            _spin(executor, 0.5, lambda: False)
+            _spin(node, executor, BRAKE_S, lambda: False)
         node.destroy_client(client)
 
 
-def _episode(node: Referee, executor: SingleThreadedExecutor, check: Callable[[], None]) -> bool:
+def _episode(
+    node: SessionWatcher, executor: SingleThreadedExecutor, check: Callable[[], None]
+) -> bool:
     session = node.session
-    _spin(executor, DRAIN_S, lambda: False)
+    _drain(executor)
     node.task_done = False
     node.watch(True)
-    began = time.monotonic()
-    done = _spin(executor, EPISODE_S, lambda: node.task_done, check)
+    began_ns, began_s = node.now_ns, time.monotonic()
+    done = _spin(node, executor, EPISODE_S, lambda: node.task_done, check)
     node.watch(False)
-    took = time.monotonic() - began
+    took = (node.now_ns - began_ns) / 1e9
     session.watched_s += took
+    session.wall_s += time.monotonic() - began_s
     if done:
         session.seconds.append(took)
     return done
 
 
+def _drain(executor: SingleThreadedExecutor) -> None:
+    end = time.monotonic() + DRAIN_S
+    while time.monotonic() < end:
+        executor.spin_once(timeout_sec=DRAIN_S)
+
+
 def _spin(
+    node: SessionWatcher,
     executor: SingleThreadedExecutor,
     seconds: float,
     until: Callable[[], bool],
     check: Callable[[], None] = lambda: None,
 ) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    """Spin for a time on the clock of the nodes, or until it is so; whether it is."""
+    began_ns = newest_ns = node.now_ns
+    moved_s = time.monotonic()
+    while node.now_ns - began_ns < seconds * 1e9:
         executor.spin_once(timeout_sec=0.05)
         check()
         if until():
             return True
+        if node.now_ns != newest_ns:
+            newest_ns, moved_s = node.now_ns, time.monotonic()
+        elif time.monotonic() - moved_s > STANDSTILL_S:
+            raise ChildError(f"simulated time stood still for {STANDSTILL_S:.0f} s")
     return False
