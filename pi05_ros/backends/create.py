@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from pi05_ros.backends.engine import PRECISIONS, Engine, Precision
+from pi05_ros.backends.engine import ASKED_FOR, PRECISIONS, Engine, Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.model import Pi05
 
 log = logging.getLogger(__name__)
 
-# backend -> (module, callable with the arguments of `create_engine`). The module may also have
-# usable() -> (bool, why), asked before anything is built.
+# backend -> (module, callable with the arguments of `create_engine` and the reason of the choice).
+# The module may also have usable() -> (bool, why), asked before anything is built.
 _FACTORIES = {
     "eager": ("pi05_ros.backends.eager", "EagerEngine"),
     "cuda": ("pi05_ros.backends.cuda", "create"),
@@ -86,22 +86,20 @@ def create_engine(
     stages = parse_precision(precision)
     check_backend(backend)
     sizes = {"views": views, "horizon": horizon, "max_prompt_tokens": max_prompt_tokens}
-    reason = "asked for"
+    reason = ASKED_FOR
     if backend == "auto":
         backend, reason = _choose(model, stages, views, horizon, max_prompt_tokens)
         if backend == "eager":
             options = {}
     try:
-        engine = _build(backend, model, stages, sizes, options)
+        engine = _build(backend, model, stages, sizes, options, reason)
     except BackendError as error:
         if not allow_fallback:
             raise
         other, _ = _choose(model, Precision(), views, horizon, max_prompt_tokens, backend)
         log.error("backend %s cannot be used, %s is: %s", backend, other, error)
-        engine = _build(other, model, Precision(), sizes, {})
         reason = f"fallback from {backend}: {error}"
-    own = getattr(engine, "reason", "") or reason
-    engine.reason = reason if own in (reason, "asked for") else f"{reason}; {own}"
+        engine = _build(other, model, Precision(), sizes, {}, reason)
     log.info("backend %s: %s", engine.backend, engine.reason)
     return engine
 
@@ -112,6 +110,7 @@ def _build(
     precision: Precision,
     sizes: Mapping[str, int],
     options: Mapping[str, Any],
+    reason: str,
 ) -> Engine:
     module, reason_not = _usable(backend)
     if module is None:
@@ -126,7 +125,7 @@ def _build(
         raise BackendError(
             f"backend {backend!r} has no option {unknown[0]!r}; it has {', '.join(accepted)}"
         )
-    engine: Engine = factory(model, precision=precision, **sizes, **options)
+    engine: Engine = factory(model, precision=precision, reason=reason, **sizes, **options)
     return engine
 
 
@@ -183,3 +182,27 @@ def _choose(
     if module is None:
         return "eager", f"the cuda backend cannot run here: {why}"
     return "cuda", f"CUDA device {torch.cuda.get_device_name(model.device)}"
+
+
+def overlapped(engine: Engine) -> Engine:
+    """Engine whose `prefill` may run in one thread while another one is in `denoise`.
+
+    More frames per second, each of them later: both halves share the processors, and a finished
+    KV cache waits until the denoising before it has ended. See `Capabilities.overlap`.
+
+    Raises:
+        BackendError: the backend's halves cannot run at the same time.
+
+    """
+    if engine.capabilities.overlap:
+        return engine
+    if engine.backend == "cuda":
+        from pi05_ros.backends.cuda.engine import CudaEngine
+        from pi05_ros.backends.cuda.pipeline import Pipeline
+
+        if isinstance(engine, CudaEngine):
+            return Pipeline(engine)
+    raise BackendError(
+        f"backend {engine.backend!r} cannot overlap prefill and denoise (its stages share "
+        "scratch memory); accepted: cuda, eager, onnx"
+    )

@@ -10,31 +10,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pi05_ros.backends.engine import EngineTimings, Guidance, Precision, StageClock
+from pi05_ros.backends.engine import (
+    ASKED_FOR,
+    Capabilities,
+    Engine,
+    EngineTimings,
+    Guidance,
+    Images,
+    Precision,
+    StageClock,
+)
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.resize import resize_with_pad, to_model_range
 from pi05_ros.model import KVCache, Pi05, flow_sample
-from pi05_ros.model.guidance import guided, sample_decided
+from pi05_ros.model.guidance import CORRECTIONS, guided, sample_decided
 from pi05_ros.model.pi05 import parameter_dtype
+from pi05_ros.model.sampler import DENOISE_STEPS
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _STAGE_PARTS = {"vision": ("vision", "projector"), "prefill": ("vlm",), "denoise": ("expert",)}
 
 
-class EagerEngine:
+class EagerEngine(Engine):
     """`Pi05` stage by stage, at batch 1.
 
     Args:
         model: weights; left as they are. A stage at another precision gets its own copy.
         precision: "fp32" or "bf16" (openpi's mixed policy) per stage; "auto" keeps the model's.
         views, horizon, max_prompt_tokens: not needed here; any size runs.
+        reason: why this backend was chosen.
         options: none are accepted.
 
     """
 
     backend = "eager"
-    reason = "asked for"
-    steering = ("vjp", "vjp-scaled", "identity", "trained")
 
     def __init__(
         self,
@@ -43,12 +52,14 @@ class EagerEngine:
         views: int = 2,
         horizon: int | None = None,
         max_prompt_tokens: int = 200,
+        reason: str = ASKED_FOR,
         **options: Any,
     ) -> None:
         if options:
             raise BackendError(
                 f"backend 'eager' has no option {next(iter(options))!r}; it has none"
             )
+        self.reason = reason
         self.precision = resolve_precision(model, precision or Precision())
         self.model = _at_precision(model, self.precision)
         self.device = model.device
@@ -59,18 +70,19 @@ class EagerEngine:
 
     @property
     def timings(self) -> EngineTimings:
-        """Of the last `context` and of the `denoise` since."""
+        """Of the last `prefill` and of the `denoise` since."""
         return self._clock.timings
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """All of them."""
+        return Capabilities(CORRECTIONS, frozen=True, camera_keys=True, overlap=True)
+
     @torch.no_grad()
-    def context(
-        self,
-        images: Sequence[Tensor] | Tensor,
-        tokens: Tensor,
-        *,
-        camera_keys: Sequence[Hashable] | None = None,
+    def prefill(
+        self, images: Images, tokens: Tensor, *, camera_keys: Sequence[Hashable] | None = None
     ) -> KVCache:
-        """Vision and prefill; see `SteerableEngine.context`. A `KVCache` of one row."""
+        """Vision and prefill; see `Engine.prefill`. A `KVCache` of one row."""
         model = self.model
         self._keep_thread_count()
         start = self._now()
@@ -92,28 +104,28 @@ class EagerEngine:
                 cache.length,
             )
         end = self._now()
-        self._clock.context_done(1e3 * (vision - start), 1e3 * (end - vision))
+        self._clock.prefill_done(1e3 * (vision - start), 1e3 * (end - vision))
         return cache
 
     @torch.no_grad()
     def denoise(
         self,
-        context: KVCache,
+        cache: KVCache,
         noise: Tensor,
-        steps: int = 10,
         *,
+        steps: int = DENOISE_STEPS,
         guidance: Guidance | None = None,
         frozen: Tensor | None = None,
     ) -> Tensor:
-        """Flow from noise ``[H, 32]`` to normalized actions; see `SteerableEngine.denoise`."""
+        """Flow from noise ``[H, 32]`` to normalized actions; see `Engine.denoise`."""
         self._keep_thread_count()
         start = self._now()
         x = noise.to(self.device, torch.float32)[None]
         clock = self.model.config.clock
-        _check_steering(tuple(noise.shape), guidance, frozen)
+        _check_continuation(tuple(noise.shape), guidance, frozen)
 
         def velocity(x_t: Tensor, t: float | Tensor) -> Tensor:
-            return self.model.velocity(x_t, t, context)
+            return self.model.velocity(x_t, t, cache)
 
         if frozen is not None:
             given = torch.zeros_like(x)
@@ -128,12 +140,6 @@ class EagerEngine:
             actions = flow_sample(velocity, x, steps, clock)[0]
         self._clock.denoise_done(1e3 * (self._now() - start))
         return actions
-
-    def sample(
-        self, images: Sequence[Tensor] | Tensor, tokens: Tensor, noise: Tensor, steps: int = 10
-    ) -> Tensor:
-        """All three stages; see `Engine.sample`."""
-        return self.denoise(self.context(images, tokens), noise, steps)
 
     def close(self) -> None:
         """Drop the weights."""
@@ -153,9 +159,7 @@ class EagerEngine:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _encode(
-        self, images: Sequence[Tensor] | Tensor, keys: Sequence[Hashable] | None
-    ) -> Tensor | None:
+    def _encode(self, images: Images, keys: Sequence[Hashable] | None) -> Tensor | None:
         """Image tokens ``[V, P, D]``; those of cameras with the key they had are kept ones."""
         if keys is None:
             self._kept = []
@@ -173,7 +177,7 @@ class EagerEngine:
             self._kept.append((key, self.model.embed_images(pixels)[0]))
         return torch.stack([tokens for _, tokens in self._kept]) if self._kept else None
 
-    def _pixels(self, images: Sequence[Tensor] | Tensor) -> Tensor | None:
+    def _pixels(self, images: Images) -> Tensor | None:
         """Cameras as float ``[V, 3, S, S]`` in [-1, 1] on the device; None without cameras."""
         size = self.model.config.vision.image_size
         views: list[Tensor] = []
@@ -195,7 +199,7 @@ class EagerEngine:
         return torch.stack(views) if views else None
 
 
-def _check_steering(
+def _check_continuation(
     shape: tuple[int, ...], guidance: Guidance | None, frozen: Tensor | None
 ) -> None:
     """Raise BackendError unless what continues a chunk fits noise of a shape ``(H, A)``.

@@ -1,21 +1,28 @@
-"""The one interface of all backends: three stages, each at its own precision.
+"""The one interface of all backends: `Engine`, and the small values that go in and out of it.
 
 vision   uint8 ``[Hc, Wc, 3]`` or float ``[3, S, S]`` per camera -> image tokens
-prefill  image tokens and prompt tokens -> KV cache (a `Context`)
+prefill  image tokens and prompt tokens -> KV cache
 denoise  KV cache and noise ``[H, 32]`` -> normalized actions ``[H, 32]``
+
+Callers see two calls: `Engine.prefill` runs vision and prefill, `Engine.denoise` the flow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 
+from pi05_ros.backends.errors import BackendError
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.model.guidance import MAX_GUIDANCE
+from pi05_ros.model.sampler import DENOISE_STEPS
 
+ASKED_FOR = "asked for"
+"""`Engine.reason` where a backend was named by the caller."""
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
 DENOISE_PRECISIONS = (*PRECISIONS, "fp8-w8a16")
 """Denoise alone may keep 16-bit activations against e4m3 weights (backend cuda)."""
@@ -64,19 +71,19 @@ class EngineHealth:
 
 
 class StageClock:
-    """Times of the last context, and of the denoise that followed it, in milliseconds.
+    """Times of the last prefill, and of the denoise that followed it, in milliseconds.
 
-    `denoise_done` leaves the times of the context alone, so a thread that only makes contexts can
-    read them while another one denoises.
+    `denoise_done` leaves the times of the prefill alone, so a thread that only prefills can read
+    them while another one denoises.
     """
 
     def __init__(self) -> None:
-        self._context = (float("nan"), float("nan"))
+        self._prefill = (float("nan"), float("nan"))
         self._denoise_ms = float("nan")
 
-    def context_done(self, vision_ms: float, prefill_ms: float) -> None:
+    def prefill_done(self, vision_ms: float, prefill_ms: float) -> None:
         """Vision and prefill have ended; no denoise has followed yet."""
-        self._context = (vision_ms, prefill_ms)
+        self._prefill = (vision_ms, prefill_ms)
         self._denoise_ms = float("nan")
 
     def denoise_done(self, denoise_ms: float) -> None:
@@ -86,7 +93,7 @@ class StageClock:
     @property
     def timings(self) -> EngineTimings:
         """Both halves and their sum."""
-        (vision_ms, prefill_ms), denoise_ms = self._context, self._denoise_ms
+        (vision_ms, prefill_ms), denoise_ms = self._prefill, self._denoise_ms
         return EngineTimings(
             vision_ms, prefill_ms, denoise_ms, vision_ms + prefill_ms + denoise_ms
         )
@@ -111,81 +118,146 @@ class Guidance:
     most: float = MAX_GUIDANCE
 
 
-class Engine(Protocol):
-    """A pi0.5 ready to run at batch 1 on one device."""
+KVCache: TypeAlias = Any
+"""Keys and values of one observation's prefix, opaque to callers.
+
+Every engine has its own form; `pi05_ros.model.KVCache` is that of eager. A KV cache only goes to
+`denoise` of the engine whose `prefill` made it.
+"""
+
+Images: TypeAlias = Sequence[torch.Tensor] | torch.Tensor
+"""The valid cameras in slot order: uint8 ``[V, Hc, Wc, 3]`` RGB, or float ``[V, 3, S, S]`` in
+[-1, 1], or a sequence of one such tensor per camera (their sizes may differ)."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Optional abilities of an engine; callers ask before they use one.
+
+    Attributes:
+        guidance: corrections that `Engine.denoise` accepts in a `Guidance`.
+        frozen: whether it accepts a frozen prefix.
+        camera_keys: whether `Engine.prefill` reuses image tokens by camera key.
+        overlap: whether `prefill` may run in one thread while another one is in `denoise`. One
+            call of each is allowed at a time, and a KV cache stays valid until the second
+            prefill after it begins.
+
+    """
+
+    guidance: tuple[str, ...] = ()
+    frozen: bool = False
+    camera_keys: bool = False
+    overlap: bool = False
+
+
+class Engine(ABC):
+    """A pi0.5 ready to run at batch 1 on one device.
+
+    Attributes:
+        backend: name, for logs and diagnostics.
+        reason: why this backend was chosen.
+        precision: arithmetic of each stage, resolved.
+        device: where the stages run.
+        horizon: action steps H that the engine was prepared for.
+
+    """
 
     backend: str
-    reason: str
+    reason: str = ASKED_FOR
     precision: Precision
     device: torch.device
     horizon: int
 
     @property
+    @abstractmethod
     def timings(self) -> EngineTimings:
         """Of the last call."""
 
-    def context(self, images: Sequence[torch.Tensor] | torch.Tensor, tokens: torch.Tensor) -> Any:
-        """Vision and prefill: the KV cache of one observation, opaque to the caller.
+    @abstractmethod
+    def prefill(
+        self,
+        images: Images,
+        tokens: torch.Tensor,
+        *,
+        camera_keys: Sequence[Hashable] | None = None,
+    ) -> KVCache:
+        """Vision and prefill: the KV cache of one observation.
 
         Args:
-            images: the valid cameras in slot order: uint8 ``[V, Hc, Wc, 3]`` RGB, or float
-                ``[V, 3, S, S]`` in [-1, 1], or a sequence of one such tensor per camera (their
-                sizes may differ). Masked cameras are left out, which is exact.
+            images: see `Images`. Masked cameras are left out, which is exact.
             tokens: int64 ``[n]`` prompt ids without padding.
+            camera_keys: one per image. A camera whose key equals that of the call before is not
+                encoded again; None as a key, or in place of the sequence, always encodes.
+
+        Raises:
+            BackendError: an image, the tokens or the keys are not as accepted, or camera keys
+                for an engine without that ability.
 
         """
 
-    def denoise(self, context: Any, noise: torch.Tensor, steps: int = 10) -> torch.Tensor:
-        """Flow from noise ``[H, 32]`` float32 to normalized actions ``[H, 32]`` float32."""
+    @abstractmethod
+    def denoise(
+        self,
+        cache: KVCache,
+        noise: torch.Tensor,
+        *,
+        steps: int = DENOISE_STEPS,
+        guidance: Guidance | None = None,
+        frozen: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Flow from noise to normalized actions, float32 ``[H, 32]``.
+
+        Args:
+            cache: from `prefill`; may be used several times.
+            noise: float32 ``[H, 32]``.
+            steps: Euler steps.
+            guidance: pull towards the previous chunk.
+            frozen: float32 ``[d, 32]`` normalized actions that are kept as they are: the flow
+                sees them at flow time 0 (training-time RTC, arXiv 2512.05964).
+
+        Raises:
+            BackendError: shapes that do not fit, or an ability that the engine does not have.
+
+        """
 
     def sample(
-        self,
-        images: Sequence[torch.Tensor] | torch.Tensor,
-        tokens: torch.Tensor,
-        noise: torch.Tensor,
-        steps: int = 10,
+        self, images: Images, tokens: torch.Tensor, noise: torch.Tensor, steps: int = DENOISE_STEPS
     ) -> torch.Tensor:
-        """Run all three stages: ``denoise(context(images, tokens), noise, steps)``."""
+        """Run all three stages: ``denoise(prefill(images, tokens), noise, steps=steps)``."""
+        return self.denoise(self.prefill(images, tokens), noise, steps=steps)
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """Optional abilities; none unless an engine says so."""
+        return Capabilities()
+
+    def health(self) -> EngineHealth:
+        """What the engine found out about itself; from any thread, waits for nothing."""
+        return EngineHealth()
+
+    def warm_up(self, inference: Callable[[], object]) -> None:
+        """Run an inference as often as it takes until none of the following is slow."""
+        inference()
+
+    @abstractmethod
     def close(self) -> None:
         """Free device memory; the engine cannot be used afterwards."""
 
 
-class SteerableEngine(Engine, Protocol):
-    """An engine whose chunks can continue each other and whose image tokens can be kept.
-
-    `steering` names the ways that `denoise` has of continuing a chunk: "identity" and "vjp..." by
-    guidance, "trained" by frozen actions.
-    """
-
-    steering: tuple[str, ...]
-
-    def context(
-        self,
-        images: Sequence[torch.Tensor] | torch.Tensor,
-        tokens: torch.Tensor,
-        *,
-        camera_keys: Sequence[Hashable] | None = None,
-    ) -> Any:
-        """As `Engine.context`; a camera whose key is that of the call before is not encoded."""
-
-    def denoise(
-        self,
-        context: Any,
-        noise: torch.Tensor,
-        steps: int = 10,
-        *,
-        guidance: Guidance | None = None,
-        frozen: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """As `Engine.denoise`, continuing a chunk.
-
-        Args:
-            context: see there.
-            noise: see there.
-            steps: see there.
-            guidance: pull towards the previous chunk.
-            frozen: float32 ``[d, A]`` normalized actions that are already decided: the flow keeps
-                them, at flow time 0 (training-time RTC, arXiv 2512.05964).
-
-        """
+def require_plain(
+    backend: str,
+    camera_keys: Sequence[Hashable] | None = None,
+    guidance: Guidance | None = None,
+    frozen: torch.Tensor | None = None,
+) -> None:
+    """Raise BackendError if a call asks for an ability, of an engine that has none of them."""
+    asked = {
+        "camera_keys": camera_keys is not None,
+        "guidance": guidance is not None,
+        "frozen": frozen is not None,
+    }
+    for name, given in asked.items():
+        if given:
+            raise BackendError(
+                f"backend {backend!r} does not have {name}; backends 'eager' and 'cuda' do"
+            )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pi05_ros.backends.engine import Precision
+from pi05_ros.backends.engine import ASKED_FOR, Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export.artifacts import find_calibration, given_graphs, graphs_for
 from pi05_ros.backends.export.export import DTYPES, QUANTIZED, stage_precision
@@ -131,6 +131,7 @@ def create(
     views: int,
     horizon: int,
     max_prompt_tokens: int,
+    reason: str = ASKED_FOR,
     *,
     device: torch.device | str | None = None,
     graphs: str | Path | None = None,
@@ -146,6 +147,7 @@ def create(
         views: camera slots.
         horizon: action steps.
         max_prompt_tokens: prompt slots.
+        reason: why this backend was chosen.
         device: "cpu" or a CUDA device; None takes the model's, or the CPU if this onnxruntime has
             no CUDA.
         graphs: folder with exported graphs (`pi05 export`), which then decide what precision
@@ -168,7 +170,7 @@ def create(
     if graphs is not None:
         folder = Path(graphs)
         document = given_graphs(folder, identity, shapes, precision)
-        return engine_of(model, shapes, folder, document, device, threads)
+        return engine_of(model, shapes, folder, document, device, threads, reason)
     resolved, activation = choose_precision(precision)
     quantized = [
         stage
@@ -179,7 +181,7 @@ def create(
     folder, document = graphs_for(
         model, identity, shapes, activation, ranges, root, quantized or QUANTIZED
     )
-    return engine_of(model, shapes, folder, document, device, threads)
+    return engine_of(model, shapes, folder, document, device, threads, reason)
 
 
 def engine_of(
@@ -189,10 +191,11 @@ def engine_of(
     document: dict[str, Any],
     device: torch.device | str | None = None,
     threads: int | None = None,
+    reason: str = ASKED_FOR,
 ) -> StagedEngine:
     """Make the engine of exported graphs; ``document`` is their ``export.json``.
 
-    ``device`` and ``threads`` are as in `create`.
+    ``device``, ``threads`` and ``reason`` are as in `create`.
     """
     where = model.device if device is None else torch.device(device)
     if device is None and not _has_cuda():
@@ -212,7 +215,8 @@ def engine_of(
         dtype=DTYPES[activation],
         device=where,
         reason=(
-            f"{usable()[1]} on {where.type}, {activation} graphs, "
+            f"{reason}; {usable()[1]} on {where.type}, {activation} graphs, "
             f"{document['preset'] or 'not quantized'}"
         ),
+        overlap=True,
     )

@@ -128,11 +128,11 @@ def measure(
     images, tokens, noise = inputs(engine.weights.config, work, size, 1)
     engine.sample(images, tokens, noise, work.steps)
     key = next(reversed(engine.graphs.keys()))
-    context = engine.context(images, tokens)
-    rows = context.views * engine.buffers.tokens + context.bucket
+    cache = engine.prefill(images, tokens)
+    rows = engine.buffers.rows_of(cache)
     slot = engine.buffers.slots[0]
-    stages, table = engine.context_stages, engine._tables(work.steps)
-    kinds = tuple(view.kind for view in engine._inputs.views(images, 3))
+    stages, table = engine.prefix_stages, engine.modulation_tables(work.steps)
+    kinds = tuple(view.kind for view in engine.inputs.views(images, 3))
 
     def denoise(guided: bool = False) -> None:
         engine.denoise_stage.run(work.horizon, table, slot, rows, guided)
@@ -145,7 +145,7 @@ def measure(
             engine.launches.camera(camera, kind)
 
     def prefill() -> None:
-        stages.embed_prompt(work.views, context.bucket, slot)
+        stages.embed_prompt(work.views, cache.bucket, slot)
         stages.prefill(rows, slot)
 
     host = images.cpu().pin_memory()

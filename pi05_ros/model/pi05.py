@@ -18,7 +18,7 @@ from pi05_ros.model.config import Pi05Config
 from pi05_ros.model.expert import ActionExpert, time_embedding
 from pi05_ros.model.prefix import KVCache, PrefixLM
 from pi05_ros.model.prefix import compact as drop_masked
-from pi05_ros.model.sampler import Velocity, flow_sample
+from pi05_ros.model.sampler import DENOISE_STEPS, Velocity, flow_sample
 from pi05_ros.model.siglip import SiglipTower, check_images
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -221,7 +221,7 @@ class Pi05(nn.Module):
         tokens: Tensor,
         token_mask: Tensor,
         noise: Tensor,
-        steps: int = 10,
+        steps: int = DENOISE_STEPS,
         clock: str | None = None,
         guide: Callable[[Velocity], Velocity] | None = None,
     ) -> Tensor:

@@ -14,6 +14,9 @@ from torch import Tensor
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.model.config import CLOCK_CHOICES
 
+DENOISE_STEPS = 10
+"""Euler steps where nobody asks for another number (openpi's default)."""
+
 Velocity = Callable[[Tensor, float], Tensor]  # x_t [B, H, A], t -> [B, H, A]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pi05_ros.backends import Engine, Precision
-from pi05_ros.backends.engine import EngineHealth
-from pi05_ros.backends.overlap import overlapped
+from pi05_ros.backends import Engine, EngineTimings, Precision
+from pi05_ros.backends.create import overlapped
+from pi05_ros.backends.engine import EngineHealth, Guidance, KVCache
 from pi05_ros.policy.checkpoints.loading import Loaded, load
 from pi05_ros.policy.checkpoints.recipe import Recipe
 from pi05_ros.policy.errors import PolicyError
@@ -34,21 +35,27 @@ class Prefilled:
     """An observation whose KV cache is there, see `Policy.prefill`.
 
     Attributes:
-        context: KV cache, as the engine gave it.
+        cache: KV cache, as the engine gave it.
+        reused: whether it is that of an earlier observation.
         model_state: state ``[n]`` in the model's conventions, which deltas refer to.
         prompt: the cleaned prompt.
         seed: of the flow noise.
         steps: Euler steps of the flow.
-        timings: of preprocessing, vision and prefill; ``model_ms`` is that of the context.
+        timings: of preprocessing, vision and prefill; ``model_ms`` is that of the KV cache.
 
     """
 
-    context: Any
+    cache: KVCache
     model_state: np.ndarray
     prompt: str
     seed: int
     steps: int
     timings: StageTimings
+    reused: bool = False
+
+
+CameraKeys = Callable[[Sequence[torch.Tensor]], Sequence[Hashable]]
+"""Keys of the model's images, see `Policy.prefill`."""
 
 
 class Policy:
@@ -203,6 +210,11 @@ class Policy:
         )
 
     @property
+    def model_horizon(self) -> int:
+        """Rows of the model's chunks; `PolicyInfo.horizon` of them are kept."""
+        return self._model_horizon
+
+    @property
     def action_dim(self) -> int:
         """Columns of the model's actions, 32 for pi0.5."""
         return self._action_dim
@@ -229,9 +241,22 @@ class Policy:
             return self._infer(obs, seed, steps)
 
     def prefill(
-        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
+        self,
+        obs: Observation,
+        *,
+        seed: int | None = None,
+        denoise_steps: int | None = None,
+        reuse: KVCache | None = None,
+        camera_keys: CameraKeys | None = None,
     ) -> Prefilled:
-        """First half of an inference: vision and prefill; see `infer` for arguments and errors.
+        """First half of an inference: vision and prefill; see `infer` for errors.
+
+        Args:
+            obs: see `infer`, as are seed and denoise_steps.
+            seed: see there.
+            denoise_steps: see there.
+            reuse: KV cache of an earlier observation, to be used in place of a new one.
+            camera_keys: key of each image, given the model's images; see `Engine.prefill`.
 
         On an engine with few KV caches (cuda: 1, with overlap 2) a result must be denoised before
         as many further ones are asked for.
@@ -241,11 +266,14 @@ class Policy:
             start = time.perf_counter()
             prompt, inputs = self._open(obs)
             prepared = time.perf_counter()
-            context = self.engine.context(inputs.images, inputs.tokens)
+            cache, timings = reuse, EngineTimings(0.0, 0.0)
+            if reuse is None:
+                keys = None if camera_keys is None else camera_keys(inputs.images)
+                cache = self.engine.prefill(inputs.images, inputs.tokens, camera_keys=keys)
+                timings = self.engine.timings
             done = time.perf_counter()
-            timings = self.engine.timings
             return Prefilled(
-                context,
+                cache,
                 inputs.state,
                 prompt,
                 seed,
@@ -256,16 +284,29 @@ class Policy:
                     prefill_ms=timings.prefill_ms,
                     model_ms=1e3 * (done - prepared),
                 ),
+                reused=reuse is not None,
             )
 
-    def denoise(self, prefilled: Prefilled) -> ActionChunk:
+    def denoise(
+        self,
+        prefilled: Prefilled,
+        *,
+        guidance: Guidance | None = None,
+        frozen: torch.Tensor | None = None,
+    ) -> ActionChunk:
         """Second half: the flow, and its result in robot units.
 
         In the timings of the chunk, ``model_ms`` is both halves without the time between them.
 
+        Args:
+            prefilled: the first half.
+            guidance: pull towards the previous chunk, see `Engine.denoise`.
+            frozen: normalized actions ``[d, 32]`` that are kept, see there.
+
         Raises:
             PolicyError: the policy is closed.
-            BackendError: the KV cache has been overwritten by a later observation.
+            BackendError: the KV cache has been overwritten by a later observation, or the engine
+                cannot continue a chunk in this way.
 
         """
         with self._denoise_lock:
@@ -273,13 +314,16 @@ class Policy:
                 raise PolicyError("the policy is closed; load it again")
             start = time.perf_counter()
             noise = seeded_noise(prefilled.seed, self._model_horizon, self._action_dim)
-            normalized = self.engine.denoise(prefilled.context, noise, prefilled.steps)
+            normalized = self.engine.denoise(
+                prefilled.cache, noise, steps=prefilled.steps, guidance=guidance, frozen=frozen
+            )
             output = normalized.detach().to("cpu", torch.float32).numpy()
             elapsed_ms = 1e3 * (time.perf_counter() - start)
             # An overlapping engine has waited for its work; another one may not have.
             denoise_ms = elapsed_ms if self._overlap else self.engine.timings.denoise_ms
             before = prefilled.timings
-            if not self._overlap:  # a device may not have reached the end of prefill then
+            # A device may not have reached the end of prefill when it returned.
+            if not self._overlap and not prefilled.reused:
                 known = self.engine.timings
                 before = dataclasses.replace(
                     before, vision_ms=known.vision_ms, prefill_ms=known.prefill_ms
@@ -302,15 +346,31 @@ class Policy:
                 self._overlap = True
                 self._denoise_lock = threading.RLock()
 
+    def with_engine(self, engine: Engine) -> Policy:
+        """Same robot, prompt and seeds from here on, with another engine; this one stays as it is.
+
+        Closing either policy closes its own engine only.
+        """
+        other = copy.copy(self)
+        other.engine = engine
+        other._overlap = False
+        other._prefill_lock = other._denoise_lock = threading.RLock()
+        return other
+
     def reset(self) -> None:
         """Start the seeds of the flow noise over."""
         with self._prefill_lock:
             self._counter = 0
 
-    def warm_up(self) -> float:
-        """Run one inference on a black picture per camera; returns its milliseconds.
+    def warm_up(self, inference: Callable[[Observation], object] | None = None) -> float:
+        """Run an inference on a black image per camera; returns its milliseconds.
 
-        Builds what engines build lazily, for overlap in all KV caches. Seeds are not consumed.
+        Builds what engines build lazily, for overlap in all KV caches.
+
+        Args:
+            inference: how observations will be answered, where it is not by `infer`. It must not
+                consume seeds.
+
         """
         black = np.zeros((*_WARM_UP_PICTURE, 3), dtype=np.uint8)
         obs = Observation(
@@ -320,17 +380,17 @@ class Policy:
         )
         start = time.perf_counter()
         with self._prefill_lock, self._denoise_lock:
-            repeated = getattr(self.engine, "warm_up", None) if self._overlap else None
-            if repeated is None:
-                self._infer(obs, 0, self.info.denoise_steps)
+            if inference is not None:
+                self.engine.warm_up(lambda: inference(obs))
+            elif self._overlap:
+                self.engine.warm_up(lambda: self.denoise(self.prefill(obs, seed=0)))
             else:
-                repeated(lambda: self.denoise(self.prefill(obs, seed=0)))
+                self.engine.warm_up(lambda: self._infer(obs, 0, self.info.denoise_steps))
         return 1e3 * (time.perf_counter() - start)
 
     def health(self) -> EngineHealth:
         """What the engine's supervision of itself has found; from any thread, without waiting."""
-        ask = None if self._closed else getattr(self.engine, "health", None)
-        return EngineHealth() if ask is None else ask()
+        return EngineHealth() if self._closed else self.engine.health()
 
     def close(self) -> None:
         """Free the engine's memory; the policy cannot be used afterwards."""

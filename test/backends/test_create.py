@@ -36,7 +36,7 @@ def test_arguments_reach_the_backend(model, backend):
 
     def factory(model, **arguments):
         seen.update(arguments)
-        return EagerEngine(model)
+        return EagerEngine(model, reason=arguments["reason"])
 
     backend(create=factory, usable=lambda: (True, "fine"))
     engine = create_engine(
@@ -109,11 +109,11 @@ def test_a_fallback_is_never_what_has_failed(failed, monkeypatch):
     assert chosen == {"tensorrt": "cuda", "cuda": "tensorrt"}[failed]
     built = []
 
-    def build(backend, *arguments):
+    def build(backend, model, precision, sizes, options, reason):
         built.append(backend)
         if backend == "tensorrt":
             raise BackendError("out of memory")
-        return types.SimpleNamespace(backend=backend, reason="")
+        return types.SimpleNamespace(backend=backend, reason=reason)
 
     monkeypatch.setattr(create, "_build", build)
     engine = create_engine(on_gpu, "tensorrt", allow_fallback=True)

@@ -54,8 +54,8 @@ splits = {"denoise": {"bf16": {"out": {"split": 4}, "down": {"split": 2}}}}
 engine = CudaEngine(model, BF16, max_prompt_tokens=24, tuning=splits)
 out = engine.sample(images, tokens, noise, 2)
 torch.testing.assert_close(out, plain.sample(images, tokens, noise, 2), atol=1e-3, rtol=0)
-context = engine.context(images, tokens, slot=1)
-assert torch.equal(engine.denoise(context, noise, 2), out)
+cache = engine.prefill(images, tokens, slot=1)
+assert torch.equal(engine.denoise(cache, noise, steps=2), out)
 decided = torch.randn(3, 32, generator=g)
 assert torch.equal(engine.sample(images, tokens, noise, 2, frozen=decided)[:3], decided)
 """
@@ -69,9 +69,9 @@ for option, value, accepted in (("horizon", 65, "1 to 64"), ("views", 4, "0 to 3
                                 ("monitor_every", -1, "0 or more")):
     raises(f"{option} is {value}; accepted: {accepted}", engine_with, **{option: value})
 engine = engine_with()
-context = engine.context(images, tokens)
-out = engine.denoise(context, noise, 1)
-# a call that is refused leaves the context as it was
+cache = engine.prefill(images, tokens)
+out = engine.denoise(cache, noise, steps=1)
+# a call that is refused leaves the KV cache as it was
 for text, args, options in (
     ("horizon 65", (images, tokens[:4], torch.zeros(65, 32), 1), {}),
     ("float [H, 32]", (images, tokens[:4], torch.zeros(10, 31), 1), {}),
@@ -86,9 +86,9 @@ for text, args, options in (
     ("need noise given", (images, tokens[:4], None, 1), {"seed": 1, "frozen": noise[:2]}),
 ):
     raises(text, engine.sample, *args, **options)
-    assert torch.equal(engine.denoise(context, noise, 1), out), text
-raises("1 camera keys for 2 images", engine.context, images, tokens[:4], camera_keys=["a"])
-assert torch.equal(engine.denoise(context, noise, 1), out)
+    assert torch.equal(engine.denoise(cache, noise, steps=1), out), text
+raises("1 camera keys for 2 images", engine.prefill, images, tokens[:4], camera_keys=["a"])
+assert torch.equal(engine.denoise(cache, noise, steps=1), out)
 # strided inputs, and inputs with a history
 wide = torch.zeros(10, 64)
 wide[:, ::2] = noise
@@ -100,18 +100,18 @@ assert not got.requires_grad and not engine.buffers.noise.requires_grad
 # prompts longer than the largest bucket share one
 engine.prompt_buckets = (8,)
 for n, bucket in ((8, 8), (9, 24), (13, 24)):
-    context = engine.context(images[:0], tokens[:n])
-    assert context.bucket == bucket
-# a context of another engine, one of a slot that this one lacks, and a closed engine
+    cache = engine.prefill(images[:0], tokens[:n])
+    assert cache.bucket == bucket
+# a KV cache of another engine, one of a slot that this one lacks, and a closed engine
 other = engine_with(slots=3)
 for slot in (0, 2):
-    theirs = other.context(images[:0], tokens, slot=slot)
-    raises("another engine", engine.denoise, theirs, noise, 1)
+    theirs = other.prefill(images[:0], tokens, slot=slot)
+    raises("another engine", engine.denoise, theirs, noise)
 engine.close()
 engine.close()
 raises("closed", engine.sample, images, tokens, noise, 1)
-raises("closed", engine.context, images, tokens)
-raises("closed", engine.denoise, context, noise, 1)
+raises("closed", engine.prefill, images, tokens)
+raises("closed", engine.denoise, cache, noise)
 """
 
 WIDTHS = """
@@ -137,7 +137,7 @@ for name in ("out", "down"):
 KEPT = """
 engine = CudaEngine(model, BF16, max_prompt_tokens=24)
 def actions(*args, **options):
-    return engine.denoise(engine.context(*args, **options), noise, 1)
+    return engine.denoise(engine.prefill(*args, **options), noise, steps=1)
 out = actions(images, tokens)
 assert torch.equal(actions(images, tokens, camera_keys=["a", "b"]), out)
 junk = torch.zeros_like(images)
@@ -149,29 +149,29 @@ assert torch.equal(actions(images, tokens, camera_keys=["a", "b"]), out)
 engine.sample(junk, tokens.flip(0), noise, 1)
 assert torch.equal(actions(images, tokens, camera_keys=["a", "b"]), out)
 assert not torch.equal(actions(junk, tokens, camera_keys=["a", "c"]), out)
-raises("1 camera keys for 2 images", engine.context, images, tokens, camera_keys=["a"])
+raises("1 camera keys for 2 images", engine.prefill, images, tokens, camera_keys=["a"])
 """
 
 GUIDED = """
 engine = CudaEngine(model, BF16, max_prompt_tokens=24)
 target = torch.randn(10, 32, generator=g)
 weights = torch.tensor([1, 1, 0.63, 0.37, 0.19, 0.08, 0.02, 0, 0, 0])
-ours, theirs = engine.context(images, tokens), plain.context(images, tokens)
-free = engine.denoise(ours, noise, 3)
+ours, theirs = engine.prefill(images, tokens), plain.prefill(images, tokens)
+free = engine.denoise(ours, noise, steps=3)
 for most in (10.0, 5.0):
     guidance = Guidance(target, weights, most=most)
-    got = engine.denoise(ours, noise, 3, guidance=guidance)
-    want = plain.denoise(theirs, noise, 3, guidance=guidance)
+    got = engine.denoise(ours, noise, steps=3, guidance=guidance)
+    want = plain.denoise(theirs, noise, steps=3, guidance=guidance)
     torch.testing.assert_close(got, want, atol=1e-3, rtol=0)
     assert (got - target)[:2].norm() < 0.3 * (free - target)[:2].norm()
 nothing = Guidance(target, torch.zeros(10))
-assert torch.equal(engine.denoise(ours, noise, 3, guidance=nothing), free)
-assert torch.equal(engine.denoise(ours, noise, 3), free)
-raises("'identity' or 'trained', or backend 'eager'", engine.denoise, ours, noise, 3,
+assert torch.equal(engine.denoise(ours, noise, steps=3, guidance=nothing), free)
+assert torch.equal(engine.denoise(ours, noise, steps=3), free)
+raises("'identity' or 'trained', or backend 'eager'", engine.denoise, ours, noise,
        guidance=Guidance(target, weights, "vjp"))
-raises("accepted: [10, 32] and [10]", engine.denoise, ours, noise, 3,
+raises("accepted: [10, 32] and [10]", engine.denoise, ours, noise,
        guidance=Guidance(target[:4], weights))
-raises("not both", engine.denoise, ours, noise, 3, guidance=guidance, frozen=target[:2])
+raises("not both", engine.denoise, ours, noise, guidance=guidance, frozen=target[:2])
 """
 
 QUANTIZED = """
@@ -180,7 +180,7 @@ small = noise[:4]
 def ratio(engine):
     exact = plain.sample(images, tokens, small, 2)
     sim = Simulation(engine.weights, engine.buffers.scales)
-    sim = sim.sample(plain._pixels(images), tokens, small, engine._tables(2))
+    sim = sim.sample(plain._pixels(images), tokens, small, engine.modulation_tables(2))
     got = engine.sample(images, tokens, small, 2)
     return float((got - exact).norm() / (sim - exact).norm())
 

@@ -18,7 +18,7 @@ def make(every):
 
 def test_every_nth_call_of_a_part_is_due():
     _, monitor = make(3)
-    both = ("context", "denoise")
+    both = ("prefill", "denoise")
     assert [monitor.due(both) for _ in range(6)] == [False, False, True] * 2
     assert [monitor.due(("denoise",)) for _ in range(3)] == [False, False, True]
     _, off = make(0)
@@ -29,7 +29,7 @@ def test_every_nth_call_of_a_part_is_due():
 def test_findings_are_reported_once_and_warned_of_until_calls_are_clean_again():
     amax, monitor = make(1)
     amax[1], amax[2] = 900.0, 500.0
-    monitor.drain(("context",))
+    monitor.drain(("prefill",))
     assert amax.tolist() == [0, 0, 500]  # the denoising of another frame may be under way
     assert [row.site for row in monitor.report()] == ["prefill.0.down"]
     assert monitor.report() == []
@@ -37,7 +37,7 @@ def test_findings_are_reported_once_and_warned_of_until_calls_are_clean_again():
     assert health.values["fp8_saturated_calls"] == "1"
     assert "worst at prefill.0.down (900 > 448)" in health.warning
     for _ in range(RECENT):
-        monitor.drain(("context",))
+        monitor.drain(("prefill",))
         monitor.poll()
     assert monitor.health().warning == ""
     assert monitor.health().values["fp8_monitored_calls"] == str(RECENT + 1)
@@ -58,7 +58,7 @@ def test_reports_and_polls_of_two_threads_lose_nothing():
     try:
         for n in range(300):
             amax[n % 2] = 500.0 + n
-            monitor.drain(("context",))
+            monitor.drain(("prefill",))
             assert [row.largest for row in monitor.report()] == [500.0 + n]
     finally:
         polling.set()
@@ -70,7 +70,7 @@ def test_the_log_has_a_line_when_saturation_begins_and_not_for_every_call(caplog
     with caplog.at_level("WARNING"):
         for _ in range(5):
             amax[0] = 900.0
-            monitor.drain(("context",))
+            monitor.drain(("prefill",))
             monitor.poll()
     assert len(caplog.records) == 1
     assert monitor.saturated == 5

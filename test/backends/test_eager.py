@@ -52,9 +52,9 @@ def test_equals_the_model_with_masked_cameras_and_padding(model, engine, views, 
 def test_stages_chain_to_sample(engine):
     images, tokens, noise = inputs()
     whole = engine.sample(images, tokens, noise, 3)
-    context = engine.context(images, tokens)
-    torch.testing.assert_close(engine.denoise(context, noise, 3), whole, rtol=0, atol=0)
-    torch.testing.assert_close(engine.denoise(context, noise, 3), whole, rtol=0, atol=0)
+    cache = engine.prefill(images, tokens)
+    torch.testing.assert_close(engine.denoise(cache, noise, steps=3), whole, rtol=0, atol=0)
+    torch.testing.assert_close(engine.denoise(cache, noise, steps=3), whole, rtol=0, atol=0)
 
 
 def test_pictures_of_any_size_go_through_the_same_resize(engine):
@@ -106,7 +106,7 @@ def test_timings_are_told_apart(engine):
     t = engine.timings
     assert all(v > 0 for v in (t.vision_ms, t.prefill_ms, t.denoise_ms))
     assert t.model_ms == pytest.approx(t.vision_ms + t.prefill_ms + t.denoise_ms)
-    engine.context(images, tokens)
+    engine.prefill(images, tokens)
     assert math.isnan(engine.timings.denoise_ms)
 
 
@@ -175,31 +175,33 @@ def test_guided_and_decided_chunks_are_those_of_the_samplers(model):
     """`denoise` with guidance or frozen actions is `guided` and `sample_decided`."""
     images, tokens, noise = inputs()
     engine = EagerEngine(model)
-    context = engine.context(images, tokens)
+    cache = engine.prefill(images, tokens)
     target = torch.randn(noise.shape, generator=torch.Generator().manual_seed(3))
     weights = torch.linspace(1, 0, len(noise))
 
     def velocity(x, t):
-        return model.velocity(x, t, context)
+        return model.velocity(x, t, cache)
 
     for correction in ("identity", "vjp"):
         with torch.no_grad():
             want = flow_sample(guided(velocity, target, weights, correction, 5.0), noise[None], 3)
         got = engine.denoise(
-            context, noise, 3, guidance=Guidance(target, weights, correction, 5.0)
+            cache, noise, steps=3, guidance=Guidance(target, weights, correction, 5.0)
         )
         torch.testing.assert_close(got, want[0], atol=1e-6, rtol=0)
-    frozen = engine.denoise(context, noise, 3, frozen=target[:2])
+    frozen = engine.denoise(cache, noise, steps=3, frozen=target[:2])
     assert torch.equal(frozen[:2], target[:2])
     with torch.no_grad():
         want = sample_decided(velocity, noise[None], target, 2, 3)
     torch.testing.assert_close(frozen, want[0], atol=1e-6, rtol=0)
     with pytest.raises(BackendError, match="not both"):
-        engine.denoise(context, noise, 3, guidance=Guidance(target, weights), frozen=target[:2])
+        engine.denoise(
+            cache, noise, steps=3, guidance=Guidance(target, weights), frozen=target[:2]
+        )
 
 
 @pytest.mark.parametrize(
-    ("steering", "words"),
+    ("continued", "words"),
     [
         ({"frozen": torch.zeros(11, 32)}, r"\[11, 32\]; accepted: \[0 to 10, 32\]"),
         ({"frozen": torch.zeros(3, 1)}, r"\[3, 1\]; accepted"),
@@ -217,27 +219,27 @@ def test_guided_and_decided_chunks_are_those_of_the_samplers(model):
         ),
     ],
 )
-def test_what_continues_a_chunk_must_fit_it(engine, steering, words):
+def test_what_continues_a_chunk_must_fit_it(engine, continued, words):
     images, tokens, noise = inputs()
-    context = engine.context(images, tokens)
+    cache = engine.prefill(images, tokens)
     with pytest.raises(BackendError, match=words):
-        engine.denoise(context, noise, 1, **steering)
-    assert engine.denoise(context, noise, 1, frozen=torch.zeros(10, 32)).eq(0).all()
+        engine.denoise(cache, noise, steps=1, **continued)
+    assert engine.denoise(cache, noise, steps=1, frozen=torch.zeros(10, 32)).eq(0).all()
 
 
 def test_a_camera_with_the_key_it_had_is_not_encoded_again(model):
     images, tokens, noise = inputs()
     engine = EagerEngine(model)
-    fresh = engine.denoise(engine.context(images, tokens), noise, 2)
-    engine.context(images, tokens, camera_keys=[1, 2])
+    fresh = engine.denoise(engine.prefill(images, tokens), noise, steps=2)
+    engine.prefill(images, tokens, camera_keys=[1, 2])
     junk = torch.zeros_like(images)
-    kept = engine.denoise(engine.context(junk, tokens, camera_keys=[1, 2]), noise, 2)
+    kept = engine.denoise(engine.prefill(junk, tokens, camera_keys=[1, 2]), noise, steps=2)
     torch.testing.assert_close(kept, fresh, atol=1e-5, rtol=0)
-    engine.context(images[:1], tokens, camera_keys=[1])  # forgets the second camera
-    other = engine.denoise(engine.context(junk, tokens, camera_keys=[1, 2]), noise, 2)
+    engine.prefill(images[:1], tokens, camera_keys=[1])  # forgets the second camera
+    other = engine.denoise(engine.prefill(junk, tokens, camera_keys=[1, 2]), noise, steps=2)
     assert not torch.allclose(other, fresh, atol=1e-3)
     with pytest.raises(BackendError, match="1 camera keys for 2 images"):
-        engine.context(images, tokens, camera_keys=[1])
+        engine.prefill(images, tokens, camera_keys=[1])
 
 
 def test_mixed_activations_belong_to_denoise_alone():

@@ -192,8 +192,8 @@ def test_empty_pictures_and_closed_engines_are_named(model: Pi05, cache: Path) -
     engine = create_engine(model, "onnx", cache=cache, **SIZES)
     tokens, noise = torch.tensor([2]), torch.zeros(10, 32)
     with pytest.raises(BackendError, match=r"image is empty: \[0, 9, 3\]"):
-        engine.context(torch.zeros(1, 0, 9, 3, dtype=torch.uint8), tokens)
-    context = engine.context(torch.zeros(0, 3, 56, 56), tokens)
+        engine.prefill(torch.zeros(1, 0, 9, 3, dtype=torch.uint8), tokens)
+    context = engine.prefill(torch.zeros(0, 3, 56, 56), tokens)
     runner = engine.runners["vision"]
     for _ in range(2):
         runner.close()
@@ -201,6 +201,6 @@ def test_empty_pictures_and_closed_engines_are_named(model: Pi05, cache: Path) -
     with pytest.raises(BackendError, match="is closed"):
         runner.run({"pixels": torch.zeros(2, 3, 56, 56)})
     with pytest.raises(BackendError, match="is closed"):
-        engine.context(torch.zeros(0, 3, 56, 56), tokens)
+        engine.prefill(torch.zeros(0, 3, 56, 56), tokens)
     with pytest.raises(BackendError, match="is closed"):
         engine.denoise(context, noise)

@@ -100,7 +100,7 @@ def test_fp8_is_as_good_as_its_format(fp8, plain, work, record_property):
     expected = plain.sample(images, tokens, noise, steps)
     simulation = Simulation(fp8.weights, fp8.buffers.scales)
     pixels = plain._pixels(images)
-    simulated = simulation.sample(pixels, tokens, noise, fp8._tables(steps))
+    simulated = simulation.sample(pixels, tokens, noise, fp8.modulation_tables(steps))
     ratio = float((actions - expected).norm() / (simulated - expected).norm())
     print(f"{work}: cosine {cos(actions, expected):.6f}, error ratio {ratio:.3f}")
     assert ratio <= 1.15
@@ -111,9 +111,9 @@ def test_fp8_stages_against_their_simulation(fp8, plain):
 
     images, tokens, noise = example(seed=6)
     simulation = Simulation(fp8.weights, fp8.buffers.scales)
-    context = fp8.context(images, tokens)
-    exact = plain.context(images, tokens)
-    T = context.length + 512
+    handle = fp8.prefill(images, tokens)
+    exact = plain.prefill(images, tokens)
+    T = handle.length + 512
     embeds = simulation.embed(plain._pixels(images), tokens)
     simulated = simulation.prefill(embeds)
     for layer in range(18):
@@ -136,9 +136,9 @@ def test_fp8_stages_against_their_simulation(fp8, plain):
         torch.ones(1, T, dtype=torch.bool, device="cuda"),
         torch.tensor([T], device="cuda"),
     )
-    true = plain.denoise(kv, noise, 10)
-    sim = simulation.denoise(cache, noise, fp8._tables(10))
-    got = fp8.denoise(context, noise, 10)
+    true = plain.denoise(kv, noise, steps=10)
+    sim = simulation.denoise(cache, noise, fp8.modulation_tables(10))
+    got = fp8.denoise(handle, noise, steps=10)
     ratio = float((got - true).norm() / (sim - true).norm())
     print(f"denoise: cosine {cos(got, true):.5f}, error ratio {ratio:.3f}")
     assert ratio <= 1.15
@@ -248,25 +248,25 @@ def test_prompts_of_one_bucket_match_their_exact_size(bf16):
         assert cos(bucketed, exact) > 0.99999
 
 
-def test_context_and_denoise_apart_equal_the_merged_graph(fp8):
+def test_prefill_and_denoise_apart_equal_the_merged_graph(fp8):
     images, tokens, noise = example(seed=10)
     merged = fp8.sample(images, tokens, noise)
-    context = fp8.context(images, tokens, slot=1)
-    assert torch.equal(fp8.denoise(context, noise), merged)
-    assert torch.equal(fp8.denoise(context, noise), merged)  # the cache is reusable
-    fp8.context(images, tokens, slot=1)
+    handle = fp8.prefill(images, tokens, slot=1)
+    assert torch.equal(fp8.denoise(handle, noise), merged)
+    assert torch.equal(fp8.denoise(handle, noise), merged)  # the cache is reusable
+    fp8.prefill(images, tokens, slot=1)
     with pytest.raises(BackendError, match="overwritten"):
-        fp8.denoise(context, noise)
+        fp8.denoise(handle, noise)
 
 
 def test_cached_cameras_and_prompt_change_nothing(fp8):
     images, tokens, noise = example(seed=11)
-    fresh = fp8.denoise(fp8.context(images, tokens), noise)
-    fp8.context(images, tokens, camera_keys=["a", "b"])
+    fresh = fp8.denoise(fp8.prefill(images, tokens), noise)
+    fp8.prefill(images, tokens, camera_keys=["a", "b"])
     junk = torch.zeros_like(images)  # same keys: never looked at
-    cached = fp8.denoise(fp8.context(junk, tokens, camera_keys=["a", "b"]), noise)
+    cached = fp8.denoise(fp8.prefill(junk, tokens, camera_keys=["a", "b"]), noise)
     assert cos(fresh, cached) > 0.9999  # cameras one by one: other GEMM tiles
-    renewed = fp8.denoise(fp8.context(junk, tokens, camera_keys=["a", "c"]), noise)
+    renewed = fp8.denoise(fp8.prefill(junk, tokens, camera_keys=["a", "c"]), noise)
     assert cos(cached, renewed) < 0.9999
 
 
@@ -274,7 +274,7 @@ def test_frozen_actions_take_time_zero(bf16, plain, model):
     images, tokens, noise = example(seed=12)
     decided = torch.randn(4, 32, device="cuda")
     actions = bf16.sample(images, tokens, noise, 5, frozen=decided)
-    kv = plain.context(images, tokens)
+    kv = plain.prefill(images, tokens)
     x = noise.clone()[None]
     for step in range(5):
         x[:, :4] = decided
@@ -398,7 +398,7 @@ def test_other_fp8_mixes_are_as_good_as_their_format(kind, request, plain, work)
     expected = plain.sample(images, tokens, noise, steps)
     simulation = Simulation(engine.weights, engine.buffers.scales)
     pixels = plain._pixels(images)
-    simulated = simulation.sample(pixels, tokens, noise, engine._tables(steps))
+    simulated = simulation.sample(pixels, tokens, noise, engine.modulation_tables(steps))
     ratio = float((actions - expected).norm() / (simulated - expected).norm())
     print(f"{kind} {work}: cosine {cos(actions, expected):.6f}, error ratio {ratio:.3f}")
     assert ratio <= 1.15
@@ -408,7 +408,7 @@ def test_fp8_vision_against_its_simulation(all_fp8, plain, model):
     from pi05_ros.backends.cuda.simulate import Simulation
 
     images, tokens, _ = example(seed=16)
-    all_fp8.context(images, tokens)
+    all_fp8.prefill(images, tokens)
     pixels = plain._pixels(images)
     true = model.embed_images(pixels).flatten(0, 1)
     simulated = Simulation(all_fp8.weights, all_fp8.buffers.scales).vision(pixels)
@@ -430,7 +430,7 @@ def test_guidance_is_that_of_the_plain_engine(kind, schedule, request, plain):
     target = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
     target[40:] = 0
     guidance = Guidance(target, guidance_weights(schedule, 50, 4, 30))
-    ours, theirs = engine.context(images, tokens), plain.context(images, tokens)
+    ours, theirs = engine.prefill(images, tokens), plain.prefill(images, tokens)
     want = plain.denoise(theirs, noise, guidance=guidance)
     got = engine.denoise(ours, noise, guidance=guidance)
     assert torch.equal(got, engine.denoise(ours, noise, guidance=guidance))
@@ -454,8 +454,8 @@ def test_times_of_the_halves(bf16):
     assert whole.denoise_ms != whole.denoise_ms  # one graph
     for keys in (None, (1, 2)):
         for _ in range(2):  # the first one captures
-            context = bf16.context(images, tokens, camera_keys=keys)
-            bf16.denoise(context, noise)
+            handle = bf16.prefill(images, tokens, camera_keys=keys)
+            bf16.denoise(handle, noise)
         torch.cuda.synchronize()
         halves = bf16.timings
         assert 0.3 * whole.model_ms < halves.denoise_ms < halves.model_ms
@@ -466,7 +466,7 @@ def test_kept_cameras_are_forgotten_when_their_rows_are_overwritten(bf16):
     images, tokens, noise = example(seed=19)
 
     def actions(*args, **options):
-        return bf16.denoise(bf16.context(*args, **options), noise)
+        return bf16.denoise(bf16.prefill(*args, **options), noise)
 
     fresh = actions(images, tokens, camera_keys=["a", "b"])
     actions(images[:1], tokens, camera_keys=["a"])
@@ -484,10 +484,10 @@ def test_the_monitor_sees_saturation_and_changes_nothing(model):
     assert all(torch.equal(outputs[0], output) for output in outputs[1:])
     assert engine.saturation() == []
     assert engine.health().warning == ""
-    assert int(engine.health().values["fp8_monitored_calls"]) >= 4  # context and denoise
+    assert int(engine.health().values["fp8_monitored_calls"]) >= 4  # prefill and denoise
     engine.buffers.scales.mul_(2.0**-6)
     for _ in range(2):
-        engine.denoise(engine.context(*case[:2]), case[2])
+        engine.denoise(engine.prefill(*case[:2]), case[2])
     sites = {row.site.split(".")[0] for row in engine.saturation()}
     assert sites == {"prefill", "denoise"}
     assert "pi05 calibrate" in engine.health().warning

@@ -170,7 +170,7 @@ def test_keys_and_values_are_those_of_the_triton_path(engines, views, tokens):
     length = 256 * views + tokens
     caches = []
     for engine in (engines["hopper"], engines["triton"]):
-        engine.context(images, prompt)
+        engine.prefill(images, prompt)
         slot = engine.buffers.slots[0]
         caches.append((slot.k[:, :length].double(), slot.v[:, :length].double()))
     for ours, theirs in zip(*caches, strict=True):

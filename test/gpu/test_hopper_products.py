@@ -226,15 +226,15 @@ def test_denoise_is_as_good_as_on_triton(engines, horizon):
 
     hopper, triton = engines
     images, tokens, noise = example(horizon, seed=7)
-    context = hopper.context(images, tokens)
-    T = context.length + 2 * 256
+    handle = hopper.prefill(images, tokens)
+    T = handle.length + 2 * 256
     slot = hopper.buffers.slots[0]
     cache = [(slot.k[i, :T].float(), slot.v[i, :T].float()) for i in range(18)]
     want = Simulation(hopper.weights, hopper.buffers.scales).denoise(
-        cache, noise, hopper._tables(10)
+        cache, noise, hopper.modulation_tables(10)
     )
-    ours = hopper.denoise(context, noise, 10)
-    theirs = triton.denoise(triton.context(images, tokens), noise, 10)
+    ours = hopper.denoise(handle, noise, steps=10)
+    theirs = triton.denoise(triton.prefill(images, tokens), noise, steps=10)
     distance = [float((x - want).norm()) for x in (ours, theirs)]
     print(f"H {horizon}: cosine {cosine(ours, want):.6f}, Triton {cosine(theirs, want):.6f}")
     assert distance[0] <= 1.25 * distance[1]  # rounding noise of either: order of sums

@@ -47,9 +47,9 @@ def in_two_threads(prefill, denoise, count):
     def work():
         try:
             for n in range(count):
-                context = handed.get(timeout=PATIENCE_S)
+                cache = handed.get(timeout=PATIENCE_S)
                 taken.release()
-                results.append(denoise(n, context))
+                results.append(denoise(n, cache))
         except Exception as error:
             errors.append(error)
             taken.release(count)
@@ -81,7 +81,7 @@ def engine(request):
 
 @pytest.mark.parametrize("steps", [1, 10])
 def test_two_threads_give_what_the_merged_graph_gives(engine, steps):
-    from pi05_ros.backends.overlap import overlapped
+    from pi05_ros.backends.create import overlapped
 
     shapes = [(2, 20), (3, 150), (1, 33)]
     cases = [example(40 + n, *shapes[n // 4 % 3]) for n in range(24)]
@@ -89,8 +89,8 @@ def test_two_threads_give_what_the_merged_graph_gives(engine, steps):
     pipeline = overlapped(engine)
     for _ in range(2):  # the first time around captures the graphs
         got = in_two_threads(
-            lambda n: pipeline.context(*cases[n][:2]),
-            lambda n, context: pipeline.denoise(context, cases[n][2], steps),
+            lambda n: pipeline.prefill(*cases[n][:2]),
+            lambda n, cache: pipeline.denoise(cache, cases[n][2], steps=steps),
             len(cases),
         )
         for n, (actions, want) in enumerate(zip(got, expected, strict=True)):
@@ -115,19 +115,17 @@ def test_a_kept_cache_stays_whole_under_the_next_prefill(engine):
     noises = [example(300 + n)[2] for n in range(12)]
     # Each cache serves three frames.
     expected = [
-        engine.denoise(engine.context(*cases[n // 3][:2]), noise) for n, noise in enumerate(noises)
+        engine.denoise(engine.prefill(*cases[n // 3][:2]), noise) for n, noise in enumerate(noises)
     ]
     pipeline = Pipeline(engine)
     kept = {}
 
     def prefill(n):
         if n // 3 not in kept:
-            kept[n // 3] = pipeline.context(*cases[n // 3][:2])
+            kept[n // 3] = pipeline.prefill(*cases[n // 3][:2])
         return kept[n // 3]
 
-    got = in_two_threads(
-        prefill, lambda n, context: pipeline.denoise(context, noises[n]), len(noises)
-    )
+    got = in_two_threads(prefill, lambda n, cache: pipeline.denoise(cache, noises[n]), len(noises))
     for n, (actions, want) in enumerate(zip(got, expected, strict=True)):
         assert torch.equal(actions, want), f"frame {n}"
 
@@ -148,16 +146,16 @@ def test_continued_chunks_are_the_same(engine):
     expected: list = []
     for n, (images, tokens, noise) in enumerate(cases):
         before = expected[-1] if expected else None
-        context = engine.context(images, tokens)
-        expected.append(engine.denoise(context, noise, **steering(n, before)))
+        cache = engine.prefill(images, tokens)
+        expected.append(engine.denoise(cache, noise, **steering(n, before)))
     pipeline = Pipeline(engine)
     last: list = [None]
 
-    def denoise(n, context):
-        last[0] = pipeline.denoise(context, cases[n][2], **steering(n, last[0]))
+    def denoise(n, cache):
+        last[0] = pipeline.denoise(cache, cases[n][2], **steering(n, last[0]))
         return last[0]
 
-    got = in_two_threads(lambda n: pipeline.context(*cases[n][:2]), denoise, len(cases))
+    got = in_two_threads(lambda n: pipeline.prefill(*cases[n][:2]), denoise, len(cases))
     for n, (actions, want) in enumerate(zip(got, expected, strict=True)):
         assert torch.equal(actions, want), f"frame {n}"
 

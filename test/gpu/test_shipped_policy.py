@@ -46,7 +46,7 @@ def test_actions_are_those_of_the_plain_model(model, precision, least):
     images, tokens, noise = example(generator)
     actions = engine.sample(images, tokens, noise)
     expected = EagerEngine(model).sample(images, tokens, noise)
-    again = engine.denoise(engine.context(images, tokens), noise)
+    again = engine.denoise(engine.prefill(images, tokens), noise)
     cosine = cosine_similarity(actions.double().flatten(), expected.double().flatten(), dim=0)
     print(f"cosine {float(cosine):.6f}")
     assert cosine >= least

@@ -90,13 +90,13 @@ def test_the_age_of_the_observation_is_part_of_the_delay(tmp_path, monkeypatch, 
     policy = Policy.load("random:tiny", robot=file, device="cpu", denoise_steps=2)
     continuing = ContinuingPolicy(policy, "trained")
     seen = []
-    denoise = policy.engine.engine.denoise
+    denoise = policy.engine.denoise
 
     def watched(*args, **options):
-        seen.append(len(options.get("frozen", ())))
+        seen.append(0 if options["frozen"] is None else len(options["frozen"]))
         return denoise(*args, **options)
 
-    policy.engine.engine.denoise = watched
+    policy.engine.denoise = watched
     monkeypatch.setattr(continuing._delay, "record", lambda latency_s: None)
     continuing._delay._recent.append(0.15)  # an inference takes one and a half steps
     for stamp, age in ((0, 0.0), (4, 0.0), (8, age_s)):
@@ -118,7 +118,7 @@ def test_a_chunk_is_continued_in_the_model_s_own_numbers(tmp_path, robot):
     denoise = engine.denoise
 
     def watched(*args, **options):
-        seen.append(options.get("guidance"))
+        seen.append(options["guidance"])
         return denoise(*args, **options)
 
     engine.denoise = watched
@@ -171,13 +171,13 @@ def test_a_reused_cache_keeps_the_state_it_was_made_with(policy):
 def test_warm_up_runs_the_steered_flow_too(policy):
     continuing = ContinuingPolicy(policy, "identity")
     seen = []
-    denoise = policy.engine.engine.denoise
+    denoise = policy.engine.denoise
 
     def watched(*args, **options):
-        seen.append(options.get("guidance"))
+        seen.append(options["guidance"])
         return denoise(*args, **options)
 
-    policy.engine.engine.denoise = watched
+    policy.engine.denoise = watched
     continuing.warm_up()
     assert [guidance is None for guidance in seen] == [True, False]
     continuing.infer(observation(0), seed=1)
@@ -187,7 +187,7 @@ def test_warm_up_runs_the_steered_flow_too(policy):
 def test_health_is_the_engine_s(policy):
     continuing = ContinuingPolicy(policy, reuse="2")
     assert continuing.health() == EngineHealth()
-    policy.engine.engine.health = lambda: EngineHealth({"a": "1"}, "look")
+    policy.engine.health = lambda: EngineHealth({"a": "1"}, "look")
     assert continuing.health().warning == "look"
     continuing.close()
     assert continuing.health() == EngineHealth()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from pi05_ros.backends import BackendError, EngineTimings
+from pi05_ros.backends import BackendError
+from pi05_ros.backends.engine import Capabilities
 from pi05_ros.policy import Observation, Policy
-from pi05_ros.policy.chunking.chunk_maker import ChunkMaker, SteeredEngine
+from pi05_ros.policy.chunking.chunk_maker import ChunkMaker, require_mode
 from pi05_ros.policy.chunking.kv_reuse import (
     NO_PLAN,
     EveryN,
@@ -91,7 +94,7 @@ def test_a_reused_cache_gives_the_chunk_of_its_own_observation(policy):
     assert np.array_equal(first.chunk.actions, second.chunk.actions)
     assert (third.anchor, third.chunk.kv_age) == (4, 0)
     assert not np.allclose(first.chunk.actions, third.chunk.actions)
-    assert maker.fresh_contexts == 2
+    assert maker.fresh_caches == 2
 
 
 def test_a_cache_older_than_half_a_chunk_is_not_used(policy):
@@ -119,27 +122,20 @@ def test_modes_are_checked(policy):
         ChunkMaker(policy, "guess")
 
 
-class Deaf:
-    """Engine that has some modes only."""
-
-    backend = "deaf"
-    timings = EngineTimings(vision_ms=3.0, prefill_ms=4.0, denoise_ms=5.0, model_ms=12.0)
-
-    def __init__(self, *steering):
-        if steering:
-            self.steering = steering
+def engine_with(*guidance, frozen=False):
+    return SimpleNamespace(backend="deaf", capabilities=Capabilities(guidance, frozen))
 
 
 def test_a_mode_that_the_engine_lacks_is_refused_with_its_alternatives():
     with pytest.raises(
         BackendError, match="'vjp' cannot run on backend 'deaf': it has plain, ide"
     ):
-        SteeredEngine(Deaf("identity", "trained"), "vjp")
+        require_mode(engine_with("identity", frozen=True), "vjp")
     with pytest.raises(BackendError, match="plain only; backend 'eager' has all modes"):
-        SteeredEngine(Deaf(), "identity")
+        require_mode(engine_with(), "identity")
     with pytest.raises(BackendError, match="needs backend eager or cuda, not 'deaf'"):
-        VisionCache(Deaf(), 1.0)
-    assert SteeredEngine(Deaf(), "plain").timings.model_ms == 12.0
+        VisionCache(engine_with(), 1.0)
+    require_mode(engine_with(), "plain")
 
 
 @pytest.mark.parametrize("mode", ["plain", "identity", "trained"])
@@ -155,25 +151,25 @@ def test_times_of_a_chunk_are_its_own(policy, mode):
 
 
 def test_the_vision_cache_measures_float_pictures_in_levels(policy):
-    cache = VisionCache(policy.engine.engine, 2.0)
+    cache = VisionCache(policy.engine, 2.0)
     pixels = torch.zeros(2, 3, 56, 56)
-    tokens = torch.arange(3, 9)
-    cache.context(pixels, tokens)
-    cache.context(pixels + 0.01, tokens)
+    keys = cache.keys(pixels)
+    assert cache.keys(pixels + 0.01) == keys
     assert (cache.computed, cache.reused) == (2, 2)
-    cache.context(pixels + 0.1, tokens)
+    assert not set(cache.keys(pixels + 0.1)) & set(keys)
     assert cache.computed == 4
 
 
 def test_two_vision_caches_of_one_engine_do_not_meet(policy):
     tokens = torch.arange(3, 9)
-    first, second = (VisionCache(policy.engine.engine, 2.0) for _ in range(2))
-    first.context(torch.zeros(1, 3, 56, 56), tokens)
+    first, second = (VisionCache(policy.engine, 2.0) for _ in range(2))
+    engine, black = policy.engine, torch.zeros(1, 3, 56, 56)
+    engine.prefill(black, tokens, camera_keys=first.keys(black))
     pixels = torch.rand(1, 3, 56, 56, generator=torch.Generator().manual_seed(1))
     noise = torch.zeros(policy.info.horizon, 32)
-    engine = policy.engine.engine
-    kept = engine.denoise(second.context(pixels, tokens), noise, 2)
-    assert torch.equal(kept, engine.denoise(engine.context(pixels, tokens), noise, 2))
+    cache = engine.prefill(pixels, tokens, camera_keys=second.keys(pixels))
+    kept = engine.denoise(cache, noise, steps=2)
+    assert torch.equal(kept, engine.denoise(engine.prefill(pixels, tokens), noise, steps=2))
 
 
 def test_vision_cache_runs_the_tower_only_for_cameras_that_changed(policy):
@@ -181,7 +177,7 @@ def test_vision_cache_runs_the_tower_only_for_cameras_that_changed(policy):
     obs = observation(0)
     want = plain.make(obs, step=0, seed=1).chunk.actions
     maker = ChunkMaker(policy, vision_change=2.0)
-    cache = maker.engine.vision
+    cache = maker.vision
     assert maker.make(obs, step=0, seed=1).chunk.actions == pytest.approx(want, abs=1e-5)
     images = {"base": obs.images["base"], "wrist": 255 - obs.images["wrist"]}
     moved = Observation(images=images, state=obs.state, prompt="go")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from types import SimpleNamespace
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from pi05_ros.backends import BackendError
+from pi05_ros.backends import BackendError, Precision
+from pi05_ros.backends.create import overlapped
 from pi05_ros.backends.cuda.pipeline import Pipeline
-from pi05_ros.backends.overlap import overlapped
+from pi05_ros.backends.engine import Capabilities
 from pi05_ros.policy import Observation, Policy, PolicyError
 from pi05_ros.policy.chunking.continuation import DelayEstimator
 from pi05_ros.policy.chunking.continuing import ContinuingPolicy
@@ -187,9 +189,9 @@ def test_a_failed_prefill_leaves_no_cache_to_reuse():
 def test_a_chunk_that_is_not_finite_is_not_continued(monkeypatch):
     policy = ContinuingPolicy(fresh_policy(), "identity")
     first, second = observations(2)
-    denoise = policy.policy.engine.engine.denoise
+    denoise = policy.policy.engine.denoise
     monkeypatch.setattr(
-        policy.policy.engine.engine, "denoise", lambda *a, **k: denoise(*a, **k) * float("nan")
+        policy.policy.engine, "denoise", lambda *a, **k: denoise(*a, **k) * float("nan")
     )
     assert np.isnan(policy.infer(first, seed=1).actions).all()
     monkeypatch.undo()
@@ -211,15 +213,19 @@ def test_what_was_begun_before_a_reset_is_not_continued_after_it():
 
 def test_a_backend_that_shares_memory_between_stages_is_refused(policy):
     with pytest.raises(BackendError, match=r"'tensorrt' cannot overlap .*cuda, eager, onnx"):
-        overlapped(SimpleNamespace(backend="tensorrt"))
+        overlapped(SimpleNamespace(backend="tensorrt", capabilities=Capabilities()))
     assert overlapped(policy.engine) is policy.engine
 
 
 class FakeCuda:
-    """The slots of the cuda engine without a device: refuses a context that was overwritten."""
+    """The slots of the cuda engine without a device: refuses a cache that was overwritten."""
 
     backend = "cuda"
+    reason = "asked for"
+    precision = Precision()
     device = torch.device("cpu")
+    horizon = 10
+    capabilities = Capabilities(("identity",), frozen=True)
     first_runs = 3
 
     def __init__(self, slots=2):
@@ -227,44 +233,50 @@ class FakeCuda:
         self.serial = [0] * slots
         self.fail = False
 
-    def context(self, images, tokens, *, slot=0):
+    def prefill(self, images, tokens, *, camera_keys=None, slot=0):
         self.serial[slot] += 1
         if self.fail:
             raise BackendError("prompt too long")
         self.first_runs = max(0, self.first_runs - 1)
         return SimpleNamespace(slot=slot, serial=self.serial[slot], images=images)
 
-    def denoise(self, context, noise, steps, *, frozen=None):
-        if context.serial != self.serial[context.slot]:
+    def denoise(self, cache, noise, *, steps, guidance=None, frozen=None):
+        if cache.serial != self.serial[cache.slot]:
             raise BackendError("overwritten")
-        return context.images + noise
+        return cache.images + noise
+
+    @contextlib.contextmanager
+    def first_runs_kept(self):
+        left = self.first_runs
+        yield
+        self.first_runs = left
 
 
-def test_pipeline_keeps_the_last_two_contexts():
+def test_pipeline_keeps_the_last_two_caches():
     engine = FakeCuda()
     pipeline = Pipeline(engine)
     assert overlapped(pipeline) is pipeline
-    contexts = [pipeline.context(n, None) for n in (1, 2)]
-    assert [c.slot for c in contexts] == [0, 1]
-    assert [pipeline.denoise(c, 10, 1) for c in contexts] == [11, 12]
-    third = pipeline.context(3, None)
+    caches = [pipeline.prefill(n, None) for n in (1, 2)]
+    assert [c.slot for c in caches] == [0, 1]
+    assert [pipeline.denoise(c, 10, steps=1) for c in caches] == [11, 12]
+    third = pipeline.prefill(3, None)
     assert third.slot == 0
-    assert pipeline.denoise(contexts[1], 10, frozen=None) == 12  # a reused one is still there
+    assert pipeline.denoise(caches[1], 10, frozen=None) == 12  # a reused one is still there
     with pytest.raises(BackendError, match="overwritten"):
-        pipeline.denoise(contexts[0], 10)
+        pipeline.denoise(caches[0], 10)
     assert pipeline.sample(4, None, 10) == 14
     assert pipeline.submit(5, None, 10).result() == 15
 
 
-def test_a_failed_context_does_not_take_the_turn():
+def test_a_failed_prefill_does_not_take_the_turn():
     engine = FakeCuda()
     pipeline = Pipeline(engine)
-    first = pipeline.context(1, None)
+    first = pipeline.prefill(1, None)
     engine.fail = True
     with pytest.raises(BackendError, match="too long"):
-        pipeline.context(2, None)
+        pipeline.prefill(2, None)
     engine.fail = False
-    assert pipeline.context(3, None).slot == 1
+    assert pipeline.prefill(3, None).slot == 1
     assert pipeline.denoise(first, 10) == 11
 
 
@@ -272,7 +284,7 @@ def test_warm_up_fills_both_slots_and_counts_once():
     engine = FakeCuda()
     pipeline = Pipeline(engine)
     slots = []
-    pipeline.warm_up(lambda: slots.append(pipeline.context(0, None).slot))
+    pipeline.warm_up(lambda: slots.append(pipeline.prefill(0, None).slot))
     assert slots == [0, 1]
     assert engine.first_runs == 2
     with pytest.raises(BackendError, match="two KV slots"):

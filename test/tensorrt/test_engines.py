@@ -65,8 +65,8 @@ def test_built_checked_loaded_and_run(
     assert float((actions - truth).norm() / truth.norm()) < 0.05
     again = engine.sample(sample.images, sample.tokens, sample.noise)
     assert torch.equal(actions, again)
-    kept = engine.context(sample.images, sample.tokens)
-    engine.context(samples[4].images, samples[4].tokens)
+    kept = engine.prefill(sample.images, sample.tokens)
+    engine.prefill(samples[4].images, samples[4].tokens)
     assert torch.equal(engine.denoise(kept, sample.noise), actions)
     assert engine.sample(sample.images[:1], sample.tokens, sample.noise, 3).shape == (10, 32)
     assert backend.proven(model, Precision(), cache=tmp_path, **SIZES)[0]
@@ -167,9 +167,9 @@ def test_engines_of_the_mlps_alone(
     assert report.ok, [f.as_dict() for f in report.failures]
     whole = reference_engine(model, reference.shapes, None, calibration)
     sample = samples[0]
-    truth = reference.context(sample.images, sample.tokens).keys[2]
+    truth = reference.prefill(sample.images, sample.tokens).keys[2]
     errors = [
-        float((each.context(sample.images, sample.tokens).keys[2].float() - truth).norm())
+        float((each.prefill(sample.images, sample.tokens).keys[2].float() - truth).norm())
         for each in (engine, whole)
     ]
     assert errors[0] < errors[1]

@@ -46,14 +46,14 @@ def test_float32_twin_equals_fake_quant_torch(
 ) -> None:
     twin = ort_engine(graphs_fp32, fake_quant, torch.float32)
     for sample in [*samples[:2], *edge_cases(samples, fake_quant.shapes.prompt_tokens)]:
-        expected = fake_quant.context(sample.images, sample.tokens)
-        found = twin.context(sample.images, sample.tokens)
+        expected = fake_quant.prefill(sample.images, sample.tokens)
+        found = twin.prefill(sample.images, sample.tokens)
         valid = fake_quant.prefix(sample.images, sample.tokens).valid
         for name in ("keys", "values"):
             a, b = getattr(found, name)[..., valid, :], getattr(expected, name)[..., valid, :]
             assert (a - b).abs().max() <= 1e-5 * b.abs().max(), (sample.name, name)
-        a = twin.denoise(expected, sample.noise, 10)
-        b = fake_quant.denoise(expected, sample.noise, 10)
+        a = twin.denoise(expected, sample.noise, steps=10)
+        b = fake_quant.denoise(expected, sample.noise, steps=10)
         assert (a - b).abs().max() <= 1e-5 * b.abs().max(), sample.name
 
 

@@ -179,9 +179,9 @@ def test_worse_than_fp8_and_still_the_same_policy(
 ) -> None:
     engine = reference_engine(model, shapes, calibration=fp4)
     sample = samples[0]
-    truth = reference.context(sample.images, sample.tokens).keys.clone()
-    ours = distance(engine.context(sample.images, sample.tokens).keys, truth)
-    fp8 = distance(fake_quant.context(sample.images, sample.tokens).keys, truth)
+    truth = reference.prefill(sample.images, sample.tokens).keys.clone()
+    ours = distance(engine.prefill(sample.images, sample.tokens).keys, truth)
+    fp8 = distance(fake_quant.prefill(sample.images, sample.tokens).keys, truth)
     assert 1.2 * fp8.relative < ours.relative < 0.3
     assert ours.cosine > 0.95
 

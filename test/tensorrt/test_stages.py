@@ -27,13 +27,13 @@ def test_engine_equals_plain_model_with_padding_and_missing_camera(
     noise = torch.randn(10, 32, generator=generator)
     inputs = _plain(model, images, tokens)
     kv = model.prefill(*inputs)
-    context = reference.context(images, tokens)
+    context = reference.prefill(images, tokens)
     valid = reference.prefix(images, tokens).valid
     for layer in range(model.config.vlm.depth):
         torch.testing.assert_close(context.keys[layer, 0, 0][valid], kv.k[layer][0, 0])
         torch.testing.assert_close(context.values[layer, 0, 0][valid], kv.v[layer][0, 0])
     expected = model.sample(*inputs, noise[None], 10)[0]
-    torch.testing.assert_close(reference.denoise(context, noise, 10), expected)
+    torch.testing.assert_close(reference.denoise(context, noise, steps=10), expected)
     assert reference.timings.model_ms > 0
 
 
@@ -70,11 +70,11 @@ def test_float_stages_share_the_models_memory(model: Pi05) -> None:
 def test_too_many_cameras_or_tokens_are_refused(reference: StagedEngine) -> None:
     images = torch.zeros(3, 3, 56, 56)
     with pytest.raises(BackendError, match="3 cameras for graphs exported with 2"):
-        reference.context(images, torch.tensor([1]))
+        reference.prefill(images, torch.tensor([1]))
     with pytest.raises(BackendError, match="13 tokens"):
-        reference.context(images[:1], torch.zeros(13, dtype=torch.long))
+        reference.prefill(images[:1], torch.zeros(13, dtype=torch.long))
     with pytest.raises(BackendError, match="accepted: uint8"):
-        reference.context([torch.zeros(5, 5)], torch.tensor([1]))
+        reference.prefill([torch.zeros(5, 5)], torch.tensor([1]))
     with pytest.raises(BackendError, match="noise"):
         reference.sample(images[:1], torch.tensor([1]), torch.zeros(9, 32))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pi05_ros.backends.engine import Precision
+from pi05_ros.backends.engine import ASKED_FOR, Precision
 from pi05_ros.backends.errors import BackendError
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def create(
     views: int = 2,
     horizon: int = 50,
     max_prompt_tokens: int = 200,
+    reason: str = ASKED_FOR,
     **options: Any,
 ) -> CudaEngine:
     """Build the engine for a model whose weights are on a CUDA device.
@@ -86,6 +87,7 @@ def create(
         views: cameras to expect, up to 3.
         horizon: chunk length where noise is drawn by the engine, up to 64.
         max_prompt_tokens: longest prompt.
+        reason: why this backend was chosen.
         options: see OPTIONS and `CudaEngine`.
 
     Raises:
@@ -121,5 +123,6 @@ def create(
         views=views,
         horizon=horizon,
         max_prompt_tokens=max_prompt_tokens,
+        reason=reason,
         **options,
     )

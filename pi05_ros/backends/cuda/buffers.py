@@ -32,6 +32,27 @@ class Slot:
     length: Tensor  # int32 [1], valid prefix rows
 
 
+@dataclass(frozen=True)
+class CudaKVCache:
+    """What `prefill` gave: a slot, and the write of it that the cache stands for.
+
+    Attributes:
+        slot: index in `Buffers.slots`.
+        serial: of the write, unique among all engines of the process; a later write into the
+            slot ends the cache.
+        views: cameras V.
+        bucket: prompt rows, of which ``length`` are valid.
+        length: prompt tokens.
+
+    """
+
+    slot: int
+    serial: int
+    views: int
+    bucket: int
+    length: int
+
+
 class Buffers:
     """Allocate everything for `views` cameras and prompts of `max_prompt` tokens.
 
@@ -143,3 +164,7 @@ class Buffers:
             frequencies = frequencies.bfloat16().float()
         angles = torch.arange(rows + ACTION_ROWS, device=device).float()[:, None] * frequencies
         self.cos, self.sin = angles.cos().contiguous(), angles.sin().contiguous()
+
+    def rows_of(self, cache: CudaKVCache) -> int:
+        """Prefix rows of a KV cache's bucket: image tokens, then prompt rows."""
+        return cache.views * self.tokens + cache.bucket

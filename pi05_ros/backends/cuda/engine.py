@@ -17,7 +17,6 @@ import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pi05_ros.backends.cuda import scales
-from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_STEPS
+from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_STEPS, CudaKVCache
 from pi05_ros.backends.cuda.graphs import Graphs
 from pi05_ros.backends.cuda.inputs import (
     Inputs,
@@ -40,12 +39,22 @@ from pi05_ros.backends.cuda.scales import Calibration, Saturation
 from pi05_ros.backends.cuda.stages import modulation
 from pi05_ros.backends.cuda.stages.assembly import Sizes, assemble
 from pi05_ros.backends.cuda.stages.launches import Launches
-from pi05_ros.backends.cuda.steering import MODES, Steering
+from pi05_ros.backends.cuda.steering import CORRECTIONS, Steering
 from pi05_ros.backends.cuda.stopwatch import Stopwatch
 from pi05_ros.backends.cuda.tuning import load as load_tuning
-from pi05_ros.backends.engine import EngineHealth, EngineTimings, Guidance, Precision
+from pi05_ros.backends.engine import (
+    ASKED_FOR,
+    Capabilities,
+    Engine,
+    EngineHealth,
+    EngineTimings,
+    Guidance,
+    Images,
+    Precision,
+)
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.model import Pi05
+from pi05_ros.model.sampler import DENOISE_STEPS
 
 log = logging.getLogger("pi05_ros.cuda")
 
@@ -53,27 +62,14 @@ PROMPT_BUCKETS = (32, 64, 128, 200)
 MAX_VIEWS = 3
 FIRST_RUNS = 3  # observations that set the FP8 scales where no calibration was given
 MONITOR_EVERY = 200  # a recording call takes longer, so it must stay rarer than one in a hundred
-BOTH = ("context", "denoise")
-_SERIALS = itertools.count(1)  # of all engines: a context of one fits no other
+BOTH = ("prefill", "denoise")
+_SERIALS = itertools.count(1)  # of all engines: a KV cache of one fits no other
 
 
-@dataclass(frozen=True)
-class Context:
-    """A KV cache on the device, valid until its slot is written again."""
-
-    slot: int
-    serial: int
-    views: int
-    bucket: int
-    length: int
-
-
-class CudaEngine:
+class CudaEngine(Engine):
     """pi0.5 at batch 1 on one GPU; see `create` in the package for the arguments."""
 
     backend = "cuda"
-    reason = "asked for"
-    steering = MODES
 
     def __init__(
         self,
@@ -88,6 +84,7 @@ class CudaEngine:
         slots: int = 2,
         dependent_launch: bool | None = None,
         tuning: dict[str, Any] | None = None,
+        reason: str = ASKED_FOR,
     ) -> None:
         check_range("horizon", horizon, 1, ACTION_ROWS)
         check_range("views", views, 0, MAX_VIEWS)
@@ -97,6 +94,7 @@ class CudaEngine:
         if model.config.vlm.num_kv_heads != 1:
             raise BackendError("the cuda backend needs one K/V head, as pi0.5 has")
         self._closed = False
+        self.reason = reason
         self.device = model.device
         self.precision = precision
         self.horizon = horizon
@@ -117,15 +115,15 @@ class CudaEngine:
             self.graphs = Graphs(self.device)
         self.weights = parts.weights
         self.buffers = parts.buffers
-        self.context_stages = parts.context
+        self.prefix_stages = parts.prefix
         self.denoise_stage = parts.denoise
-        self._inputs = Inputs(self.device, model.config.vision.image_size)
-        self.launches = Launches(self.context_stages, self._inputs)
+        self.inputs = Inputs(self.device, model.config.vision.image_size)
+        self.launches = Launches(self.prefix_stages, self.inputs)
         self._modulation: dict[int, modulation.Modulation] = {}
         self._serial = [0] * slots
         self._length = [-1] * slots
         self._lock = threading.RLock()
-        self._kept = KeptInputs(self._inputs, self.launches, self.graphs, MAX_VIEWS)
+        self._kept = KeptInputs(self.inputs, self.launches, self.graphs, MAX_VIEWS)
         self._steering = Steering(self.buffers, model.config.clock)
         self._watch = Stopwatch(self.device)
         self._observing = False
@@ -145,10 +143,10 @@ class CudaEngine:
 
     def sample(
         self,
-        images: Sequence[Tensor] | Tensor,
+        images: Images,
         tokens: Tensor,
         noise: Tensor | None = None,
-        steps: int = 10,
+        steps: int = DENOISE_STEPS,
         *,
         seed: int | None = None,
         frozen: Tensor | None = None,
@@ -156,7 +154,7 @@ class CudaEngine:
         """One graph from pictures to actions ``[H, A]`` float32; see `Engine.sample`.
 
         Args:
-            images: see `Engine.context`.
+            images: see `Engine.prefill`.
             tokens: int64 ``[n]``.
             noise: ``[H, A]``, or None to draw it in the graph from `seed`.
             steps: Euler steps, 1 to 20.
@@ -166,55 +164,55 @@ class CudaEngine:
         """
         with self._lock, self._on_device():
             check_steps(steps, MAX_STEPS)
-            views = self._inputs.views(images, MAX_VIEWS)
+            views = self.inputs.views(images, MAX_VIEWS)
             horizon = self._load_noise(noise, seed, frozen)
-            # last, because it writes the slot's length: a context stays valid if this call fails
+            # last, because it writes the slot's length: a KV cache stays valid if this call fails
             _, bucket = self._load_prompt(tokens, len(views), 0)
             for camera, view in enumerate(views):
-                self._inputs.load(camera, view)
+                self.inputs.load(camera, view)
             self._kept.forget()
             self._serial[0] = next(_SERIALS)
             kinds = tuple(view.kind for view in views)
             drawn = noise is None
             rows = len(views) * self.buffers.tokens + bucket
-            mod = self._tables(steps)
+            mod = self.modulation_tables(steps)
             if self.first_runs:
                 if drawn:
                     self.launches.noise(horizon)
                 self._calibrate_here(kinds, bucket, horizon, mod, 0)
 
             def launch() -> None:
-                self.launches.context(kinds, bucket, 0)
+                self.launches.prefix(kinds, bucket, 0)
                 if drawn:
                     self.launches.noise(horizon)
                 self.denoise_stage.run(horizon, mod, self.buffers.slots[0], rows)
 
-            self._watch.forget("context", "prefill", "denoised")
+            self._watch.forget("prefix", "prefill", "denoised")
             self._watch.mark("sample")
             self._run(("sample", kinds, bucket, horizon, steps, drawn), launch, BOTH)
             self._watch.mark("sampled")
             return self.buffers.actions[:horizon].clone()
 
-    def context(
+    def prefill(
         self,
-        images: Sequence[Tensor] | Tensor,
+        images: Images,
         tokens: Tensor,
         *,
         camera_keys: Sequence[Hashable] | None = None,
         slot: int = 0,
-    ) -> Context:
-        """Vision and prefill into a KV slot; see `Engine.context`.
+    ) -> CudaKVCache:
+        """Vision and prefill into a KV slot; see `Engine.prefill`.
 
         Args:
             images: see there.
             tokens: see there.
             camera_keys: one per image, for example its stamp: a camera whose key equals that of
                 the call before is not encoded again, nor is an unchanged prompt.
-            slot: KV cache to write; contexts of other slots stay valid.
+            slot: where to write; KV caches in other slots stay valid.
 
         """
         with self._lock, self._on_device():
-            views = self._inputs.views(images, MAX_VIEWS)
+            views = self.inputs.views(images, MAX_VIEWS)
             if not 0 <= slot < len(self._serial):
                 raise BackendError(f"slot {slot}; accepted: 0 to {len(self._serial) - 1}")
             if camera_keys is not None and len(camera_keys) != len(views):
@@ -222,23 +220,25 @@ class CudaEngine:
             n, bucket = self._load_prompt(tokens, len(views), slot)
             kinds = tuple(view.kind for view in views)
             self._serial[slot] = next(_SERIALS)
-            context = Context(slot, self._serial[slot], len(views), bucket, n)
+            cache = CudaKVCache(slot, self._serial[slot], len(views), bucket, n)
             if self.first_runs:
                 for camera, view in enumerate(views):
-                    self._inputs.load(camera, view)
+                    self.inputs.load(camera, view)
                 self._load_noise(None, 0, None)
                 self.launches.noise(self.horizon)
-                self._calibrate_here(kinds, bucket, self.horizon, self._tables(10), slot)
+                self._calibrate_here(
+                    kinds, bucket, self.horizon, self.modulation_tables(DENOISE_STEPS), slot
+                )
                 self._kept.forget()
             self._watch.forget("sampled", "prefill", "denoised")
-            self._watch.mark("context")
+            self._watch.mark("prefix")
             if camera_keys is None:
                 for camera, view in enumerate(views):
-                    self._inputs.load(camera, view)
+                    self.inputs.load(camera, view)
                 self._kept.forget()
                 self._run(
-                    ("context", kinds, bucket, slot),
-                    lambda: self.launches.context(kinds, bucket, slot),
+                    ("prefix", kinds, bucket, slot),
+                    lambda: self.launches.prefix(kinds, bucket, slot),
                     BOTH[:1],
                 )
             else:
@@ -249,33 +249,33 @@ class CudaEngine:
                     lambda: self.launches.prefill(len(views), bucket, slot),
                     BOTH[:1],
                 )
-            self._watch.mark("context end")
-            return context
+            self._watch.mark("prefilled")
+            return cache
 
     def denoise(
         self,
-        context: Context,
+        cache: CudaKVCache,
         noise: Tensor | None = None,
-        steps: int = 10,
         *,
+        steps: int = DENOISE_STEPS,
         seed: int | None = None,
         guidance: Guidance | None = None,
         frozen: Tensor | None = None,
     ) -> Tensor:
-        """Noise to actions over a context; see `SteerableEngine.denoise` and `sample`."""
+        """Noise to actions over a KV cache; see `Engine.denoise` and `sample`."""
         with self._lock, self._on_device():
             check_steps(steps, MAX_STEPS)
-            if context.serial not in self._serial:
+            if cache.serial not in self._serial:
                 raise BackendError(
-                    "this context was overwritten by a later one in its slot, or is of another "
+                    "this KV cache was overwritten by a later one in its slot, or is of another "
                     "engine"
                 )
             horizon = self._load_noise(noise, seed, frozen)
             drawn = noise is None
             guided = self._steering.guide(guidance, horizon, steps)
-            mod = self._tables(steps)
-            rows = context.views * self.buffers.tokens + context.bucket
-            slot = self.buffers.slots[context.slot]
+            mod = self.modulation_tables(steps)
+            rows = self.buffers.rows_of(cache)
+            slot = self.buffers.slots[cache.slot]
 
             def launch() -> None:
                 if drawn:
@@ -284,16 +284,21 @@ class CudaEngine:
 
             self._watch.forget("sampled")
             self._watch.mark("denoise")
-            key = ("denoise", rows, horizon, steps, context.slot, drawn, guided)
+            key = ("denoise", rows, horizon, steps, cache.slot, drawn, guided)
             self._run(key, launch, BOTH[1:])
             self._watch.mark("denoised")
             return self.buffers.actions[:horizon].clone()
 
     @property
+    def capabilities(self) -> Capabilities:
+        """Guidance without a backward pass, a frozen prefix, reuse of image tokens."""
+        return Capabilities(CORRECTIONS, frozen=True, camera_keys=True)
+
+    @property
     def timings(self) -> EngineTimings:
         """Device times of the last call; kept image tokens take none.
 
-        `sample` is one graph, so only its total is known; so is `context` without camera keys.
+        `sample` is one graph, so only its total is known; so is `prefill` without camera keys.
         """
         return self._watch.timings()
 
@@ -317,7 +322,7 @@ class CudaEngine:
         self.buffers.amax.zero_()
 
     def observe(
-        self, images: Sequence[Tensor] | Tensor, tokens: Tensor, noise: Tensor, steps: int = 10
+        self, images: Images, tokens: Tensor, noise: Tensor, steps: int = DENOISE_STEPS
     ) -> None:
         """Run one observation with the recorder of magnitudes on (for `calibration`)."""
         with self._lock:
@@ -348,7 +353,7 @@ class CudaEngine:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # replays of any stream use what is freed
             self.graphs.clear()
-            parts = "weights buffers context_stages denoise_stage launches _inputs _kept _steering"
+            parts = "weights buffers prefix_stages denoise_stage launches inputs _kept _steering"
             for name in parts.split():
                 self.__dict__.pop(name, None)
             self._modulation.clear()
@@ -397,7 +402,8 @@ class CudaEngine:
         self._steering.freeze(frozen, horizon)
         return horizon
 
-    def _tables(self, steps: int) -> modulation.Modulation:
+    def modulation_tables(self, steps: int) -> modulation.Modulation:
+        """The expert's modulation for a number of steps, computed on first use."""
         if steps not in self._modulation:
             with torch.no_grad():
                 self._modulation[steps] = modulation.build(self.weights, steps)
@@ -417,11 +423,8 @@ class CudaEngine:
         """Replay or capture; with the monitor on, now and then the recording form."""
 
         def recording() -> None:
-            self.context_stages.monitor = True
-            try:
+            with self.prefix_stages.recording():
                 launch()
-            finally:
-                self.context_stages.monitor = False
 
         if self._observing:
             self.graphs.run((key, "observing"), recording)
@@ -443,15 +446,21 @@ class CudaEngine:
         rows = len(kinds) * self.buffers.tokens + bucket
 
         def record() -> None:
-            self.context_stages.monitor = True
-            try:
-                self.launches.context(kinds, bucket, slot)
+            with self.prefix_stages.recording():
+                self.launches.prefix(kinds, bucket, slot)
                 self.denoise_stage.run(horizon, mod, self.buffers.slots[slot], rows)
-            finally:
-                self.context_stages.monitor = False
 
         first = self.first_runs == FIRST_RUNS
         scales.first_run(self.buffers.amax, self.buffers.scales, record, first)
         if first:
             log.info("no calibration given: FP8 scales come from the first observations")
         self.first_runs -= 1
+
+    @contextlib.contextmanager
+    def first_runs_kept(self) -> Iterator[None]:
+        """Runs within set FP8 scales and do not count as observations that did."""
+        left = self.first_runs
+        try:
+            yield
+        finally:
+            self.first_runs = left

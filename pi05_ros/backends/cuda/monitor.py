@@ -63,7 +63,7 @@ class Monitor:
         self._sites = list(sites)
         self._amax, self._scale = amax, scale
         first = next((i for i, s in enumerate(sites) if s.startswith("denoise.")), len(sites))
-        ranges = {"context": slice(0, first), "denoise": slice(first, len(sites))}
+        ranges = {"prefill": slice(0, first), "denoise": slice(first, len(sites))}
         self._transfers = {
             part: _Transfer(span, span.stop - span.start, amax.device)
             for part, span in ranges.items()
@@ -76,7 +76,7 @@ class Monitor:
         self._lock = threading.Lock()  # diagnostics ask from a thread of their own
 
     def due(self, parts: Sequence[str]) -> bool:
-        """Count a call of "context", "denoise" or both; whether it is to record."""
+        """Count a call of "prefill", "denoise" or both; whether it is to record."""
         self.poll()
         if not self.every:
             return False

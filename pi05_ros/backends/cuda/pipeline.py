@@ -7,19 +7,29 @@ action stream has the higher priority, so that the older frame finishes first.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pi05_ros.backends.engine import EngineTimings
+from pi05_ros.backends.cuda.buffers import CudaKVCache
+from pi05_ros.backends.engine import (
+    Capabilities,
+    Engine,
+    EngineHealth,
+    EngineTimings,
+    Guidance,
+    Images,
+)
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.model.sampler import DENOISE_STEPS
 
 if TYPE_CHECKING:
-    from pi05_ros.backends.cuda.engine import Context, CudaEngine
+    from pi05_ros.backends.cuda.engine import CudaEngine
 
 SLOTS = 2
 
@@ -44,10 +54,10 @@ class Pending:
         return self.actions
 
 
-class Pipeline:
-    """An engine whose halves run side by side; what it does not have comes from the engine.
+class Pipeline(Engine):
+    """A CUDA engine whose halves run side by side.
 
-    `context` and `denoise` wait for their work and may be called from one thread each; `submit`
+    `prefill` and `denoise` wait for their work and may be called from one thread each; `submit`
     only enqueues both.
 
     Args:
@@ -62,13 +72,18 @@ class Pipeline:
         if len(engine.buffers.slots) < SLOTS:
             raise BackendError("overlap needs a cuda engine with two KV slots (option slots=2)")
         self.engine = engine
+        self.backend = engine.backend
+        self.reason = engine.reason
+        self.precision = engine.precision
+        self.device = engine.device
+        self.horizon = engine.horizon
         self._turn = 0
         self._enqueue = threading.Lock()
         self._streams: list[torch.cuda.Stream] = []
         self._ready: list[torch.cuda.Event] = []
         self._read: list[torch.cuda.Event] = []
         if engine.device.type == "cuda":
-            # context, action
+            # prefill, denoise
             self._streams = [
                 torch.cuda.Stream(engine.device, priority=priority) for priority in (0, -1)
             ]
@@ -76,52 +91,49 @@ class Pipeline:
             self._ready = [torch.cuda.Event(blocking=True) for _ in range(SLOTS)]
             self._read = [torch.cuda.Event() for _ in range(SLOTS)]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
-
     @property
     def timings(self) -> EngineTimings:
         """Not known: the halves of two frames share the device."""
         return EngineTimings()
 
-    def context(
-        self, images: Sequence[Tensor] | Tensor, tokens: Tensor, **options: Any
-    ) -> Context:
-        """Vision and prefill into the slot whose turn it is; see `CudaEngine.context`.
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the engine, and overlap."""
+        return dataclasses.replace(self.engine.capabilities, overlap=True)
 
-        The slot's last context must not be wanted any more; its denoising may be under way.
+    def prefill(
+        self, images: Images, tokens: Tensor, *, camera_keys: Sequence[Hashable] | None = None
+    ) -> CudaKVCache:
+        """Vision and prefill into the slot whose turn it is; see `CudaEngine.prefill`.
+
+        The slot's last KV cache must not be wanted any more; its denoising may be under way.
         """
-        context = self._enqueue_context(images, tokens, options)
+        cache = self._enqueue_prefill(images, tokens, camera_keys)
         if self._streams:
-            self._ready[context.slot].synchronize()
-        return context
+            self._ready[cache.slot].synchronize()
+        return cache
 
     def denoise(
-        self, context: Context, noise: Tensor | None = None, steps: int = 10, **options: Any
-    ) -> Tensor:
-        """Actions ``[H, A]`` over a context of this pipeline; see `CudaEngine.denoise`."""
-        return self._enqueue_denoise(context, noise, steps, options).result()
-
-    def sample(
         self,
-        images: Sequence[Tensor] | Tensor,
-        tokens: Tensor,
-        noise: Tensor | None = None,
-        steps: int = 10,
-        **options: Any,
+        cache: CudaKVCache,
+        noise: Tensor,
+        *,
+        steps: int = DENOISE_STEPS,
+        guidance: Guidance | None = None,
+        frozen: Tensor | None = None,
     ) -> Tensor:
-        """Both halves, one after the other."""
-        return self.denoise(self.context(images, tokens), noise, steps, **options)
+        """Actions ``[H, A]`` over a KV cache of this pipeline; see `CudaEngine.denoise`."""
+        return self._enqueue_denoise(cache, noise, steps, guidance, frozen).result()
 
     def submit(
-        self, images: Sequence[Tensor] | Tensor, tokens: Tensor, noise: Tensor, steps: int = 10
+        self, images: Images, tokens: Tensor, noise: Tensor, steps: int = DENOISE_STEPS
     ) -> Pending:
         """Start one inference; on the device a third waits until the first has ended.
 
         Nobody waits here: the caller may drop its tensors at once.
         """
-        context = self._enqueue_context(images, tokens, {})
-        pending = self._enqueue_denoise(context, noise, steps, {})
+        cache = self._enqueue_prefill(images, tokens, None)
+        pending = self._enqueue_denoise(cache, noise, steps, None, None)
         if self._streams:
             pictures = [images] if isinstance(images, Tensor) else images
             for tensor in (*pictures, tokens):
@@ -129,46 +141,61 @@ class Pipeline:
             _lend(noise, self._streams[1])
         return pending
 
+    def health(self) -> EngineHealth:
+        """See `CudaEngine.health`."""
+        return self.engine.health()
+
     def warm_up(self, inference: Callable[[], object]) -> None:
         """Run an inference once per slot, so that the graphs of all slots are captured.
 
         Together they count as one of the first runs that set FP8 scales.
         """
         inference()
-        left = self.engine.first_runs
-        for _ in range(1, SLOTS):
-            inference()
-        self.engine.first_runs = left
+        with self.engine.first_runs_kept():
+            for _ in range(1, SLOTS):
+                inference()
 
-    def _enqueue_context(
-        self, images: Sequence[Tensor] | Tensor, tokens: Tensor, options: dict[str, Any]
-    ) -> Context:
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()
+
+    def _enqueue_prefill(
+        self, images: Images, tokens: Tensor, camera_keys: Sequence[Hashable] | None
+    ) -> CudaKVCache:
         with self._enqueue:
             slot = self._turn
             with self._on_stream(0) as stream:
                 if stream is None:
-                    context = self.engine.context(images, tokens, slot=slot, **options)
+                    cache = self.engine.prefill(images, tokens, camera_keys=camera_keys, slot=slot)
                 else:
                     stream.wait_event(self._read[slot])
                     first_run = bool(self.engine.first_runs)
                     if first_run:  # it denoises too, and there is one set of buffers for that
                         stream.wait_stream(self._streams[1])
-                    context = self.engine.context(images, tokens, slot=slot, **options)
+                    cache = self.engine.prefill(images, tokens, camera_keys=camera_keys, slot=slot)
                     self._ready[slot].record()
                     if first_run:
                         self._streams[1].wait_stream(stream)
             self._turn = (slot + 1) % SLOTS
-            return context
+            return cache
 
     def _enqueue_denoise(
-        self, context: Context, noise: Tensor | None, steps: int, options: dict[str, Any]
+        self,
+        cache: CudaKVCache,
+        noise: Tensor,
+        steps: int,
+        guidance: Guidance | None,
+        frozen: Tensor | None,
     ) -> Pending:
-        slot = context.slot
+        slot = cache.slot
         with self._enqueue, self._on_stream(1) as stream:
+            if stream is not None:
+                stream.wait_event(self._ready[slot])
+            actions = self.engine.denoise(
+                cache, noise, steps=steps, guidance=guidance, frozen=frozen
+            )
             if stream is None:
-                return Pending(self.engine.denoise(context, noise, steps, **options), None)
-            stream.wait_event(self._ready[slot])
-            actions = self.engine.denoise(context, noise, steps, **options)
+                return Pending(actions, None)
             self._read[slot].record()
             done = torch.cuda.Event(blocking=True)
             done.record()

@@ -16,7 +16,7 @@ from pi05_ros.backends.errors import BackendError
 from pi05_ros.model.guidance import guidance_gain
 from pi05_ros.model.sampler import flow_times
 
-MODES = ("identity", "trained")
+CORRECTIONS = ("identity",)
 
 
 class Steering:

@@ -46,8 +46,8 @@ class Stopwatch:
             return EngineTimings(model_ms=whole)
         denoise_ms = self.ms("denoise", "denoised")
         return EngineTimings(
-            vision_ms=self.ms("context", "prefill"),
-            prefill_ms=self.ms("prefill", "context end"),
+            vision_ms=self.ms("prefix", "prefill"),
+            prefill_ms=self.ms("prefill", "prefilled"),
             denoise_ms=denoise_ms,
-            model_ms=self.ms("context", "context end") + denoise_ms,
+            model_ms=self.ms("prefix", "prefilled") + denoise_ms,
         )

@@ -20,7 +20,7 @@ from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.engine import CudaEngine
 from pi05_ros.backends.cuda.hopper.prefill import MAX_COLUMNS
 from pi05_ros.backends.cuda.stages.denoise import DenoiseStage, denoise_stage
-from pi05_ros.backends.cuda.stages.prefill import ContextStages, context_stages
+from pi05_ros.backends.cuda.stages.prefill import PrefixStages, prefix_stages
 
 Say = Callable[[str], None]
 STEPS = 3
@@ -148,16 +148,16 @@ def tune(
     """
     end = time.monotonic() + seconds
     slot, device = engine.buffers.slots[0], engine.device
-    chosen: dict[str, Any] = {"dependent_launch": engine.context_stages.pdl}
+    chosen: dict[str, Any] = {"dependent_launch": engine.prefix_stages.pdl}
 
-    def build(over: dict[str, Any]) -> tuple[ContextStages, DenoiseStage]:
+    def build(over: dict[str, Any]) -> tuple[PrefixStages, DenoiseStage]:
         values = tuning.load(device, tuning.merge(chosen, over))
-        context = context_stages(engine.weights, engine.buffers, values, engine.context_stages.pdl)
-        return context, denoise_stage(engine.weights, engine.buffers, values, context)
+        prefix = prefix_stages(engine.weights, engine.buffers, values, engine.prefix_stages.pdl)
+        return prefix, denoise_stage(engine.weights, engine.buffers, values, prefix)
 
     def denoise_ms(over: dict[str, Any]) -> float:
         stage = build(over)[1]
-        return _graph_ms(lambda: stage.run(horizon, engine._tables(STEPS), slot, rows))
+        return _graph_ms(lambda: stage.run(horizon, engine.modulation_tables(STEPS), slot, rows))
 
     def prefill_ms(over: dict[str, Any]) -> float:
         stage = build(over)[0]

@@ -194,8 +194,12 @@ def reference_engine(
     calibration: Calibration | None = None,
     quantized_stages: Sequence[str] = STAGES[1:],
     layout: str = "stages",
+    backend: str = "torch",
 ) -> StagedEngine:
-    """Float32 stages on torch, as they are or with a calibration's quantizers."""
+    """Float32 stages on torch, as they are or with a calibration's quantizers.
+
+    ``backend`` is the engine's name in reports.
+    """
     from pi05_ros.backends.export.export import quantized_stage
 
     runners = {}
@@ -213,7 +217,7 @@ def reference_engine(
         model,
         shapes,
         runners,
-        backend="torch",
+        backend=backend,
         precision=Precision("fp32", "fp32", "fp32"),
         dtype=torch.float32,
         device=model.device,

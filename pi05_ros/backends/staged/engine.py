@@ -1,4 +1,4 @@
-"""The three stages as one engine: what is the same whoever runs the stages.
+"""Common base of the engines that run the three stages separately (onnx, tensorrt, torch).
 
 Host work per observation is small: gather prompt embeddings, place valid tokens in the static
 slots, make positions and masks. The flow loop runs outside the denoise graph in float32, so the
@@ -8,19 +8,30 @@ number of steps stays a run-time choice and rounding does not pile up over the s
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pi05_ros.backends.engine import EngineTimings, Precision, StageClock
+from pi05_ros.backends.engine import (
+    ASKED_FOR,
+    Capabilities,
+    Engine,
+    EngineTimings,
+    Guidance,
+    Images,
+    Precision,
+    StageClock,
+    require_plain,
+)
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.resize import resize_with_pad, to_model_range
 from pi05_ros.backends.staged.shapes import MASKED, StageShapes
 from pi05_ros.backends.staged.stages import modulation_table
 from pi05_ros.model import Pi05
+from pi05_ros.model.sampler import DENOISE_STEPS
 
 Tensors = Mapping[str, Tensor]
 
@@ -77,8 +88,8 @@ class PrefixInputs:
     valid: Tensor
 
 
-def model_images(images: Sequence[Tensor] | Tensor, size: int, device: torch.device) -> Tensor:
-    """Cameras in any form that `Engine.context` accepts -> float32 ``[v, 3, S, S]``."""
+def model_images(images: Images, size: int, device: torch.device) -> Tensor:
+    """Cameras in any form that `Engine.prefill` accepts -> float32 ``[v, 3, S, S]``."""
     ready = []
     for image in images:
         if image.numel() == 0:
@@ -151,7 +162,7 @@ def prepare_prefix(
 
 
 @dataclass(frozen=True)
-class StagedContext:
+class StagedKVCache:
     """KV cache of one observation in static slots."""
 
     keys: Tensor
@@ -160,7 +171,7 @@ class StagedContext:
     action_positions: Tensor
 
 
-class StagedEngine:
+class StagedEngine(Engine):
     """An `Engine` over three stage runners.
 
     Args:
@@ -172,6 +183,8 @@ class StagedEngine:
         precision: what each stage runs in.
         dtype: of activations between the stages.
         device: where the runners want their inputs.
+        reason: why this backend was chosen.
+        overlap: whether runners of different stages may run at the same time.
 
     """
 
@@ -185,7 +198,8 @@ class StagedEngine:
         precision: Precision,
         dtype: torch.dtype,
         device: torch.device,
-        reason: str = "",
+        reason: str = ASKED_FOR,
+        overlap: bool = False,
     ) -> None:
         self.model = model
         self.shapes = shapes
@@ -196,13 +210,19 @@ class StagedEngine:
         self.device = device
         self.horizon = shapes.horizon
         self.reason = reason
+        self._overlap = overlap
         self._clock = StageClock()
         self._tables: dict[int, Tensor] = {}
 
     @property
     def timings(self) -> EngineTimings:
-        """Of the last `context` and of the `denoise` since."""
+        """Of the last `prefill` and of the `denoise` since."""
         return self._clock.timings
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Overlap where the runners share nothing that either half writes."""
+        return Capabilities(overlap=self._overlap)
 
     def modulation(self, steps: int) -> Tensor:
         """The expert's modulation for a number of steps, computed on first use."""
@@ -219,8 +239,8 @@ class StagedEngine:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def prefix(self, images: Sequence[Tensor] | Tensor, tokens: Tensor) -> PrefixInputs:
-        """Inputs of the stages for an observation; see `Engine.context` for the arguments."""
+    def prefix(self, images: Images, tokens: Tensor) -> PrefixInputs:
+        """Inputs of the stages for an observation; see `Engine.prefill` for the arguments."""
         ready = model_images(images, self.shapes.image_size, self.device)
         return prepare_prefix(self.model, self.shapes, ready, tokens, self.dtype, self.device)
 
@@ -230,34 +250,46 @@ class StagedEngine:
         return torch.cat((tokens.flatten(0, 1)[None], inputs.prompt_embeddings), dim=1)
 
     @torch.no_grad()
-    def context(self, images: Sequence[Tensor] | Tensor, tokens: Tensor) -> StagedContext:
-        """Vision and prefill; see `Engine.context`."""
+    def prefill(
+        self, images: Images, tokens: Tensor, *, camera_keys: Sequence[Hashable] | None = None
+    ) -> StagedKVCache:
+        """Vision and prefill; see `Engine.prefill`. Camera keys are refused."""
         self._require_open()
+        require_plain(self.backend, camera_keys=camera_keys)
         inputs = self.prefix(images, tokens)
         started = self._now()
         embeddings = self.embeddings(inputs)
         seen = self._now()
-        cache = self.runners["prefill"].run(
+        found = self.runners["prefill"].run(
             {"embeddings": embeddings, "positions": inputs.positions, "mask": inputs.mask}
         )
         done = self._now()
-        self._clock.context_done(1e3 * (seen - started), 1e3 * (done - seen))
-        return StagedContext(cache["keys"], cache["values"], inputs.mask, inputs.action_positions)
+        self._clock.prefill_done(1e3 * (seen - started), 1e3 * (done - seen))
+        return StagedKVCache(found["keys"], found["values"], inputs.mask, inputs.action_positions)
 
     @torch.no_grad()
-    def denoise(self, context: StagedContext, noise: Tensor, steps: int = 10) -> Tensor:
-        """Flow from noise ``[H, 32]`` to actions ``[H, 32]`` float32; see `Engine.denoise`."""
+    def denoise(
+        self,
+        cache: StagedKVCache,
+        noise: Tensor,
+        *,
+        steps: int = DENOISE_STEPS,
+        guidance: Guidance | None = None,
+        frozen: Tensor | None = None,
+    ) -> Tensor:
+        """Flow from noise to actions; see `Engine.denoise`. What continues a chunk is refused."""
         self._require_open()
+        require_plain(self.backend, guidance=guidance, frozen=frozen)
         expected = (self.shapes.horizon, self.shapes.action_dim)
         if tuple(noise.shape) != expected:
             raise BackendError(f"noise is {tuple(noise.shape)}, these graphs need {expected}")
         started = self._now()
-        actions = self.flow(context, noise.to(self.device, torch.float32)[None], steps)[0]
+        actions = self.flow(cache, noise.to(self.device, torch.float32)[None], steps)[0]
         finished = self._now()
         self._clock.denoise_done(1e3 * (finished - started))
         return actions
 
-    def flow(self, context: StagedContext, x: Tensor, steps: int) -> Tensor:
+    def flow(self, cache: StagedKVCache, x: Tensor, steps: int) -> Tensor:
         """Euler loop over the denoise stage, float32 ``[1, H, A]``."""
         table = self.modulation(steps)
         step = self.runners["denoise_step"]
@@ -265,23 +297,13 @@ class StagedEngine:
             inputs = {
                 "x_t": x,
                 "modulation": table[index],
-                "keys": context.keys,
-                "values": context.values,
-                "action_positions": context.action_positions,
-                "mask": context.mask,
+                "keys": cache.keys,
+                "values": cache.values,
+                "action_positions": cache.action_positions,
+                "mask": cache.mask,
             }
             x = x - (1.0 / steps) * step.run(inputs)["velocity"]
         return x
-
-    def sample(
-        self,
-        images: Sequence[Tensor] | Tensor,
-        tokens: Tensor,
-        noise: Tensor,
-        steps: int = 10,
-    ) -> Tensor:
-        """All three stages; see `Engine.sample`."""
-        return self.denoise(self.context(images, tokens), noise, steps)
 
     def close(self) -> None:
         """Close the runners."""

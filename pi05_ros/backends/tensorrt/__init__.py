@@ -7,9 +7,8 @@ exactly this checkpoint, machine, TensorRT release and build.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from pi05_ros.backends.engine import Precision
+from pi05_ros.backends.engine import ASKED_FOR, Engine, Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.tensorrt.binding import require_gpu, require_tensorrt, usable
 from pi05_ros.model import Pi05
@@ -23,10 +22,11 @@ def create(
     views: int,
     horizon: int,
     max_prompt_tokens: int,
+    reason: str = ASKED_FOR,
     *,
     cache: str | Path | None = None,
     cuda_graph: bool = True,
-) -> Any:
+) -> Engine:
     """Load the proven engines of this checkpoint.
 
     Args:
@@ -35,6 +35,7 @@ def create(
         views: camera slots.
         horizon: action steps.
         max_prompt_tokens: prompt slots.
+        reason: why this backend was chosen.
         cache: root of the cache folder.
         cuda_graph: run the flow loop as one CUDA graph.
 
@@ -56,7 +57,7 @@ def create(
     engines = find_proven(weights_id(model), shapes, precision, device, root)
     preset = engines.document["flags"]["preset"] or "not quantized"
     name = engines.folder.name[:12]
-    reason = f"TensorRT {version}, engine {name} ({preset}) with a passing report"
+    reason += f"; TensorRT {version}, engine {name} ({preset}) with a passing report"
     retry = retry_of(engines)
     if retry:
         reason += f"; second choice, {retry}"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pi05_ros.backends.engine import ASKED_FOR, Images
 from pi05_ros.backends.export.export import DTYPES
 from pi05_ros.backends.export.mlp_only import join_runners
-from pi05_ros.backends.staged.engine import StagedContext, StagedEngine
+from pi05_ros.backends.staged.engine import StagedEngine, StagedKVCache
 from pi05_ros.backends.tensorrt.engine_store import EngineSet, load_runners
 from pi05_ros.backends.tensorrt.flow_loop import FlowLoop
 from pi05_ros.model import Pi05
@@ -36,7 +37,7 @@ class TensorrtEngine(StagedEngine):
         device: torch.device,
         *,
         cuda_graph: bool = True,
-        reason: str = "",
+        reason: str = ASKED_FOR,
     ) -> None:
         self._plans: dict[str, Any] = dict(load_runners(engines, device))
         dtype = DTYPES[engines.document["flags"]["activation"]]
@@ -55,23 +56,25 @@ class TensorrtEngine(StagedEngine):
         self._loops: dict[int, FlowLoop] = {}
 
     @torch.no_grad()
-    def context(self, images: Sequence[Tensor] | Tensor, tokens: Tensor) -> StagedContext:
+    def prefill(
+        self, images: Images, tokens: Tensor, *, camera_keys: Sequence[Hashable] | None = None
+    ) -> StagedKVCache:
         """Vision and prefill; the keys and values outlive the next observation."""
-        found = super().context(images, tokens)
+        found = super().prefill(images, tokens, camera_keys=camera_keys)
         return replace(found, keys=found.keys.clone(), values=found.values.clone())
 
     @torch.no_grad()
-    def flow(self, context: StagedContext, x: Tensor, steps: int) -> Tensor:
+    def flow(self, cache: StagedKVCache, x: Tensor, steps: int) -> Tensor:
         """Euler loop on the engine's own buffers; captured once per number of steps."""
         stage = self._plans["denoise_step"]
         stage.load(
             {
                 "x_t": x,
                 "modulation": self.modulation(steps)[0],
-                "keys": context.keys,
-                "values": context.values,
-                "action_positions": context.action_positions,
-                "mask": context.mask,
+                "keys": cache.keys,
+                "values": cache.values,
+                "action_positions": cache.action_positions,
+                "mask": cache.mask,
             }
         )
         if steps not in self._loops:

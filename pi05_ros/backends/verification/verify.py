@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pi05_ros.backends.quantization.samples import Sample
-from pi05_ros.backends.staged.engine import StagedContext, StagedEngine
+from pi05_ros.backends.staged.engine import StagedEngine, StagedKVCache
 from pi05_ros.backends.verification.inspector import EngineFacts
 from pi05_ros.backends.verification.metrics import Distance, distance, duplicate_layers
 
@@ -283,7 +283,7 @@ class _Measured:
         )
         for name, results in self.cache.items():
             ours = found[name][..., inputs.valid.to(device), :]
-            expected = getattr(truth.context, name)[..., inputs.valid, :]
+            expected = getattr(truth.cache, name)[..., inputs.valid, :]
             if not fake:
                 pairs = duplicate_layers(ours)
                 self.duplicates.update(f"{name} {a} = {b}" for a, b in pairs)
@@ -292,7 +292,7 @@ class _Measured:
                 side.append(distance(ours[layer], expected[layer]))
         table = engine.modulation(len(self.flow))
         for index, result in enumerate(self.flow):
-            v = _velocity(engine, truth.context, truth.trajectory[index], table[index])
+            v = _velocity(engine, truth.cache, truth.trajectory[index], table[index])
             side = result.fake if fake else result.engine
             side.append(distance(v, truth.velocities[index]))
 
@@ -303,15 +303,15 @@ class _Truth:
     def __init__(self, reference: StagedEngine, sample: Sample, steps: int) -> None:
         self.inputs = reference.prefix(sample.images, sample.tokens)
         self.embeddings = reference.embeddings(self.inputs)
-        cache = reference.runners["prefill"].run(
+        found = reference.runners["prefill"].run(
             {
                 "embeddings": self.embeddings,
                 "positions": self.inputs.positions,
                 "mask": self.inputs.mask,
             }
         )
-        self.context = StagedContext(
-            cache["keys"], cache["values"], self.inputs.mask, self.inputs.action_positions
+        self.cache = StagedKVCache(
+            found["keys"], found["values"], self.inputs.mask, self.inputs.action_positions
         )
         self.cameras = sample.images.shape[0]
         table = reference.modulation(steps)
@@ -319,22 +319,22 @@ class _Truth:
         self.trajectory: list[Tensor] = []
         self.velocities: list[Tensor] = []
         for index in range(steps):
-            v = _velocity(reference, self.context, x, table[index])
+            v = _velocity(reference, self.cache, x, table[index])
             self.trajectory.append(x)
             self.velocities.append(v)
             x = x - (1.0 / steps) * v
         self.actions = x[0]
 
 
-def _velocity(engine: StagedEngine, context: StagedContext, x: Tensor, row: Tensor) -> Tensor:
+def _velocity(engine: StagedEngine, cache: StagedKVCache, x: Tensor, row: Tensor) -> Tensor:
     result = engine.runners["denoise_step"].run(
         {
             "x_t": x.to(engine.device),
             "modulation": row.to(engine.device),
-            "keys": context.keys.to(engine.device, engine.dtype),
-            "values": context.values.to(engine.device, engine.dtype),
-            "action_positions": context.action_positions.to(engine.device),
-            "mask": context.mask.to(engine.device),
+            "keys": cache.keys.to(engine.device, engine.dtype),
+            "values": cache.values.to(engine.device, engine.dtype),
+            "action_positions": cache.action_positions.to(engine.device),
+            "mask": cache.mask.to(engine.device),
         }
     )
     return result["velocity"].clone()

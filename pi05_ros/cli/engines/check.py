@@ -270,8 +270,8 @@ def simulated_engine(args: argparse.Namespace, subject: Subject) -> tuple[Any, d
         calibration=calibration,
         quantized_stages=stages,
         layout=args.layout,
+        backend=f"simulated {calibration.preset}",
     )
-    engine.backend = f"simulated {calibration.preset}"
     digest = calibration.digest
     return engine, {
         "preset": calibration.preset,

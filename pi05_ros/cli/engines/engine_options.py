@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from pi05_ros.backends import BackendError, EngineTimings, Precision
+from pi05_ros.backends import BackendError, Engine, EngineTimings, Precision
+from pi05_ros.backends.eager import EagerEngine
+from pi05_ros.backends.engine import Guidance, Images, KVCache
 from pi05_ros.backends.quantization.calibration import CalibrationError
 from pi05_ros.backends.quantization.samples import (
     Sample,
@@ -26,6 +27,7 @@ from pi05_ros.backends.quantization.samples import (
 from pi05_ros.backends.staged.engine import model_images
 from pi05_ros.backends.staged.shapes import StageShapes
 from pi05_ros.model import Pi05
+from pi05_ros.model.sampler import DENOISE_STEPS
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.errors import PolicyError
 
@@ -113,21 +115,21 @@ def load_subject(args: argparse.Namespace, precision: str | None = None) -> Subj
         device=args.device,
         prompt=getattr(args, "prompt", None),
     )
-    engine: Any = policy.engine
-    model: Pi05 = engine.model
+    engine = policy.engine
+    assert isinstance(engine, EagerEngine)
+    model = engine.model
     views = args.views or len(policy.robot.cameras)
     prompt_tokens = args.max_prompt_tokens or policy.recipe.max_prompt_tokens
     shapes = StageShapes.of(model.config, views, prompt_tokens, engine.horizon)
     return Subject(policy, model, shapes, weights_id(model))
 
 
-class SampleRecorder:
-    """Stands in for the engine of a policy and keeps what the model would have been given."""
+class SampleRecorder(Engine):
+    """Engine of a policy that keeps what the model would have been given."""
 
     backend = "recorder"
     precision = Precision()
     device = torch.device("cpu")
-    timings = EngineTimings()
     reason = "collects observations"
 
     def __init__(self, image_size: int, horizon: int) -> None:
@@ -136,21 +138,34 @@ class SampleRecorder:
         self.name = ""
         self.samples: list[Sample] = []
 
-    def context(self, images: Any, tokens: torch.Tensor) -> Any:
+    @property
+    def timings(self) -> EngineTimings:
+        """Nothing is computed."""
+        return EngineTimings()
+
+    def prefill(
+        self,
+        images: Images,
+        tokens: torch.Tensor,
+        *,
+        camera_keys: Sequence[Hashable] | None = None,
+    ) -> KVCache:
         """Keep the images and tokens."""
         return model_images(images, self.image_size, self.device), tokens.cpu()
 
-    def denoise(self, context: Any, noise: torch.Tensor, steps: int = 10) -> torch.Tensor:
+    def denoise(
+        self,
+        cache: KVCache,
+        noise: torch.Tensor,
+        *,
+        steps: int = DENOISE_STEPS,
+        guidance: Guidance | None = None,
+        frozen: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Keep the noise; the answer is zeros."""
-        images, tokens = context
+        images, tokens = cache
         self.samples.append(Sample(self.name, images, tokens, noise.cpu().float()))
         return torch.zeros_like(noise)
-
-    def sample(
-        self, images: Any, tokens: torch.Tensor, noise: torch.Tensor, steps: int = 10
-    ) -> torch.Tensor:
-        """Keep everything."""
-        return self.denoise(self.context(images, tokens), noise, steps)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -206,16 +221,13 @@ def collect_samples(args: argparse.Namespace, subject: Subject) -> list[Sample]:
         if _is_sample_set(path):
             samples += load_samples(path)[0]
     recorder = SampleRecorder(shapes.image_size, shapes.horizon)
-    engine, subject.policy.engine = subject.policy.engine, recorder
-    try:
-        for path in files:
-            if not _is_sample_set(path):
-                recorder.name = str(path)
-                _infer(subject.policy, path)
-        for bag in args.bag:
-            _read_bag(bag, args, subject, recorder)
-    finally:
-        subject.policy.engine = engine
+    policy = subject.policy.with_engine(recorder)
+    for path in files:
+        if not _is_sample_set(path):
+            recorder.name = str(path)
+            _infer(policy, path)
+    for bag in args.bag:
+        _read_bag(bag, args, policy, recorder)
     samples += recorder.samples
     if not samples and args.allow_synthetic:
         return synthetic_samples(
@@ -277,7 +289,7 @@ def require_bag_reader(args: argparse.Namespace) -> None:
 
 
 def _read_bag(
-    path: Path, args: argparse.Namespace, subject: Subject, recorder: SampleRecorder
+    path: Path, args: argparse.Namespace, policy: Policy, recorder: SampleRecorder
 ) -> None:
     """Replay a bag offline at a rate that gives the wanted number of observations."""
     require_bag_reader(args)
@@ -289,13 +301,13 @@ def _read_bag(
 
     recorder.name = str(path)
     with Bag(path) as bag:
-        chosen = choose(bag, subject.policy.robot, parse_map(args.map))
+        chosen = choose(bag, policy.robot, parse_map(args.map))
         # A little faster than needed: some ticks find no complete observation.
         rate = min(10.0, max(0.2, 1.5 * args.samples / max(bag.seconds, 0.1)))
         parameters = replace(
             PolicyParameters(), rate_hz=rate, prompt=getattr(args, "prompt", None) or ""
         )
-        replay = OfflineReplay(bag, chosen.sources, subject.policy, parameters, chosen.roles)
+        replay = OfflineReplay(bag, chosen.sources, policy, parameters, chosen.roles)
         before = len(recorder.samples)
         for chunk in replay:
             recorder.name = f"{path} after {chunk.record.received_ns} ns"
@@ -306,7 +318,7 @@ def _read_bag(
                 *(f"dropped {what}: {counts.errors.get(what, '')}" for what in counts.dropped),
             ]
             raise CalibrationError(
-                f"{path} gave no observation of robot {subject.policy.robot.name!r}: "
+                f"{path} gave no observation of robot {policy.robot.name!r}: "
                 f"{'; '.join(reasons) or 'it ends before the first tick'}"
             )
         for name in chosen.absent:

@@ -46,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
         engine = create_engine(model, "cuda", precision, horizon=args.horizon)
         images, tokens, noise = inputs(model.config, work, (224, 224), 0)
         engine.sample(images, tokens, noise, work.steps)
-        context = engine.context(images, tokens)
+        cache = engine.prefill(images, tokens)
         from pi05_ros.backends.cuda.engine import CudaEngine
 
         assert isinstance(engine, CudaEngine)
-        rows = context.views * engine.buffers.tokens + context.bucket
+        rows = engine.buffers.rows_of(cache)
         print(f"precision {word}, from {engine.tuning.source}")
         chosen = tune(engine, rows=rows, horizon=args.horizon, seconds=args.seconds)
         path = save(chosen, engine.device)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from pi05_ros.backends import Engine
-from pi05_ros.backends.engine import EngineTimings, Guidance
+from pi05_ros.backends.engine import Guidance, KVCache
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.policy import ActionChunk, Observation, Policy
@@ -22,77 +21,24 @@ from pi05_ros.policy.policy import Prefilled
 from pi05_ros.policy.transforms.images import to_uint8_hwc
 
 
-class SteeredEngine:
-    """Engine that can keep the last context and steer the flow; else it passes calls on.
-
-    Args:
-        engine: does the work.
-        mode: how a chunk continues the one before, see `ChunkMaker`.
+def require_mode(engine: Engine, mode: str) -> None:
+    """Check that an engine can continue chunks in a mode of `ChunkMaker`.
 
     Raises:
-        BackendError: the engine does not have the mode.
+        ValueError: unknown mode.
+        BackendError: the engine does not have it.
 
     """
-
-    def __init__(self, engine: Engine, mode: str = "plain") -> None:
-        has = getattr(engine, "steering", ())
-        if mode != "plain" and mode not in has:
-            others = f"it has {', '.join(('plain', *has))}" if has else "it has plain only"
-            raise BackendError(
-                f"chunk mode {mode!r} cannot run on backend {engine.backend!r}: {others}; "
-                "backend 'eager' has all modes"
-            )
-        self.engine = engine
-        self.keep = False
-        self.steer: Continuation | None = None
-        self.mode = mode
-        self.schedule = "exp"
-        self.max_guidance = MAX_GUIDANCE
-        self.vision: VisionCache | None = None
-        self._context: Any = None
-        self._kept = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
-
-    @property
-    def timings(self) -> EngineTimings:
-        """Of the last calls; a kept context took no time."""
-        times = self.engine.timings
-        if not self._kept:
-            return times
-        return EngineTimings(0.0, 0.0, times.denoise_ms, times.denoise_ms)
-
-    def context(self, images: Any, tokens: torch.Tensor) -> Any:
-        """KV cache of an observation, or the last one again while `keep` is set."""
-        self._kept = self.keep and self._context is not None
-        if not self._kept:
-            self._context = None
-            self._context = (self.vision or self.engine).context(images, tokens)
-        return self._context
-
-    def denoise(self, context: Any, noise: torch.Tensor, steps: int = 10) -> torch.Tensor:
-        """Actions ``[H, 32]``, continuing the previous chunk if `steer` says how."""
-        return self.engine.denoise(context, noise, steps, **self._steering(len(noise)))
-
-    def sample(
-        self, images: Any, tokens: torch.Tensor, noise: torch.Tensor, steps: int = 10
-    ) -> torch.Tensor:
-        """Actions ``[H, 32]``; the kept context and the continuation are used where set."""
-        return self.denoise(self.context(images, tokens), noise, steps)
-
-    def _steering(self, horizon: int) -> dict[str, Any]:
-        """What `SteerableEngine.denoise` needs to continue the previous chunk."""
-        if self.mode == "plain" or self.steer is None or self.steer.left == 0:
-            return {}
-        rows, columns = self.steer.previous.shape
-        previous = torch.zeros(max(horizon, rows), columns)  # the policy may keep fewer rows
-        previous[:rows] = torch.from_numpy(self.steer.previous)
-        previous = previous[:horizon]
-        if self.mode == "trained":
-            return {"frozen": previous[: self.steer.delay]} if self.steer.delay else {}
-        weights = guidance_weights(self.schedule, horizon, self.steer.delay, self.steer.left)
-        return {"guidance": Guidance(previous, weights, self.mode, self.max_guidance)}
+    if mode not in MODES:
+        raise InvalidValueError(f"chunk mode {mode!r}; accepted: {', '.join(MODES)}")
+    able = engine.capabilities
+    has = (*able.guidance, *(("trained",) if able.frozen else ()))
+    if mode != "plain" and mode not in has:
+        others = f"it has {', '.join(('plain', *has))}" if has else "it has plain only"
+        raise BackendError(
+            f"chunk mode {mode!r} cannot run on backend {engine.backend!r}: {others}; "
+            "backend 'eager' has all modes"
+        )
 
 
 @dataclass(frozen=True)
@@ -103,6 +49,7 @@ class Anchor:
         step: its time in control steps.
         state: its state ``[n]``, robot units.
         prompt: as it was written.
+        cache: the KV cache; None until it is there.
         age: inferences since.
 
     """
@@ -110,6 +57,7 @@ class Anchor:
     step: float
     state: np.ndarray
     prompt: str
+    cache: KVCache | None = None
     age: int = 0
 
 
@@ -145,11 +93,19 @@ class MadeChunk:
     anchor: float
 
 
+@dataclass(frozen=True)
+class Continued:
+    """Arguments of `Policy.denoise` that continue a chunk; neither for a free one."""
+
+    guidance: Guidance | None = None
+    frozen: torch.Tensor | None = None
+
+
 class ChunkMaker:
     """Makes chunks for observations at counted control steps.
 
     Args:
-        policy: is taken over; its engine is wrapped.
+        policy: makes the chunks.
         mode: "plain", or how the previous chunk is continued: "vjp", "vjp-scaled", "identity",
             "trained". What the engine does not have is refused.
         schedule: of the guidance weights.
@@ -171,16 +127,12 @@ class ChunkMaker:
         vision_change: float | None = None,
         max_guidance: float = MAX_GUIDANCE,
     ) -> None:
-        if mode not in MODES:
-            raise InvalidValueError(f"chunk mode {mode!r}; accepted: {', '.join(MODES)}")
+        require_mode(policy.engine, mode)
         self.policy = policy
-        inner = policy.engine.engine if isinstance(policy.engine, SteeredEngine) else policy.engine
-        self.engine = SteeredEngine(inner, mode)
-        self.engine.schedule = schedule
-        self.engine.max_guidance = max_guidance
-        if vision_change is not None:
-            self.engine.vision = VisionCache(inner, vision_change)
-        policy.engine = self.engine
+        self.mode = mode
+        self.schedule = schedule
+        self.max_guidance = max_guidance
+        self.vision = None if vision_change is None else VisionCache(policy.engine, vision_change)
         self.reuse = reuse or EveryN(1)
         self.margin = margin
         self._episode = 0
@@ -194,11 +146,11 @@ class ChunkMaker:
         In the thread that calls `start`; a chunk under way is still finished, and not continued.
         """
         self.reuse.reset()
-        if self.engine.vision is not None:
-            self.engine.vision.reset()
+        if self.vision is not None:
+            self.vision.reset()
         self._episode += 1
         self._anchor: Anchor | None = None
-        self.fresh_contexts = 0
+        self.fresh_caches = 0
 
     def make(
         self,
@@ -245,17 +197,20 @@ class ChunkMaker:
         old = kept is not None and step - kept.step > self.policy.info.horizon // 2
         fresh = self.reuse.fresh(pictures, self._plan(step, old))
         if kept is None or fresh:
+            kept = None  # frees its cache before the new one is made
             anchor = Anchor(step, np.array(obs.state), prompt)
         else:
             anchor = dataclasses.replace(kept, age=kept.age + 1)
-        self.engine.keep = anchor.age > 0
         prefilled = self.policy.prefill(
             dataclasses.replace(obs, state=anchor.state, prompt=prompt),
             seed=seed,
             denoise_steps=denoise_steps,
+            reuse=anchor.cache,
+            camera_keys=None if self.vision is None else self.vision.keys,
         )
+        anchor = dataclasses.replace(anchor, cache=prefilled.cache)
         self._anchor = anchor
-        self.fresh_contexts += anchor.age == 0
+        self.fresh_caches += anchor.age == 0
         return StartedChunk(prefilled, step, anchor, self._episode)
 
     def _plan(self, step: float, old: bool) -> Plan:
@@ -276,8 +231,11 @@ class ChunkMaker:
 
         Chunks are finished in the order in which they were started.
         """
-        self.engine.steer = self._continuation(started, delay)
-        chunk = self.policy.denoise(started.prefilled)
+        following = self._continuation(started, delay)
+        made_with = Continued() if following is None else self.continued(following)
+        chunk = self.policy.denoise(
+            started.prefilled, guidance=made_with.guidance, frozen=made_with.frozen
+        )
         made = MadeChunk(
             dataclasses.replace(chunk, kv_age=started.anchor.age), started.anchor.step
         )
@@ -285,9 +243,22 @@ class ChunkMaker:
             self._last = (started.episode, made, started.prefilled.model_state)
         return made
 
+    def continued(self, rest: Continuation) -> Continued:
+        """What `Policy.denoise` gets to continue the rest of a chunk."""
+        if self.mode == "plain" or rest.left == 0:
+            return Continued()
+        horizon, rows = self.policy.model_horizon, len(rest.previous)
+        # The policy may keep fewer rows than the model has.
+        previous = torch.zeros(horizon, rest.previous.shape[1])
+        previous[:rows] = torch.from_numpy(rest.previous)[:horizon]
+        if self.mode == "trained":
+            return Continued(frozen=previous[: rest.delay]) if rest.delay else Continued()
+        weights = guidance_weights(self.schedule, horizon, rest.delay, rest.left)
+        return Continued(Guidance(previous, weights, self.mode, self.max_guidance))
+
     def _continuation(self, started: StartedChunk, delay: int) -> Continuation | None:
         """What of the chunk before ``started`` has to continue."""
-        if self._last is None or self.engine.mode == "plain":
+        if self._last is None or self.mode == "plain":
             return None
         episode, last, state = self._last
         if episode != started.episode:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pi05_ros.backends.engine import EngineHealth
-from pi05_ros.policy.chunking.chunk_maker import ChunkMaker, StartedChunk
+from pi05_ros.policy.chunking.chunk_maker import ChunkMaker, Continued, StartedChunk
 from pi05_ros.policy.chunking.continuation import Continuation, DelayEstimator, rows_from
 from pi05_ros.policy.chunking.kv_reuse import make_rule
 from pi05_ros.policy.interface import ActionChunk, Observation
@@ -117,21 +116,27 @@ class ContinuingPolicy:
             normalized=rows_from(made.chunk.normalized, ahead).astype("float32"),
         )
 
-    def warm_up(self) -> Any:
+    def warm_up(self) -> float:
         """See `Policy.warm_up`; a second time with something to continue, if chunks do that."""
         self._maker.reset()
-        took_ms = self.policy.warm_up()
-        engine = self._maker.engine
-        if engine.mode != "plain":
+        took_ms = self._warm_up(None)
+        if self._maker.mode != "plain":
             horizon = self.policy.info.horizon
             nothing = np.zeros((horizon, self.policy.action_dim), np.float32)
-            engine.steer = Continuation(nothing, left=horizon, delay=1)
-            try:
-                took_ms += self.policy.warm_up()
-            finally:
-                engine.steer = None
-                self._maker.reset()
+            took_ms += self._warm_up(Continuation(nothing, left=horizon, delay=1))
+        self._maker.reset()
         return took_ms
+
+    def _warm_up(self, rest: Continuation | None) -> float:
+        maker, policy = self._maker, self.policy
+        continued = Continued() if rest is None else maker.continued(rest)
+        keys = None if maker.vision is None else maker.vision.keys
+
+        def inference(obs: Observation) -> None:
+            half = policy.prefill(obs, seed=0, camera_keys=keys)
+            policy.denoise(half, guidance=continued.guidance, frozen=continued.frozen)
+
+        return policy.warm_up(inference)
 
     def set_prompt(self, text: str) -> None:
         """See `Policy.set_prompt`."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
+from pi05_ros.backends.engine import Engine
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.policy.chunking.kv_reuse import thumbnail
@@ -22,10 +22,10 @@ _PICTURES = itertools.count(1)  # engines compare numbers: two caches on one eng
 
 
 class VisionCache:
-    """Makes contexts and has the engine reuse tokens camera by camera.
+    """Gives camera keys, by which an engine reuses image tokens (`Engine.prefill`).
 
     Args:
-        engine: one that can keep image tokens (`SteerableEngine`).
+        engine: which must have the ability.
         threshold: mean block difference of gray thumbnails (0..255) against the picture that the
             kept tokens come from, up to which they are used again. 0 reuses only where all block
             means are the same.
@@ -36,14 +36,13 @@ class VisionCache:
 
     """
 
-    def __init__(self, engine: Any, threshold: float) -> None:
-        if not hasattr(engine, "steering"):
+    def __init__(self, engine: Engine, threshold: float) -> None:
+        if not engine.capabilities.camera_keys:
             raise BackendError(
                 f"the vision cache needs backend eager or cuda, not {engine.backend!r}"
             )
         if not threshold >= 0:
             raise InvalidValueError(f"vision cache threshold {threshold}; accepted: 0 or more")
-        self._engine = engine
         self.threshold = threshold
         self.computed = 0
         self.reused = 0
@@ -53,12 +52,12 @@ class VisionCache:
         """Forget all pictures."""
         self._kept.clear()
 
-    def context(self, images: Sequence[torch.Tensor], tokens: torch.Tensor) -> Any:
-        """Context of cameras and prompt ids ``[n]``, like `Engine.context`."""
+    def keys(self, images: Sequence[torch.Tensor]) -> list[int]:
+        """One key per image: that of the image whose tokens serve for it."""
         keys = [self._key(camera, image) for camera, image in enumerate(images)]
         for camera in [camera for camera in self._kept if camera >= len(keys)]:
             del self._kept[camera]
-        return self._engine.context(images, tokens, camera_keys=keys)
+        return keys
 
     def _key(self, camera: int, image: torch.Tensor) -> int:
         """Number of the picture whose tokens serve for this one."""

@@ -258,7 +258,7 @@ class Chunking:
             success=success,
             steps=steps,
             inferences=self.inferences,
-            fresh=self.maker.fresh_contexts,
+            fresh=self.maker.fresh_caches,
             seam_max=max(self.seams, default=0.0),
             seam_mean=float(np.mean(self.seams)) if self.seams else 0.0,
             kick_mean=_kick(self._targets, self._bends),

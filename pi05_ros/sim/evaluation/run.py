@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from pi05_ros.backends.eager import EagerEngine
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.execution.limits import JointLimits, limits_from_yaml
-from pi05_ros.model import Pi05
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.resources import config_dir
 from pi05_ros.sim.arm.tasks import TASKS
@@ -151,10 +151,9 @@ class PolicyOfSetting:
             device=self.device,
         )
         if fake:
-            model = getattr(policy.engine, "model", None)
-            if not isinstance(model, Pi05):
+            if not isinstance(policy.engine, EagerEngine):
                 raise InvalidValueError(f"precision {setting.precision} needs the eager backend")
-            fake_quantize(model, imitated)
+            fake_quantize(policy.engine.model, imitated)
         self._policy, self._loaded = policy, wanted
         return policy
 

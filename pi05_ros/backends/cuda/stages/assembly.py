@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pi05_ros.backends.cuda.buffers import Buffers
 from pi05_ros.backends.cuda.stages import choice
 from pi05_ros.backends.cuda.stages.denoise import DenoiseStage, denoise_stage
-from pi05_ros.backends.cuda.stages.prefill import ContextStages, context_stages
+from pi05_ros.backends.cuda.stages.prefill import PrefixStages, prefix_stages
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.cuda.weights import Weights, pack
 from pi05_ros.backends.engine import Precision
@@ -30,7 +30,7 @@ class Assembly:
 
     weights: Weights
     buffers: Buffers
-    context: ContextStages
+    prefix: PrefixStages
     denoise: DenoiseStage
 
 
@@ -68,5 +68,5 @@ def assemble(
     )
     parts = choice.part_rows(tuning, rows) if image else 0
     buffers = Buffers(weights, sizes.views, sizes.prompt_tokens, sizes.slots, device, parts)
-    context = context_stages(weights, buffers, tuning, dependent)
-    return Assembly(weights, buffers, context, denoise_stage(weights, buffers, tuning, context))
+    prefix = prefix_stages(weights, buffers, tuning, dependent)
+    return Assembly(weights, buffers, prefix, denoise_stage(weights, buffers, tuning, prefix))

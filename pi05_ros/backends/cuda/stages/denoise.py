@@ -18,7 +18,7 @@ from pi05_ros.backends.cuda.buffers import (
 from pi05_ros.backends.cuda.hopper import attention as cluster_attention
 from pi05_ros.backends.cuda.stages.choice import attention_options
 from pi05_ros.backends.cuda.stages.modulation import Modulation
-from pi05_ros.backends.cuda.stages.prefill import ContextStages
+from pi05_ros.backends.cuda.stages.prefill import PrefixStages
 from pi05_ros.backends.cuda.stages.stage import LOG2E
 from pi05_ros.backends.cuda.triton import attention, denoise
 from pi05_ros.backends.cuda.tuning import Tuning
@@ -54,14 +54,14 @@ class DenoiseStage:
     image = False
 
     def __init__(
-        self, weights: Weights, buffers: Buffers, tuning: Tuning, context: ContextStages
+        self, weights: Weights, buffers: Buffers, tuning: Tuning, prefix: PrefixStages
     ) -> None:
         self.weights = weights
         self.buffers = buffers
         self.tuning = tuning
-        self.context = context
-        self.pdl = context.pdl
-        self.launch = context.launch
+        self.prefix = prefix
+        self.pdl = prefix.pdl
+        self.launch = prefix.launch
         self.clusters = (
             tuning.values["denoise_attention"] == "cluster"
             and cluster_attention.unavailable(buffers.dq.device) is None
@@ -90,7 +90,7 @@ class DenoiseStage:
     @property
     def monitor(self) -> bool:
         """Whether kernels record the largest input of each FP8 GEMM."""
-        return self.context.monitor
+        return self.prefix.monitor
 
     def run(
         self, horizon: int, mod: Modulation, slot: Slot, rows_cap: int, guided: bool = False
@@ -152,7 +152,7 @@ class DenoiseStage:
         qkv_rows = layer.qkv.weight.shape[0]
 
         options = self.options["qkv"]
-        scale, _ = self.context.site(layer.qkv)
+        scale, _ = self.prefix.site(layer.qkv)
         denoise.qkv_rope[(qkv_rows // options["BN"],)](
             b.mirror,
             layer.qkv.weight,
@@ -186,8 +186,8 @@ class DenoiseStage:
         )  # fmt: skip
 
         options = self.options["gate_up"]
-        scale, _ = self.context.site(layer.gate_up)
-        out_scale, amax = self.context.site(layer.down)
+        scale, _ = self.prefix.site(layer.gate_up)
+        out_scale, amax = self.prefix.site(layer.down)
         denoise.gate_up[(2 * F // options["BN"],)](
             b.mirror,
             layer.gate_up.weight,
@@ -228,7 +228,7 @@ class DenoiseStage:
         b, config = self.buffers, self.weights.config.expert
         k, v = slot.k[index], slot.v[index]
         rows = horizon * config.num_heads
-        scale, amax = self.context.site(target)
+        scale, amax = self.prefix.site(target)
         options = self.tuning.kernel("denoise", "attention")
         BN = options["BN"]
         splits = triton.cdiv(rows_cap + horizon, BN)
@@ -259,7 +259,7 @@ class DenoiseStage:
             num_warps=options["warps"],
             **self.launch,
         )
-        self.context.combine((b.dparts, b.dlse, b.dattn), rows, splits, stride, target)
+        self.prefix.combine((b.dparts, b.dlse, b.dattn), rows, splits, stride, target)
 
     def _cluster_attention(
         self, horizon: int, rows_cap: int, slot: Slot, index: int, target: Linear
@@ -269,7 +269,7 @@ class DenoiseStage:
         options = attention_options(self.tuning, self.weights.config, rows_cap, horizon)
         if options is None:
             return False
-        scale, amax = self.context.site(target)
+        scale, amax = self.prefix.site(target)
         layout = "image" if self.image else "e4m3" if b.dattn.dtype == FP8 else "bf16"
         cluster_attention.launch(
             b.dq,
@@ -305,8 +305,8 @@ class DenoiseStage:
         b = self.buffers
         options = self.options[name]
         N, K = linear.weight.shape
-        scale, _ = self.context.site(linear)
-        next_site, amax = self.context.site(target)
+        scale, _ = self.prefix.site(linear)
+        next_site, amax = self.prefix.site(target)
         split = options["split"]
         denoise.residual_gemm[(N // options["BN"], split)](
             a,
@@ -341,7 +341,7 @@ class DenoiseStage:
         w, b = self.weights, self.buffers
         first, last = step < 0, step == mod.steps - 1
         target = w.expert[0].qkv
-        scale, amax = self.context.site(target)
+        scale, amax = self.prefix.site(target)
         options = self.tuning.kernel("denoise", "step")
         pdl = self.pdl and not first
         D = w.config.expert.width
@@ -386,11 +386,11 @@ class DenoiseStage:
 
 
 def denoise_stage(
-    weights: Weights, buffers: Buffers, tuning: Tuning, context: ContextStages
+    weights: Weights, buffers: Buffers, tuning: Tuning, prefix: PrefixStages
 ) -> DenoiseStage:
     """The stage for the form in which the expert's weights are packed."""
     if weights.expert_image:
         from pi05_ros.backends.cuda.stages.hopper_denoise import HopperDenoise
 
-        return HopperDenoise(weights, buffers, tuning, context)
-    return DenoiseStage(weights, buffers, tuning, context)
+        return HopperDenoise(weights, buffers, tuning, prefix)
+    return DenoiseStage(weights, buffers, tuning, prefix)

@@ -13,7 +13,7 @@ from pi05_ros.backends.cuda.packing import TILE
 from pi05_ros.backends.cuda.stages.choice import product_options
 from pi05_ros.backends.cuda.stages.denoise import DenoiseStage
 from pi05_ros.backends.cuda.stages.modulation import Modulation
-from pi05_ros.backends.cuda.stages.prefill import ContextStages
+from pi05_ros.backends.cuda.stages.prefill import PrefixStages
 from pi05_ros.backends.cuda.stages.stage import LOG2E
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.cuda.weights import ExpertLayer, Linear, Weights
@@ -26,9 +26,9 @@ class HopperDenoise(DenoiseStage):
     image = True
 
     def __init__(
-        self, weights: Weights, buffers: Buffers, tuning: Tuning, context: ContextStages
+        self, weights: Weights, buffers: Buffers, tuning: Tuning, prefix: PrefixStages
     ) -> None:
-        super().__init__(weights, buffers, tuning, context)
+        super().__init__(weights, buffers, tuning, prefix)
         self._products: dict[Options, Products] = {}
         self.sum_parts = weights.config.expert.width // TILE
 
@@ -39,7 +39,7 @@ class HopperDenoise(DenoiseStage):
         self._products[chosen].launch(name, horizon, columns, args, self.pdl)
 
     def _amax(self, linear: Linear) -> Tensor | None:
-        return self.context.site(linear)[1] if self.monitor else None
+        return self.prefix.site(linear)[1] if self.monitor else None
 
     def _layer(
         self,
@@ -54,7 +54,7 @@ class HopperDenoise(DenoiseStage):
         b, config = self.buffers, self.weights.config.expert
         heads, hd = config.num_heads, config.head_dim
         columns = (heads + 2) * hd
-        site = self.context.site
+        site = self.prefix.site
         k, v = slot.k[index], slot.v[index]
         bias = mod.bias[0, index]
         clock = (step, mod.steps, horizon)
@@ -119,9 +119,9 @@ class HopperDenoise(DenoiseStage):
             clock[2],
             self.weights.config.expert.width,
             (
-                image, linear.weight, linear.scale, self.context.site(linear)[0], mods[0, 2],
+                image, linear.weight, linear.scale, self.prefix.site(linear)[0], mods[0, 2],
                 mods[1, 0], mod.mod.stride(0), b.frozen, b.dx, b.mirror,
-                self.context.site(target)[0], sums, self._amax(target) if monitored else None,
+                self.prefix.site(target)[0], sums, self._amax(target) if monitored else None,
                 *clock,
             ),
         )  # fmt: skip

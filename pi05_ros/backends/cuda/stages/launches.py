@@ -1,9 +1,9 @@
-"""The parts that graphs are made of: a camera, all cameras, prompt, prefill, context, noise."""
+"""The parts of graphs: a camera, all cameras, prompt, prefill, the whole prefix, noise."""
 
 from __future__ import annotations
 
 from pi05_ros.backends.cuda.inputs import Inputs, Kind
-from pi05_ros.backends.cuda.stages.prefill import ContextStages
+from pi05_ros.backends.cuda.stages.prefill import PrefixStages
 from pi05_ros.backends.cuda.stages.vision import ResizeTables
 from pi05_ros.backends.cuda.triton import preprocess
 
@@ -13,7 +13,7 @@ Kinds = tuple[Kind, ...]
 class Launches:
     """Enqueue parts of an inference on the static buffers."""
 
-    def __init__(self, stages: ContextStages, inputs: Inputs) -> None:
+    def __init__(self, stages: PrefixStages, inputs: Inputs) -> None:
         self.stages = stages
         self.inputs = inputs
         self.buffers = stages.buffers
@@ -48,7 +48,7 @@ class Launches:
         rows = views * self.buffers.tokens + bucket
         self.stages.prefill(rows, self.buffers.slots[slot])
 
-    def context(self, kinds: Kinds, bucket: int, slot: int) -> None:
+    def prefix(self, kinds: Kinds, bucket: int, slot: int) -> None:
         """Pictures and prompt -> keys and values."""
         self.vision(kinds)
         self.prompt(len(kinds), bucket, slot)

@@ -17,7 +17,7 @@ from pi05_ros.backends.cuda.weights import Linear, Weights
 from pi05_ros.backends.errors import BackendError
 
 
-class ContextStages(VisionStage):
+class PrefixStages(VisionStage):
     """Vision and prefill on static buffers."""
 
     def embed_prompt(self, views: int, bucket: int, slot: Slot) -> None:
@@ -260,12 +260,12 @@ class ContextStages(VisionStage):
         )
 
 
-def context_stages(
+def prefix_stages(
     weights: Weights, buffers: Buffers, tuning: Tuning, dependent: bool
-) -> ContextStages:
+) -> PrefixStages:
     """Vision and prefill on the kernels that the weights are packed for."""
     if weights.prefix_image:
-        from pi05_ros.backends.cuda.stages.hopper_prefill import HopperContext
+        from pi05_ros.backends.cuda.stages.hopper_prefill import HopperPrefix
 
-        return HopperContext(weights, buffers, tuning, dependent)
-    return ContextStages(weights, buffers, tuning, dependent)
+        return HopperPrefix(weights, buffers, tuning, dependent)
+    return PrefixStages(weights, buffers, tuning, dependent)

@@ -6,6 +6,9 @@ depends on values on the device, so that graphs.py can capture them.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -19,7 +22,7 @@ LOG2E = 1.4426950408889634
 class Stage:
     """Base of the launch sequences.
 
-    `dependent` launches kernels with programmatic dependent launch; `monitor` lets them record
+    `dependent` launches kernels with programmatic dependent launch; `recording` lets them record
     the largest input of each FP8 GEMM.
     """
 
@@ -36,6 +39,15 @@ class Stage:
         if weights.embedding.is_cuda:
             properties = torch.cuda.get_device_properties(weights.embedding.device)
             self.processors = properties.multi_processor_count
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Kernels launched within record the largest input of each FP8 GEMM."""
+        self.monitor = True
+        try:
+            yield
+        finally:
+            self.monitor = False
 
     def site(self, linear: Linear) -> tuple[Tensor, Tensor]:
         """Scale and amax cell of the input of a GEMM."""
