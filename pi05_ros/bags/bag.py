@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 
+from pi05_ros.bags.bag_files import require_bag_files
 from pi05_ros.bags.messages import decode, encode, typestore
 from pi05_ros.errors import Pi05Error
+from pi05_ros.small_files import FileError
 
 
 class BagError(Pi05Error, ValueError):
@@ -89,6 +91,10 @@ class Bag:
             raise BagError(
                 f"{path} is not a bag; accepted: a rosbag2 folder, a .mcap or a .db3 file"
             )
+        try:
+            require_bag_files(path)
+        except FileError as error:
+            raise BagError(f"{path} cannot be read as a bag: {error}") from error
         try:
             reader = Reader(path)
             reader.open()

@@ -11,6 +11,8 @@ import json
 from bisect import bisect_right
 from pathlib import Path
 
+from pi05_ros.small_files import MIB, read_json
+
 TOLERANCE_NS = 200_000
 
 
@@ -51,7 +53,7 @@ class ClockMap:
         """Read what `write` wrote; an empty map if the file is not there."""
         clock_map = cls()
         if path.is_file():
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path, 256 * MIB)
             clock_map.speed = float(data["speed"])
             clock_map._mono = [int(value) for value in data["mono_ns"]]
             clock_map._clock = [int(value) for value in data["clock_ns"]]

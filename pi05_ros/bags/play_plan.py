@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pi05_ros.bags.topics import Source
+from pi05_ros.small_files import read_json
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,6 @@ class PlayPlan:
     @classmethod
     def read(cls, path: Path) -> PlayPlan:
         """Read what `write` wrote."""
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         data["sources"] = tuple(Source(**source) for source in data["sources"])
         return cls(**data)

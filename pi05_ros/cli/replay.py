@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pi05_ros.bags.bag import Bag, BagError
 from pi05_ros.bags.timeline import TIME_BASES
 from pi05_ros.runtime.parameters import SPECS, ParameterError, PolicyParameters
+from pi05_ros.small_files import FileError
+from pi05_ros.strict_yaml import parse_yaml
 
 EQUAL, DIFFERENT = 0, 1
 
@@ -135,9 +135,9 @@ def node_values(args: argparse.Namespace) -> dict[str, Any]:
 
 def _yaml(name: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{name} is {text!r}, which is not a value in YAML") from error
+        return parse_yaml(text, f"{name}={text!r:.60}")
+    except FileError as error:
+        raise ParameterError(f"--param {error}") from error
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pi05_ros.errors import Pi05Error
-from pi05_ros.policy.robots.profile_yaml import YAML_ERRORS
+from pi05_ros.small_files import FileError
+from pi05_ros.strict_yaml import read_yaml
 
 _KEYS = ("min_position", "max_position", "max_velocity", "max_acceleration")
 DEFAULT_ACCELERATION_TIME_S = 0.1
@@ -100,9 +100,9 @@ def limits_from_mapping(data: Any, source: str = "limits") -> JointLimits:
 def limits_from_yaml(path: Path) -> JointLimits:
     """Read a YAML file, see `limits_from_mapping`."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, *YAML_ERRORS) as error:
-        raise LimitsError(f"cannot read {path}: {error}") from error
+        data = read_yaml(path)
+    except FileError as error:
+        raise LimitsError(f"cannot read {error}") from error
     return limits_from_mapping(data, str(path))
 
 

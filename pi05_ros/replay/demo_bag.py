@@ -23,6 +23,7 @@ from pi05_ros.bags.messages import (
     joint_state_message,
     string_message,
 )
+from pi05_ros.small_files import FileError, read_bytes
 
 if TYPE_CHECKING:
     from pi05_ros.sim.arm.world import World
@@ -112,7 +113,10 @@ def _key_of(path: Path) -> str | None:
 def _made_here(path: Path) -> bool:
     """Whether a bag, perhaps a damaged one, was written by `make_demo_bag`."""
     metadata = path / "metadata.yaml"
-    return metadata.is_file() and KEY in metadata.read_text(encoding="utf-8", errors="replace")
+    try:
+        return KEY.encode() in read_bytes(metadata)
+    except FileError:
+        return False
 
 
 def _record(bag: BagWriter, world: World, options: SceneOptions) -> None:

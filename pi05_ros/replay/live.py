@@ -18,8 +18,6 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import pi05_ros
 from pi05_ros.bags.bag import Bag, BagError
 from pi05_ros.bags.chunk_record import CHUNKS, ChunkRecord, read_chunks
@@ -30,6 +28,7 @@ from pi05_ros.errors import Pi05Error
 from pi05_ros.resources import config_dir
 from pi05_ros.ros.processes.children import STOP_S, ChildError, Children
 from pi05_ros.ros.processes.domain import free_domain_id
+from pi05_ros.strict_yaml import dump_yaml
 
 NODE = "/pi05_policy"
 FASTDDS_PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
@@ -131,7 +130,7 @@ def write_parameters(path: Path, values: Mapping[str, Any]) -> None:
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
     document = {"/**": {"ros__parameters": plain}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(document, sort_keys=True), encoding="utf-8")
+    path.write_text(dump_yaml(document, sort_keys=True), encoding="utf-8")
 
 
 def run_live(options: LiveOptions, say: Callable[[str], None] = lambda text: None) -> LiveResult:

@@ -125,7 +125,7 @@ def test_a_camera_that_is_not_in_the_bag_is_pointed_out(
         (["--time", "clock"], "no /clock"),
         (["--against", "/no/chunks"], "/no/chunks does not exist"),
         (["--loop", "0"], "--loop"),
-        (["-p", "max_age_s=[1"], "max_age_s is '[1', which is not a value in YAML"),
+        (["-p", "max_age_s=[1"], "--param max_age_s='[1' is not valid YAML: line 1"),
         (["-p", "camera_roles=[left]"], "robot sim_arm has base, wrist"),
         (["-p", "checkpoint="], "checkpoint is empty; accepted"),
         (["--require-rate", "90"], "--require-rate is 90; accepted: above 0, up to 1"),

@@ -186,9 +186,9 @@ def test_names_that_are_too_long_for_a_file(tmp_path, weights):
         Policy.load(name)
     with pytest.raises(RobotProfileError, match="is not known"):
         Policy.load("random:tiny", robot=name)
-    with pytest.raises(RobotProfileError, match="does not exist"):
+    with pytest.raises(RobotProfileError, match="cannot be read: File name too long"):
         Policy.load("random:tiny", robot=name + ".yaml")
-    with pytest.raises(PolicyError, match=f"tokenizer {name} does not exist"):
+    with pytest.raises(PolicyError, match=f"tokenizer {name} cannot be read: File name"):
         Policy.load("random:tiny", tokenizer=name)
     openpi_checkpoint(tmp_path / "c", weights, "droid", 8, 8)
     robot = tmp_path / "mine.yaml"

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pi05_ros.backends.cuda.cache import cache_folder
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.small_files import read_json, require_regular
 
 MARGIN = 2.0
 FP8_MAX = 448.0
@@ -97,7 +98,8 @@ class Calibration:
         """
         try:
             values, json_path = files_of(path)
-            about = json.loads(json_path.read_text())
+            about = read_json(json_path)
+            require_regular(values)
             amax = load_file(str(values))["amax"]
             if about["format"] != FORMAT or len(about["sites"]) != amax.numel():
                 raise ValueError("the two files do not belong together")

@@ -8,7 +8,6 @@ an older version) is taken from ours. Only the numbers differ between devices, n
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from pi05_ros.backends.cuda.cache import cache_folder
+from pi05_ros.small_files import FileError, MissingFileError, read_json
 
 log = logging.getLogger("pi05_ros.cuda")
 
@@ -99,12 +99,12 @@ def candidates(device: torch.device) -> list[Path]:
 def read(path: Path) -> dict[str, Any] | None:
     """Values of one file; None where there is none, or none that can be read."""
     try:
-        values = json.loads(path.read_text())
-        if "like" in values:
-            values = json.loads((FOLDER / f"{values['like']}.json").read_text())
-    except FileNotFoundError:
+        values = read_json(path)
+        if isinstance(values, dict) and "like" in values:
+            values = read_json(FOLDER / f"{Path(str(values['like'])).name}.json")
+    except MissingFileError:
         return None
-    except (OSError, TypeError, ValueError) as error:
+    except FileError as error:
         log.warning("kernel choices in %s cannot be read: %s", path, error)
         return None
     if not isinstance(values, dict):
@@ -115,7 +115,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def load(device: torch.device, override: dict[str, Any] | None = None) -> Tuning:
     """Choices for a device: defaults, our file, the user's and `override`; later ones win."""
-    values = json.loads((FOLDER / "default.json").read_text())
+    values = read_json(FOLDER / "default.json")
     source = "default.json"
     for path in candidates(device):
         found = read(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from pi05_ros.backends.identity import canonical
 from pi05_ros.backends.quantization.calibration import Calibration, CalibrationError
 from pi05_ros.backends.staged.shapes import StageShapes
 from pi05_ros.model import Pi05
+from pi05_ros.small_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _calibrations(weights: str, root: Path | None) -> list[tuple[Path, dict[str,
     found = []
     for path in (model_folder(weights, root) / "quant").glob("[!.]*/calibration.json"):
         try:
-            about, age = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
+            about, age = read_json(path), path.stat().st_mtime
         except (OSError, ValueError):
             continue
         if isinstance(about, dict):

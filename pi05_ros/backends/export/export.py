@@ -41,6 +41,7 @@ from pi05_ros.backends.staged.shapes import (
 )
 from pi05_ros.backends.staged.stages import FullStage, make_stage, modulation_table
 from pi05_ros.model import Pi05
+from pi05_ros.small_files import FileError, MissingFileError, read_json
 
 SCHEMA = 2  # 1: scales per channel on the weights, attention that does not fuse
 INSTALL = "pip install onnx onnxscript (pins: requirements/tensorrt.txt)"
@@ -371,13 +372,13 @@ def read_export(directory: Path) -> dict[str, Any]:
     """
     path = directory / "export.json"
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        document: dict[str, Any] = read_json(path)
+    except MissingFileError:
         raise BackendError(
             f"no exported graphs in {directory}; make them with: pi05 export"
         ) from None
-    except (OSError, ValueError) as error:
-        raise BackendError(f"{path} is damaged ({error}); export again: pi05 export") from None
+    except FileError as error:
+        raise BackendError(f"{error}; export again: pi05 export") from None
     if not isinstance(document, dict):
         raise BackendError(f"{path} is damaged (not a mapping); export again: pi05 export")
     if document.get("schema") != SCHEMA:
@@ -395,7 +396,7 @@ def read_export(directory: Path) -> dict[str, Any]:
 
 
 def _require_whole(document: dict[str, Any]) -> None:
-    """Fail, somehow, if anything is missing that readers of ``export.json`` count on."""
+    """Validate the schema of ``export.json``; raises on missing or wrong fields."""
     if document["activation"] not in DTYPES:
         raise ValueError(f"activation {document['activation']!r}")
     Precision(**stage_precision(document))

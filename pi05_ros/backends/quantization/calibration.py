@@ -20,6 +20,7 @@ from torch import Tensor
 from pi05_ros.backends.files import write_atomically
 from pi05_ros.backends.quantization.presets import Preset, preset
 from pi05_ros.errors import Pi05Error
+from pi05_ros.small_files import MissingFileError, read_json, require_regular
 
 FORMAT = 1
 
@@ -90,17 +91,17 @@ class Calibration:
 
         """
         try:
-            document = json.loads((directory / "calibration.json").read_text(encoding="utf-8"))
+            document = read_json(directory / "calibration.json")
             name, digest = str(document["preset"]), document["digest"]
             groups: dict[str, dict[str, Tensor]] = {"amax": {}, "smooth": {}}
+            require_regular(directory / "amax.safetensors")
             with safe_open(directory / "amax.safetensors", framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 - not a dict
                     group, _, quantizer = key.partition("/")
                     groups[group][quantizer] = file.get_tensor(key)
-        except FileNotFoundError as error:
+        except MissingFileError as error:
             raise CalibrationError(
-                f"no calibration in {directory} ({error.filename} is missing); "
-                "make one with: pi05 quantize"
+                f"no calibration in {directory} ({error}); make one with: pi05 quantize"
             ) from None
         except OSError as error:
             raise CalibrationError(f"no calibration in {directory}: {error}") from None

@@ -21,6 +21,7 @@ from pi05_ros.backends.files import write_atomically
 from pi05_ros.backends.quantization.calibration import CalibrationError
 from pi05_ros.backends.staged.shapes import StageShapes
 from pi05_ros.model import Pi05Config
+from pi05_ros.small_files import MissingFileError, parse_json, require_regular
 
 MINIMUM = 8
 
@@ -185,8 +186,9 @@ def load_samples(path: Path) -> tuple[list[Sample], str]:
 
     """
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
-            names = json.loads((file.metadata() or {})["samples"])
+            names = parse_json((file.metadata() or {})["samples"], "its metadata")
             samples = [
                 Sample(
                     str(entry["name"]),
@@ -197,7 +199,7 @@ def load_samples(path: Path) -> tuple[list[Sample], str]:
                 )
                 for index, entry in enumerate(names)
             ]
-    except FileNotFoundError:
+    except MissingFileError:
         raise CalibrationError(f"no samples at {path}; make them with: pi05 quantize") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path} is not a set of samples: {error}") from None

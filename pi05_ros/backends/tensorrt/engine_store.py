@@ -40,6 +40,7 @@ from pi05_ros.backends.staged.shapes import StageShapes, graphs_of, stage_spec
 from pi05_ros.backends.tensorrt.binding import on_device, require_tensorrt
 from pi05_ros.backends.tensorrt.preflight import require_room
 from pi05_ros.backends.verification.verify import REPORT_SCHEMA, Report
+from pi05_ros.small_files import MIB, FileError, MissingFileError, read_bytes, read_json
 
 if TYPE_CHECKING:
     from pi05_ros.backends.tensorrt.compile import BuildFlags
@@ -143,7 +144,7 @@ def build_engines(
             lines.append(trtexec_line(onnx, folder / target.name, flags))
             log.info("building %s; the same by hand: %s", stage, lines[-1])
             report = None if progress is None else functools.partial(progress, stage)
-            timing = cache_path.read_bytes() if cache_path.is_file() else b""
+            timing = read_bytes(cache_path, 256 * MIB) if cache_path.is_file() else b""
             with on_device(device):
                 plan = compile_plan(onnx, flags, timing_cache=timing, progress=report)
             write_atomically(target, plan.data)
@@ -168,11 +169,11 @@ def build_engines(
 
 def _read(path: Path, what: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = read_json(path)
+    except MissingFileError:
         raise UnprovenEngineError(f"{path.parent.name[:12]} has no {what}; {HOW_TO}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UnprovenEngineError(f"{path} is damaged ({error}); {HOW_TO}") from None
+    except FileError as error:
+        raise UnprovenEngineError(f"{error}; {HOW_TO}") from None
     if not isinstance(content, dict):
         raise UnprovenEngineError(f"{path} is damaged (not a mapping); {HOW_TO}")
     return content
@@ -217,7 +218,7 @@ def open_set(folder: Path) -> EngineSet:
 
 
 def _require_whole(engines: EngineSet) -> None:
-    """Fail, somehow, if anything is missing that readers of a key document count on."""
+    """Validate the schema of a key document; raises on missing fields."""
     document = engines.document
     for key, kind in (("weights", str), ("tensorrt", str), ("graph_hash", str), ("machine", dict)):
         if not isinstance(document[key], kind):

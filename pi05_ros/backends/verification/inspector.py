@@ -7,10 +7,11 @@ in one string, 11.x splits it. Fused kernels name the ONNX nodes they came from 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from pi05_ros.small_files import parse_json
 
 CODE_WORDS = {"fp8": ("fp8", "e4m3"), "int8": ("int8",)}
 HALF_WORDS = ("fp16", "half")
@@ -72,7 +73,7 @@ def read_layers(text: str, expected: list[str], kind: str = "fp8") -> EngineFact
         kind: their number type, "fp8" or "int8".
 
     """
-    layers = _list(json.loads(text), "Layers")
+    layers = _list(parse_json(text, "the inspector's report"), "Layers")
     detailed = [layer for layer in layers if isinstance(layer, dict)]
     if not detailed:
         return EngineFacts(len(layers), 0, list(expected), [], detailed=False)

@@ -30,6 +30,7 @@ from pi05_ros.cli.engines.engine_options import (
     show_progress,
 )
 from pi05_ros.cli.engines.export import add_precision_arguments, export_subject, quantized_by
+from pi05_ros.small_files import MIB, read_text
 
 PASSED, REFUSED = 0, 1
 DRY_RUN = "observations or ranges were made up; says nothing about a robot"
@@ -214,8 +215,8 @@ def check_engines(
         expected = quantized_products(str(export / f"{stage}.onnx"))
         layers = engines.folder / f"layers_{stage}.json"
         try:
-            found = read_layers(layers.read_text(encoding="utf-8"), expected, kind)
-        except (OSError, ValueError) as error:
+            found = read_layers(read_text(layers, 256 * MIB), expected, kind)
+        except ValueError as error:
             raise UnprovenEngineError(f"{layers} cannot be read ({error}); {HOW_TO}") from None
         facts[stage] = (found, len(expected))
     plans = plan_digests(engines)  # of what is loaded now: a build may replace them meanwhile

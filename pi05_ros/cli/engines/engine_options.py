@@ -30,6 +30,7 @@ from pi05_ros.model import Pi05
 from pi05_ros.model.sampler import DENOISE_STEPS
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.errors import PolicyError
+from pi05_ros.small_files import FileError, require_regular
 
 DEFAULT_SAMPLES = 32
 
@@ -190,11 +191,12 @@ def load_observation(path: Path) -> Observation:
 
     """
     try:
+        require_regular(path)
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = tensors.pop("state")
-    except (SafetensorError, OSError, KeyError) as error:
+    except (FileError, SafetensorError, OSError, KeyError) as error:
         raise CalibrationError(f"{path} is not a saved observation: {error}") from None
     images = {name.removeprefix("image."): value for name, value in tensors.items()}
     stamp = metadata.get("stamp_ns", "0")
@@ -274,9 +276,10 @@ def _observation_files(paths: Iterable[Path]) -> Iterable[Path]:
 
 def _is_sample_set(path: Path) -> bool:
     try:
+        require_regular(path)
         with safe_open(path, framework="np") as file:
             return "samples" in (file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except (FileError, SafetensorError, OSError) as error:
         raise CalibrationError(f"{path} cannot be read: {error}") from None
 
 

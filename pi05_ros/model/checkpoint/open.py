@@ -28,10 +28,10 @@ from pi05_ros.model.checkpoint.layout import (
 from pi05_ros.model.checkpoint.safetensors_file import (
     MAX_HEADER,
     TensorEntry,
-    parse_json,
     read_header,
 )
 from pi05_ros.model.errors import CheckpointError
+from pi05_ros.small_files import FileError, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -106,15 +106,9 @@ def read_json_file(path: Path) -> dict[str, Any]:
 
     """
     try:
-        if path.stat().st_size > MAX_HEADER:
-            raise CheckpointError(f"{path}: larger than {MAX_HEADER} bytes")
-        data = parse_json(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+        data = read_json(path, MAX_HEADER)
+    except FileError as error:
+        raise CheckpointError(str(error)) from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: not a JSON object")
     return data

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pi05_ros.model.errors import CheckpointError
+from pi05_ros.small_files import parse_json
 
 MAX_HEADER = 16 * 2**20  # bytes; the published model needs 0.1 MB
 MAX_RANK = 8
@@ -62,21 +63,6 @@ class TensorEntry:
         return self.size * ITEM_SIZE[self.dtype]
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return result
-
-
-def parse_json(text: bytes) -> Any:
-    """Parse JSON bytes; ValueError for anything but UTF-8 JSON without duplicate names."""
-    try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
 def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
     """Tensors and metadata of a safetensors file; no tensor data is read.
 
@@ -103,7 +89,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
-        header = parse_json(text)
+        header = parse_json(text.decode("utf-8"), "it")
     except ValueError as error:
         raise CheckpointError(f"{path}: its safetensors header is not valid: {error}") from error
     if not isinstance(header, dict):

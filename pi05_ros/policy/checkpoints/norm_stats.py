@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.robots.profile import Ranges, RobotProfile
 from pi05_ros.policy.transforms.normalize import NEEDED, Normalization, Normalizer
+from pi05_ros.small_files import FileError, read_json
 
 FILE_NAME = "norm_stats.json"
 _NAMES = ("mean", "std", "q01", "q99", "q10", "q90", "min", "max")
@@ -67,11 +67,9 @@ def read_norm_stats(path: Path) -> dict[str, dict[str, np.ndarray]]:
 
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PolicyError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise PolicyError(f"{path} is not valid JSON: {error}") from error
+        data = read_json(path)
+    except FileError as error:
+        raise PolicyError(str(error)) from error
     groups = data.get("norm_stats") if isinstance(data, dict) else None
     if not isinstance(groups, dict):
         raise PolicyError(

@@ -7,12 +7,13 @@ profile, then openpi's defaults. What had to be assumed is listed in words.
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pi05_ros import small_files
 from pi05_ros.model.checkpoint.infer_config import SCALARS
 from pi05_ros.model.config import MAX_PROMPT_TOKENS
 from pi05_ros.policy.checkpoints.norm_stats import openpi_normalization, range_normalization
@@ -20,6 +21,7 @@ from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.robots.profile_yaml import available_robots, load_profile
 from pi05_ros.policy.transforms.normalize import Normalization
+from pi05_ros.small_files import FileError
 
 RANDOM_PREFIX = "random:"
 DEFAULT_ROBOT = "sim_arm"  # of seeded random weights
@@ -56,17 +58,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; {} if there is no such file.
 
     Raises:
-        PolicyError: not JSON, or not an object.
+        PolicyError: not a readable JSON file, or not an object.
 
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PolicyError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise PolicyError(f"{path} is not valid JSON: {error}") from error
+        data = small_files.read_json(path)
+    except FileError as error:
+        raise PolicyError(str(error)) from error
     if not isinstance(data, dict):
         raise PolicyError(f"{path} holds a {type(data).__name__}; accepted: a JSON object")
     return data

@@ -6,7 +6,6 @@ checkpoints that say so; they are a stand-in and mean nothing to a real checkpoi
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.prompt.sentencepiece_proto import read_settings
+from pi05_ros.small_files import MIB, FileError, parse_json, read_bytes, read_text, require_regular
 
 BYTES = "bytes"
 Cut = tuple[str, str]
@@ -36,6 +36,10 @@ class Tokenizer(Protocol):
 
         True only if it follows from the tables; False where that is not known.
         """
+
+
+MAX_SIZE = 128 * MIB
+"""Limit of a tokenizer file; the largest of Gemma's have 35 MB."""
 
 
 class ByteTokenizer:
@@ -67,7 +71,7 @@ class SentencePieceTokenizer:
 
         self._processor = SentencePieceProcessor()
         try:
-            proto = path.read_bytes()
+            proto = read_bytes(path, MAX_SIZE)
             self._processor.LoadFromSerializedProto(proto)
             self._settings = read_settings(proto)
         except (OSError, RuntimeError, ValueError) as error:
@@ -111,9 +115,9 @@ class HuggingFaceTokenizer:
         from tokenizers import Tokenizer as Backend
 
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path, MAX_SIZE)
+            self._json: dict[str, Any] = parse_json(text, str(path), max_depth=None)
             self._backend = Backend.from_str(text)
-            self._json: dict[str, Any] = json.loads(text)
         except Exception as error:  # the library raises plain Exception
             raise PolicyError(
                 f"tokenizer {path} is not a readable tokenizer.json: {error}"
@@ -237,11 +241,13 @@ def load_tokenizer(
         if os.path.isdir(path):
             names = ("paligemma_tokenizer.model", "tokenizer.model", "tokenizer.json")
             path = next((path / n for n in names if (path / n).is_file()), path)
-        if not os.path.isfile(path):  # False also for a name that is too long
+        try:
+            require_regular(path)
+        except FileError as error:
             raise PolicyError(
-                f"tokenizer {path} does not exist; accepted: a SentencePiece .model file, a "
+                f"tokenizer {error}; accepted: a SentencePiece .model file, a "
                 f"tokenizer.json, a directory with one of them, or {BYTES!r}"
-            )
+            ) from error
     opened: Tokenizer = (
         HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
     )

@@ -18,6 +18,7 @@ ROLES = ("base", "wrist", "wrist_2")
 SLOTS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 NORMALIZATIONS = ("quantile", "quantile10", "zscore", "minmax", "identity")
 ADAPTATIONS = ("none", "aloha")
+MIN_HZ, MAX_HZ = 0.1, 1000.0  # of the steps of a chunk: 10 s to 1 ms each
 MODEL_DIM = 32
 
 
@@ -196,8 +197,8 @@ def _check(p: RobotProfile) -> None:
                 f"{p.state_names[i]!r}, and the two are not in the same numbers "
                 f"({_formula(action)} and {_formula(state)}); give both the same unit and map"
             )
-    if not (0.0 < p.control_hz <= 1000.0):
-        fail(f"control_hz is {p.control_hz}; accepted: above 0, at most 1000")
+    if not MIN_HZ <= p.control_hz <= MAX_HZ:
+        fail(f"control_hz is {p.control_hz:g}; accepted: {MIN_HZ:g} to {MAX_HZ:g}")
     if p.horizon is not None and not 1 <= p.horizon <= 1024:
         fail(f"horizon is {p.horizon}; accepted: 1 to 1024, or null for the checkpoint's own")
     if p.normalization not in NORMALIZATIONS:

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pi05_ros.policy.errors import RobotProfileError
 from pi05_ros.policy.robots.columns import Column, apply_grippers, read_columns
 from pi05_ros.policy.robots.profile import ROLES, SLOTS, Camera, Ranges, RobotProfile
@@ -26,10 +24,8 @@ from pi05_ros.policy.robots.yaml_values import (
     text,
 )
 from pi05_ros.resources import robots_dir
-
-# PyYAML raises its own type for its grammar, and whatever comes for values of a type's tag or
-# form: a thirteenth month, `!!int x`, `!!bool maybe`.
-YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+from pi05_ros.small_files import FileError
+from pi05_ros.strict_yaml import read_yaml
 
 _TOP = (
     "description", "source", "control_hz", "horizon", "prompt", "cameras", "state", "actions",
@@ -60,17 +56,10 @@ def load_profile(robot: str | Path) -> RobotProfile:
                 f"robot {robot!r} is not known{closest(robot, known)}; accepted: "
                 f"{', '.join(known)}, or a path to a .yaml file"
             )
-    if not os.path.isfile(path):
-        raise RobotProfileError(f"robot profile {path} does not exist or is not a file")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RobotProfileError(
-            f"robot profile {path} cannot be read: {error.strerror or error}"
-        ) from error
-    except YAML_ERRORS as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RobotProfileError(f"robot profile {path} is not valid YAML: {first}") from error
+        data = read_yaml(path)
+    except FileError as error:
+        raise RobotProfileError(f"robot profile {error}") from error
     return parse_profile(path.stem, data)
 
 

@@ -16,6 +16,7 @@ import torch
 
 from pi05_ros.sim.evaluation.episode import Setting
 from pi05_ros.sim.evaluation.run import EpisodeRunner, Job
+from pi05_ros.small_files import read_json
 
 FILE = "latency.json"
 ENGINE = ("backend", "precision", "denoise_steps", "chunking", "max_guidance", "kv_reuse")
@@ -39,7 +40,7 @@ def measure(
     known: dict[str, dict[str, object]] = {}
     if path.is_file():
         with contextlib.suppress(ValueError):  # cut off while it was written
-            known = json.loads(path.read_text("utf-8"))
+            known = dict(read_json(path))
     wanted: dict[str, Job] = {}
     for job in todo:
         wanted.setdefault(engine_key(asdict(job.setting)), job)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.model import checkpoint_hash
 from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
+from pi05_ros.small_files import read_json
 
 FILE = "run.json"
 RESULT_FILES = ("results.jsonl", "ros.jsonl", "latency.json")
@@ -40,7 +42,7 @@ def claim(out: Path, checkpoint: str, resume: bool, **facts: str | int) -> None:
         for name in RESULT_FILES:
             with contextlib.suppress(FileNotFoundError):
                 (out / name).replace(out / (name + OLD))
-    elif path.is_file() and any((out / name).is_file() for name in RESULT_FILES):
+    elif os.path.lexists(path) and any((out / name).is_file() for name in RESULT_FILES):
         before = _read(path)
         other = [name for name in now if name in before and before[name] != now[name]]
         if other:
@@ -55,7 +57,7 @@ def claim(out: Path, checkpoint: str, resume: bool, **facts: str | int) -> None:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        return dict(json.loads(path.read_text("utf-8")))
+        return dict(read_json(path))
     except (ValueError, TypeError) as error:
         raise InvalidValueError(
             f"{path} does not say whose results are there ({error}); take another --out, or "

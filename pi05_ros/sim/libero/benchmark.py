@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pi05_ros.errors import InvalidValueError, Pi05Error
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.libero import libero_state
+from pi05_ros.strict_yaml import dump_yaml
 
 SUITES = {
     "libero_spatial": 220,
@@ -120,7 +120,7 @@ def prepare(out: Path, renderer: str | None = None) -> None:
     folder = (out / "libero_config").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: str((root / place).resolve()) for name, place in _PATHS.items()}
-    (folder / "config.yaml").write_text(yaml.safe_dump(paths), encoding="utf-8")
+    (folder / "config.yaml").write_text(dump_yaml(paths), encoding="utf-8")
     os.environ["LIBERO_CONFIG_PATH"] = str(folder)
 
 

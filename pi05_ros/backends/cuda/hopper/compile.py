@@ -23,6 +23,7 @@ import torch
 from pi05_ros.backends.cuda.cache import cache_folder
 from pi05_ros.backends.cuda.hopper import wgmma
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.small_files import MIB, FileError, read_bytes
 
 log = logging.getLogger("pi05_ros.cuda")
 
@@ -142,6 +143,7 @@ class Nvrtc:
         return text.value.decode(errors="replace")
 
 
+MAX_IMAGE = 64 * MIB
 _LOCK = threading.RLock()
 _NVRTC: list[Nvrtc] = []
 
@@ -194,8 +196,8 @@ def cubin(source: str, defines: Mapping[str, int] | None = None) -> bytes:
 def read_cached(path: Path) -> bytes | None:
     """Content of a cache file, or None where it is missing or damaged."""
     try:
-        stored = path.read_bytes()
-    except OSError:
+        stored = read_bytes(path, MAX_IMAGE)
+    except FileError:
         return None
     digest, _, image = stored.partition(b"\n")
     if hashlib.sha256(image).hexdigest().encode() != digest:
