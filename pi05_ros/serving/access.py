@@ -1,0 +1,109 @@
+"""Who may call the policy server: API keys from a file, TLS, and where it may listen."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import ssl
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from pi05_ros.serving.errors import ServingError
+
+MAX_KEYS_FILE = 64 * 1024
+MIN_KEY_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Access:
+    """API keys that are accepted; empty accepts everybody."""
+
+    keys: tuple[bytes, ...] = ()
+
+    def allows(self, authorization: str | None) -> bool:
+        """Whether an `Authorization` header has one of the keys; compared in constant time."""
+        if not self.keys:
+            return True
+        scheme, _, given = (authorization or "").strip().partition(" ")
+        candidate = _digest(given.strip().encode("utf-8", "replace"))
+        right = [hmac.compare_digest(candidate, _digest(key)) for key in self.keys]
+        return scheme.lower() == "api-key" and any(right)
+
+
+def read_keys(path: Path) -> Access:
+    """Keys of a file, one a line; blank lines and lines that start with # do not count.
+
+    Raises:
+        ServingError: the file is missing, readable by others, empty, or a key is too short.
+
+    """
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_KEYS_FILE:
+            raise ServingError(
+                f"keys file {path} is no regular file of at most {MAX_KEYS_FILE} bytes"
+            )
+        if found.st_mode & 0o077:
+            raise ServingError(f"keys file {path} may be read by others: chmod 600 {path}")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ServingError(f"keys file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ServingError(f"keys file {path} is no UTF-8 text") from error
+    lines = [line.strip() for line in text.splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise ServingError(f"keys file {path} holds no key; one key a line")
+    if any(len(key) < MIN_KEY_LENGTH or " " in key for key in keys):
+        raise ServingError(
+            f"keys file {path}: a key is shorter than {MIN_KEY_LENGTH} characters or has a space; "
+            "`openssl rand -hex 32` makes one"
+        )
+    return Access(tuple(key.encode() for key in keys))
+
+
+def tls_context(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """Server side TLS, or None if neither file is given.
+
+    Raises:
+        ServingError: only one of the two is given, or they cannot be loaded.
+
+    """
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise ServingError("TLS needs both --cert and --key")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ServingError(f"cannot load certificate {cert} with key {key}: {error}") from error
+    return context
+
+
+def check_exposure(host: str, access: Access) -> None:
+    """Refuse to listen beyond this machine without keys; raises ServingError."""
+    if not access.keys and not is_loopback(host):
+        raise ServingError(
+            f"host {host} is reachable from other machines; give --keys-file (and --cert, --key), "
+            "or listen on 127.0.0.1"
+        )
+
+
+def _digest(key: bytes) -> bytes:
+    """Of equal length whatever the key's, so that comparing tells nothing about it."""
+    return hashlib.sha256(key).digest()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name is this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

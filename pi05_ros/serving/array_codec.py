@@ -1,0 +1,181 @@
+"""msgpack with numpy arrays in the dialects that clients of openpi's protocol use.
+
+- ``openpi``: maps with the byte keys ``__ndarray__``, ``data``, ``dtype``, ``shape`` (scalars
+  ``__npgeneric__``), as openpi-client packs them.
+- ``openpi-text``: the same with text keys, as clients in other languages write it.
+- ``msgpack-numpy``: maps with the byte keys ``nd``, ``type``, ``kind``, ``shape``, ``data``.
+- ``msgpack-numpy-text``: the same with text keys.
+
+Only arrays of booleans, integers and floats are decoded. Object arrays, which msgpack-numpy
+pickles, structured, complex and text arrays are refused. Nothing here calls pickle.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from pi05_ros.serving.errors import WireError
+
+DIALECTS = ("openpi", "openpi-text", "msgpack-numpy", "msgpack-numpy-text")
+MAX_DIMENSIONS = 8
+_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])|bool|u?int(8|16|32|64)|float(16|32|64)")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A frame as Python objects.
+
+    Attributes:
+        value: maps, lists, text, numbers, numpy arrays (read-only views of the frame).
+        dialect: of its arrays; "openpi" if it has none.
+
+    """
+
+    value: Any
+    dialect: str
+
+
+class _Hook:
+    """`object_hook` of one frame; remembers the dialect it has seen."""
+
+    def __init__(self) -> None:
+        self.dialect: str | None = None
+
+    def __call__(self, found: dict[Any, Any]) -> Any:
+        for text in (False, True):
+            key = str if text else _key
+            suffix = "-text" if text else ""
+            if key("__ndarray__") in found:
+                return self._array(found, key, f"openpi{suffix}", "dtype")
+            if key("__npgeneric__") in found:
+                return self._scalar(found, key, f"openpi{suffix}", "dtype")
+            if key("nd") in found and key("type") in found:
+                form = self._array if found[key("nd")] else self._scalar
+                return form(found, key, f"msgpack-numpy{suffix}", "type")
+            if key("complex") in found and key("data") in found:
+                raise WireError(f"complex numbers are not accepted; accepted: {_accepted()}")
+        return found
+
+    def _array(self, found: dict[Any, Any], key: Any, dialect: str, dtype_key: str) -> np.ndarray:
+        self.dialect = self.dialect or dialect
+        _check_kind(found, key)
+        dtype = _dtype(found.get(key(dtype_key)))
+        shape = _shape(found.get(key("shape")))
+        data = found.get(key("data"))
+        if not isinstance(data, bytes):
+            raise WireError(f"array data is {type(data).__name__}; accepted: binary")
+        size = math.prod(shape) * dtype.itemsize
+        if len(data) != size:
+            raise WireError(
+                f"array {dtype} {list(shape)} has {len(data)} bytes of data; accepted: {size}"
+            )
+        return np.frombuffer(data, dtype).reshape(shape)
+
+    def _scalar(self, found: dict[Any, Any], key: Any, dialect: str, dtype_key: str) -> np.generic:
+        self.dialect = self.dialect or dialect
+        _check_kind(found, key)
+        dtype = _dtype(found.get(key(dtype_key)))
+        data = found.get(key("data"))
+        if isinstance(data, bytes):  # msgpack-numpy
+            if len(data) != dtype.itemsize:
+                raise WireError(f"scalar {dtype} has {len(data)} bytes of data")
+            value = np.frombuffer(data, dtype)[0]
+        elif isinstance(data, (bool, int, float)):
+            try:
+                value = dtype.type(data)
+            except (OverflowError, ValueError) as error:
+                raise WireError(f"{data!r:.40} is no {dtype}") from error
+        else:
+            raise WireError(f"scalar data is {type(data).__name__}; accepted: a number")
+        assert isinstance(value, np.generic)
+        return value
+
+
+def unpack(frame: bytes) -> Decoded:
+    """Decode one frame.
+
+    Raises:
+        WireError: it is no msgpack, is nested too deeply, or holds an array that is not accepted.
+
+    """
+    hook = _Hook()
+    try:
+        value = msgpack.unpackb(frame, object_hook=hook, raw=False, strict_map_key=True)
+    except WireError:
+        raise
+    except (ValueError, TypeError, RecursionError, MemoryError, OverflowError) as error:
+        raise WireError(f"the frame is no valid msgpack: {_reason(error)}") from error
+    except msgpack.UnpackException as error:
+        raise WireError(f"the frame is no valid msgpack: {_reason(error)}") from error
+    return Decoded(value, hook.dialect or "openpi")
+
+
+def pack(value: Any, dialect: str = "openpi") -> bytes:
+    """Encode maps, lists, text, numbers and numpy arrays in one of DIALECTS."""
+    if dialect not in DIALECTS:
+        raise WireError(f"dialect is {dialect!r}; accepted: {', '.join(DIALECTS)}")
+    key: Any = str if dialect.endswith("-text") else _key
+
+    def default(found: Any) -> Any:
+        if not isinstance(found, (np.ndarray, np.generic)):
+            raise WireError(f"{type(found).__name__} cannot be packed")
+        if found.dtype.kind not in "biuf":
+            raise WireError(f"dtype {found.dtype} cannot be packed; accepted: {_accepted()}")
+        array = isinstance(found, np.ndarray)
+        if dialect.startswith("openpi"):
+            mark = "__ndarray__" if array else "__npgeneric__"
+            parts = {mark: True, "data": found.tobytes() if array else found.item()}
+            parts |= {"dtype": found.dtype.str, "shape": found.shape} if array else {
+                "dtype": found.dtype.str
+            }  # fmt: skip
+        else:
+            parts = {"nd": array, "type": found.dtype.str, "data": found.tobytes()}
+            if array:
+                parts |= {"kind": b"", "shape": found.shape}
+        return {key(name): part for name, part in parts.items()}
+
+    packed = msgpack.packb(value, default=default, use_bin_type=True)
+    assert isinstance(packed, bytes)
+    return packed
+
+
+def _key(name: str) -> bytes:
+    return name.encode()
+
+
+def _check_kind(found: dict[Any, Any], key: Any) -> None:
+    kind = found.get(key("kind"), b"")
+    if kind not in (b"", ""):
+        raise WireError(f"array of kind {kind!r:.20} is not accepted; accepted: {_accepted()}")
+
+
+def _dtype(name: Any) -> np.dtype[Any]:
+    if isinstance(name, bytes):
+        name = name.decode("ascii", "replace")
+    if not isinstance(name, str) or not _DTYPE.fullmatch(name):
+        raise WireError(f"dtype {name!r:.40} is not accepted; accepted: {_accepted()}")
+    return np.dtype(name)
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    good = isinstance(shape, (list, tuple)) and len(shape) <= MAX_DIMENSIONS
+    if not good or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
+        raise WireError(
+            f"array shape is {shape!r:.60}; accepted: up to {MAX_DIMENSIONS} sizes of 0 or more"
+        )
+    return tuple(shape)
+
+
+def _accepted() -> str:
+    return "bool, int8 to int64, uint8 to uint64, float16 to float64"
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,149 @@
+"""One GPU for many sessions: a fair queue in front of one inference thread.
+
+Every session has at most one waiting request: a newer one replaces it, since an answer to an old
+observation is worth nothing to a robot. Sessions are served in turn. A request whose deadline has
+passed when its turn comes is given up before any work is done for it. Memory is bounded by one
+request per session.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from pi05_ros.serving.errors import ServingError
+
+T = TypeVar("T")
+
+
+class ReplacedError(ServingError):
+    """A newer request of the same session came before this one was begun."""
+
+
+class DeadlineError(ServingError):
+    """The deadline had passed before the request could be begun."""
+
+
+class DrainingError(ServingError):
+    """The server is shutting down."""
+
+
+@dataclass
+class _Waiting(Generic[T]):
+    work: Callable[[], T]
+    deadline_s: float | None
+    future: Future[T] = field(default_factory=Future)
+    queued_s: float = field(default_factory=time.monotonic)
+
+
+def _give_up(entry: _Waiting[object], error: ServingError) -> None:
+    """Answer work that never began; nobody may be waiting any more."""
+    if entry.future.set_running_or_notify_cancel():
+        entry.future.set_exception(error)
+
+
+class InferenceQueue:
+    """Runs work in one thread, one piece at a time, sessions in turn.
+
+    Args:
+        observe_wait: called with the seconds that each begun piece of work has waited.
+
+    """
+
+    def __init__(self, observe_wait: Callable[[float], None] = lambda seconds: None) -> None:
+        self._observe_wait = observe_wait
+        self._condition = threading.Condition()
+        self._waiting: OrderedDict[Hashable, _Waiting[object]] = OrderedDict()
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, name="pi05_inference", daemon=True)
+        self._thread.start()
+
+    @property
+    def length(self) -> int:
+        """Requests that wait."""
+        return len(self._waiting)
+
+    def submit(
+        self, session: Hashable, work: Callable[[], T], deadline_s: float | None = None
+    ) -> Future[T]:
+        """Queue work of a session; its older waiting work is replaced.
+
+        Args:
+            session: whose turn it takes.
+            work: is called in the inference thread.
+            deadline_s: `time.monotonic` after which it must not begin.
+
+        Returns:
+            Future with what ``work`` returns or raises; ReplacedError, DeadlineError or
+            DrainingError if it never began.
+
+        """
+        entry: _Waiting[T] = _Waiting(work, deadline_s)
+        with self._condition:
+            if self._closed:
+                entry.future.set_exception(DrainingError("the server is shutting down"))
+                return entry.future
+            old = self._waiting.get(session)
+            # The turn of the session is kept: replacing must not send it to the end.
+            self._waiting[session] = entry  # type: ignore[assignment]
+            self._condition.notify()
+        if old is not None:
+            _give_up(
+                old,
+                ReplacedError("replaced by a newer request of this session before it was begun"),
+            )
+        return entry.future
+
+    def forget(self, session: Hashable) -> None:
+        """Drop what a session has waiting."""
+        with self._condition:
+            old = self._waiting.pop(session, None)
+        if old is not None:
+            _give_up(old, ReplacedError("the session has ended"))
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take nothing new, finish what waits; False if that took longer than ``timeout_s``."""
+        end = time.monotonic() + timeout_s
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+        self._thread.join(max(0.0, end - time.monotonic()))
+        with self._condition:
+            left = list(self._waiting.values())
+            self._waiting.clear()
+        for entry in left:
+            _give_up(entry, DrainingError("the server is shutting down"))
+        return not self._thread.is_alive()
+
+    def _serve(self) -> None:
+        while True:
+            with self._condition:
+                while not self._waiting and not self._closed:
+                    self._condition.wait()
+                if not self._waiting:
+                    return
+                _, entry = self._waiting.popitem(last=False)
+            now = time.monotonic()
+            if entry.deadline_s is not None and now >= entry.deadline_s:
+                late_ms = 1e3 * (now - entry.deadline_s)
+                _give_up(
+                    entry,
+                    DeadlineError(
+                        f"the deadline passed {late_ms:.0f} ms before it could be begun"
+                    ),
+                )
+                continue
+            if not entry.future.set_running_or_notify_cancel():
+                continue
+            self._observe_wait(now - entry.queued_s)
+            try:
+                result = entry.work()
+            except BaseException as error:  # the future's owner decides
+                entry.future.set_exception(error)
+            else:
+                entry.future.set_result(result)
