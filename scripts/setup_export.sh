@@ -11,6 +11,8 @@ CACHE=$ROOT/.cache
 MODELOPT_NEWEST=0.47.0
 MODELOPT_OLDEST=0.43.0
 TENSORRT_BINDINGS="10.13.3.9 11.4.0.106"
+OPENPI_CLIENT=0.1.2
+OPENPI_SERVER=0.1.0
 
 say() { printf '[setup] %s\n' "$*"; }
 
@@ -29,6 +31,13 @@ if [ "$LEVEL" = dev ]; then
     say "installing ModelOpt $MODELOPT_OLDEST into .cache"
     rm -rf "$side"
     "$VENV/bin/pip" install --quiet --no-deps --target "$side" "nvidia-modelopt==$MODELOPT_OLDEST"
+  fi
+  # Without their dependencies: they ask for numpy 1, which the tests of the protocol do not need.
+  if [ ! -d "$CACHE/openpi/openpi_client" ]; then
+    say "installing openpi-client $OPENPI_CLIENT and openpi-server $OPENPI_SERVER into .cache"
+    rm -rf "$CACHE/openpi"
+    "$VENV/bin/pip" install --quiet --no-deps --target "$CACHE/openpi" \
+      "openpi-client==$OPENPI_CLIENT" "openpi-server==$OPENPI_SERVER"
   fi
   for version in $TENSORRT_BINDINGS; do
     folder=$CACHE/tensorrt-bindings/$version

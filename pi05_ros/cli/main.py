@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("pi05_ros.cli.eval", "success rates of a policy on the simulated arm or LIBERO"),
     "inspect": ("pi05_ros.cli.inspect", "say what a checkpoint holds and what is assumed"),
     "quantize": ("pi05_ros.cli.engines.quantize", "find FP8 ranges from recorded observations"),
+    "serve": ("pi05_ros.cli.serve", "serve a policy to robots on openpi's websocket protocol"),
     "tune": ("pi05_ros.cli.engines.tune", "choose the cuda backend's tile sizes on this GPU"),
     "replay": ("pi05_ros.cli.replay", "run the policy over a recorded bag, live or offline"),
 }

@@ -39,6 +39,8 @@ log = logging.getLogger("pi05_ros.serving")
 HARD_LIMIT_FACTOR = 4
 """A frame up to this many times `ServerOptions.max_frame` is refused and the session lives; a
 larger one cannot be skipped without reading it, so it ends the connection (code 1009)."""
+SEND_S = 1.0
+"""How long answers may take to go out at a stop."""
 BACKLOG = 8
 """Requests of one session that may be unanswered; reading goes on when one is."""
 
@@ -76,7 +78,6 @@ class PolicyServer:
         metadata: first frame of each connection.
         new_session: makes the state of one connection.
         options: see `ServerOptions`.
-        healthy: whether the engine can answer, and why not.
 
     Raises:
         ServingError: it would listen beyond this machine without keys.
@@ -89,19 +90,21 @@ class PolicyServer:
         metadata: dict[str, Any],
         new_session: Callable[[], Session],
         options: ServerOptions | None = None,
-        healthy: Callable[[], tuple[bool, str]] = lambda: (True, ""),
     ) -> None:
         self._options = options or ServerOptions()
         check_exposure(self._options.host, self._options.access)
         self._robot = robot
         self._metadata = metadata
         self._new_session = new_session
-        self._healthy = healthy
         self._queue = InferenceQueue(lambda seconds: self.metrics.wait.observe(seconds))
         self.metrics = ServerMetrics(lambda: self._queue.length)
         self._ids = itertools.count(1)
         self._open = 0
         self._draining = False
+        self.unanswered = 0
+        """Requests that were read and whose answer was not handed to a socket yet."""
+        self.broken = ""
+        """Why the last inference failed, if no inference has succeeded since; for ``/healthz``."""
         self.port = 0
         """Port in use while the server runs."""
 
@@ -137,7 +140,9 @@ class PolicyServer:
             self._draining = True
             _event("draining", waiting=self._queue.length)
             clean = await asyncio.to_thread(self._queue.drain, options.drain_s)
-            await asyncio.sleep(0)  # answers that are ready go out before the connections close
+            end = time.monotonic() + SEND_S
+            while self.unanswered and time.monotonic() < end:
+                await asyncio.sleep(0.01)  # answers go out before the connections close
         _event("stopped", clean=clean)
         return clean
 
@@ -149,9 +154,9 @@ class PolicyServer:
         """Answer plain HTTP, refuse who may not come in; None goes on with the handshake."""
         path = request.path.partition("?")[0]
         if path == "/healthz":
-            ok, why = self._health()
-            status = http.HTTPStatus.OK if ok else http.HTTPStatus.SERVICE_UNAVAILABLE
-            return connection.respond(status, "OK\n" if ok else f"{why}\n")
+            why = "shutting down" if self._draining else self.broken
+            status = http.HTTPStatus.SERVICE_UNAVAILABLE if why else http.HTTPStatus.OK
+            return connection.respond(status, f"{why or 'OK'}\n")
         if not self._options.access.allows(request.headers.get("Authorization")):
             self.metrics.refused.labels("unauthorized").inc()
             return connection.respond(
@@ -167,9 +172,6 @@ class PolicyServer:
                 "shutting down\n" if self._draining else f"{self._open} sessions are open\n",
             )
         return None
-
-    def _health(self) -> tuple[bool, str]:
-        return (False, "shutting down") if self._draining else self._healthy()
 
     async def _connection(self, connection: ServerConnection) -> None:
         name = f"s{next(self._ids)}"
@@ -231,6 +233,7 @@ class _Conversation:
         self._session = session
         self._answers: asyncio.Queue[asyncio.Task[str | bytes]] = asyncio.Queue(BACKLOG)
         self._number = 0
+        self._sent = 0
         self._previous_ms: float | None = None
 
     async def run(self) -> None:
@@ -239,12 +242,14 @@ class _Conversation:
         try:
             async for frame in self._connection:
                 self._number += 1
+                self._server.unanswered += 1
                 # The request is parsed and queued here, at once and in order.
                 task = asyncio.create_task(self._answer(frame, self._number, time.monotonic()))
                 await self._answers.put(task)
                 await asyncio.sleep(0)
         finally:
             sender.cancel()
+            self._server.unanswered -= self._number - self._sent
             while not self._answers.empty():
                 self._answers.get_nowait().cancel()
 
@@ -252,6 +257,8 @@ class _Conversation:
         while True:
             answer = await (await self._answers.get())
             await self._connection.send(answer)
+            self._sent += 1
+            self._server.unanswered -= 1
 
     async def _answer(self, frame: str | bytes, number: int, began: float) -> str | bytes:
         """One answer frame: bytes, or text for an error."""
@@ -270,11 +277,13 @@ class _Conversation:
             packed = array_codec.pack(answer, dialect)
         except Pi05Error as error:
             return self._refused(error, number, request_id)
-        except Exception:
+        except Exception as error:
             log.exception("session %s, request %d", self._name, number)
+            self._server.broken = f"inference fails: {type(error).__name__}"
             self._server.metrics.requests.labels("failed").inc()
             return _error("internal error; the server's log has the traceback", request_id)
         elapsed = time.monotonic() - began
+        self._server.broken = ""
         self._previous_ms = 1e3 * elapsed
         self._server.metrics.requests.labels("answered").inc()
         self._server.metrics.total.observe(elapsed)

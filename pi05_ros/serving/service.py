@@ -1,0 +1,52 @@
+"""A loaded policy as a server: metadata, sessions, health, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pi05_ros.serving.metadata import server_metadata, statistics_hash
+from pi05_ros.serving.server import PolicyServer, ServerOptions
+from pi05_ros.serving.session import Session
+
+if TYPE_CHECKING:
+    from pi05_ros.policy import Policy
+
+log = logging.getLogger("pi05_ros.serving")
+
+
+def policy_server(policy: Policy, options: ServerOptions, seed: int = 0) -> PolicyServer:
+    """The server of one policy; every connection starts its seeds at ``seed``.
+
+    Raises:
+        ServingError: it would listen beyond this machine without keys.
+
+    """
+    return PolicyServer(
+        policy.robot,
+        server_metadata(
+            policy.info, policy.robot, statistics_hash(policy.recipe), options.max_frame
+        ),
+        lambda: Session(policy, seed=seed),
+        options,
+    )
+
+
+def serve_until_signal(
+    server: PolicyServer, listening: Callable[[int], None] = lambda port: None
+) -> bool:
+    """Serve until SIGINT or SIGTERM, drain; False if requests had to be left behind."""
+
+    async def run() -> bool:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError):
+                loop.add_signal_handler(number, stop.set)
+        return await server.run(stop, listening)
+
+    return asyncio.run(run())

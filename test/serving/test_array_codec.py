@@ -1,0 +1,114 @@
+"""Arrays in all dialects, and what is refused."""
+
+import contextlib
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pi05_ros.serving.array_codec import DIALECTS, pack, unpack
+from pi05_ros.serving.errors import WireError
+
+DTYPES = st.sampled_from(["u1", "i1", "<i2", ">i4", "<i8", "<u8", "<f2", "<f4", ">f8", "?"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(DIALECTS), DTYPES.flatmap(
+    lambda d: hnp.arrays(np.dtype(d), hnp.array_shapes(min_dims=0, max_dims=4, min_side=0))
+))  # fmt: skip
+def test_arrays_come_back_and_the_dialect_is_known(dialect, array):
+    decoded = unpack(pack({"a": array, "b": [1, "x", None]}, dialect))
+    assert decoded.dialect == dialect
+    assert decoded.value["a"].dtype == array.dtype
+    np.testing.assert_array_equal(decoded.value["a"], array)
+    assert decoded.value["b"] == [1, "x", None]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("value", [np.float32(1.5), np.int64(-3), np.uint8(7), np.bool_(True)])
+def test_scalars_come_back(dialect, value):
+    found = unpack(pack({"a": value}, dialect)).value["a"]
+    assert found == value
+    assert found.dtype == value.dtype
+
+
+def test_the_real_libraries_agree(openpi_client):
+    import msgpack_numpy
+
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    theirs = openpi_client.msgpack_numpy
+    np.testing.assert_array_equal(theirs.unpackb(pack({"a": array}))["a"], array)
+    np.testing.assert_array_equal(unpack(theirs.packb({"a": array})).value["a"], array)
+    packed = msgpack.packb({"a": array}, default=msgpack_numpy.encode)
+    decoded = unpack(packed)
+    assert decoded.dialect == "msgpack-numpy"
+    np.testing.assert_array_equal(decoded.value["a"], array)
+    back = msgpack.unpackb(
+        pack({"a": array}, "msgpack-numpy"), object_hook=msgpack_numpy.decode, strict_map_key=False
+    )
+    np.testing.assert_array_equal(back["a"], array)
+
+
+def array_map(**changes):
+    parts = {"__ndarray__": True, "data": b"\0" * 8, "dtype": "<f4", "shape": [2], **changes}
+    return msgpack.packb({key.encode(): value for key, value in parts.items()})
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (array_map(dtype="|O"), "dtype '|O' is not accepted"),
+        (array_map(dtype="|V4"), "not accepted"),
+        (array_map(dtype="<c8"), "not accepted"),
+        (array_map(dtype="<U1"), "not accepted"),
+        (array_map(dtype=[["a", "<f4"]]), "not accepted"),
+        (array_map(dtype=None), "not accepted"),
+        (array_map(shape=[3]), "has 8 bytes of data; accepted: 12"),
+        (array_map(shape=[-1]), "array shape"),
+        (array_map(shape=[2**62, 4]), "bytes of data"),
+        (array_map(shape=[1] * 9), "array shape"),
+        (array_map(shape=None), "array shape"),
+        (array_map(shape=[True]), "array shape"),
+        (array_map(data="text"), "accepted: binary"),
+        (msgpack.packb({b"nd": True, b"type": "|O", b"kind": b"O", b"data": b"", b"shape": []}),
+         "kind"),
+        (msgpack.packb({b"nd": True, b"type": b"O", b"data": b"cposix", b"shape": [1]}), "dtype"),
+        (msgpack.packb({b"complex": True, b"data": "1j"}), "complex"),
+        (msgpack.packb({b"__npgeneric__": True, b"data": 300, b"dtype": "u1"}), "300 is no uint8"),
+        (msgpack.packb({1: 2}), "no valid msgpack"),
+        (b"", "no valid msgpack"),
+        (b"\xc1", "no valid msgpack"),
+        (b"\x91" * 100_000, "no valid msgpack"),
+        (b"\xdd\xff\xff\xff\xff", "no valid msgpack"),
+        (b"\xc6\xff\xff\xff\xff", "no valid msgpack"),
+        (msgpack.packb([1]) + b"\0", "no valid msgpack"),
+        (b"\xa2\xff\xfe", "no valid msgpack"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_named(frame, words):
+    with pytest.raises(WireError) as refused:
+        unpack(frame)
+    assert words in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_are_decoded_or_refused(frame):
+    with contextlib.suppress(WireError):
+        unpack(frame)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damaged_frames_are_decoded_or_refused(data):
+    frame = bytearray(pack({"a": np.arange(20, dtype=np.float32), "prompt": "x"},
+                           data.draw(st.sampled_from(DIALECTS))))  # fmt: skip
+    for _ in range(data.draw(st.integers(1, 6))):
+        frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(frame)))
+    with contextlib.suppress(WireError):
+        unpack(bytes(frame[:cut]))
