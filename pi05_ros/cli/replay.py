@@ -213,7 +213,9 @@ def _verify(args: argparse.Namespace, bag: Bag, sources: Any, parameters: Policy
     from pi05_ros.replay.verify import policy_for, verify
 
     chunks = read_chunks(args.verify)
-    comparison = verify(bag, sources, policy_for(parameters, chunks), chunks, args.tolerance)
+    on_change = [name for name in parameters.on_change_joints if name]
+    policy = policy_for(parameters, chunks)
+    comparison = verify(bag, sources, policy, chunks, args.tolerance, on_change)
     if comparison.compared < len(chunks):
         left_out = len(chunks) - comparison.compared
         print(f"{left_out} chunks reuse the KV cache of an earlier one and are left out")

@@ -21,8 +21,8 @@ START_S = 30.0
 SKEW_FIX = "chronyc tracking (both machines need NTP or PTP), or use_sim_time:=true for bag time"
 
 
-def listen(namespace: str, seconds: float) -> dict[str, Any]:
-    """Findings of the probe process.
+def listen(namespace: str, seconds: float, joints: Sequence[str] = ()) -> dict[str, Any]:
+    """Findings of the probe process; `joints` are those whose publishers are compared.
 
     Raises:
         RuntimeError: it failed; the text says why.
@@ -31,7 +31,15 @@ def listen(namespace: str, seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "pi05_ros.ros.processes.topic_probe"]
     try:
         done = subprocess.run(
-            [*command, "--namespace", namespace, "--seconds", str(seconds)],
+            [
+                *command,
+                "--namespace",
+                namespace,
+                "--seconds",
+                str(seconds),
+                "--joints",
+                *joints,
+            ],
             capture_output=True,
             text=True,
             timeout=seconds + START_S,
@@ -51,7 +59,7 @@ def topics(namespace: str, seconds: float, joints: Sequence[str], max_age_s: flo
     if util.find_spec("rclpy") is None:
         return [Check("topics", Level.MISSING, "cannot listen without ROS 2")]
     try:
-        found = listen(namespace, seconds)
+        found = listen(namespace, seconds, joints)
     except RuntimeError as error:
         return [Check("topics", Level.WARN, f"cannot listen: {error}")]
     return judge(found, namespace, joints, max_age_s)
@@ -64,7 +72,8 @@ def judge(
 
     Args:
         found: topic -> {"type", "publishers", "count", "rate_hz", and per message kind
-            "encoding", "width", "height", "names", "age_s": [min, median, max]}.
+            "encoding", "width", "height", "names" (of all messages together), "conflicts",
+            "age_s": [min, median, max]}.
         namespace: namespace of the node.
         joints: joint names that the robot profile asks for.
         max_age_s: age above which the node would refuse a sample.
@@ -120,6 +129,10 @@ def _one(topic: str, facts: Mapping[str, Any], joints: Sequence[str], max_age_s:
                 f"{text} ({', '.join(facts['names'])}); the robot profile also needs "
                 f"{', '.join(lacking)}",
                 "rename state names in the robot YAML, or choose another with --robot",
+            )
+        for conflict in facts.get("conflicts", ()):
+            return Check(
+                topic, Level.WARN, f"{text}; {conflict}", f"ros2 topic info -v {topic}; stop one"
             )
     low, middle, high = facts["age_s"]
     text += f", stamps {middle * 1e3:.0f} ms old (max {high * 1e3:.0f})"

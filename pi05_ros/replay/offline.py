@@ -25,9 +25,9 @@ from pi05_ros.policy.chunking.continuing import ContinuingPolicy, Started
 from pi05_ros.policy.interface import MAX_SEED, ActionChunk
 from pi05_ros.runtime import conversion, inference, pacing
 from pi05_ros.runtime.inference import BadChunkError, BadSampleError, Job, PolicyLike
-from pi05_ros.runtime.observation_buffer import CLOCK_JUMP_NS, Inputs, Snapshot
+from pi05_ros.runtime.observation_buffer import CLOCK_JUMP_NS, Snapshot
 from pi05_ros.runtime.parameters import PolicyParameters
-from pi05_ros.runtime.sources import camera_source, limits
+from pi05_ros.runtime.sources import camera_source, make_inputs
 
 LEAP_NS = 3600 * NS  # ticks in a gap this long are not counted: stamps of zero, wrong log times
 
@@ -130,8 +130,7 @@ class OfflineReplay:
         self._loops = loops
         self._images = converters(sources, roles)
         self._camera_names = tuple(name for name, _ in self._images.values())
-        self._joints = conversion.JointMap(policy.robot.state_names)
-        self._inputs = Inputs([*self._camera_names, JOINT_STATES], limits(parameters, roles))
+        self._inputs = make_inputs(parameters, roles, policy.robot.state_names)
         self._pacer = pacing.Pacer()
         self._wait_ns = pacing.wait_ns(parameters.camera_wait_s, parameters.rate_hz)
         self._period_ns = round(NS / parameters.rate_hz)
@@ -193,19 +192,27 @@ class OfflineReplay:
             self._prompt = decoded.data
             return
         try:
-            payload = decoded
+            stamp_ns = conversion.stamp_ns(decoded.header.stamp)
             if name == JOINT_STATES:
-                payload = self._joints.state(decoded)
-            elif self._sources[name].compressed:
+                self._take_joints(decoded, stamp_ns, now_ns, mono_ns)
+                return
+            if self._sources[name].compressed:
                 conversion.check_compressed(decoded)
             else:
                 conversion.check_image(decoded)
-            stamp_ns = conversion.stamp_ns(decoded.header.stamp)
         except conversion.ConversionError as error:
             self._drop(name, error.code, error, mono_ns)
             return
-        if not self._inputs.offer(name, payload, stamp_ns, now_ns, mono_ns):
+        if not self._inputs.offer(name, decoded, stamp_ns, now_ns, mono_ns):
             self.counts.dropped[f"{name} out of order or without stamp"] += 1
+
+    def _take_joints(self, message: Any, stamp_ns: int, now_ns: int, mono_ns: int) -> None:
+        source = self._inputs.sources[JOINT_STATES]
+        before = source.dropped.copy()
+        self._inputs.offer_joints(JOINT_STATES, message, stamp_ns, now_ns, mono_ns)
+        for code in source.dropped - before:
+            self.counts.dropped[f"{JOINT_STATES} {code}"] += 1
+            self.counts.errors[f"{JOINT_STATES} {code}"] = source.last_error
 
     def _drop(self, name: str, code: str, error: Exception, mono_ns: int) -> None:
         if name != PROMPT:

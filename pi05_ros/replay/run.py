@@ -222,20 +222,22 @@ def joint_history(
     path: Path, topic: str, names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Stamps in ns ``[n]`` and positions ``[n, len(names)]`` of a bag; None if names differ."""
-    from pi05_ros.runtime.conversion import ConversionError, JointMap, stamp_ns
+    from pi05_ros.runtime.conversion import ConversionError, stamp_ns
+    from pi05_ros.runtime.joint_states import JointStateMerger, merge_message
 
-    joints = JointMap(names)
+    joints = JointStateMerger(names)
     stamps: list[int] = []
     rows: list[np.ndarray] = []
     with Bag(path) as bag:
         for message in bag.messages([topic]):
             try:
                 decoded = message.decode()
-                position, stamp = joints.state(decoded), stamp_ns(decoded.header.stamp)
+                merged = merge_message(joints, decoded, stamp_ns=stamp_ns(decoded.header.stamp))
             except (BagError, ConversionError):
                 continue  # counted by the replay
-            rows.append(position)
-            stamps.append(stamp)
+            if merged is not None:
+                rows.append(merged.positions.astype(np.float32))
+                stamps.append(max(merged.stamps_ns))
     return (np.asarray(stamps), np.stack(rows)) if rows else None
 
 

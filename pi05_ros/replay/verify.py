@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from pi05_ros.replay.compare import Comparison, Difference
 from pi05_ros.replay.offline import UntimedPolicy, converters
 from pi05_ros.runtime import conversion, inference
 from pi05_ros.runtime.inference import Job, PolicyLike
+from pi05_ros.runtime.joint_states import JointStateMerger, MergedJoints, merge_message
 from pi05_ros.runtime.observation_buffer import Sample, Snapshot
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.policy_loading import load_policy
@@ -50,10 +51,13 @@ def verify(
     policy: PolicyLike,
     chunks: Sequence[ChunkRecord],
     tolerance: float = 0.0,
+    on_change: Sequence[str] = (),
 ) -> Comparison:
     """Compute every chunk again and compare its actions.
 
     Chunks with a KV age are left out (they also depend on an earlier observation).
+
+    `on_change` is the parameter on_change_joints of the run that made them.
 
     Raises:
         BagError: nothing to compare; a chunk does not name its samples, or one of them is not in
@@ -70,26 +74,41 @@ def verify(
         if JOINT_STATES not in chunk.inputs:
             raise BagError(f"chunk {chunk.chunk_id} does not say which {JOINT_STATES} it used")
     uses = Counter(key for chunk in todo for key in chunk.inputs.items())
-    kept: dict[tuple[str, int], BagMessage] = {}
+    kept: dict[tuple[str, int], list[Any]] = {}  # picture, or states in the order of arrival
     names = by_topic({n: s for n, s in sources.items() if n != PROMPT})
-    joints = conversion.JointMap(policy.robot.state_names)
+    joints = JointStateMerger(policy.robot.state_names, on_change=on_change)
+    joints_ns = 0
     differences: list[Difference] = []
     largest = 0.0
     waiting = list(todo)
-    for message in bag.messages(names):
-        stamp_ns = header_stamp_ns(message.raw)
-        if stamp_ns is None:
-            continue
-        keys = [(name, stamp_ns) for name in names[message.topic]]
-        keys = [key for key in keys if uses[key] and key not in kept]
-        if not keys:
-            continue
-        kept.update(dict.fromkeys(keys, message))
-        ready = [chunk for chunk in waiting if chunk.inputs.items() <= kept.keys()]
+    for message in _and_end(bag.messages(names)):
+        if message is not None and names[message.topic] == [JOINT_STATES]:
+            merged = _merge(joints, message)
+            if merged is None:
+                continue
+            joints_ns = merged.stamp_ns
+            if uses[JOINT_STATES, joints_ns]:
+                state = merged.positions.astype(np.float32)
+                kept.setdefault((JOINT_STATES, joints_ns), []).append(state)
+        elif message is not None:
+            stamp_ns = header_stamp_ns(message.raw)
+            if stamp_ns is None:
+                continue
+            keys = [(name, stamp_ns) for name in names[message.topic]]
+            keys = [key for key in keys if uses[key] and key not in kept]
+            if not keys:
+                continue
+            kept.update({key: [message] for key in keys})
+        ready = [
+            chunk
+            for chunk in waiting
+            if chunk.inputs.items() <= kept.keys()
+            and (message is None or joints_ns > chunk.inputs[JOINT_STATES])
+        ]
         for chunk in ready:
             waiting.remove(chunk)
             try:
-                distance, text = _again(chunk, kept, sources, policy, joints, tolerance)
+                distance, text = _again(chunk, kept, sources, policy, tolerance)
             except ValueError as error:  # a sample, or what the chunk says of itself
                 raise BagError(
                     f"chunk {chunk.chunk_id} cannot be computed again: {error}"
@@ -111,24 +130,59 @@ def verify(
     return Comparison(len(todo), 0, 0, largest, differences)
 
 
+def _and_end(messages: Iterator[BagMessage]) -> Iterator[BagMessage | None]:
+    """The messages, then None."""
+    yield from messages
+    yield None
+
+
+def _merge(joints: JointStateMerger, message: BagMessage) -> MergedJoints | None:
+    """State after a message; None if it gives none."""
+    try:
+        decoded = message.decode()
+        stamp_ns = conversion.stamp_ns(decoded.header.stamp)
+        return merge_message(joints, decoded, stamp_ns=stamp_ns)
+    except (BagError, conversion.ConversionError):
+        return None
+
+
 def _again(
     chunk: ChunkRecord,
-    kept: Mapping[tuple[str, int], BagMessage],
+    kept: Mapping[tuple[str, int], Sequence[Any]],
     sources: Mapping[str, Source],
     policy: PolicyLike,
-    joints: conversion.JointMap,
     tolerance: float,
 ) -> tuple[float, str]:
-    """Largest difference of the actions, and what to say about it."""
-    samples = {}
-    for name, stamp in chunk.inputs.items():
-        message: Any = kept[name, stamp].decode()
-        payload = joints.state(message) if name == JOINT_STATES else message
-        samples[name] = Sample(payload, stamp, 0)
+    """Largest difference of the actions, and what to say about it.
+
+    Joint states in parts give several states of the same age; the chunk used one of them.
+    """
+    samples = {
+        name: Sample(kept[name, stamp][0].decode(), stamp, 0)
+        for name, stamp in chunk.inputs.items()
+        if name != JOINT_STATES
+    }
+    stamp = chunk.inputs[JOINT_STATES]
+    results = []
+    for state in reversed(kept[JOINT_STATES, stamp]):
+        samples[JOINT_STATES] = Sample(state, stamp, 0)
+        results.append(_compute(chunk, samples, sources, policy, tolerance))
+        if not results[-1][1]:
+            break
+    return min(results)
+
+
+def _compute(
+    chunk: ChunkRecord,
+    samples: Mapping[str, Sample],
+    sources: Mapping[str, Source],
+    policy: PolicyLike,
+    tolerance: float,
+) -> tuple[float, str]:
     roles = tuple(r for r in policy.robot.camera_roles if camera_source(r) in samples)
     job = Job(
         generation=0,
-        snapshot=Snapshot(samples),
+        snapshot=Snapshot(dict(samples)),
         images=converters(sources, roles),
         joints=JOINT_STATES,
         prompt=chunk.prompt,

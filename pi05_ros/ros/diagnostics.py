@@ -90,6 +90,8 @@ class Diagnostics:
                     f"{(now_ns - source.newest.stamp_ns) / 1e6:.0f}" if source.newest else "none"
                 )
                 values[f"{name}.received"] = source.received
+                if source.unrelated:
+                    values[f"{name}.without_wanted_joint"] = source.unrelated
                 values[f"{name}.dropped"] = sum(source.dropped.values())
                 for code, count in sorted(source.dropped.items()):
                     values[f"{name}.dropped.{code}"] = count

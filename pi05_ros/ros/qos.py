@@ -9,7 +9,10 @@ from rclpy.qos_overriding_options import QoSOverridingOptions, QoSPolicyKind
 
 # Newest sample only. Best effort takes from reliable and from best-effort publishers.
 INPUT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-# The same for pictures whose publishers are all reliable: with default settings Fast DDS loses
+# Joint states come from several publishers: the queue is deep enough that those of wheels do not
+# push out those of the arm between two turns of the executor.
+JOINTS = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
+# INPUT for pictures whose publishers are all reliable: with default settings Fast DDS loses
 # most best-effort pictures above 0.5 MB between processes, and resends reliable ones.
 INPUT_RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 # A late chunk is useless: volatile, and only the newest is resent.

@@ -19,9 +19,8 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from pi05_ros.ros import qos
 from pi05_ros.runtime import conversion
 from pi05_ros.runtime.edge_log import EdgeLog
-from pi05_ros.runtime.observation_buffer import Inputs
 from pi05_ros.runtime.parameters import PolicyParameters
-from pi05_ros.runtime.sources import JOINTS, camera_source, limits
+from pi05_ros.runtime.sources import JOINTS, camera_source, limits, make_inputs
 
 
 class _CameraSubscription:
@@ -106,23 +105,20 @@ class Sources:
         self._node = node
         self._on_sample = on_sample
         self._log = log
-        self._joints = conversion.JointMap(joint_names)
         self._roles = tuple(roles)
         self._reliability = parameters.camera_reliability
         self._camera_subscriptions: list[_CameraSubscription] = []
         self._joint_subscription: Subscription | None = None
         self.cameras: dict[str, tuple[str, Callable[[Any], np.ndarray]]] = {}
-        self.inputs = Inputs(
-            [*(camera_source(role) for role in roles), JOINTS], limits(parameters, roles)
-        )
+        self.inputs = make_inputs(parameters, roles, joint_names)
         try:
             for role in roles:
                 self._add_camera(role, parameters.transport(role))
             self._joint_subscription = node.create_subscription(
                 JointState,
                 JOINTS,
-                self._receiver(JOINTS, self._joints.state),
-                qos.own(qos.INPUT),
+                self._receive_joints,
+                qos.own(qos.JOINTS),
                 qos_overriding_options=qos.overridable(),
             )
         except Exception:
@@ -166,6 +162,16 @@ class Sources:
                 self._node, kind, topic, self._receiver(name, _keep(check)), self._reliability
             )
         )
+
+    def _receive_joints(self, message: JointState) -> None:
+        source = self.inputs.sources[JOINTS]
+        dropped = source.dropped.total()
+        stamp_ns = conversion.stamp_ns(message.header.stamp)
+        now_ns = self._node.get_clock().now().nanoseconds
+        if self.inputs.offer_joints(JOINTS, message, stamp_ns, now_ns, time.monotonic_ns()):
+            self._on_sample()
+        if source.dropped.total() != dropped:
+            self._log.report(JOINTS, "dropped", source.last_error)
 
     def _receiver(self, name: str, accept: Callable[[Any], Any]) -> Callable[[Any], None]:
         """Subscription callback: `accept` turns a message into the payload that is kept."""

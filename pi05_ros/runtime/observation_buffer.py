@@ -12,6 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from pi05_ros.runtime.conversion import ConversionError
+from pi05_ros.runtime.joint_states import JointStateMerger, merge_message
+
 NS = 1_000_000_000
 
 # A clock may be slewed back a little; more than this is a jump (a bag that starts over).
@@ -37,6 +42,7 @@ class Limits:
         future: how far a stamp may lie ahead of the clock.
         dead: monotonic time without a message after which a source is dead.
         zero_is_receive_time: take the clock at receipt for stamps of 0.
+        on_change: oldest value of a joint that is published only when it changes.
 
     """
 
@@ -45,6 +51,7 @@ class Limits:
     future: int
     dead: int
     zero_is_receive_time: bool = False
+    on_change: int = 60 * NS
 
 
 @dataclass
@@ -54,6 +61,7 @@ class Source:
     name: str
     newest: Sample | None = None
     received: int = 0
+    unrelated: int = 0  # of these, joint states without a wanted joint
     last_received_ns: int | None = None
     dropped: Counter[str] = field(default_factory=Counter)  # messages, by reason
     refused: Counter[str] = field(default_factory=Counter)  # ticks it held up, by reason
@@ -94,20 +102,35 @@ class Inputs:
     Args:
         sources: names; all of them are needed for an observation.
         limits: see Limits; may be replaced at any time.
+        joints: merges the messages of the source `joints_name`.
+        joints_name: source whose messages come by `offer_joints`.
 
     """
 
-    def __init__(self, sources: Sequence[str], limits: Limits) -> None:
+    def __init__(
+        self,
+        sources: Sequence[str],
+        limits: Limits,
+        joints: JointStateMerger | None = None,
+        joints_name: str = "joint_states",
+    ) -> None:
         self.limits = limits
+        self.joints = joints
+        self._joints_name = joints_name
         self.sources = {name: Source(name) for name in sources}
         self.clock_jumps = 0
         self._last_now_ns: int | None = None
         self._last_used: Snapshot | None = None
 
     def reset(self) -> None:
-        """Forget all samples; counters stay."""
+        """Forget all samples but joints that are published on change; counters stay."""
+        self._forget(keep_on_change=True)
+
+    def _forget(self, *, keep_on_change: bool) -> None:
         for source in self.sources.values():
             source.newest = None
+        if self.joints is not None:
+            self.joints.reset(keep_on_change=keep_on_change)
         self._last_used = None
 
     def observe_clock(self, now_ns: int) -> bool:
@@ -115,7 +138,7 @@ class Inputs:
         last, self._last_now_ns = self._last_now_ns, now_ns
         if last is not None and now_ns < last - CLOCK_JUMP_NS:
             self.clock_jumps += 1
-            self.reset()
+            self._forget(keep_on_change=False)
             return True
         return False
 
@@ -123,15 +146,10 @@ class Inputs:
         """Keep a message if it is the newest of its source; False if it was dropped."""
         self.observe_clock(now_ns)
         source = self._arrived(name, mono_ns)
-        if stamp_ns <= 0:
-            if not self.limits.zero_is_receive_time:
-                self._drop(
-                    source,
-                    "zero_stamp",
-                    "header stamp is 0; stamp it in the driver or set zero_stamps:=receive_time",
-                )
-                return False
-            stamp_ns = now_ns
+        stamp = self._stamp(source, stamp_ns, now_ns)
+        if stamp is None:
+            return False
+        stamp_ns = stamp
         newest = source.newest
         # A sample from the future must not lock out the ones that follow it.
         if (
@@ -146,6 +164,49 @@ class Inputs:
             )
             return False
         source.newest = Sample(payload, stamp_ns, mono_ns)
+        return True
+
+    def offer_joints(
+        self,
+        name: str,
+        message: Any,
+        stamp_ns: int,
+        now_ns: int,
+        mono_ns: int,
+        publisher: str | None = None,
+    ) -> bool:
+        """Merge a JointState message; False if it gave no new state of all joints.
+
+        The payload of the sample is the state ``[n]`` float32, its stamp that of the oldest
+        joint. Messages without a wanted joint are counted and are no fault.
+        """
+        self.observe_clock(now_ns)
+        joints, source = self.joints, self.sources[name]
+        assert joints is not None, "made without joints"
+        if not joints.wants(getattr(message, "name", ())):
+            source.received += 1
+            source.unrelated += 1
+            return False
+        self._arrived(name, mono_ns)
+        stamp = self._stamp(source, stamp_ns, now_ns)
+        if stamp is None:
+            return False
+        joints.future_ns = self.limits.future
+        faults = joints.faults.copy()
+        try:
+            merged = merge_message(
+                joints, message, stamp_ns=stamp, now_ns=now_ns, publisher=publisher
+            )
+        except ConversionError as error:
+            self._drop(source, error.code, str(error))
+            source.rejected = True
+            return False
+        for code in joints.faults - faults:
+            self._drop(source, code, joints.last_fault)
+            source.rejected = code != "out_of_order"
+        if merged is None:
+            return False
+        source.newest = Sample(merged.positions.astype(np.float32), merged.stamp_ns, mono_ns)
         return True
 
     def reject(self, name: str, code: str, text: str, mono_ns: int) -> None:
@@ -216,6 +277,19 @@ class Inputs:
         source.rejected = False
         return source
 
+    def _stamp(self, source: Source, stamp_ns: int, now_ns: int) -> int | None:
+        """Stamp to use for a message; None if it has none and that is refused."""
+        if stamp_ns > 0:
+            return stamp_ns
+        if self.limits.zero_is_receive_time:
+            return now_ns
+        self._drop(
+            source,
+            "zero_stamp",
+            "header stamp is 0; stamp it in the driver or set zero_stamps:=receive_time",
+        )
+        return None
+
     @staticmethod
     def _drop(source: Source, code: str, text: str) -> None:
         source.dropped[code] += 1
@@ -226,7 +300,11 @@ class Inputs:
         if silent_ns is not None and silent_ns > self.limits.dead:
             return Problem(source.name, "dead", f"no message for {silent_ns / NS:.1f} s")
         sample = source.newest
+        joints = self.joints if source.name == self._joints_name else None
         if sample is None:
+            if joints is not None and joints.missing and (source.received or joints.on_change):
+                text = source.last_error if source.rejected else joints.describe_missing()
+                return Problem(source.name, "missing", text)
             if silent_ns is None:
                 return Problem(source.name, "missing", "no message yet")
             return Problem(source.name, "missing", source.last_error or "no sample yet")
@@ -243,8 +321,35 @@ class Inputs:
             text = f"newest sample is {_ms(age_ns)} old (limit {_ms(limit_ns)})"
             if source.rejected:
                 text += f"; newer messages cannot be used: {source.last_error}"
+            if joints is not None:
+                text += _lagging(joints)
             return Problem(source.name, "stale", text)
+        return None if joints is None else self._check_joints(source.name, joints, now_ns)
+
+    def _check_joints(self, name: str, joints: JointStateMerger, now_ns: int) -> Problem | None:
+        for conflict in joints.conflicts(now_ns):
+            return Problem(name, "conflict", str(conflict))
+        for joint, stamp_ns in joints.on_change_stamps().items():
+            if now_ns - stamp_ns > self.limits.on_change:
+                return Problem(
+                    name,
+                    "stale",
+                    f"{joint} was published {_ms(now_ns - stamp_ns)} ago (limit "
+                    f"{_ms(self.limits.on_change)} of max_on_change_age_s)",
+                )
         return None
+
+
+def _lagging(joints: JointStateMerger) -> str:
+    """Which joint is the oldest, if others are newer."""
+    merged, oldest = joints.merged(), joints.oldest()
+    if merged is None or oldest is None or max(merged.stamps_ns) == oldest[1]:
+        return ""
+    lag_ns = max(merged.stamps_ns) - oldest[1]
+    return (
+        f"; {oldest[0]} lags {_ms(lag_ns)} behind other joints; if it is published only when it "
+        "changes, name it in on_change_joints"
+    )
 
 
 def _ms(nanoseconds: int) -> str:

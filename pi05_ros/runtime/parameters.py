@@ -268,6 +268,19 @@ class PolicyParameters:
         low=0.0,
         high=3600.0,
     )
+    on_change_joints: tuple[str, ...] = _param(
+        ("",),
+        "Joints whose publisher speaks only when they change (some grippers): max_on_change_age_s "
+        "holds for them instead of max_age_s, and the stamp of an observation is that of the "
+        "others. A publisher that has not spoken since the node is configured is waited for.",
+    )
+    max_on_change_age_s: float = _param(
+        60.0,
+        "Oldest value of the joints in on_change_joints.",
+        dynamic=True,
+        low=0.001,
+        high=86400.0,
+    )
     max_skew_s: float = _param(
         0.25,
         "Largest distance between the stamps of the samples of one observation.",

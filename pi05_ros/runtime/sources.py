@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pi05_ros.runtime.observation_buffer import NS, Limits
-from pi05_ros.runtime.parameters import PolicyParameters
+from pi05_ros.runtime.joint_states import JointStateMerger
+from pi05_ros.runtime.observation_buffer import NS, Inputs, Limits
+from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
 
 JOINTS = "joint_states"
 _CAMERA_NAMES = {"base": "base_camera", "wrist": "wrist_camera", "wrist_2": "wrist_camera_2"}
@@ -26,4 +27,23 @@ def limits(parameters: PolicyParameters, roles: Sequence[str]) -> Limits:
         future=int(parameters.future_tolerance_s * NS),
         dead=int(parameters.dead_source_timeout_s * NS),
         zero_is_receive_time=parameters.zero_stamps == "receive_time",
+        on_change=int(parameters.max_on_change_age_s * NS),
     )
+
+
+def make_inputs(
+    parameters: PolicyParameters, roles: Sequence[str], joint_names: Sequence[str]
+) -> Inputs:
+    """Buffers of the cameras and of the joints of a robot.
+
+    Raises:
+        ParameterError: on_change_joints names a joint that the robot does not have.
+
+    """
+    on_change = [name for name in parameters.on_change_joints if name]
+    try:
+        joints = JointStateMerger(joint_names, on_change=on_change)
+    except ValueError as error:
+        raise ParameterError(f"on_change_joints is {on_change}; {error}") from error
+    names = [*(camera_source(role) for role in roles), JOINTS]
+    return Inputs(names, limits(parameters, roles), joints, JOINTS)

@@ -81,6 +81,13 @@ def test_missing_joint_is_named() -> None:
     assert "also needs b" in check.detail
 
 
+def test_publishers_that_disagree_are_named() -> None:
+    said = "joint states disagree about b: 0.000 and 0.800 in turn; two publishers"
+    check = judge({}, {**JOINTS, "conflicts": [said]})["/joint_states"]
+    assert check.level is Level.WARN
+    assert said in check.detail
+
+
 def test_clock_skew_between_machines() -> None:
     assert judge({"age_s": [-2.0, -1.9, -1.8]})["clock skew"].level is Level.WARN
 

@@ -120,6 +120,28 @@ def swap_joints(message: BagMessage) -> Iterator[BagMessage]:
     yield message
 
 
+def split_joints(gripper_lag_ns: int = 0, every: int = 1) -> Edit:
+    """Wheels, arm and gripper in messages of their own; every n-th of the gripper's."""
+    count = 0
+
+    def edit(message: BagMessage) -> Iterator[BagMessage]:
+        nonlocal count
+        if message.topic != "/joint_states":
+            yield message
+            return
+        state = message.decode()
+        stamp = message.log_ns
+        parts = [(["left_wheel", "right_wheel"], np.zeros(2), stamp)]
+        parts.append((state.name[:6], state.position[:6], stamp))
+        if count % every == 0:
+            parts.append((state.name[6:], state.position[6:], stamp - gripper_lag_ns))
+        for names, values, taken in parts:
+            yield message._replace(raw=encode(joint_state_message(names, values, taken)))
+        count += 1
+
+    return edit
+
+
 def nan_joints(first_ns: int, last_ns: int) -> Edit:
     """Put NaN into one joint for a while."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bags import START_NS, delay, drop, edit_bag, nan_joints, swap_joints, write_bag
+from bags import START_NS, delay, drop, edit_bag, nan_joints, split_joints, swap_joints, write_bag
 
 from pi05_ros.bags.bag import Bag, BagError
 from pi05_ros.bags.messages import NS
@@ -17,7 +17,7 @@ from pi05_ros.replay.compare import compare
 from pi05_ros.replay.offline import OfflineReplay
 from pi05_ros.replay.run import Outcome, choose, robot_of, run_offline
 from pi05_ros.replay.verify import policy_for, verify
-from pi05_ros.runtime.parameters import PolicyParameters
+from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
 
 FIRST, LAST = START_NS + 300_000_000, START_NS + 700_000_000
 
@@ -118,6 +118,45 @@ def test_joint_order_does_not_matter(
 ) -> None:
     swapped = edit_bag(bag, tmp_path / "swapped", swap_joints)
     assert compare(replay(swapped, policy, parameters, tmp_path).chunks, golden.chunks).equal
+
+
+def test_joint_states_in_parts_give_the_same_chunks(
+    golden: Outcome, bag: Path, policy: Policy, parameters: PolicyParameters, tmp_path: Path
+) -> None:
+    parts = edit_bag(bag, tmp_path / "parts", split_joints())
+    run = replay(parts, policy, parameters, tmp_path)
+    assert compare(run.chunks, golden.chunks).equal
+    assert not any("dropped" in note for note in run.summary.notes)
+
+
+def test_the_oldest_joint_gives_the_age_and_chunks_are_recomputed(
+    bag: Path, policy: Policy, parameters: PolicyParameters, tmp_path: Path
+) -> None:
+    parts = edit_bag(bag, tmp_path / "parts", split_joints(4_000_000, every=5))
+    run = replay(parts, policy, parameters, tmp_path / "out")
+    assert run.chunks
+    for chunk in run.chunks:
+        assert chunk.inputs["joint_states"] % 10_000_000 == 6_000_000
+    with Bag(parts) as opened:
+        sources = choose(opened, policy.robot, {}).sources
+        assert verify(opened, sources, policy, run.chunks).equal
+
+
+def test_a_gripper_published_on_change_does_not_stop_the_chunks(
+    bag: Path, policy: Policy, parameters: PolicyParameters, tmp_path: Path
+) -> None:
+    once = edit_bag(bag, tmp_path / "once", split_joints(every=1000))
+    strict = dataclasses.replace(parameters, max_joint_age_s=0.2)
+    run = replay(once, policy, strict, tmp_path / "strict")
+    assert run.summary.skipped["joint_states stale"]
+    told = dataclasses.replace(strict, on_change_joints=("gripper",))
+    run = replay(once, policy, told, tmp_path / "told")
+    assert "joint_states stale" not in run.summary.skipped
+    with Bag(once) as opened:
+        sources = choose(opened, policy.robot, {}).sources
+        assert verify(opened, sources, policy, run.chunks, on_change=["gripper"]).equal
+    with pytest.raises(ParameterError, match="no such joint: grip; joints are joint1"):
+        replay(once, policy, dataclasses.replace(told, on_change_joints=("grip",)), tmp_path)
 
 
 def test_nan_is_never_used(

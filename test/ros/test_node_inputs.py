@@ -10,7 +10,7 @@ from node_client import BASE, JOINTS, WRIST, counted, ns
 from rclpy.clock import ClockType
 from rclpy.qos import ReliabilityPolicy, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import Image, JointState
 
 # -- pictures ---------------------------------------------------------------------------
 
@@ -145,8 +145,6 @@ def test_joints_are_mapped_by_name(bench, messages):
 @pytest.mark.parametrize(
     ("code", "names", "positions"),
     [
-        ("joint_missing", ("joint1", "joint2"), [1.0, 2.0]),
-        ("joint_missing", ("joint1", "Joint2", "gripper"), [1.0, 2.0, 3.0]),
         ("joint_duplicate", ("joint1", "joint1", "joint2", "gripper"), [1.0, 1.0, 2.0, 3.0]),
         ("joint_count", ("joint1", "joint2", "gripper"), [1.0]),
         ("joint_not_finite", ("joint1", "joint2", "gripper"), [1.0, float("nan"), 3.0]),
@@ -158,10 +156,62 @@ def test_bad_joint_state_stops_chunks_and_is_named(bench, messages, code, names,
     bad = messages.joints(names, positions)
     assert counted(b, "inputs", f"joint_states.dropped.{code}", feed=lambda: b.feed(joints=bad))
     assert not b.client.chunks
-    text = b.client.value("inputs", "joint_states.last_error")
-    if code == "joint_missing":
-        assert "lacks" in text
+    assert b.client.value("inputs", "joint_states.last_error")
     b.chunks(2)
+
+
+@pytest.mark.parametrize("names", [("joint1", "joint2"), ("joint1", "joint2", "Gripper")])
+def test_a_joint_that_nobody_publishes_is_named(bench, messages, names):
+    b = bench({"max_age_s": 0.2})
+    b.activate()
+    part = messages.joints(names, [1.0] * len(names))
+    assert b.client.until(
+        lambda: (
+            (status := b.client.latest("inputs")) is not None
+            and "lack gripper; they have joint1, joint2" in status.message
+        ),
+        feed=lambda: b.feed(joints=part),
+    )
+    assert not b.client.chunks
+    assert b.client.value("inputs", "joint_states.dropped") == "0"
+    b.chunks(2)
+
+
+def test_joints_of_several_publishers_are_merged(bench, messages):
+    b = bench()
+    others = [b.client.node.create_publisher(JointState, JOINTS, 5) for _ in range(2)]
+    b.activate()
+    arm = messages.joints(("joint2", "joint1"), [2.0, 1.0])
+    gripper = messages.joints(("gripper",), [3.0])
+    wheels = messages.joints(("left_wheel", "right_wheel"), [7.0, 8.0])
+
+    def feed():
+        b.feed(joints=arm)
+        for publisher, message in zip(others, (gripper, wheels), strict=True):
+            message.header.stamp = b.client.node.get_clock().now().to_msg()
+            publisher.publish(message)
+
+    b.chunks(3, feed=feed)
+    np.testing.assert_array_equal(b.policy.observations[-1].state, np.float32([1, 2, 3]))
+    assert counted(b, "inputs", "joint_states.without_wanted_joint", feed=feed)
+    assert b.client.value("inputs", "joint_states.dropped") == "0"
+
+
+def test_publishers_that_disagree_stop_chunks(bench, messages):
+    b = bench()
+    second = b.client.node.create_publisher(JointState, JOINTS, 5)
+    b.activate()
+    here = messages.joints(("joint1", "joint2", "gripper"), [0.0, 0.0, 0.0])
+    there = messages.joints(("joint1", "joint2", "gripper"), [0.0, 0.8, 0.0])
+
+    def feed():
+        b.feed(joints=here)
+        there.header.stamp = b.client.node.get_clock().now().to_msg()
+        second.publish(there)
+
+    assert counted(b, "inputs", "joint_states.refused.conflict", feed=feed)
+    assert "disagree about joint2" in b.client.latest("inputs").message
+    b.chunks(2)  # the second one is silent again
 
 
 # -- freshness --------------------------------------------------------------------------

@@ -8,10 +8,11 @@ Used by `pi05 doctor` in a process of its own.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +22,15 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from pi05_ros.ros.process import EnduringExecutor
+from pi05_ros.runtime.conversion import ConversionError, stamp_ns
+from pi05_ros.runtime.joint_states import JointStateMerger, merge_message
 
 KINDS = {
     "sensor_msgs/msg/Image": (Image, "image"),
     "sensor_msgs/msg/CompressedImage": (CompressedImage, "image"),
     "sensor_msgs/msg/JointState": (JointState, "joints"),
 }
+MAX_NAMES = 256
 
 
 @dataclass
@@ -37,6 +41,9 @@ class Seen:
     times: list[float] = field(default_factory=list)
     ages: list[float] = field(default_factory=list)
     last: Any = None
+    names: dict[str, None] = field(default_factory=dict)  # of all joint states
+    merger: JointStateMerger | None = None
+    conflicts: dict[str, str] = field(default_factory=dict)  # joint -> what was seen
 
     def take(self, message: Any) -> None:
         """Note one message."""
@@ -45,6 +52,20 @@ class Seen:
         self.times.append(time.monotonic())
         self.ages.append(now - stamp.sec - stamp.nanosec * 1e-9)
         self.last = message
+        if KINDS[self.msgtype][1] == "joints":
+            self._take_joints(message)
+
+    def _take_joints(self, message: Any) -> None:
+        """Note the names, and publishers that disagree about a wanted joint."""
+        if len(self.names) < MAX_NAMES:
+            self.names.update(dict.fromkeys(message.name))
+        if self.merger is None:
+            return
+        taken_ns = stamp_ns(message.header.stamp) or time.time_ns()
+        with contextlib.suppress(ConversionError):  # the node's diagnostics name those
+            merge_message(self.merger, message, stamp_ns=taken_ns)
+        for conflict in self.merger.conflicts(taken_ns):
+            self.conflicts[conflict.joint] = str(conflict)
 
     def facts(self, publishers: int) -> dict[str, Any]:
         """JSON-ready findings."""
@@ -69,15 +90,17 @@ class Seen:
             found["width"] = 0 if compressed or not message else int(message.width)
             found["height"] = 0 if compressed or not message else int(message.height)
         else:
-            found["names"] = list(self.last.name) if self.last else []
+            found["names"] = list(self.names)
+            found["conflicts"] = list(self.conflicts.values())
         return found
 
 
 class Probe(Node):
     """Subscribes to every camera and joint state topic it finds."""
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, joints: Sequence[str] = ()) -> None:
         super().__init__("pi05_topic_probe")
+        self._joints = tuple(joints)
         self._prefix = "/" + namespace.strip("/") + "/" if namespace.strip("/") else "/"
         self.seen: dict[str, Seen] = {}
 
@@ -88,8 +111,9 @@ class Probe(Node):
             new = topic not in self.seen and topic.startswith(self._prefix)
             if msgtype is None or not new or self.count_publishers(topic) == 0:
                 continue
-            self.seen[topic] = Seen(msgtype)
-            qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+            merger = JointStateMerger(self._joints) if self._joints else None
+            self.seen[topic] = Seen(msgtype, merger=merger)
+            qos = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
             self.create_subscription(KINDS[msgtype][0], topic, self._taker(topic), qos)
 
     def _taker(self, topic: str) -> Callable[[Any], None]:
@@ -107,9 +131,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="topic_probe")
     parser.add_argument("--namespace", default="")
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--joints", nargs="*", default=[])
     args = parser.parse_args()
     rclpy.init(args=[])
-    probe = Probe(args.namespace)
+    probe = Probe(args.namespace, args.joints)
     executor = EnduringExecutor(probe)
     end = time.monotonic() + args.seconds
     next_look = 0.0
