@@ -29,11 +29,15 @@ from pi05_ros.replay.live import (
     START_S,
     WRITE_S,
     read_diagnostics,
-    ros_environment,
     write_parameters,
 )
 from pi05_ros.replay.summary import Spread, latencies_ms
-from pi05_ros.ros.processes.children import Child, ChildError, Children
+from pi05_ros.ros.processes.children import (
+    Child,
+    ChildError,
+    Children,
+    ros_environment,
+)
 from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
 
 SETTLED = 0.25  # share of the run left out of memory figures: caches fill up

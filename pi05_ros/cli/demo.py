@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo; 0 if the chunks came, 1 if they did not, 2 if it cannot run."""
     from pi05_ros.bags.bag import Bag, BagError
-    from pi05_ros.replay.live import ros_environment
     from pi05_ros.replay.plots import require_matplotlib
     from pi05_ros.replay.run import choose, robot_of, run_online, write_files
+    from pi05_ros.ros.processes.children import ros_environment
     from pi05_ros.runtime.parameters import PolicyParameters
 
     if not 1.0 <= args.seconds <= 600.0:

@@ -225,8 +225,7 @@ def _film(runner: EpisodeRunner, job: Job, out: Path) -> Path:
 
 
 def _run_ros(args: argparse.Namespace) -> int:
-    from pi05_ros.replay.live import ros_environment
-    from pi05_ros.ros.processes.children import ChildError
+    from pi05_ros.ros.processes.children import ChildError, ros_environment
     from pi05_ros.sim.evaluation import ros_grid
     from pi05_ros.sim.evaluation.episode import Setting
     from pi05_ros.sim.evaluation.run_identity import claim

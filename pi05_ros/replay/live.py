@@ -9,38 +9,27 @@ process: transport, waiting for a tick, inference and transport again, as on the
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 from typing import Any
 
-import pi05_ros
 from pi05_ros.bags.bag import Bag, BagError
 from pi05_ros.bags.chunk_record import CHUNKS, ChunkRecord, read_chunks
 from pi05_ros.bags.messages import DIAGNOSTICS
 from pi05_ros.bags.play_plan import PlayPlan
 from pi05_ros.bags.topics import CAMERAS, Source
-from pi05_ros.errors import Pi05Error
-from pi05_ros.resources import config_dir
-from pi05_ros.ros.processes.children import STOP_S, ChildError, Children
-from pi05_ros.ros.processes.domain import free_domain_id
+from pi05_ros.ros.processes.children import STOP_S, ChildError, Children, ros_environment
 from pi05_ros.strict_yaml import dump_yaml
 
 NODE = "/pi05_policy"
-FASTDDS_PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 START_S = 60.0
 LOAD_S = 600.0  # for loading the checkpoint
 LONGEST_S = 7 * 86400.0
 WRITE_S = 120.0  # the recorder keeps everything in memory and writes it at the end
 SETTLE_S = 1.3  # after the last message: the last chunk, and one more report of diagnostics
-
-
-class RosMissingError(Pi05Error, RuntimeError):
-    """Live replay needs ROS 2; the text says how to get it."""
 
 
 @dataclass(frozen=True)
@@ -87,42 +76,6 @@ class LiveResult:
     dropped: dict[str, int]
     inputs: dict[str, str]
     player: dict[str, Any]
-
-
-def ros_environment() -> tuple[dict[str, str], int]:
-    """Environment for children: DDS on this machine only, in a domain of its own.
-
-    Raises:
-        RosMissingError: no ROS 2, or its environment is not set.
-
-    """
-    if util.find_spec("rclpy") is None:
-        raise RosMissingError(
-            "this needs ROS 2: source /opt/ros/<distro>/setup.bash, or run scripts/setup_env.sh "
-            "and source .venv/ros_env.sh (pi05 replay --offline works without ROS)"
-        )
-    if not os.environ.get("AMENT_PREFIX_PATH"):
-        raise RosMissingError(
-            "the ROS 2 environment is not set: source /opt/ros/<distro>/setup.bash and your "
-            "workspace's install/setup.bash, or .venv/ros_env.sh"
-        )
-    domain = free_domain_id()
-    package_parent = str(Path(pi05_ros.__file__).resolve().parents[1])
-    paths = [package_parent, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = {
-        **os.environ,
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_DOMAIN_ID": str(domain),
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }
-    environment.pop("ROS_LOCALHOST_ONLY", None)
-    if os.environ.get("ROS_DISTRO") == "humble":
-        environment["ROS_LOCALHOST_ONLY"] = "1"
-    # Raw pictures do not fit into Fast DDS's default shared memory; the file says more.
-    if not any(name in os.environ for name in FASTDDS_PROFILE_VARIABLES):
-        profile = str(config_dir() / "fastdds_images.xml")
-        environment.update(dict.fromkeys(FASTDDS_PROFILE_VARIABLES, profile))
-    return environment, domain
 
 
 def write_parameters(path: Path, values: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +22,14 @@ from pi05_ros.bags.timeline import TimedMessage, read_timeline
 from pi05_ros.bags.topics import JOINT_STATES, PROMPT, Source
 from pi05_ros.policy.chunking.continuation import DelayEstimator
 from pi05_ros.policy.chunking.continuing import ContinuingPolicy, Started
-from pi05_ros.policy.interface import MAX_SEED, ActionChunk
-from pi05_ros.runtime import conversion, inference, pacing
-from pi05_ros.runtime.inference import BadChunkError, BadSampleError, Job, PolicyLike
-from pi05_ros.runtime.observation_buffer import CLOCK_JUMP_NS, Snapshot
+from pi05_ros.policy.interface import ActionChunk
+from pi05_ros.runtime import conversion
+from pi05_ros.runtime.inference import BadSampleError, InferenceResult, Job, PolicyLike
+from pi05_ros.runtime.loop import InferenceLoop
+from pi05_ros.runtime.observation_buffer import CLOCK_JUMP_NS, Problem
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.sources import camera_source, make_inputs
+from pi05_ros.runtime.text import prompt_in_use
 
 LEAP_NS = 3600 * NS  # ticks in a gap this long are not counted: stamps of zero, wrong log times
 
@@ -63,6 +65,48 @@ class OfflineCounts:
     jumps: int = 0
     leaps: int = 0
     clock_s: float = 0.0
+
+    def lost_tick(self) -> None:
+        """Not counted: ticks of a bag are lost by waiting for pictures only."""
+
+    def started(self, job: Job) -> None:
+        """Not counted: it ends in a chunk or in one of the following."""
+
+    def refused(self, problems: Sequence[Problem]) -> None:
+        """Count a tick without an inference."""
+        for reason in sorted({f"{problem.source} {problem.code}" for problem in problems}):
+            self.skipped[reason] += 1
+
+    def bad_sample(self, bad: BadSampleError) -> None:
+        """Count a sample that did not convert."""
+        self.skipped[f"{bad.source} {bad.error.code}"] += 1
+
+    def dropped_chunk(self, reason: str, text: str) -> None:
+        """Count a chunk that the node would not publish."""
+        self.skipped["chunk not finite" if reason == "nan" else f"chunk {reason}"] += 1
+
+    def failed(self, error: Exception) -> None:
+        """End the replay: what the policy refuses now it refuses each time."""
+        raise error
+
+
+class BagClocks:
+    """The clocks of the loop, set to the time of the bag."""
+
+    def __init__(self) -> None:
+        self._now_ns = self._mono_ns = 0
+
+    def set(self, now_ns: int, mono_ns: int) -> None:
+        """Set both."""
+        self._now_ns, self._mono_ns = now_ns, mono_ns
+
+    def now_ns(self) -> int:
+        """Bag time."""
+        return self._now_ns
+
+    def mono_ns(self) -> int:
+        """Bag time played so far."""
+        return self._mono_ns
 
 
 class UntimedPolicy(ContinuingPolicy):
@@ -128,16 +172,24 @@ class OfflineReplay:
         self._parameters = parameters
         self._base = base
         self._loops = loops
-        self._images = converters(sources, roles)
-        self._camera_names = tuple(name for name, _ in self._images.values())
+        images = converters(sources, roles)
         self._inputs = make_inputs(parameters, roles, policy.robot.state_names)
-        self._pacer = pacing.Pacer()
-        self._wait_ns = pacing.wait_ns(parameters.camera_wait_s, parameters.rate_hz)
         self._period_ns = round(NS / parameters.rate_hz)
         self._prompt = parameters.prompt
         self._identity = offline_identity(policy, parameters)
-        self._inferences = 0
-        self._chunk_id = 0
+        self._made: list[OfflineChunk] = []
+        self._clocks = BagClocks()
+        self._loop = InferenceLoop(
+            policy,
+            self._inputs,
+            images,
+            lambda: parameters,
+            lambda: prompt_in_use(self._prompt, policy.robot.default_prompt),
+            self._clocks,
+            self.counts,
+            self._deliver,
+            ages=False,
+        )
 
     def __iter__(self) -> Iterator[OfflineChunk]:
         played_ns = 0  # stands for the node's monotonic clock
@@ -149,7 +201,7 @@ class OfflineReplay:
                 mono_ns = start_ns + message.offset_ns
                 now_ns = message.clock_ns
                 if last is not None and not -CLOCK_JUMP_NS <= now_ns - last.clock_ns <= LEAP_NS:
-                    self._pacer.started()
+                    self._loop.give_up()
                     next_tick = None
                     self.counts.leaps += now_ns > last.clock_ns
                 elif last is not None:
@@ -159,12 +211,14 @@ class OfflineReplay:
                 # What was due before this message came.
                 to_mono = mono_ns - now_ns
                 while True:
-                    due = self._pacer.due_since
-                    over = None if due is None else due + self._wait_ns - to_mono
+                    due = self._loop.due_since_ns
+                    over = None if due is None else due + self._loop.wait_ns - to_mono
                     if over is not None and over < min(next_tick, now_ns):
                         yield from self._try_start(over, over + to_mono)
                     elif next_tick < now_ns:
-                        self._tick(next_tick + to_mono)
+                        self._clocks.set(next_tick, next_tick + to_mono)
+                        self.counts.ticks += 1
+                        self._loop.tick()
                         yield from self._try_start(next_tick, next_tick + to_mono)
                         next_tick += self._period_ns
                     else:
@@ -175,10 +229,6 @@ class OfflineReplay:
                 played_ns = mono_ns
             played_ns += 1
         self.counts.jumps = self._inputs.clock_jumps
-
-    def _tick(self, mono_ns: int) -> None:
-        self.counts.ticks += 1
-        self._pacer.tick(mono_ns)
 
     def _take(self, message: TimedMessage, now_ns: int, mono_ns: int) -> None:
         """Feed one message to the buffers, checked as the node checks it on arrival."""
@@ -222,49 +272,19 @@ class OfflineReplay:
 
     def _try_start(self, now_ns: int, mono_ns: int) -> Iterator[OfflineChunk]:
         """Run the inference that is due, if it may start now."""
-        due_since = self._pacer.due_since
-        if due_since is None:
-            return
-        complete = self._inputs.complete_since(self._camera_names, due_since)
-        if not self._pacer.may_start(mono_ns, self._wait_ns, complete):
-            return
-        self._pacer.started()
-        taken = self._inputs.take(now_ns, mono_ns)
-        if not isinstance(taken, Snapshot):
-            for reason in sorted({f"{problem.source} {problem.code}" for problem in taken}):
-                self.counts.skipped[reason] += 1
-            return
-        if now_ns - taken.stamp_ns > self._parameters.max_answer_age_s * NS:
-            self.counts.skipped["chunk late"] += 1  # the node computes it and drops it
-            self._inferences += 1
-            return
-        try:
-            yield self._infer(taken, now_ns)
-        except BadSampleError as bad:
-            self.counts.skipped[f"{bad.source} {bad.error.code}"] += 1
-        except BadChunkError:
-            self.counts.skipped["chunk not finite"] += 1
+        self._clocks.set(now_ns, mono_ns)
+        self._loop.try_start()
+        yield from self._made
+        self._made.clear()
 
-    def _infer(self, snapshot: Snapshot, now_ns: int) -> OfflineChunk:
-        job = Job(
-            generation=0,
-            snapshot=snapshot,
-            images=self._images,
-            joints=JOINT_STATES,
-            prompt=self._prompt,
-            seed=(self._parameters.seed + self._inferences) % (MAX_SEED + 1),
-            denoise_steps=self._parameters.denoise_steps,
-        )
-        self._inferences += 1
-        answer = inference.run(self._policy, job)
+    def _deliver(self, job: Job, result: InferenceResult, chunk_id: int, now_ns: int) -> None:
         message = chunk_message(
-            answer.chunk,
-            inputs=[(name, sample.stamp_ns) for name, sample in snapshot.samples.items()],
+            result.chunk,
+            inputs=[(name, sample.stamp_ns) for name, sample in job.snapshot.samples.items()],
             published_ns=now_ns,
-            chunk_id=self._chunk_id,
+            chunk_id=chunk_id,
             policy_id=self._identity,
             random_weights=bool(self._policy.info.random_weights),
         )
-        self._chunk_id += 1
-        elapsed_ms = (answer.inferred_ns - answer.converted_ns) / 1e6
-        return OfflineChunk(message, record_from_message(message, now_ns), elapsed_ms)
+        elapsed_ms = (result.inferred_ns - result.converted_ns) / 1e6
+        self._made.append(OfflineChunk(message, record_from_message(message, now_ns), elapsed_ms))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
@@ -10,6 +11,7 @@ from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.runtime.observation_buffer import NS, Inputs, Problem
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.statistics import Statistics
+from pi05_ros.runtime.text import printable
 
 PERIOD_S = 1.0
 
@@ -19,15 +21,33 @@ class Context:
     """What the entries need besides inputs and statistics."""
 
     node: str  # fully qualified name
-    hardware_id: str
     active: bool
     state: str
     parameters: PolicyParameters
-    backend: str
-    backend_reason: str
-    precision: str
-    device: str
+    info: Any | None = None  # PolicyInfo while a policy is loaded
     health: EngineHealth = field(default_factory=EngineHealth)
+
+    @property
+    def hardware_id(self) -> str:
+        """Robot and device, empty without a policy."""
+        return "" if self.info is None else f"{self.info.robot} on {self.info.device}"
+
+    @property
+    def backend_reason(self) -> str:
+        """Why the backend is not the one that was asked for."""
+        return "" if self.info is None else str(self.info.backend_reason)
+
+    def engine_values(self) -> dict[str, object]:
+        """What runs the model; empty texts without a policy."""
+        if self.info is None:
+            return dict.fromkeys(("backend", "backend_reason", "precision", "device"), "")
+        precision = self.info.precision
+        return {
+            "backend": self.info.backend,
+            "backend_reason": self.info.backend_reason,
+            "precision": f"{precision.vision}/{precision.prefill}/{precision.denoise}",
+            "device": self.info.device,
+        }
 
 
 def _status(
@@ -36,9 +56,9 @@ def _status(
     return DiagnosticStatus(
         level=level,
         name=f"{context.node}: {name}",
-        message=text,
-        hardware_id=context.hardware_id,
-        values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+        message=printable(text),
+        hardware_id=printable(context.hardware_id),
+        values=[KeyValue(key=printable(k), value=printable(v)) for k, v in values.items()],
     )
 
 
@@ -55,7 +75,7 @@ class Diagnostics:
     def build(
         self,
         context: Context,
-        inputs: Inputs | None,
+        inputs: Inputs,
         statistics: Statistics,
         now_ns: int,
         mono_ns: int,
@@ -71,34 +91,33 @@ class Diagnostics:
         )
 
     def _inputs(
-        self, context: Context, inputs: Inputs | None, now_ns: int, mono_ns: int, elapsed_s: float
+        self, context: Context, inputs: Inputs, now_ns: int, mono_ns: int, elapsed_s: float
     ) -> DiagnosticStatus:
         values: dict[str, object] = {}
-        problems: list[Problem] = []
         texts: list[str] = []
-        if inputs is not None:
-            problems = inputs.check(now_ns, mono_ns)
-            for name, source in inputs.sources.items():
-                new = source.received - self._received.get(name, 0)
-                self._received[name] = source.received
-                unreadable = source.unreadable - self._unreadable.get(name, 0)
-                self._unreadable[name] = source.unreadable
-                if unreadable > 0:
-                    texts.append(f"{name}: {unreadable} samples unusable: {source.last_error}")
-                values[f"{name}.rate_hz"] = f"{max(new, 0) / elapsed_s:.1f}"
-                values[f"{name}.age_ms"] = (
-                    f"{(now_ns - source.newest.stamp_ns) / 1e6:.0f}" if source.newest else "none"
-                )
-                values[f"{name}.received"] = source.received
-                if source.unrelated:
-                    values[f"{name}.without_wanted_joint"] = source.unrelated
-                values[f"{name}.dropped"] = sum(source.dropped.values())
-                for code, count in sorted(source.dropped.items()):
-                    values[f"{name}.dropped.{code}"] = count
-                for code, count in sorted(source.refused.items()):
-                    values[f"{name}.refused.{code}"] = count
-                if source.last_error:
-                    values[f"{name}.last_error"] = source.last_error
+        problems: list[Problem] = inputs.check(now_ns, mono_ns) if inputs.sources else []
+        for name, source in inputs.sources.items():
+            new = source.received - self._received.get(name, 0)
+            self._received[name] = source.received
+            unreadable = source.unreadable - self._unreadable.get(name, 0)
+            self._unreadable[name] = source.unreadable
+            if unreadable > 0:
+                texts.append(f"{name}: {unreadable} samples unusable: {source.last_error}")
+            values[f"{name}.rate_hz"] = f"{max(new, 0) / elapsed_s:.1f}"
+            values[f"{name}.age_ms"] = (
+                f"{(now_ns - source.newest.stamp_ns) / 1e6:.0f}" if source.newest else "none"
+            )
+            values[f"{name}.received"] = source.received
+            if source.unrelated:
+                values[f"{name}.without_wanted_joint"] = source.unrelated
+            values[f"{name}.dropped"] = sum(source.dropped.values())
+            for code, count in sorted(source.dropped.items()):
+                values[f"{name}.dropped.{code}"] = count
+            for code, count in sorted(source.refused.items()):
+                values[f"{name}.refused.{code}"] = count
+            if source.last_error:
+                values[f"{name}.last_error"] = source.last_error
+        if inputs.sources:
             values["clock_jumps"] = inputs.clock_jumps
         if not context.active:
             return _status("inputs", context, DiagnosticStatus.STALE, context.state, values)
@@ -119,10 +138,7 @@ class Diagnostics:
         self._published, self._skipped = published, skipped
         percentiles = statistics.percentiles()
         values: dict[str, object] = {
-            "backend": context.backend,
-            "backend_reason": context.backend_reason,
-            "precision": context.precision,
-            "device": context.device,
+            **context.engine_values(),
             "rate_hz": f"{rate_hz:.1f}",
             "asked_rate_hz": f"{context.parameters.rate_hz:g}",
             "published": published,

@@ -15,9 +15,7 @@ from pi05_ros.execution.strategies import (
     DEFAULT_REPLACE_AFTER,
     STRATEGIES,
 )
-from pi05_ros.ros import read_only_parameters
-from pi05_ros.ros.read_only_parameters import param, specs_of
-from pi05_ros.runtime.parameters import ParameterError, main
+from pi05_ros.runtime.parameter_specs import ParameterError, main, param, specs_of
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -109,7 +107,9 @@ def declare(node: Node) -> ExecutorParameters:
         ParameterError: a value that is not accepted; the message names the accepted ones.
 
     """
-    parameters = read_only_parameters.declare(node, ExecutorParameters)
+    from pi05_ros.ros import parameter_server
+
+    parameters = parameter_server.declare(node, ExecutorParameters)
     if not parameters.limits_file and not parameters.robot_description:
         raise ParameterError(
             "limits_file is empty; accepted: a YAML file with joint_limits, or the parameter "
@@ -119,4 +119,4 @@ def declare(node: Node) -> ExecutorParameters:
 
 
 if __name__ == "__main__":
-    sys.exit(main(specs=SPECS, node="executor node"))
+    sys.exit(main(SPECS, "executor node"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeVar
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -19,7 +19,8 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from pi05_ros.runtime.parameters import SPECS, ParameterError, PolicyParameters, Spec
+from pi05_ros.runtime.parameter_specs import ParameterError, Spec, from_values, specs_of
+from pi05_ros.runtime.parameters import SPECS, PolicyParameters
 
 
 def descriptor(spec: Spec) -> ParameterDescriptor:
@@ -53,6 +54,9 @@ def warn_about_typos(node: Node, names: Collection[str]) -> None:
 def _ros_value(value: Any) -> Any:
     # An empty list has no type in ROS; [''] is the usual form of "none".
     return list(value or ("",)) if isinstance(value, tuple) else value
+
+
+T = TypeVar("T")
 
 
 class ParameterServer:
@@ -145,3 +149,23 @@ class ParameterServer:
 
 def _is_array(value: Any) -> bool:
     return not isinstance(value, str | bytes | int | float | bool) and value is not None
+
+
+def declare(node: Node, kind: type[T]) -> T:
+    """Declare all parameters of a dataclass on a node and return their values.
+
+    Raises:
+        ParameterError: a value that is not accepted; the message names the accepted ones.
+
+    """
+    values: dict[str, Any] = {}
+    for spec in specs_of(kind).values():
+        override = node._parameter_overrides.get(spec.name)
+        value = spec.default if override is None or override.value is None else override.value
+        if spec.kind is tuple and isinstance(value, list | tuple):
+            value = tuple(item for item in value if item)  # [''] is how ROS says "none"
+        values[spec.name] = spec.convert(value)
+        shown = list(values[spec.name]) or [""] if spec.kind is tuple else values[spec.name]
+        node.declare_parameter(spec.name, shown, descriptor(spec), ignore_override=True)
+    warn_about_typos(node, values)
+    return from_values(kind, values)

@@ -1,51 +1,43 @@
 """The lifecycle node: camera and joint-state topics in, action chunks out.
 
-Thin on purpose: parameters, subscriptions, ticks, worker, messages and diagnostics have modules
-of their own; this one does the transitions. docs/node.md describes it for users.
+The node is a list of managed parts; here are its transitions and what it says about itself.
+docs/node.md describes it for users.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import ParameterException
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
-from rclpy.parameter import Parameter
-from std_msgs.msg import String
-from std_srvs.srv import Trigger
 
-from pi05_ros.backends.engine import EngineHealth
-from pi05_ros.msg import ActionChunk, PolicyStatus
-from pi05_ros.ros import diagnostics, memory, process, qos
-from pi05_ros.ros.inference_loop import InferenceLoop
-from pi05_ros.ros.lifecycle_guard import guard_change_state
-from pi05_ros.ros.messages import time_msg
+from pi05_ros.msg import PolicyStatus
+from pi05_ros.ros import diagnostics, process, qos
+from pi05_ros.ros.inference_loop import TimedLoop
+from pi05_ros.ros.managed import ChunkOutput, ManagedPart, ResetService
+from pi05_ros.ros.messages import StatusPublisher, status_message, time_msg
 from pi05_ros.ros.parameter_server import ParameterServer
-from pi05_ros.ros.status import StatusPublisher, status_message
-from pi05_ros.ros.subscriptions import Sources
+from pi05_ros.ros.policy_host import PolicyHost
+from pi05_ros.ros.prompt_topic import PromptTopic
+from pi05_ros.ros.subscriptions import Subscriptions
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inference import PolicyLike
-from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
+from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.policy_loading import load_policy
 from pi05_ros.runtime.statistics import Statistics
-from pi05_ros.runtime.worker import Worker
+from pi05_ros.runtime.text import first_line, printable
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
 ERROR = TransitionCallbackReturn.ERROR
 
-MAX_PROMPT_CHARACTERS = 4096
 _LABELS = {
     PolicyStatus.STATE_UNCONFIGURED: "unconfigured",
     PolicyStatus.STATE_INACTIVE: "inactive",
@@ -72,23 +64,30 @@ class PolicyNode(LifecycleNode):
         **kwargs: Any,
     ) -> None:
         super().__init__("pi05_policy", **kwargs)
-        self._policy_factory = policy_factory
-        self._stop = stop or threading.Event()
         self._primary_state = PolicyStatus.STATE_UNCONFIGURED
         self._message = ""
-        self._policy: PolicyLike | None = None
-        self._worker: Worker | None = None
-        self._denoiser: Worker | None = None  # with overlap
-        self._sources: Sources | None = None
-        self._loop: InferenceLoop | None = None
-        self._chunk_publisher: Any = None
-        self._prompt_subscriptions: list[Any] = []
-        self._reset_service: Any = None
-        self._worker_done: Any = None
-        self._prompts_seen: deque[int] = deque(maxlen=16)
         self._statistics = Statistics()
         self._log = EdgeLog(self.get_logger())
+        self._parts: list[ManagedPart] = []
         self._params = ParameterServer(self, self._on_parameters)
+        self._host = PolicyHost(
+            self, policy_factory, stop or threading.Event(), self._while_loading,
+            lambda: self._loop.on_worker_idle(), self._statistics,
+        )  # fmt: skip
+        self._output = ChunkOutput(self)
+        self._intake = Subscriptions(self, self._host, lambda: self._loop.on_sample(), self._log)
+        self._prompt = PromptTopic(
+            self, lambda: self._params.current, lambda: self._host.default_prompt
+        )
+        self._loop = TimedLoop(
+            self, self._host, self._intake, self._output.publish,
+            lambda: self._params.current, lambda: self._prompt.in_use, self._statistics, self._log,
+        )  # fmt: skip
+        # Configured and activated in this order, taken down in the reverse one.
+        self._parts = [
+            self._host, self._output, self._intake, self._loop, self._prompt,
+            ResetService(self, self._loop.reset),
+        ]  # fmt: skip
         self._status = StatusPublisher(self)
         self._diagnostics = diagnostics.Diagnostics()
         self._diagnostics_publisher = self.create_publisher(
@@ -100,7 +99,7 @@ class PolicyNode(LifecycleNode):
             self._once_a_second,
             clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
-        guard_change_state(self)
+        process.guard_change_state(self)
         self._publish_status()
 
     # -- transitions -----------------------------------------------------------------------
@@ -109,19 +108,20 @@ class PolicyNode(LifecycleNode):
         """Load and warm up the policy, create topics; FAILURE for anything a user can fix."""
         try:
             parameters = self._params.validated()
-            self._load(parameters)
-            self._create_topics(parameters)
+            for part in self._parts:
+                part.configure(parameters)
         except (ValueError, OSError, RuntimeError, ImportError, ParameterException) as error:
             self._tear_down()
-            self._refuse(f"configure failed: {_one_line(error)}")
+            self._refuse(f"configure failed: {first_line(error)}")
             return FAILURE
         except Exception:
             return self._unexpected("configure")
-        assert self._policy is not None
-        info = self._policy.info
+        info = self._host.policy.info
         self.get_logger().info(
-            f"configured: {info.checkpoint} for {info.robot}, {info.backend} on {info.device}"
-            + (f" ({info.backend_reason})" if info.backend_reason else "")
+            printable(
+                f"configured: {info.checkpoint} for {info.robot}, {info.backend} on {info.device}"
+                + (f" ({info.backend_reason})" if info.backend_reason else "")
+            )
         )
         if info.random_weights:
             self.get_logger().warning("the weights are random: do not move a robot with them")
@@ -131,10 +131,9 @@ class PolicyNode(LifecycleNode):
     def on_activate(self, state: Any) -> TransitionCallbackReturn:
         """Empty the buffers, unmute the publisher, start ticking."""
         try:
-            assert self._loop is not None
             result = super().on_activate(state)
-            self._log.clear()
-            self._loop.start()
+            for part in self._parts:
+                part.activate()
         except Exception:
             return self._unexpected("activate")
         self._enter(PolicyStatus.STATE_ACTIVE)
@@ -143,7 +142,7 @@ class PolicyNode(LifecycleNode):
     def on_deactivate(self, state: Any) -> TransitionCallbackReturn:
         """Stop ticking, let a running inference end (bounded) and drop its result."""
         try:
-            self._stop_loop()
+            self._deactivate()
             result = super().on_deactivate(state)
         except Exception:
             return self._unexpected("deactivate")
@@ -166,7 +165,7 @@ class PolicyNode(LifecycleNode):
         try:
             self._tear_down()
         except Exception:
-            self.get_logger().error(f"in shutdown: {traceback.format_exc()}")
+            self._report_traceback("shutdown")
         self._enter(PolicyStatus.STATE_FINALIZED)
         return SUCCESS
 
@@ -175,7 +174,7 @@ class PolicyNode(LifecycleNode):
         try:
             clean = self._tear_down()
         except Exception:
-            self.get_logger().error(f"in error handling: {traceback.format_exc()}")
+            self._report_traceback("error handling")
             clean = False
         message = self._message
         self._enter(
@@ -189,195 +188,59 @@ class PolicyNode(LifecycleNode):
             if self._primary_state != PolicyStatus.STATE_FINALIZED:
                 self.trigger_shutdown()
         except Exception:
-            self.get_logger().error(f"in shutdown: {traceback.format_exc()}")
+            self._report_traceback("shutdown")
         self._publish_status(force=True)
         self._status.flush(0.5)
-        return self._worker is None
+        return self._host.released
 
-    # -- resources -------------------------------------------------------------------------
-
-    def _load(self, parameters: PolicyParameters) -> None:
-        """Load and warm up in the worker thread, so that signals are served meanwhile."""
-        self._worker_done = self.create_guard_condition(self._on_worker_idle)
-        self._worker = Worker(self._wake)
-
-        def load() -> PolicyLike:
-            policy = self._policy_factory(parameters)
-            policy.warm_up()
-            return policy
-
-        if parameters.overlap:
-            self._denoiser = Worker(name="pi05_denoise")
-        task = self._worker.submit(load)
-        assert task is not None
-        while not task.done.wait(0.05):
-            if self._stop.is_set():
-                raise RuntimeError("the process was asked to end while the policy was loading")
-        if task.error is not None:
-            raise task.error
-        self._policy = task.result
-
-    def _create_topics(self, parameters: PolicyParameters) -> None:
-        assert self._policy is not None
-        assert self._worker is not None
-        robot = self._policy.robot
-        roles = parameters.roles or robot.camera_roles
-        _check_roles(roles, robot)
-        self._chunk_publisher = self.create_lifecycle_publisher(
-            ActionChunk,
-            "~/action_chunk",
-            qos.own(qos.CHUNK),
-            qos_overriding_options=qos.overridable(),
-        )
-        self._sources = Sources(
-            self, roles, robot.state_names, parameters, self._on_sample, self._log
-        )
-        self._loop = InferenceLoop(
-            self,
-            self._policy,
-            self._worker,
-            self._sources,
-            self._chunk_publisher.publish,
-            lambda: self._params.current,
-            self._statistics,
-            self._log,
-            self._denoiser,
-        )
-        # A latched reader alone would not match ordinary publishers, an ordinary one alone would
-        # miss what was latched before it came.
-        self._prompt_subscriptions = [
-            self.create_subscription(
-                String, "prompt", self._on_prompt, qos.LATCHED,
-                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
-            ),
-            self.create_subscription(String, "prompt", self._on_prompt, qos.PROMPT),
-        ]  # fmt: skip
-        self._reset_service = self.create_service(Trigger, "~/reset", self._on_reset)
-
-    def _stop_loop(self) -> None:
-        if self._loop is None or self._worker is None:
-            return
-        self._loop.stop()
+    def _deactivate(self) -> None:
+        """Deactivate the parts and give a running inference its time to end."""
+        for part in reversed(self._parts):
+            part.deactivate()
         timeout_s = self._params.current.stop_timeout_s
-        if not self._wait_idle(timeout_s):
+        if not self._host.wait_idle(timeout_s):
             self.get_logger().warning(
                 f"the inference in flight did not end within {timeout_s:g} s; its result will "
                 "be dropped"
             )
 
-    def _wait_idle(self, timeout_s: float) -> bool:
-        """Wait until no worker computes; False if that took longer than both together may."""
-        end = time.monotonic() + timeout_s
-        # In this order: the first hands its work to the second.
-        workers = [worker for worker in (self._worker, self._denoiser) if worker is not None]
-        return all(worker.wait_idle(max(0.0, end - time.monotonic())) for worker in workers)
-
     def _tear_down(self) -> bool:
         """Release everything that exists; False if a worker still computes (policy is kept)."""
-        self._stop_loop()
-        # A running inference had its time in _stop_loop; this is for the end of a job.
-        if not self._wait_idle(0.2):
+        self._deactivate()
+        # A running inference had its time; this is for the end of a job.
+        if not self._host.wait_idle(0.2):
             return False
-        self._loop = None
-        if self._sources is not None:
-            self._sources.destroy()
-            self._sources = None
-        while self._prompt_subscriptions:
-            self.destroy_subscription(self._prompt_subscriptions.pop())
-        if self._reset_service is not None:
-            self.destroy_service(self._reset_service)
-            self._reset_service = None
-        if self._chunk_publisher is not None:
-            self.destroy_lifecycle_publisher(self._chunk_publisher)
-            self._chunk_publisher = None
-        policy, self._policy = self._policy, None
-        if self._denoiser is not None:
-            self._denoiser.stop(1.0)
-            self._denoiser = None
-        if self._worker is not None:
-            worker, self._worker = self._worker, None
-            if policy is not None:
-                task = worker.submit(policy.close)
-                if task is not None:
-                    task.done.wait(1.0)
-            worker.stop(1.0)
-        if self._worker_done is not None:
-            self.destroy_guard_condition(self._worker_done)
-            self._worker_done = None
+        for part in reversed(self._parts):
+            part.cleanup()
         return True
 
     # -- callbacks -------------------------------------------------------------------------
 
-    def _on_sample(self) -> None:
-        if self._loop is not None:
-            self._loop.on_sample()
-
-    def _wake(self) -> None:
-        """Worker thread: have `_on_worker_idle` called by the executor."""
-        guard = self._worker_done
-        if guard is not None:
-            with contextlib.suppress(rclpy_implementation.InvalidHandle):
-                guard.trigger()
-
-    def _on_worker_idle(self) -> None:
-        if self._loop is not None:
-            self._loop.on_worker_idle()
-
-    def _on_prompt(self, message: String, info: dict[str, Any]) -> None:
-        # A latched message comes to both subscriptions, and again with every new configure.
-        stamp = int(info.get("source_timestamp", 0))
-        if stamp in self._prompts_seen:
-            return
-        if stamp:
-            self._prompts_seen.append(stamp)
-        text = message.data
-        if len(text) > MAX_PROMPT_CHARACTERS:
-            self.get_logger().warning(
-                f"prompt of {len(text)} characters cut to {MAX_PROMPT_CHARACTERS}"
-            )
-            text = text[:MAX_PROMPT_CHARACTERS]
-        self.set_parameters([Parameter("prompt", value=text)])
-
-    def _on_reset(self, request: Any, response: Any) -> Any:
-        assert self._loop is not None
-        self._loop.reset()
-        response.success = True
-        response.message = "buffers emptied, seed counter at its start, running inference dropped"
-        return response
-
     def _on_parameters(self, parameters: PolicyParameters) -> None:
-        if self._sources is not None:
-            self._sources.apply(parameters)
-        if self._loop is not None:
-            self._loop.apply(parameters)
+        for part in self._parts:
+            part.apply(parameters)
         self._publish_status()
 
+    def _while_loading(self) -> None:
+        """Answer and report while `on_configure` keeps the executor from doing so."""
+
     def _once_a_second(self) -> None:
-        if self._sources is not None:
-            self._sources.follow_publishers()
+        self._intake.follow_publishers()
         self._publish_diagnostics()
 
     def _publish_diagnostics(self) -> None:
         now = self.get_clock().now()
-        info = self._policy.info if self._policy is not None else None
-        precision = "/".join(
-            (info.precision.vision, info.precision.prefill, info.precision.denoise)
-        ) if info else ""  # fmt: skip
         context = diagnostics.Context(
             node=self.get_fully_qualified_name(),
-            hardware_id=f"{info.robot} on {info.device}" if info else "",
             active=self._primary_state == PolicyStatus.STATE_ACTIVE,
             state=_LABELS[self._primary_state] + (f": {self._message}" if self._message else ""),
             parameters=self._params.current,
-            backend=info.backend if info else "",
-            backend_reason=info.backend_reason if info else "",
-            precision=precision,
-            device=str(info.device) if info else "",
-            health=getattr(self._policy, "health", EngineHealth)(),
+            info=self._host.info,
+            health=self._host.health(),
         )
         array = self._diagnostics.build(
             context,
-            self._sources.inputs if self._sources is not None else None,
+            self._intake.inputs,
             self._statistics,
             now.nanoseconds,
             time.monotonic_ns(),
@@ -399,44 +262,35 @@ class PolicyNode(LifecycleNode):
 
     def _unexpected(self, transition: str) -> TransitionCallbackReturn:
         """Log an exception of a transition callback; rclpy itself swallows it."""
-        self.get_logger().error(f"in {transition}: {traceback.format_exc()}")
-        self._message = f"{transition} failed: {_one_line(sys.exc_info()[1])}"
+        self._report_traceback(transition)
+        self._message = f"{transition} failed: {first_line(sys.exc_info()[1])}"
         return ERROR
 
+    def _report_traceback(self, transition: str) -> None:
+        self.get_logger().error(printable(f"in {transition}: {traceback.format_exc()}"))
+
     def _publish_status(self, *, force: bool = False) -> None:
-        self._status.publish(
-            status_message(
-                self._primary_state,
-                self._params.current,
-                self._policy.info if self._policy is not None else None,
-                self._loop.policy_id if self._loop is not None else "",
-                self._message,
-                (self._policy.robot.default_prompt or "") if self._policy is not None else "",
-            ),
-            force=force,
-        )
-
-
-def _check_roles(roles: Any, robot: Any) -> None:
-    unknown = [role for role in roles if role not in robot.camera_roles]
-    if unknown:
-        raise ParameterError(
-            f"camera_roles names {', '.join(unknown)}; {robot.name} has "
-            f"{', '.join(robot.camera_roles)}"
-        )
-    missing = [role for role in robot.required_roles if role not in roles]
-    if missing:
-        raise ParameterError(f"camera_roles lacks {', '.join(missing)}, which {robot.name} needs")
-
-
-def _one_line(error: BaseException | None) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        if not self._parts:
+            return  # still being made
+        try:
+            self._status.publish(
+                status_message(
+                    self._primary_state,
+                    self._params.current,
+                    self._host.info,
+                    self._loop.policy_id,
+                    self._message,
+                    self._prompt.in_use,
+                ),
+                force=force,
+            )
+        except Exception:  # a status that cannot be sent must not end a transition
+            self._report_traceback("publishing the status")
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM."""
-    memory.return_large_buffers()
+    process.return_large_buffers()
     return process.run(lambda stop: PolicyNode(stop=stop), args)
 
 

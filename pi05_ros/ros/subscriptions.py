@@ -17,9 +17,12 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from pi05_ros.ros import qos
+from pi05_ros.ros.managed import ManagedPart
+from pi05_ros.ros.policy_host import PolicyHost
 from pi05_ros.runtime import conversion
 from pi05_ros.runtime.edge_log import EdgeLog
-from pi05_ros.runtime.parameters import PolicyParameters
+from pi05_ros.runtime.observation_buffer import Inputs
+from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
 from pi05_ros.runtime.sources import JOINTS, camera_source, limits, make_inputs
 
 
@@ -76,78 +79,72 @@ class _CameraSubscription:
         return qos.INPUT_RELIABLE if reliable else qos.INPUT
 
 
-class Sources:
-    """The subscriptions of one configured node.
+class Subscriptions(ManagedPart):
+    """The subscriptions of one node, and the buffers that they fill.
 
     Args:
         node: creates the subscriptions.
-        roles: cameras in the order of the robot profile.
-        joint_names: state order of the robot profile.
-        parameters: transports and limits.
+        host: brings the robot profile.
         on_sample: called after each accepted message.
         log: told about bad messages.
 
     Attributes:
-        inputs: the buffers.
+        inputs: the buffers; without sources while the node is not configured.
         cameras: role -> (source name, converter from the stored payload to RGB).
 
     """
 
     def __init__(
-        self,
-        node: Node,
-        roles: Sequence[str],
-        joint_names: Sequence[str],
-        parameters: PolicyParameters,
-        on_sample: Callable[[], None],
-        log: EdgeLog,
+        self, node: Node, host: PolicyHost, on_sample: Callable[[], None], log: EdgeLog
     ) -> None:
         self._node = node
+        self._host = host
         self._on_sample = on_sample
         self._log = log
-        self._roles = tuple(roles)
-        self._reliability = parameters.camera_reliability
         self._camera_subscriptions: list[_CameraSubscription] = []
         self._joint_subscription: Subscription | None = None
+        self._roles: tuple[str, ...] = ()
         self.cameras: dict[str, tuple[str, Callable[[Any], np.ndarray]]] = {}
-        self.inputs = make_inputs(parameters, roles, joint_names)
-        try:
-            for role in roles:
-                self._add_camera(role, parameters.transport(role))
-            self._joint_subscription = node.create_subscription(
-                JointState,
-                JOINTS,
-                self._receive_joints,
-                qos.own(qos.JOINTS),
-                qos_overriding_options=qos.overridable(),
-            )
-        except Exception:
-            self.destroy()
-            raise
+        self.inputs = Inputs((), limits(PolicyParameters(), ()))
 
-    @property
-    def camera_names(self) -> tuple[str, ...]:
-        """Source names of the cameras."""
-        return tuple(name for name, _ in self.cameras.values())
+    def configure(self, parameters: PolicyParameters) -> None:
+        """Subscribe to the cameras that are wanted and to the joint states."""
+        robot = self._host.policy.robot
+        roles = parameters.roles or robot.camera_roles
+        check_roles(roles, robot)
+        self._roles = tuple(roles)
+        self.inputs = make_inputs(parameters, self._roles, robot.state_names)
+        for role in roles:
+            self._add_camera(role, parameters.transport(role), parameters.camera_reliability)
+        self._joint_subscription = self._node.create_subscription(
+            JointState,
+            JOINTS,
+            self._receive_joints,
+            qos.own(qos.JOINTS),
+            qos_overriding_options=qos.overridable(),
+        )
 
     def apply(self, parameters: PolicyParameters) -> None:
         """Take over changed limits."""
         self.inputs.limits = limits(parameters, self._roles)
 
-    def destroy(self) -> None:
-        """Remove the subscriptions."""
+    def cleanup(self) -> None:
+        """Remove the subscriptions; samples are freed."""
         while self._camera_subscriptions:
             self._camera_subscriptions.pop().destroy()
         if self._joint_subscription is not None:
             self._node.destroy_subscription(self._joint_subscription)
             self._joint_subscription = None
+        self._roles = ()
+        self.cameras = {}
+        self.inputs = Inputs((), limits(PolicyParameters(), ()))
 
     def follow_publishers(self) -> None:
         """Adapt the reliability of camera subscriptions; to be called now and then."""
         for subscription in self._camera_subscriptions:
             subscription.follow()
 
-    def _add_camera(self, role: str, transport: str) -> None:
+    def _add_camera(self, role: str, transport: str, reliability: str) -> None:
         name = camera_source(role)
         topic = f"{name}/image_raw"
         if transport == "compressed":
@@ -159,7 +156,7 @@ class Sources:
         self.cameras[role] = (name, convert)
         self._camera_subscriptions.append(
             _CameraSubscription(
-                self._node, kind, topic, self._receiver(name, _keep(check)), self._reliability
+                self._node, kind, topic, self._receiver(name, _keep(check)), reliability
             )
         )
 
@@ -192,6 +189,19 @@ class Sources:
                 self._log.report(name, "dropped", self.inputs.sources[name].last_error)
 
         return received
+
+
+def check_roles(roles: Sequence[str], robot: Any) -> None:
+    """Refuse cameras that the robot lacks, and a choice without those that it needs."""
+    unknown = [role for role in roles if role not in robot.camera_roles]
+    if unknown:
+        raise ParameterError(
+            f"camera_roles names {', '.join(unknown)}; {robot.name} has "
+            f"{', '.join(robot.camera_roles)}"
+        )
+    missing = [role for role in robot.required_roles if role not in roles]
+    if missing:
+        raise ParameterError(f"camera_roles lacks {', '.join(missing)}, which {robot.name} needs")
 
 
 def _keep(check: Callable[[Any], None]) -> Callable[[Any], Any]:

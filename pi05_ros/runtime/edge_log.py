@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from pi05_ros.runtime.text import printable
+
 MAX_KINDS = 16  # remembered per key; codes may be texts of exceptions
 
 
@@ -42,7 +44,7 @@ class EdgeLog:
         kept = named if len(named) < MAX_KINDS else set()
         self._logged[key] = (kept | {code} if code else set(), now)
         if code:
-            self._logger.warning(f"{key}: {text}")
+            self._logger.warning(printable(f"{key}: {text}"))
         else:
             self._logger.info(f"{key}: fine again")
 

@@ -77,7 +77,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Begun:
+class PendingInference:
     """An inference after its first half, and the monotonic times (ns) so far."""
 
     prefilled: Any
@@ -86,7 +86,7 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Answer:
+class InferenceResult:
     """A checked chunk and the monotonic times (ns) around its making."""
 
     chunk: ActionChunk
@@ -95,7 +95,7 @@ class Answer:
     inferred_ns: int
 
 
-def run(policy: PolicyLike, job: Job) -> Answer:
+def run(policy: PolicyLike, job: Job) -> InferenceResult:
     """Convert, infer, check.
 
     Raises:
@@ -109,10 +109,10 @@ def run(policy: PolicyLike, job: Job) -> Answer:
     converted = time.monotonic_ns()
     chunk = policy.infer(observation, seed=job.seed, denoise_steps=job.denoise_steps)
     check(chunk)
-    return Answer(chunk, started, converted, time.monotonic_ns())
+    return InferenceResult(chunk, started, converted, time.monotonic_ns())
 
 
-def begin(policy: PolicyLike, job: Job) -> Begun:
+def begin(policy: PolicyLike, job: Job) -> PendingInference:
     """First half of `run`: convert, then vision and prefill.
 
     Raises:
@@ -124,10 +124,10 @@ def begin(policy: PolicyLike, job: Job) -> Begun:
     observation = convert(job)
     converted = time.monotonic_ns()
     prefilled = policy.prefill(observation, seed=job.seed, denoise_steps=job.denoise_steps)
-    return Begun(prefilled, started, converted)
+    return PendingInference(prefilled, started, converted)
 
 
-def finish(policy: PolicyLike, begun: Begun) -> Answer:
+def finish(policy: PolicyLike, pending: PendingInference) -> InferenceResult:
     """Second half of `run`: denoise and check.
 
     Raises:
@@ -135,9 +135,9 @@ def finish(policy: PolicyLike, begun: Begun) -> Answer:
         Exception: whatever the policy raises.
 
     """
-    chunk = policy.denoise(begun.prefilled)
+    chunk = policy.denoise(pending.prefilled)
     check(chunk)
-    return Answer(chunk, begun.started_ns, begun.converted_ns, time.monotonic_ns())
+    return InferenceResult(chunk, pending.started_ns, pending.converted_ns, time.monotonic_ns())
 
 
 def convert(job: Job) -> Observation:

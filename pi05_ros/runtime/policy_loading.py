@@ -54,7 +54,6 @@ def load_policy(
         horizon=parameters.horizon or None,
         device=parameters.device,
         seed=parameters.seed,
-        prompt=parameters.prompt or None,
         threads=parameters.threads or None,
         backend_options=options,
     )

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from pi05_ros.ros.executor_parameters import SPECS
-from pi05_ros.ros.read_only_parameters import specs_of
+from pi05_ros.runtime.parameter_specs import specs_of
 from pi05_ros.runtime.parameters import SPECS as POLICY_SPECS
 from pi05_ros.sim.arm.driver_parameters import SPECS as DRIVER_SPECS
 from pi05_ros.sim.evaluation.referee_node import RefereeParameters

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pi05_ros.ros.executor_parameters import SPECS
-from pi05_ros.runtime.parameters import ParameterError, main, markdown_table
+from pi05_ros.runtime.parameter_specs import ParameterError, main, markdown_table
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- parameters:begin -->", "<!-- parameters:end -->"
@@ -17,7 +17,7 @@ def test_documented_table_is_the_printed_one(capsys):
     text = (ROOT / "docs" / "executor.md").read_text()
     (table,) = (part.split(END)[0].strip() for part in text.split(BEGIN)[1:])
     assert table == markdown_table(SPECS).strip()
-    assert main(["--markdown"], SPECS, "executor node") == 0
+    assert main(SPECS, "executor node", ["--markdown"]) == 0
     assert capsys.readouterr().out.strip() == table
 
 

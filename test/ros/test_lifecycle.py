@@ -173,7 +173,7 @@ def test_cleanup_is_refused_while_an_inference_hangs(bench):
     assert not b.client.change_state(CLEANUP)
     assert b.client.state() == "inactive"
     release.set()
-    assert b.client.until(lambda: not b.node._worker.busy)
+    assert b.client.until(lambda: not b.node._host._workers[0].busy)
     assert b.client.change_state(CLEANUP)
     assert b.policy.closed
 
@@ -195,7 +195,7 @@ def test_policy_id_is_new_per_activation_and_chunk_ids_rise(bench):
 def test_buffers_are_emptied_on_activate(bench):
     b = bench()
     assert b.client.change_state(CONFIGURE)
-    received = b.node._sources.inputs.sources
+    received = b.node._intake.inputs.sources
     assert b.client.until(lambda: all(s.received for s in received.values()), feed=b.feed)
     assert b.client.change_state(ACTIVATE)
     assert b.client.until(lambda: b.node._statistics.skipped["missing"] > 1)
@@ -248,7 +248,7 @@ def test_after_a_reset_nothing_of_an_inference_that_had_just_begun_is_continued(
     assert calls[:2] == ["forget", 40]
     monkeypatch.setattr(inference, "convert", slow)
     assert b.client.until(inside.is_set, feed=b.feed)
-    old = b.node._loop._inferences + 39
+    old = b.node._loop._loop._inferences + 39
     calls.clear()
     assert b.client.call(Trigger, "reset", Trigger.Request()).success
     go.set()

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 PROGRAM = """
-from pi05_ros.ros.memory import return_large_buffers
+from pi05_ros.ros.process import return_large_buffers
 
 def resident():
     with open("/proc/self/statm") as statm:

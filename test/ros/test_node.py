@@ -193,7 +193,7 @@ def test_same_messages_and_seed_give_the_same_chunk(bench):
                "max_age_s": 100.0, "max_answer_age_s": 100.0, "dead_source_timeout_s": 100.0,
                "rate_hz": 5.0}, factory=load_policy)  # fmt: skip
     assert b.client.change_state(1)
-    names = list(b.node._policy.robot.state_names)
+    names = list(b.node._host.policy.robot.state_names)
     answers = []
     for _ in range(2):
         assert b.client.change_state(ACTIVATE)

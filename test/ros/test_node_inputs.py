@@ -50,7 +50,7 @@ def test_bad_picture_is_counted_and_the_node_lives(bench, messages, code, change
     bad = broken(messages.picture(), **changes)
     stamp = 0 if code == "zero_stamp" else None
     assert b.client.until(
-        lambda: b.node._sources.inputs.sources["base_camera"].dropped[code],
+        lambda: b.node._intake.inputs.sources["base_camera"].dropped[code],
         feed=lambda: b.client.send(BASE, bad, stamp),
     )
     assert counted(b, "inputs", f"base_camera.dropped.{code}", feed=b.feed)
@@ -315,7 +315,7 @@ def test_looping_bag_clock(bench, messages):
         ):  # fmt: skip
             b.client.send(topic, sample, time_ns)
 
-    loops = lambda: b.node._sources.inputs.clock_jumps  # noqa: E731
+    loops = lambda: b.node._intake.inputs.clock_jumps  # noqa: E731
     assert b.client.until(lambda: loops() >= 2, 20, feed)
     count = len(b.client.chunks)
     assert count > 10

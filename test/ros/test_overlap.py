@@ -206,7 +206,7 @@ def test_overlapping_chunks_are_those_of_the_policy_alone(bench, messages):
     b = bench({"checkpoint": "random:tiny", "seed": 3, "denoise_steps": 2, "threads": 1, **OVERLAP,
                "max_answer_age_s": 5.0, "max_age_s": 5.0}, factory=load_policy)  # fmt: skip
     assert b.client.change_state(CONFIGURE)
-    policy = b.node._policy
+    policy = b.node._host.policy
     names = policy.robot.state_names
     seen = {}
     prefill = policy.prefill
@@ -252,7 +252,7 @@ def test_kv_age_and_stamps_with_reused_caches(bench, messages):
         factory=load_policy,
     )
     assert b.client.change_state(CONFIGURE)
-    names = b.node._policy.robot.state_names
+    names = b.node._host.policy.robot.state_names
     assert b.client.change_state(ACTIVATE)
     chunks = b.chunks(9, 30, lambda: b.feed(joints=messages.joints(names)))
     ages = [chunk.kv_age for chunk in chunks]

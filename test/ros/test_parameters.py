@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pi05_ros.runtime.parameters import SPECS, ParameterError, PolicyParameters, markdown_table
+from pi05_ros.runtime.parameter_specs import markdown_table
+from pi05_ros.runtime.parameters import SPECS, ParameterError, PolicyParameters
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,7 +89,7 @@ def test_every_parameter_is_described_and_units_are_in_the_name():
 
 
 def test_table_has_a_row_per_parameter():
-    rows = markdown_table().splitlines()[2:]
+    rows = markdown_table(SPECS).splitlines()[2:]
     assert [row.split("`")[1] for row in rows] == list(SPECS)
 
 
@@ -100,7 +101,7 @@ def test_documented_table_is_the_printed_one(name):
     path = ROOT / name
     text = path.read_text() if path.exists() else ""
     blocks = [part.split(END)[0].strip() for part in text.split(BEGIN)[1:]]
-    assert blocks == [markdown_table().strip()] * len(blocks)
+    assert blocks == [markdown_table(SPECS).strip()] * len(blocks)
     assert blocks
 
 

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 
-from pi05_ros.backends.engine import EngineHealth
+from pi05_ros.backends.engine import EngineHealth, Precision
 from pi05_ros.ros.diagnostics import Context, Diagnostics
 from pi05_ros.ros.messages import float_array, steps_past
 from pi05_ros.ros.processes.domain import free_domain_id
 from pi05_ros.runtime import pacing
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inference import BadChunkError, check
+from pi05_ros.runtime.observation_buffer import Inputs
 from pi05_ros.runtime.parameters import PolicyParameters
+from pi05_ros.runtime.sources import limits
 from pi05_ros.runtime.statistics import Statistics
 from pi05_ros.runtime.worker import Worker
 
@@ -53,11 +55,16 @@ def test_steps_past(age_ms, expected):
 
 def test_diagnostics_show_what_the_engine_found():
     def inference(health, backend_reason=""):
-        context = Context(
-            node="/policy", hardware_id="", active=True, state="", parameters=PolicyParameters(),
-            backend="cuda", backend_reason=backend_reason, precision="", device="", health=health,
+        info = SimpleNamespace(
+            robot="arm", backend="cuda", backend_reason=backend_reason, device="cuda:0",
+            precision=Precision("fp8", "fp8", "fp8"),
         )  # fmt: skip
-        return Diagnostics().build(context, None, Statistics(), 0, 1).status[1]
+        context = Context(
+            node="/policy", active=True, state="", parameters=PolicyParameters(), info=info,
+            health=health,
+        )  # fmt: skip
+        inputs = Inputs((), limits(PolicyParameters(), ()))
+        return Diagnostics().build(context, inputs, Statistics(), 0, 1).status[1]
 
     found = EngineHealth({"fp8_saturated_calls": "3"}, "FP8 saturation in 1 of the last 10")
     status = inference(found)

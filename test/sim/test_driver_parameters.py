@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pi05_ros.runtime.parameters import ParameterError, markdown_table
+from pi05_ros.runtime.parameter_specs import ParameterError, markdown_table
 from pi05_ros.sim.arm import world
 from pi05_ros.sim.arm.driver_parameters import MOST_PIXELS, SPECS
 

@@ -115,7 +115,7 @@ def test_the_referee_of_the_launch_file_reports_what_the_nodes_did(tmp_path):
 import subprocess, sys
 from pathlib import Path
 import rclpy
-from pi05_ros.replay.live import ros_environment
+from pi05_ros.ros.processes.children import ros_environment
 from pi05_ros.ros.processes.children import Children
 from pi05_ros.ros.processes.bring_up import bring_up
 from pi05_ros.sim.evaluation.episode import Setting

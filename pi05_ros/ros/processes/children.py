@@ -17,18 +17,27 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from importlib import util
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pi05_ros
 from pi05_ros.errors import Pi05Error
+from pi05_ros.resources import config_dir
+from pi05_ros.ros.processes.domain import free_domain_id
 
 STOP_S = 5.0  # time for a clean end before the next, harder signal
 TAIL_LINES = 25
+FASTDDS_PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 
 
 class ChildError(Pi05Error, RuntimeError):
     """A child process died or did not answer in time; the text holds the end of its log."""
+
+
+class RosMissingError(Pi05Error, RuntimeError):
+    """What is to be run needs ROS 2; the text says how to get it."""
 
 
 class Child:
@@ -196,6 +205,42 @@ class Children:
             self.stop(child)
             child.close()
         self._children.clear()
+
+
+def ros_environment() -> tuple[dict[str, str], int]:
+    """Environment for children: DDS on this machine only, in a domain of its own.
+
+    Raises:
+        RosMissingError: no ROS 2, or its environment is not set.
+
+    """
+    if util.find_spec("rclpy") is None:
+        raise RosMissingError(
+            "this needs ROS 2: source /opt/ros/<distro>/setup.bash, or run scripts/setup_env.sh "
+            "and source .venv/ros_env.sh (pi05 replay --offline works without ROS)"
+        )
+    if not os.environ.get("AMENT_PREFIX_PATH"):
+        raise RosMissingError(
+            "the ROS 2 environment is not set: source /opt/ros/<distro>/setup.bash and your "
+            "workspace's install/setup.bash, or .venv/ros_env.sh"
+        )
+    domain = free_domain_id()
+    package_parent = str(Path(pi05_ros.__file__).resolve().parents[1])
+    paths = [package_parent, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {
+        **os.environ,
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_DOMAIN_ID": str(domain),
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+    environment.pop("ROS_LOCALHOST_ONLY", None)
+    if os.environ.get("ROS_DISTRO") == "humble":
+        environment["ROS_LOCALHOST_ONLY"] = "1"
+    # Raw pictures do not fit into Fast DDS's default shared memory; the file says more.
+    if not any(name in os.environ for name in FASTDDS_PROFILE_VARIABLES):
+        profile = str(config_dir() / "fastdds_images.xml")
+        environment.update(dict.fromkeys(FASTDDS_PROFILE_VARIABLES, profile))
+    return environment, domain
 
 
 def _raise_interrupt(number: int, frame: Any) -> None:

@@ -30,7 +30,7 @@ from pi05_ros.execution.executor import FOLLOWING, HOLDING
 from pi05_ros.msg import ActionChunk
 from pi05_ros.ros import process, qos
 from pi05_ros.ros.messages import time_msg
-from pi05_ros.ros.read_only_parameters import declare
+from pi05_ros.ros.parameter_server import declare
 from pi05_ros.runtime.conversion import stamp_ns
 from pi05_ros.runtime.parameters import ParameterError
 from pi05_ros.sim.arm.driver_parameters import DriverParameters

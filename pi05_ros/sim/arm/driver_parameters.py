@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from pi05_ros.ros.read_only_parameters import param, specs_of
-from pi05_ros.runtime.parameters import main
+from pi05_ros.runtime.parameter_specs import main, param, specs_of
 from pi05_ros.sim.arm.render import BACKENDS
 from pi05_ros.sim.arm.tasks import TASKS, task_by_name
 
@@ -78,4 +77,4 @@ class DriverParameters:
 SPECS = specs_of(DriverParameters)
 
 if __name__ == "__main__":
-    sys.exit(main(specs=SPECS, node="simulated arm's driver"))
+    sys.exit(main(SPECS, "simulated arm's driver"))

@@ -15,9 +15,9 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 
 from pi05_ros.ros import process
+from pi05_ros.ros.parameter_server import declare
 from pi05_ros.ros.processes.children import ChildError
-from pi05_ros.ros.read_only_parameters import declare, param
-from pi05_ros.runtime.parameters import ParameterError
+from pi05_ros.runtime.parameter_specs import ParameterError, param
 from pi05_ros.sim.evaluation.ros_session import SessionWatcher, watch_episodes
 from pi05_ros.sim.evaluation.session import Session, write_session
 

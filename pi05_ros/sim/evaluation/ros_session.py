@@ -25,11 +25,10 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.msg import ActionChunk
-from pi05_ros.replay.live import ros_environment
 from pi05_ros.resources import config_dir
 from pi05_ros.ros import qos
 from pi05_ros.ros.processes.bring_up import bring_up
-from pi05_ros.ros.processes.children import ChildError, Children
+from pi05_ros.ros.processes.children import ChildError, Children, ros_environment
 from pi05_ros.runtime.conversion import image_to_rgb, stamp_ns
 from pi05_ros.sim.evaluation.ros_grid import RosJob
 from pi05_ros.sim.evaluation.run import LIMITS_FILE

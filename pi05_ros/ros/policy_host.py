@@ -1,0 +1,190 @@
+"""The policy of a configured node, and the threads that load it and run its inferences."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.node import Node
+
+from pi05_ros.backends.engine import EngineHealth
+from pi05_ros.ros.managed import ManagedPart
+from pi05_ros.runtime.inference import Job, PolicyLike
+from pi05_ros.runtime.loop import InferenceLoop
+from pi05_ros.runtime.parameters import PolicyParameters
+from pi05_ros.runtime.statistics import Statistics
+from pi05_ros.runtime.worker import Worker
+
+LOAD_POLL_S = 0.05
+
+
+class PolicyHost(ManagedPart):
+    """Loads the policy, lends it to the loop, frees it.
+
+    Args:
+        node: makes the guard condition by which the worker wakes the executor.
+        make: makes the policy from the parameters, in the worker thread.
+        stop: set when the process has been asked to end; configure gives up then.
+        meanwhile: called in the executor thread again and again while the policy loads.
+        on_idle: called in the executor thread each time an inference has ended.
+        statistics: shared with diagnostics.
+
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        make: Callable[[PolicyParameters], PolicyLike],
+        stop: threading.Event,
+        meanwhile: Callable[[], None],
+        on_idle: Callable[[], None],
+        statistics: Statistics,
+    ) -> None:
+        self._node = node
+        self._make = make
+        self._stop = stop
+        self._meanwhile = meanwhile
+        self._on_idle = on_idle
+        self._statistics = statistics
+        self._policy: PolicyLike | None = None
+        self._workers: list[Worker] = []  # of inferences; with overlap a second one, to denoise
+        self._guard: Any = None
+
+    @property
+    def policy(self) -> PolicyLike:
+        """The policy of a configured node."""
+        if self._policy is None:
+            raise RuntimeError("no policy is loaded")
+        return self._policy
+
+    @property
+    def info(self) -> Any | None:
+        """`PolicyInfo` while a policy is loaded."""
+        return None if self._policy is None else self._policy.info
+
+    @property
+    def default_prompt(self) -> str:
+        """Prompt of the robot profile, empty without one."""
+        return "" if self._policy is None else self._policy.robot.default_prompt or ""
+
+    @property
+    def released(self) -> bool:
+        """Whether no thread is left that may still compute."""
+        return not self._workers
+
+    def health(self) -> EngineHealth:
+        """What the engine's supervision of itself has found."""
+        ask: Callable[[], EngineHealth] = getattr(self._policy, "health", EngineHealth)
+        return ask()
+
+    def runner(self, loop: InferenceLoop) -> WorkerRunner | OverlapRunner:
+        """What runs the jobs of a loop in this host's threads."""
+        if len(self._workers) == 1:
+            return WorkerRunner(loop, self._workers[0])
+        return OverlapRunner(loop, self._workers[0], self._workers[1], self._statistics)
+
+    def configure(self, parameters: PolicyParameters) -> None:
+        """Load and warm up in the worker thread, so that signals are served meanwhile."""
+        self._guard = self._node.create_guard_condition(self._on_idle)
+        self._workers = [Worker(self._wake)]
+        if parameters.overlap:
+            self._workers.append(Worker(name="pi05_denoise"))
+
+        def load() -> PolicyLike:
+            policy = self._make(parameters)
+            policy.warm_up()
+            return policy
+
+        task = self._workers[0].submit(load)
+        assert task is not None
+        while not task.done.wait(LOAD_POLL_S):
+            if self._stop.is_set():
+                raise InterruptedError("the process was asked to end while the policy was loading")
+            self._meanwhile()
+        if task.error is not None:
+            raise task.error
+        self._policy = task.result
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing computes; False if that took longer than all together may."""
+        end = time.monotonic() + timeout_s
+        # In this order: the first hands its work to the second.
+        return all(worker.wait_idle(max(0.0, end - time.monotonic())) for worker in self._workers)
+
+    def cleanup(self) -> None:
+        """Close the policy in its thread, end the threads; only while nothing computes."""
+        policy, self._policy = self._policy, None
+        if policy is not None:
+            task = self._workers[0].submit(policy.close)
+            if task is not None:
+                task.done.wait(1.0)
+        while self._workers:
+            self._workers.pop().stop(1.0)
+        if self._guard is not None:
+            guard, self._guard = self._guard, None
+            self._node.destroy_guard_condition(guard)
+
+    def _wake(self) -> None:
+        """Worker thread: have `on_idle` called by the executor."""
+        guard = self._guard
+        if guard is not None:
+            with contextlib.suppress(rclpy_implementation.InvalidHandle):
+                guard.trigger()
+
+
+class WorkerRunner:
+    """Runs whole inferences in one thread."""
+
+    def __init__(self, loop: InferenceLoop, worker: Worker) -> None:
+        self._loop = loop
+        self._worker = worker
+
+    @property
+    def busy(self) -> bool:
+        """Whether an inference is in flight."""
+        return self._worker.busy
+
+    def submit(self, job: Job) -> None:
+        """Start an inference."""
+        self._worker.submit(lambda: self._loop.infer(job))
+
+
+class OverlapRunner:
+    """Makes KV caches in one thread, denoises, checks and delivers in a second one.
+
+    The first is busy until its cache has been taken over, so one observation at most waits
+    between the two.
+    """
+
+    def __init__(
+        self, loop: InferenceLoop, prefiller: Worker, denoiser: Worker, statistics: Statistics
+    ) -> None:
+        self._loop = loop
+        self._prefiller = prefiller
+        self._denoiser = denoiser
+        self._statistics = statistics
+
+    @property
+    def busy(self) -> bool:
+        """Whether a prefill is in flight, or its cache waits to be denoised."""
+        return self._prefiller.busy
+
+    def submit(self, job: Job) -> None:
+        """Start an inference."""
+        self._prefiller.submit(lambda: self._prefill(job))
+
+    def _prefill(self, job: Job) -> None:
+        overlapped = self._denoiser.busy
+        pending = self._loop.prefill(job)
+        if pending is None:
+            return
+        self._denoiser.wait_idle()
+        if not self._loop.is_current(job):
+            return
+        if overlapped:
+            self._statistics.count_overlap()
+        self._denoiser.submit(lambda: self._loop.denoise(job, pending))
