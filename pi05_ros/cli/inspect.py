@@ -17,7 +17,12 @@ from pi05_ros.model import CheckpointError, checkpoint_hash
 from pi05_ros.model.checkpoint.open import ACCEPTED
 from pi05_ros.model.checkpoint.summary import WeightReport, describe
 from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
-from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX, Recipe, openpi_recipe
+from pi05_ros.policy.checkpoints.recipe import (
+    DEFAULT_DENOISE_STEPS,
+    RANDOM_PREFIX,
+    Recipe,
+    openpi_recipe,
+)
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.robots.profile_yaml import available_robots, load_profile
 from pi05_ros.policy.transforms.normalize import Normalizer
@@ -71,6 +76,7 @@ def inspect(checkpoint: str, robot: str | None = None, with_hash: bool = False) 
     if with_hash:
         report["hash"] = checkpoint_hash(checkpoint)
     report["assumed"] = list(weights.inferred.notes)
+    report["doubts"] = []
     report.update({"robot": None, "prompt": None, "normalisation": None})
     folder = Path(checkpoint)
     report["norm_stats"] = _norm_stats(folder if folder.is_dir() else folder.parent)
@@ -90,6 +96,7 @@ def inspect(checkpoint: str, robot: str | None = None, with_hash: bool = False) 
         }
         report["assumed"] = [n for n in report["assumed"] if not n.startswith("horizon")]
     report["assumed"] += list(recipe.assumptions)
+    report["doubts"] = list(recipe.doubts)
     report["open"] = []
     return report
 
@@ -132,6 +139,7 @@ def _meaning(recipe: Recipe) -> dict[str, Any]:
         "robot": {
             "name": profile.name,
             "cameras": {camera.role: camera.slot for camera in profile.cameras},
+            "camera_sources": {c.role: c.source for c in profile.cameras if c.source},
             "state": list(profile.state_names),
             "actions": {
                 name: f"{meaning.name.lower()} {unit.name.lower()}"
@@ -151,6 +159,10 @@ def _meaning(recipe: Recipe) -> dict[str, Any]:
             else 0,
             "max_tokens": recipe.max_prompt_tokens,
             "tokenizer": recipe.tokenizer,
+        },
+        "denoise_steps": {
+            "steps": recipe.denoise_steps or DEFAULT_DENOISE_STEPS,
+            "source": "openpi's default" if recipe.denoise_steps is None else "config.json",
         },
         "normalisation": {
             "state": _normalizer(normal.state),
@@ -192,7 +204,7 @@ def _print(report: Mapping[str, Any]) -> None:
         line("norm_stats", f"{asset} (robot profiles: {', '.join(robots) or 'none shipped'})")
     if report["robot"] is not None:
         _print_meaning(report, line)
-    for kind in ("notes", "assumed", "open"):
+    for kind in ("notes", "assumed", "doubts", "open"):
         for text in report[kind]:
             line(kind.removesuffix("s"), text)
 
@@ -200,11 +212,15 @@ def _print(report: Mapping[str, Any]) -> None:
 def _print_meaning(report: Mapping[str, Any], line: Any) -> None:
     robot, prompt, normal = report["robot"], report["prompt"], report["normalisation"]
     line("robot", f"{robot['name']}, {robot['control_hz']:g} Hz")
-    line("cameras", ", ".join(f"{role} -> {slot}" for role, slot in robot["cameras"].items()))
+    for role, slot in robot["cameras"].items():
+        source = robot["camera_sources"].get(role, slot)
+        line("camera", f"{role} -> {slot}" if source == slot else f"{role} -> {source} -> {slot}")
     line("state", ", ".join(robot["state"]))
     line("actions", ", ".join(f"{name} ({text})" for name, text in robot["actions"].items()))
     state = f", {prompt['state_values']} state values" if prompt["state_values"] else ""
     line("prompt", f"{prompt['mode']}{state}, at most {prompt['max_tokens']} tokens")
+    steps = report["denoise_steps"]
+    line("denoise_steps", f"{steps['steps']} ({steps['source']})")
     for which in ("state", "actions"):
         values = normal[which]["values"]
         held = "" if values is None else f", {values} values"

@@ -15,6 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from pi05_ros.backends import Precision
 
+MAX_DENOISE_STEPS = 1000
 MAX_SEED = 2**63 - 1
 """Largest seed of the flow noise; seeds that are counted up start again at 0 behind it."""
 
@@ -128,7 +129,8 @@ class PolicyInfo:
         step_s: seconds per step.
         action_names, camera_roles, state_names: as in the profile.
         tokenizer: file, or "bytes".
-        assumptions: facts that no file told, in words.
+        assumptions: facts that no file told, one sentence each.
+        doubts: why numbers may mean something else than is taken here, one sentence each.
 
     """
 
@@ -148,3 +150,4 @@ class PolicyInfo:
     state_names: tuple[str, ...]
     tokenizer: str
     assumptions: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()

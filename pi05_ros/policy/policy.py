@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -18,15 +19,22 @@ from pi05_ros.backends import Engine, EngineTimings, Precision
 from pi05_ros.backends.create import overlapped
 from pi05_ros.backends.engine import EngineHealth, Guidance, KVCache
 from pi05_ros.policy.checkpoints.loading import Loaded, load
-from pi05_ros.policy.checkpoints.recipe import Recipe
+from pi05_ros.policy.checkpoints.recipe import DEFAULT_DENOISE_STEPS, Recipe
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.interface import MAX_SEED, ActionChunk, Observation, PolicyInfo, StageTimings
+from pi05_ros.policy.interface import (
+    MAX_DENOISE_STEPS,
+    MAX_SEED,
+    ActionChunk,
+    Observation,
+    PolicyInfo,
+    StageTimings,
+)
 from pi05_ros.policy.model_inputs import ModelInputs, ObservationReader
 from pi05_ros.policy.prompt.prompt import PromptEncoder, clean_prompt
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.transforms.transforms import actions_from_model
 
-MAX_DENOISE_STEPS = 1000
+logger = logging.getLogger(__name__)
 _WARM_UP_PICTURE = (480, 640)
 
 
@@ -107,7 +115,7 @@ class Policy:
         tokenizer: str | Path | None = None,
         backend: str = "auto",
         precision: Precision | Mapping[str, str] | str | None = None,
-        denoise_steps: int = 10,
+        denoise_steps: int = 0,
         horizon: int | None = None,
         device: str = "auto",
         seed: int = 0,
@@ -131,7 +139,8 @@ class Policy:
                 use bytes.
             backend: "auto", "eager", "cuda", "onnx", "tensorrt".
             precision: per stage ("auto", "fp32", "bf16", ...).
-            denoise_steps: Euler steps of the flow.
+            denoise_steps: Euler steps of the flow; 0 takes those of the checkpoint's config.json
+                (num_inference_steps or num_steps), or 10 where it says none.
             horizon: steps kept of each chunk; None keeps all.
             device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
             seed: of the flow noise; inference number i without a seed of its own uses seed + i.
@@ -146,7 +155,7 @@ class Policy:
             PolicyError, RobotProfileError, CheckpointError, BackendError: one clear line each.
 
         """
-        _check_count("denoise_steps", denoise_steps, MAX_DENOISE_STEPS)
+        _check_count("denoise_steps", denoise_steps, MAX_DENOISE_STEPS, least=0)
         _check_seed(seed)
         loaded = load(
             checkpoint,
@@ -176,6 +185,11 @@ class Policy:
         profile = loaded.recipe.profile
         full = loaded.horizon
         kept = full if horizon is None else _check_count("horizon", horizon, full)
+        stated, assumptions = loaded.recipe.denoise_steps, loaded.recipe.assumptions
+        if stated is not None and denoise_steps not in (0, stated):
+            note = f"denoise_steps {denoise_steps} is used, not {stated} of the checkpoint's files"
+            logger.info("assumed: %s", note)
+            assumptions = (*assumptions, note)
         info = PolicyInfo(
             checkpoint=checkpoint,
             checkpoint_hash=loaded.checkpoint_hash,
@@ -185,14 +199,15 @@ class Policy:
             backend_reason=loaded.engine.reason,
             device=str(loaded.engine.device),
             precision=loaded.engine.precision,
-            denoise_steps=denoise_steps,
+            denoise_steps=denoise_steps or stated or DEFAULT_DENOISE_STEPS,
             horizon=kept,
             step_s=profile.step_s,
             action_names=profile.action_names,
             camera_roles=profile.camera_roles,
             state_names=profile.state_names,
             tokenizer=loaded.tokenizer.name,
-            assumptions=loaded.recipe.assumptions,
+            assumptions=assumptions,
+            doubts=loaded.recipe.doubts,
         )
         encoder = PromptEncoder(
             loaded.tokenizer, profile.discrete_state, loaded.recipe.max_prompt_tokens
@@ -403,7 +418,7 @@ class Policy:
 
     def _steps_and_seed(self, denoise_steps: int | None, seed: int | None) -> tuple[int, int]:
         """What was asked for, or the defaults; counts the inference."""
-        steps = self.info.denoise_steps if denoise_steps is None else denoise_steps
+        steps = denoise_steps or self.info.denoise_steps
         _check_count("denoise_steps", steps, MAX_DENOISE_STEPS)
         if seed is not None:
             _check_seed(seed)
@@ -483,9 +498,9 @@ def seeded_noise(seed: int, horizon: int, action_dim: int) -> torch.Tensor:
     return torch.randn(horizon, action_dim, generator=generator, dtype=torch.float32)
 
 
-def _check_count(name: str, value: Any, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise PolicyError(f"{name} is {value!r}; accepted: a whole number from 1 to {most}")
+def _check_count(name: str, value: Any, most: int, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise PolicyError(f"{name} is {value!r}; accepted: a whole number from {least} to {most}")
     return value
 
 

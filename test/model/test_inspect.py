@@ -61,8 +61,22 @@ def test_lerobot(capsys, tmp_path):
         "output_features": {"action": {"type": "ACTION", "shape": [6]}},
     }
     directory = write_layout(tmp_path, "lerobot 0.5", {**LEROBOT_CONFIG, **features})
+    assert "policy_preprocessor.json is missing" in as_json(capsys, directory)[1]["open"][0]
+    rename = {"rename_map": {"observation.images.hand": "observation.images.front"}}
+    steps = [
+        {"registry_name": "rename_observations_processor", "config": rename},
+        {"registry_name": "normalizer_processor", "config": {}},
+    ]
+    (directory / "policy_preprocessor.json").write_text(json.dumps({"steps": steps}))
+    steps = [{"registry_name": "unnormalizer_processor", "config": {}}]
+    (directory / "policy_postprocessor.json").write_text(json.dumps({"steps": steps}))
     code, report = as_json(capsys, directory)
     assert code == 0
+    assert report["robot"]["camera_sources"] == {"wrist": "observation.images.hand"}
+    assert report["denoise_steps"] == {"steps": 10, "source": "openpi's default"}
+    assert main(["inspect", str(directory)]) == 0
+    way = "wrist -> observation.images.hand -> observation.images.front"
+    assert way in capsys.readouterr().out
     assert (report["family"], report["embedding"]) == ("lerobot", "untied")
     assert report["horizon"] == {"steps": 30, "source": "config.json"}
     assert len(report["robot"]["actions"]) == 6

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lerobot_files import ACTION_FILE, STATE_FILE, edit, stats, write_lerobot
@@ -13,12 +14,10 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 from pi05_ros.policy import PolicyError
-from pi05_ros.policy.checkpoints.lerobot import (
-    derive_roles,
-    is_lerobot,
-    lerobot_recipe,
-    relative_mask,
-)
+from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
+from pi05_ros.policy.checkpoints.lerobot_actions import relative_mask
+from pi05_ros.policy.checkpoints.lerobot_cameras import derive_roles
+from pi05_ros.policy.transforms.transforms import state_to_model
 
 
 @pytest.mark.parametrize(
@@ -86,10 +85,69 @@ def test_statistics_in_bfloat16_are_read_as_float32(tmp_path):
     assert np.array_equal(q01, held["observation.state.q01"].float().numpy())
 
 
-def test_no_statistics_mean_identity_and_are_said(tmp_path):
-    recipe = lerobot_recipe(write_lerobot(tmp_path, with_stats=False))
-    assert recipe.normalization.state.kind == recipe.normalization.actions.kind == "identity"
-    assert any("no statistics for observation.state" in a for a in recipe.assumptions)
+def test_statistics_that_are_not_there_are_an_error(tmp_path):
+    write_lerobot(tmp_path, with_stats=False)
+    with pytest.raises(PolicyError, match=r"no statistics of 'observation.state'.*there are none"):
+        lerobot_recipe(tmp_path)
+    assert lerobot_recipe(write_lerobot(tmp_path, mode="IDENTITY", with_stats=False))
+
+
+@pytest.mark.parametrize(
+    ("file", "feature"), [(STATE_FILE, "observation.state"), (ACTION_FILE, "action")]
+)
+def test_statistics_of_other_keys_are_an_error_that_lists_them(tmp_path, file, feature):
+    """Base checkpoints carry those of their training data sets."""
+    write_lerobot(tmp_path)
+    held = load_file(tmp_path / file)
+    save_file({f"so100.buffer.{k}": v for k, v in held.items()}, tmp_path / file)
+    message = f"no statistics of {feature!r}.*it has those of so100.buffer.{feature}"
+    with pytest.raises(PolicyError, match=message) as error:
+        lerobot_recipe(tmp_path)
+    assert "fine-tune it" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["policy_preprocessor.json", "policy_postprocessor.json"])
+def test_a_partial_copy_is_refused(tmp_path, name):
+    write_lerobot(tmp_path, relative=[])
+    (tmp_path / name).unlink()
+    with pytest.raises(PolicyError, match=f"{name} is missing.*copy policy_preprocessor.json"):
+        lerobot_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "step", "kind"),
+    [("policy_preprocessor.json", 2, "STATE"), ("policy_postprocessor.json", 0, "ACTION")],
+)
+def test_a_step_that_is_not_there_is_refused_unless_it_has_nothing_to_do(
+    tmp_path, file, step, kind
+):
+    write_lerobot(tmp_path)
+    edit(tmp_path / file, lambda d: d["steps"].pop(step))
+    with pytest.raises(PolicyError, match=f"normalizer_processor step.*IDENTITY for {kind}"):
+        lerobot_recipe(tmp_path)
+    mapping = {"normalization_mapping": {kind: "IDENTITY"}}
+    edit(tmp_path / "config.json", lambda d: d.update(mapping))
+    normalization = lerobot_recipe(tmp_path).normalization
+    kinds = {"STATE": normalization.state.kind, "ACTION": normalization.actions.kind}
+    assert kinds[kind] == "identity"
+
+
+@pytest.mark.parametrize(
+    ("stat", "value", "words"),
+    [
+        ("q01", 9.0, r"the statistic q01 is above q99 at value 2 \(9 > "),
+        ("q99", -9.0, "the statistic q01 is above q99 at value 2"),
+        ("q99", 3e38, "span more than can be computed with at value 2"),
+        ("q99", np.nan, "the statistic q99 holds NaN"),
+    ],
+)
+def test_statistics_that_would_turn_motion_round_are_named(tmp_path, stat, value, words):
+    write_lerobot(tmp_path)
+    held = load_file(tmp_path / ACTION_FILE)
+    held[f"action.{stat}"][2] = value
+    save_file(held, tmp_path / ACTION_FILE)
+    with pytest.raises(PolicyError, match=f"{ACTION_FILE}: action: .*{words}"):
+        lerobot_recipe(tmp_path)
 
 
 def test_identity_mode(tmp_path):
@@ -161,18 +219,225 @@ def test_relative_actions_and_names(tmp_path):
     robot = lerobot_recipe(tmp_path).profile
     assert robot.delta_mask == (True,) * 5 + (False,)
     assert robot.action_names == robot.state_names == tuple(names)
-    edit(
-        tmp_path / "policy_postprocessor.json",
-        lambda d: d["steps"][1]["config"].update(enabled=False),
-    )
-    assert lerobot_recipe(tmp_path).profile.delta_mask == ()
 
 
-def test_absolute_without_relative_is_an_error(tmp_path):
+def _enable(tmp_path, file, step, value):
+    """Switch a relative or absolute step on, off, or (None) take it out."""
+    change = lambda d: d["steps"][step]["config"].update(enabled=value)  # noqa: E731
+    edit(tmp_path / file, change if value is not None else lambda d: d["steps"].pop(step))
+
+
+@pytest.mark.parametrize("value", [False, None])
+def test_one_of_the_two_steps_alone_is_an_error(tmp_path, value):
     write_lerobot(tmp_path, relative=[])
-    edit(tmp_path / "policy_preprocessor.json", lambda d: d["steps"].pop(2))
+    _enable(tmp_path, "policy_preprocessor.json", 2, value)
     with pytest.raises(PolicyError, match="makes actions absolute"):
         lerobot_recipe(tmp_path)
+    write_lerobot(tmp_path, relative=[])
+    _enable(tmp_path, "policy_postprocessor.json", 1, value)
+    with pytest.raises(PolicyError, match="differences would be executed as positions"):
+        lerobot_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("value", [False, None])
+def test_use_relative_actions_against_the_steps(tmp_path, value):
+    config = {"use_relative_actions": True}
+    write_lerobot(tmp_path, relative=[], config=config)
+    assert lerobot_recipe(tmp_path).doubts == ()
+    _enable(tmp_path, "policy_preprocessor.json", 2, value)
+    _enable(tmp_path, "policy_postprocessor.json", 1, value)
+    with pytest.raises(PolicyError, match=r"config\.json says use_relative"):
+        lerobot_recipe(tmp_path)
+    write_lerobot(tmp_path, relative=[], config={"use_relative_actions": False})
+    recipe = lerobot_recipe(tmp_path)
+    assert recipe.profile.delta_mask == (True,) * 6
+    assert any("use_relative_actions false" in d for d in recipe.doubts)
+
+
+def test_what_is_excluded_is_told_by_the_step_s_own_names(tmp_path):
+    """As in LeRobot; those of config.json are labels."""
+    names = [*"abcde", "gripper"]
+    write_lerobot(
+        tmp_path, relative=["gripper"], names=None, config={"action_feature_names": names}
+    )
+    recipe = lerobot_recipe(tmp_path)
+    assert recipe.profile.delta_mask == (True,) * 6
+    assert recipe.profile.action_names == tuple(names)
+    assert any("the step has no action_names" in d for d in recipe.doubts)
+
+
+NESTED = [["r1", "r2", "r3"], ["l1", "l2", "l3"]]
+
+
+@pytest.mark.parametrize("names", [NESTED, {"right": NESTED[0], "left": NESTED[1]}])
+def test_nested_names_are_labels(tmp_path, names):
+    write_lerobot(tmp_path, config={"action_feature_names": names})
+    assert lerobot_recipe(tmp_path).profile.action_names == ("r1", "r2", "r3", "l1", "l2", "l3")
+    write_lerobot(tmp_path, relative=[], names=names)
+    assert lerobot_recipe(tmp_path).profile.delta_mask == (True,) * 6
+    write_lerobot(tmp_path, relative=["r3"], names=names)
+    with pytest.raises(PolicyError, match="what exclude_joints r3 leaves out cannot be told"):
+        lerobot_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["a"], ["a"] * 6, [1, 2, 3, 4, 5, 6], "abcdef", 7, [[[[[1]]]]]])
+def test_names_that_cannot_be_used_are_numbers_and_said(tmp_path, names):
+    write_lerobot(tmp_path, config={"action_feature_names": names})
+    recipe = lerobot_recipe(tmp_path)
+    assert recipe.profile.action_names[0] == "action_0"
+    assert any("not one name for each of the 6 actions" in a for a in recipe.assumptions)
+
+
+# a robot profile beside the checkpoint's names ------------------------------------------------
+
+
+def profile_of(path, states, actions=None, unit="radian"):
+    """A profile file with these columns; returns its path."""
+    columns = [{"name": n, "unit": unit} for n in states]
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "control_hz": 30,
+                "cameras": [{"role": "base", "slot": "base_0_rgb", "required": True}],
+                "state": columns,
+                "actions": [
+                    {"name": n, "meaning": "absolute", "unit": unit} for n in actions or states
+                ],
+            }
+        )
+    )
+    return path
+
+
+ARMS = ("right_j1", "right_j2", "right_gripper", "left_j1", "left_j2", "left_gripper")
+TURNED = (*ARMS[3:], *ARMS[:3])
+
+
+@pytest.mark.parametrize("ending", ["", ".pos"])
+@pytest.mark.parametrize("relative", [None, ["gripper"]])
+def test_a_profile_in_another_order_is_put_into_the_checkpoint_s(tmp_path, relative, ending):
+    names = [name + ending for name in ARMS]
+    robot = profile_of(tmp_path / "arms.yaml", TURNED)
+    data = yaml.safe_load(robot.read_text())
+    data["actions"][0]["unit"] = data["state"][0]["unit"] = "degree"  # left_j1
+    robot.write_text(yaml.safe_dump(data))
+    config = {"action_feature_names": names}
+    write_lerobot(tmp_path / "c", relative=relative, names=names, config=config)
+    recipe = lerobot_recipe(tmp_path / "c", robot=robot)
+    assert recipe.profile.action_names == recipe.profile.state_names == ARMS
+    assert recipe.profile.action_units[3].name == "DEGREE"
+    assert recipe.profile.delta_mask == (() if relative is None else (True, True, False) * 2)
+    assert any("column 0 is right_j1" in a and "has left_j1" in a for a in recipe.assumptions)
+
+
+def test_a_permutation_whose_states_cannot_follow_is_refused(tmp_path):
+    states = [f"s{i}" for i in range(6)]
+    robot = profile_of(tmp_path / "arms.yaml", states, TURNED)
+    write_lerobot(tmp_path / "c", relative=[], names=list(ARMS))
+    with pytest.raises(PolicyError, match=r"action 0 of the checkpoint is 'right_j1'.*'left_j1'"):
+        lerobot_recipe(tmp_path / "c", robot=robot)
+
+
+def test_a_name_elsewhere_among_others_is_refused(tmp_path):
+    mine = ["a", "b", "right_j1", "c", "d", "e"]
+    robot = profile_of(tmp_path / "arms.yaml", mine)
+    write_lerobot(tmp_path / "c", relative=[], names=list(ARMS))
+    with pytest.raises(PolicyError, match="write the profile in the checkpoint's order"):
+        lerobot_recipe(tmp_path / "c", robot=robot)
+
+
+def test_other_names_are_said_in_pairs_and_doubted_where_sides_differ(tmp_path):
+    mine = ["left_a", "left_b", "left_c", "left_d", "left_e", "left_gripper"]
+    robot = profile_of(tmp_path / "arms.yaml", mine)
+    write_lerobot(tmp_path / "c", relative=[], names=list(ARMS))
+    with pytest.raises(PolicyError, match="write the profile"):
+        lerobot_recipe(tmp_path / "c", robot=profile_of(tmp_path / "b.yaml", [*ARMS[1:], "x"]))
+    recipe = lerobot_recipe(tmp_path / "c", robot=robot)
+    assert any("right_j1 is left_a" in a and "left_j1 is left_d" in a for a in recipe.assumptions)
+    doubted = [d for d in recipe.doubts if "is the order right?" in d]
+    assert [d.split("'")[1] for d in doubted] == ["right_j1", "right_j2", "right_gripper"]
+
+
+def test_a_checkpoint_without_names_is_taken_in_the_profile_s_order_and_says_so(tmp_path):
+    robot = profile_of(tmp_path / "arm.yaml", list("abcdef"))
+    recipe = lerobot_recipe(write_lerobot(tmp_path / "c"), robot=robot)
+    assert any("the files have no action names" in a for a in recipe.assumptions)
+
+
+def test_statistics_in_degrees_under_a_profile_in_radians(tmp_path):
+    """The profile is wrong by 57: named at load with the columns."""
+    write_lerobot(tmp_path / "c")
+    for file, key in ((STATE_FILE, "observation.state"), (ACTION_FILE, "action")):
+        held = load_file(tmp_path / "c" / file)
+        for stat, value in (("q01", -90), ("q99", 90)):
+            held[f"{key}.{stat}"][:] = value
+        save_file(held, tmp_path / "c" / file)
+    robot = profile_of(tmp_path / "arm.yaml", list("abcdef"))
+    doubts = lerobot_recipe(tmp_path / "c", robot=robot).doubts
+    assert any("state 'a' reach from -90 to 90 radian" in d and "degrees?" in d for d in doubts)
+    assert any("action 'a'" in d for d in doubts)
+    degrees = profile_of(tmp_path / "arm.yaml", list("abcdef"), unit="degree")
+    assert lerobot_recipe(tmp_path / "c", robot=degrees).doubts == ()
+
+
+def test_an_so101_in_degrees(tmp_path):
+    names = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
+    write_lerobot(tmp_path, config={"action_feature_names": [n + ".pos" for n in names]})
+    for file, key in ((STATE_FILE, "observation.state"), (ACTION_FILE, "action")):
+        held = load_file(tmp_path / file)
+        for stat, value in (("q01", -80), ("q99", 80)):
+            held[f"{key}.{stat}"][:] = value
+        held[f"{key}.q01"][5] = 0
+        save_file(held, tmp_path / file)
+    recipe = lerobot_recipe(tmp_path, robot="so101")
+    assert recipe.doubts == ()
+    model = state_to_model(recipe.profile, np.array([0.5, 0, 0, 0, 0, 1.74533]))
+    assert model[0] == pytest.approx(np.degrees(0.5))
+    assert model[5] == pytest.approx(100)
+    with pytest.raises(PolicyError, match="6 state values and 6 actions"):
+        lerobot_recipe(write_lerobot(tmp_path, states=7), robot="so101")
+
+
+# flow steps, prompts --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        ({}, None),
+        ({"num_inference_steps": 4}, 4),
+        ({"num_steps": 5}, 5),
+        ({"num_inference_steps": 4, "num_steps": 4}, 4),
+        ({"num_inference_steps": None}, None),
+    ],
+)
+def test_flow_steps_of_the_files(tmp_path, config, steps):
+    assert lerobot_recipe(write_lerobot(tmp_path, config=config)).denoise_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps is 0; accepted: a whole number from 1"),
+        ({"num_steps": 2.5}, "num_steps is 2.5"),
+        ({"num_inference_steps": 4, "num_steps": 5}, "contradicts itself about the flow steps"),
+    ],
+)
+def test_flow_steps_that_are_none(tmp_path, config, words):
+    with pytest.raises(PolicyError, match=words):
+        lerobot_recipe(write_lerobot(tmp_path, config=config))
+
+
+def test_state_padding_is_that_of_training_and_said(tmp_path):
+    recipe = lerobot_recipe(write_lerobot(tmp_path, config={"max_state_dim": 14}))
+    assert recipe.prompt_state_size == 14
+    assert any("padded to max_state_dim 14 in the prompt" in a for a in recipe.assumptions)
+    edit(
+        tmp_path / "policy_preprocessor.json",
+        lambda d: d["steps"][3]["config"].update(max_state_dim=20),
+    )
+    assert lerobot_recipe(tmp_path).prompt_state_size == 20
+    assert lerobot_recipe(tmp_path, era="0.5").prompt_state_size is None
 
 
 @pytest.mark.parametrize(
@@ -212,6 +477,41 @@ def test_camera_roles_can_be_set_through_the_rename_map(tmp_path):
     write_lerobot(tmp_path, rename={"observation.images.cam0": ["observation.images.top"]})
     with pytest.raises(PolicyError, match="rename_map"):
         lerobot_recipe(tmp_path, camera_roles=roles)
+
+
+def test_roles_are_those_of_the_data_set_where_it_is_renamed(tmp_path):
+    images = "observation.images."
+    write_lerobot(
+        tmp_path,
+        cameras=(images + "base_0_rgb", images + "left_wrist_0_rgb"),
+        rename={
+            images + "wrist": images + "base_0_rgb",
+            images + "top": images + "left_wrist_0_rgb",
+        },
+    )
+    recipe = lerobot_recipe(tmp_path)
+    cameras = [(c.role, c.source, c.slot) for c in recipe.profile.cameras]
+    assert cameras == [
+        ("wrist", images + "wrist", images + "base_0_rgb"),
+        ("base", images + "top", images + "left_wrist_0_rgb"),
+    ]
+    said = [a for a in recipe.assumptions if "rename_map" in a]
+    assert len(said) == 2
+    assert "camera 'wrist' is observation.images.wrist" in said[0]
+    roles = {"base": images + "wrist", "wrist": images + "left_wrist_0_rgb"}
+    cameras = lerobot_recipe(tmp_path, camera_roles=roles).profile.cameras
+    assert [(c.role, c.slot) for c in cameras] == [
+        ("base", images + "base_0_rgb"),
+        ("wrist", images + "left_wrist_0_rgb"),
+    ]
+
+
+def test_two_sources_of_one_feature_are_said(tmp_path):
+    images = "observation.images."
+    rename = {images + "hand": images + "top", images + "front": images + "top"}
+    recipe = lerobot_recipe(write_lerobot(tmp_path, rename=rename))
+    assert recipe.profile.cameras[0].source == images + "hand"
+    assert any("gives observation.images.top two sources" in a for a in recipe.assumptions)
 
 
 def test_a_robot_profile_names_what_the_files_do_not(tmp_path):
@@ -363,6 +663,7 @@ def test_state_that_the_normalizer_does_not_list_passes_unchanged(tmp_path):
     recipe = lerobot_recipe(tmp_path)
     assert recipe.normalization.state.kind == "identity"
     assert recipe.normalization.actions.kind == "quantile"
+    assert any("observation.state passes unchanged" in a for a in recipe.assumptions)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Policy end to end on tiny weights: openpi, LeRobot and random checkpoints."""
 
+import functools
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -194,7 +196,7 @@ def test_names_that_are_too_long_for_a_file(tmp_path, weights):
     robot = tmp_path / "mine.yaml"
     text = (config_dir() / "robots" / "droid.yaml").read_text()
     robot.write_text(text.replace("asset_id: droid", f"asset_id: {name}"))
-    said = read_recipe(tmp_path / "c", robot).assumptions
+    said = read_recipe(tmp_path / "c", robot).doubts
     assert any(name in sentence for sentence in said)
 
 
@@ -266,7 +268,7 @@ def test_integer_state_is_taken(policy):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"denoise_steps": 0}, PolicyError, "denoise_steps is 0"),
+        ({"denoise_steps": -1}, PolicyError, "denoise_steps is -1; accepted: .* from 0 to 1000"),
         ({"denoise_steps": 2.0}, PolicyError, "whole number"),
         ({"horizon": 11}, PolicyError, "horizon is 11; accepted: a whole number from 1 to 10"),
         ({"seed": -1}, PolicyError, "seed is -1"),
@@ -406,12 +408,35 @@ def test_checkpoint_may_name_its_robot_and_tokenizer(tmp_path, weights):
 
 def test_statistics_of_another_asset_are_warned_of_once_per_load(tmp_path, weights, caplog):
     openpi_checkpoint(tmp_path / "c", weights, "other", 8, 8)
-    said = read_recipe(tmp_path / "c", "droid").assumptions  # as `pi05 inspect` shows them
+    said = read_recipe(tmp_path / "c", "droid").doubts  # as `pi05 inspect` shows them
     assert not caplog.messages
-    Policy.load(tmp_path / "c", robot="droid", tokenizer="bytes")
-    (warning,) = caplog.messages
-    assert "the asset 'droid'" in warning
-    assert warning in said
+    policy = Policy.load(tmp_path / "c", robot="droid", tokenizer="bytes")
+    assert "the asset 'droid'" in said[0]
+    assert tuple(caplog.messages) == policy.info.doubts == said
+
+
+def test_assumptions_are_logged_in_the_words_of_info(tmp_path, weights, caplog):
+    openpi_checkpoint(tmp_path / "c", weights, "droid", 8, 8)
+    with caplog.at_level(logging.INFO, "pi05_ros.policy"):
+        info = Policy.load(tmp_path / "c", robot="droid", tokenizer="bytes").info
+    assert info.assumptions
+    for sentence in info.assumptions:
+        assert f"assumed: {sentence}" in caplog.messages
+
+
+def test_flow_steps_of_the_checkpoint_are_the_default(tmp_path, weights):
+    openpi_checkpoint(tmp_path / "c", weights, "sim_arm", 7, 7, {"num_steps": 3})
+    load = functools.partial(Policy.load, tmp_path / "c", robot="sim_arm", tokenizer="bytes")
+    policy = load()
+    assert policy.info.denoise_steps == 3
+    obs = Observation({"base": np.zeros((8, 8, 3), np.uint8)}, np.zeros(7), "x")
+    assert policy.infer(obs).denoise_steps == 3
+    assert policy.infer(obs, denoise_steps=0).denoise_steps == 3
+    assert policy.infer(obs, denoise_steps=2).denoise_steps == 2
+    info = load(denoise_steps=5).info
+    assert info.denoise_steps == 5
+    assert any("denoise_steps 5 is used, not 3" in a for a in info.assumptions)
+    assert Policy.load("random:tiny").info.denoise_steps == 10
 
 
 def test_config_json_wins_over_the_profile_and_it_is_said(tmp_path, weights):

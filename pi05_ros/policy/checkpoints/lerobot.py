@@ -1,9 +1,4 @@
-"""LeRobot pi05 directories: config.json and the two processor JSON files say what numbers mean.
-
-Which camera is which role: features with "wrist", "hand" or "gripper" in their name are "wrist",
-then "wrist_2"; the first other one is "base"; what is left over takes the roles still free in the
-order base, wrist, wrist_2, and beyond three its own last name. ``camera_roles`` overrides it.
-"""
+"""LeRobot pi05 directories: config.json and the two processor JSON files say what numbers mean."""
 
 from __future__ import annotations
 
@@ -17,19 +12,27 @@ from pi05_ros.model.checkpoint.open import find_files
 from pi05_ros.model.checkpoint.safetensors_file import read_header
 from pi05_ros.model.config import MAX_PROMPT_TOKENS
 from pi05_ros.model.expert import MAX_PERIOD, MIN_PERIOD
+from pi05_ros.policy.checkpoints.lerobot_actions import in_order_of, read_names, read_relative
+from pi05_ros.policy.checkpoints.lerobot_cameras import read_cameras, read_rename_map
 from pi05_ros.policy.checkpoints.lerobot_processors import (
     POSTPROCESSOR,
     PREPROCESSOR,
     RELATIVE,
+    Feature,
     check_pictures_unchanged,
     config_of,
     find_step,
-    is_names,
     named_tokenizer,
     read_normalizer,
     read_steps,
 )
-from pi05_ros.policy.checkpoints.recipe import Recipe, read_json, whole_number
+from pi05_ros.policy.checkpoints.plausibility import statistics_doubts
+from pi05_ros.policy.checkpoints.recipe import (
+    Recipe,
+    read_json,
+    stated_denoise_steps,
+    whole_number,
+)
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.interface import ActionMeaning
 from pi05_ros.policy.robots.profile import MODEL_DIM, Camera, RobotProfile
@@ -88,47 +91,64 @@ def lerobot_recipe(
     pre, post = read_steps(folder / PREPROCESSOR), read_steps(folder / POSTPROCESSOR)
     check_pictures_unchanged(folder, pre)
     assumptions: list[str] = []
-    for name, steps in ((PREPROCESSOR, pre), (POSTPROCESSOR, post)):
-        if not steps:
-            assumptions.append(f"{name} is missing: its values pass unchanged")
+    doubts: list[str] = []
     era = _era(era, folder, config, pre, assumptions)
     inputs = _features(config, "input_features")
-    state_size = _size(inputs, STATE, "input_features")
-    action_size = _size(_features(config, "output_features"), ACTION, "output_features")
-    rename = config_of(pre, "rename_observations_processor").get("rename_map") or {}
-    if not isinstance(rename, Mapping) or not is_names(list(rename.values())):
-        raise PolicyError(f"rename_map is {rename!r:.80}; accepted: a mapping of feature names")
-    profile = _profile(
-        robot,
-        folder,
-        config,
-        _cameras(inputs, rename, camera_roles),
-        (state_size, action_size),
-        (pre, post),
-        control_hz,
-        assumptions,
+    sizes = (
+        _size(inputs, STATE, "input_features"),
+        _size(_features(config, "output_features"), ACTION, "output_features"),
+    )
+    rename = read_rename_map(config_of(pre, "rename_observations_processor"))
+    cameras = read_cameras(inputs, rename, camera_roles, assumptions)
+    mask = read_relative(config, pre, post, sizes[1], doubts)
+    names = read_names(config, pre, sizes[1], assumptions)
+    if robot is None:
+        profile = _profile(folder, names, cameras, sizes, mask, assumptions)
+        if control_hz is None:
+            assumptions.append(f"control rate is not in the files: {DEFAULT_HZ:g} Hz")
+    else:
+        notes = assumptions, doubts
+        profile = _of_robot(load_profile(robot), names, cameras, sizes, mask, notes)
+    horizon = whole_number(config, "chunk_size", 50, most=1024)
+    profile = dataclasses.replace(
+        profile,
+        horizon=horizon,
+        control_hz=profile.control_hz if control_hz is None else control_hz,
     )
     tokenizer = config_of(pre, "tokenizer_processor")
     length = whole_number(config, "tokenizer_max_length", MAX_PROMPT_TOKENS)
-    old = era == "0.4"
+    normalization = Normalization(
+        read_normalizer(folder, pre, Feature("STATE", STATE, sizes[0]), config, assumptions),
+        read_normalizer(folder, post, Feature("ACTION", ACTION, sizes[1]), config, assumptions),
+        source=f"{PREPROCESSOR} and {POSTPROCESSOR}",
+    )
+    doubts += statistics_doubts(profile, normalization)
     return Recipe(
         family="lerobot",
         profile=profile,
-        normalization=Normalization(
-            read_normalizer(
-                folder, pre, "normalizer_processor", "STATE", STATE, state_size, assumptions
-            ),
-            read_normalizer(
-                folder, post, "unnormalizer_processor", "ACTION", ACTION, action_size, assumptions
-            ),
-            source=f"{PREPROCESSOR} and {POSTPROCESSOR}",
-        ),
-        lerobot_pad=-3.0 if old else -1.0,
-        prompt_state_size=whole_number(config, "max_state_dim", MODEL_DIM) if old else None,
+        normalization=dataclasses.replace(normalization, doubts=tuple(doubts)),
+        lerobot_pad=-3.0 if era == "0.4" else -1.0,
+        prompt_state_size=_prompt_state_size(config, pre, assumptions) if era == "0.4" else None,
         max_prompt_tokens=whole_number(tokenizer, "max_length", length),
         tokenizer=named_tokenizer(folder, tokenizer),
+        denoise_steps=stated_denoise_steps(config),
         assumptions=tuple(assumptions),
     )
+
+
+def _prompt_state_size(
+    config: Mapping[str, Any], pre: Sequence[Mapping[str, Any]], assumptions: list[str]
+) -> int:
+    """Length to which LeRobot up to 0.4.4 padded the state in the prompts of training."""
+    step = config_of(pre, "pi05_prepare_state_tokenizer_processor_step")
+    size = whole_number(config, "max_state_dim", MODEL_DIM)
+    size = whole_number(step, "max_state_dim", size)
+    if size != MODEL_DIM:
+        assumptions.append(
+            f"the state is padded to max_state_dim {size} in the prompt, as in training; LeRobot "
+            f"0.4 itself pads to {MODEL_DIM} when it loads the files again"
+        )
+    return size
 
 
 def _check_supported(folder: Path, config: Mapping[str, Any]) -> None:
@@ -197,138 +217,60 @@ def _size(features: Mapping[str, Mapping[str, Any]], name: str, where: str) -> i
     return int(shape[0])
 
 
-def _cameras(
-    inputs: Mapping[str, Mapping[str, Any]],
-    rename: Mapping[str, str],
-    override: Mapping[str, str] | None,
-) -> tuple[Camera, ...]:
-    """Cameras in the order of config.json; ``empty_camera`` features stay masked for good."""
-    features = [
-        name
-        for name, value in inputs.items()
-        if value.get("type") == "VISUAL" and "empty_camera" not in name
-    ]
-    if not features:
-        raise PolicyError("config.json: input_features has no camera (type VISUAL)")
-    roles = derive_roles(features)
-    if override is not None:
-        named = {rename.get(feature, feature): role for role, feature in override.items()}
-        unknown = [name for name in named if name not in features]
-        if unknown:
-            raise PolicyError(
-                f"camera_roles names the feature {unknown[0]!r}; accepted: {', '.join(features)}"
-            )
-        features = [name for name in features if name in named]
-        roles = named
-    required = "base" if "base" in roles.values() else roles[features[0]]
-    return tuple(
-        Camera(role=roles[name], slot=name, required=roles[name] == required) for name in features
-    )
-
-
-def derive_roles(features: Sequence[str]) -> dict[str, str]:
-    """Role of each image feature by the rule in the module's docstring."""
-    free = ["base", "wrist", "wrist_2"]
-    roles: dict[str, str] = {}
-    for name in features:
-        if any(word in name.lower() for word in ("wrist", "hand", "gripper")):
-            role = next((r for r in free if r != "base"), None)
-            if role is not None:
-                roles[name] = role
-                free.remove(role)
-    for name in features:
-        if name not in roles:
-            roles[name] = free.pop(0) if free else name.rsplit(".", 1)[-1]
-    return roles
-
-
 def _profile(
-    robot: str | Path | None,
     folder: Path,
-    config: Mapping[str, Any],
+    names: tuple[str, ...] | None,
     cameras: tuple[Camera, ...],
     sizes: tuple[int, int],
-    processors: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]],
-    control_hz: float | None,
+    mask: tuple[bool, ...],
     assumptions: list[str],
 ) -> RobotProfile:
+    """Profile of a checkpoint that is used without a robot's."""
     state_size, action_size = sizes
-    pre, post = processors
-    relative = config_of(pre, *RELATIVE)
-    names = relative.get("action_names") or config.get("action_feature_names")
-    if names is not None and not is_names(names):
-        raise PolicyError(f"action names are {names!r:.80}; accepted: a list of different texts")
-    exclude = relative.get("exclude_joints") or []
-    if not is_names(exclude):
-        raise PolicyError(f"exclude_joints is {exclude!r:.80}; accepted: a list of texts")
-    absolute = config_of(post, "absolute_actions_processor")
-    mask: tuple[bool, ...] = ()
-    if absolute.get("enabled"):
-        if not relative:
-            raise PolicyError(
-                f"{POSTPROCESSOR} makes actions absolute, but {PREPROCESSOR} has none of the "
-                f"steps {', '.join(RELATIVE)} that would say which"
-            )
-        mask = relative_mask(exclude, names, action_size)
-    horizon = whole_number(config, "chunk_size", 50, most=1024)
-    if robot is not None:
-        given = load_profile(robot)
-        if (len(given.state_names), len(given.action_names)) != (state_size, action_size):
-            raise PolicyError(
-                f"robot profile {given.name!r} has {len(given.state_names)} state values and "
-                f"{len(given.action_names)} actions, the checkpoint {state_size} and {action_size}"
-            )
-        turned = {c.role for c in given.cameras if c.rotate_180}
-        needed = set(given.required_roles)
-        cameras = tuple(
-            dataclasses.replace(
-                c, required=c.required or c.role in needed, rotate_180=c.role in turned
-            )
-            for c in cameras
-        )
-        return dataclasses.replace(
-            given,
-            cameras=cameras,
-            delta_mask=mask,
-            horizon=horizon,
-            discrete_state=True,
-            control_hz=given.control_hz if control_hz is None else control_hz,
-            adapt="none",
-        )
-    if names is None or len(names) != action_size:
-        names = [f"action_{i}" for i in range(action_size)]
+    if names is None:
+        names = tuple(f"action_{i}" for i in range(action_size))
         assumptions.append("action names are not in the files: numbered")
     states = names if state_size == action_size else [f"state_{i}" for i in range(state_size)]
     assumptions.append(
         "state names and units are not in the files: name a robot profile to set them"
     )
-    if control_hz is None:
-        assumptions.append(f"control rate is not in the files: {DEFAULT_HZ:g} Hz")
     return RobotProfile(
         name=f"lerobot:{folder.name}",
         description="from the LeRobot checkpoint's own files",
         cameras=cameras,
-        state_names=tuple(str(n) for n in states),
+        state_names=tuple(states),
         state_maps=(UnitMap(Unit.DIMENSIONLESS),) * state_size,
-        action_names=tuple(str(n) for n in names),
+        action_names=names,
         action_meanings=(ActionMeaning.ABSOLUTE,) * action_size,
         action_maps=(UnitMap(Unit.DIMENSIONLESS),) * action_size,
-        control_hz=DEFAULT_HZ if control_hz is None else control_hz,
+        control_hz=DEFAULT_HZ,
         delta_mask=mask,
-        horizon=horizon,
     )
 
 
-def relative_mask(
-    exclude: Sequence[str], names: Sequence[str] | None, size: int
-) -> tuple[bool, ...]:
-    """Which actions are relative: all but those whose name contains an excluded word.
-
-    As LeRobot's RelativeActionsProcessorStep: case is ignored; without names nothing is excluded.
-    """
-    words = [str(word).lower() for word in exclude if word]
-    if not words or names is None:
-        return (True,) * size
-    mask = [not any(word in str(name).lower() for word in words) for name in names[:size]]
-    mask += [True] * (size - len(mask))
-    return tuple(mask)
+def _of_robot(
+    given: RobotProfile,
+    names: tuple[str, ...] | None,
+    cameras: tuple[Camera, ...],
+    sizes: tuple[int, int],
+    mask: tuple[bool, ...],
+    notes: tuple[list[str], list[str]],
+) -> RobotProfile:
+    """Return a robot's profile with what the checkpoint decides."""
+    if (len(given.state_names), len(given.action_names)) != sizes:
+        raise PolicyError(
+            f"robot profile {given.name!r} has {len(given.state_names)} state values and "
+            f"{len(given.action_names)} actions, the checkpoint {sizes[0]} and {sizes[1]}"
+        )
+    turned = {c.role for c in given.cameras if c.rotate_180}
+    needed = set(given.required_roles)
+    cameras = tuple(
+        dataclasses.replace(
+            c, required=c.required or c.role in needed, rotate_180=c.role in turned
+        )
+        for c in cameras
+    )
+    ordered = in_order_of(given, names, any(mask), *notes)
+    return dataclasses.replace(
+        ordered, cameras=cameras, delta_mask=mask, discrete_state=True, adapt="none"
+    )

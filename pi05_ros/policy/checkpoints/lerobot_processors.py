@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,19 @@ _KNOWN_STEPS = {
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """Steps of a processor file, in order; [] if there is none."""
-    steps = read_json(path).get("steps", [])
+    """Steps of a processor file, in order.
+
+    Raises:
+        PolicyError: no such file, or a step whose meaning is not known.
+
+    """
+    if not path.is_file():
+        raise PolicyError(
+            f"{path} is missing: without it, relative actions and statistics of the checkpoint "
+            f"are not known; copy {PREPROCESSOR}, {POSTPROCESSOR} and the .safetensors files they "
+            "name from the training run or the hub"
+        )
+    steps = read_json(path).get("steps")
     if not isinstance(steps, list) or not all(isinstance(s, dict) for s in steps):
         raise PolicyError(f"{path} has no list of steps")
     for step in steps:
@@ -71,46 +83,93 @@ def is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
+@dataclass(frozen=True)
+class Feature:
+    """State or action of a policy.
+
+    Attributes:
+        kind: "STATE" or "ACTION", key of norm_map.
+        name: of the feature, key of the statistics.
+        size: its values.
+
+    """
+
+    kind: str
+    name: str
+    size: int
+
+
 def read_normalizer(
     folder: Path,
     steps: Sequence[Mapping[str, Any]],
-    step_name: str,
-    kind: str,
-    feature: str,
-    size: int,
+    feature: Feature,
+    policy: Mapping[str, Any],
     assumptions: list[str],
 ) -> Normalizer:
-    """Normalizer of one feature as its step says; statistics that are not there mean identity."""
+    """Normalizer of one feature as its step says.
+
+    Args:
+        folder: of the checkpoint.
+        steps: of the preprocessor (for the state) or the postprocessor (for the actions).
+        feature: which.
+        policy: config.json; its normalization_mapping tells whether a step has to be there.
+        assumptions: gets a sentence where a state passes unchanged.
+
+    Raises:
+        PolicyError: no step or no statistics although values are not meant to pass unchanged, or
+            statistics that cannot be used.
+
+    """
+    is_state = feature.kind == "STATE"
+    step_name = "normalizer_processor" if is_state else "unnormalizer_processor"
+    where = PREPROCESSOR if is_state else POSTPROCESSOR
     step = find_step(steps, step_name)
     if step is None:
-        return Normalizer("identity", family="lerobot")
+        mapping = policy.get("normalization_mapping")
+        if isinstance(mapping, Mapping) and mapping.get(feature.kind) == "IDENTITY":
+            return Normalizer("identity", family="lerobot")
+        raise PolicyError(
+            f"{where} has no {step_name} step, so how {feature.name} is normalized is not known; "
+            "copy the processor files of the training run, or state IDENTITY for "
+            f"{feature.kind} in normalization_mapping of config.json"
+        )
     config = config_of(steps, step_name)
     norm_map = config.get("norm_map") or {}
     if not isinstance(norm_map, Mapping):
         raise PolicyError(f"norm_map is {norm_map!r:.80}; accepted: a mapping of feature types")
-    mode = str(norm_map.get(kind, "IDENTITY"))
+    mode = str(norm_map.get(feature.kind, "IDENTITY"))
     if mode not in _MODES:
-        raise PolicyError(f"norm_map.{kind} is {mode!r}; accepted: {', '.join(_MODES)}")
+        raise PolicyError(f"norm_map.{feature.kind} is {mode!r}; accepted: {', '.join(_MODES)}")
     keys = config.get("normalize_observation_keys")
     if keys is not None and not is_names(keys):
         raise PolicyError(f"normalize_observation_keys is {keys!r:.80}; accepted: a list of texts")
     eps = config.get("eps", LEROBOT_EPS)
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
         raise PolicyError(f"eps is {eps!r:.50}; accepted: a number from 0 to below 1")
-    if _MODES[mode] == "identity" or (kind == "STATE" and not _covers(config, keys, feature)):
+    if _MODES[mode] == "identity":
         return Normalizer("identity", family="lerobot")
-    stats = _read_stats(folder, step, feature)
+    if is_state and not _covers(config, keys, feature.name):
+        assumptions.append(
+            f"{feature.name} passes unchanged: the normalizer step of {where} does not list it"
+        )
+        return Normalizer("identity", family="lerobot")
+    stats, others = _read_stats(folder, step, feature.name)
     if not stats:
-        assumptions.append(f"no statistics for {feature}: it passes unchanged")
-        return Normalizer("identity", family="lerobot")
+        held = f"it has those of {', '.join(others)}" if others else "there are none"
+        raise PolicyError(
+            f"{step.get('state_file') or where} has no statistics of {feature.name!r}, which "
+            f"norm_map normalizes by {mode} ({held}); without them values would pass as they are. "
+            "Copy the statistics of the training run (a base checkpoint has none of your robot's: "
+            f"fine-tune it), or state IDENTITY for {feature.kind} in norm_map"
+        )
     try:
         normalizer = Normalizer(_MODES[mode], stats, family="lerobot", eps=float(eps))
     except PolicyError as error:
-        raise PolicyError(f"{feature}: {error}") from error
-    if normalizer.size != size:
+        raise PolicyError(f"{step.get('state_file')}: {feature.name}: {error}") from error
+    if normalizer.size != feature.size:
         raise PolicyError(
-            f"{step.get('state_file')}: statistics of {feature} cover {normalizer.size} values; "
-            f"config.json says {size}"
+            f"{step.get('state_file')}: statistics of {feature.name} cover {normalizer.size} "
+            f"values; config.json says {feature.size}"
         )
     return normalizer
 
@@ -137,7 +196,7 @@ def check_pictures_unchanged(folder: Path, steps: Sequence[Mapping[str, Any]]) -
         return
     for name, value in features.items():
         visual = isinstance(value, Mapping) and value.get("type") == "VISUAL"
-        if visual and _read_stats(folder, step, str(name)):
+        if visual and _read_stats(folder, step, str(name))[0]:
             raise PolicyError(
                 f"{PREPROCESSOR} normalizes {name!r} by {norm_map['VISUAL']!r:.50}; "
                 "accepted for pictures: IDENTITY"
@@ -160,25 +219,35 @@ def named_tokenizer(folder: Path, config: Mapping[str, Any]) -> str | None:
     return str(path) if inside else None
 
 
-def _read_stats(folder: Path, step: Mapping[str, Any], feature: str) -> dict[str, np.ndarray]:
+def _read_stats(
+    folder: Path, step: Mapping[str, Any], feature: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return a feature's statistics in a step's file, and the features that it has some of."""
     name = step.get("state_file")
     if name is None:
-        return {}
+        return {}, []
     try:
         path = folder / str(name)
         inside = stays_inside(str(name)) and path.is_file()
     except (OSError, ValueError):  # too long, or with a null character
         inside = False
     if not inside:
-        raise PolicyError(f"state_file {name!r:.80} is not a file in {folder}")
+        raise PolicyError(
+            f"state_file {name!r:.80} is not a file in {folder}; copy it from the training run or "
+            "the hub"
+        )
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise PolicyError(f"{path} is not a readable safetensors file: {error}") from error
     wanted = {stat for pair in NEEDED.values() for stat in pair}
-    return {
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, values in tensors.items():
+        part, _, stat = key.rpartition(".")
+        if stat in wanted:
+            found.setdefault(part, {})[stat] = values
+    stats = {
         stat: values.to(torch.float32, copy=True).numpy()
-        for key, values in tensors.items()
-        for part, _, stat in [key.rpartition(".")]
-        if part == feature and stat in wanted
+        for stat, values in found.get(feature, {}).items()
     }
+    return stats, sorted(found)

@@ -109,8 +109,10 @@ def load(
         lerobot_era=lerobot_era,
         control_hz=control_hz,
     )
-    for doubt in recipe.normalization.doubts:
-        logger.warning(doubt)
+    for assumption in recipe.assumptions:
+        logger.info("assumed: %s", assumption)
+    for doubt in recipe.doubts:
+        logger.warning("%s", doubt)
     dtype = _dtype(stages, target)
     words = recipe.tokenizer if tokenizer is None else tokenizer
     if preset is not None:

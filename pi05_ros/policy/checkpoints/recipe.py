@@ -17,7 +17,9 @@ from pi05_ros import small_files
 from pi05_ros.model.checkpoint.infer_config import SCALARS
 from pi05_ros.model.config import MAX_PROMPT_TOKENS
 from pi05_ros.policy.checkpoints.norm_stats import openpi_normalization, range_normalization
+from pi05_ros.policy.checkpoints.plausibility import statistics_doubts
 from pi05_ros.policy.errors import PolicyError
+from pi05_ros.policy.interface import MAX_DENOISE_STEPS
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.robots.profile_yaml import available_robots, load_profile
 from pi05_ros.policy.transforms.normalize import Normalization
@@ -25,6 +27,7 @@ from pi05_ros.small_files import FileError
 
 RANDOM_PREFIX = "random:"
 DEFAULT_ROBOT = "sim_arm"  # of seeded random weights
+DEFAULT_DENOISE_STEPS = 10  # of openpi and LeRobot
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Recipe:
             goes into the prompt (LeRobot up to 0.4.4), or None.
         max_prompt_tokens: longer prompts are cut.
         tokenizer: what the checkpoint names as its tokenizer, or None.
+        denoise_steps: Euler steps of the flow that the checkpoint's files ask for, or None.
         assumptions: facts that no file told, one sentence each.
 
     """
@@ -51,7 +55,13 @@ class Recipe:
     prompt_state_size: int | None = None
     max_prompt_tokens: int = MAX_PROMPT_TOKENS
     tokenizer: str | None = None
+    denoise_steps: int | None = None
     assumptions: tuple[str, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why numbers may mean something else than is taken here, one sentence each."""
+        return self.normalization.doubts
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -96,6 +106,23 @@ def stated_scalar(config: Mapping[str, Any], field: str, most: int = 100_000) ->
         if config.get(key) is not None:
             return whole_number(config, key, 0, most)
     return None
+
+
+def stated_denoise_steps(config: Mapping[str, Any]) -> int | None:
+    """Flow steps that config.json asks for (LeRobot's num_inference_steps, num_steps), or None.
+
+    Raises:
+        PolicyError: not a whole number from 1 to MAX_DENOISE_STEPS, or two that differ.
+
+    """
+    found = {
+        key: whole_number(config, key, 0, MAX_DENOISE_STEPS)
+        for key in ("num_inference_steps", "num_steps")
+        if config.get(key) is not None
+    }
+    if len(set(found.values())) > 1:
+        raise PolicyError(f"config.json contradicts itself about the flow steps: {found}")
+    return next(iter(found.values()), None)
 
 
 def random_recipe(robot: str | Path | None) -> Recipe:
@@ -150,11 +177,13 @@ def openpi_recipe(checkpoint: Path, robot: str | Path | None) -> Recipe:
     if tokenizer is not None and tokenizer != "bytes":
         tokenizer = str(folder / str(tokenizer))
     normalization = openpi_normalization(checkpoint, profile)
+    doubts = (*normalization.doubts, *statistics_doubts(profile, normalization))
     return Recipe(
         family="openpi",
         profile=profile,
-        normalization=normalization,
+        normalization=dataclasses.replace(normalization, doubts=doubts),
         max_prompt_tokens=stated_scalar(config, "max_prompt_tokens") or MAX_PROMPT_TOKENS,
         tokenizer=tokenizer,
-        assumptions=(*assumptions, *normalization.doubts),
+        denoise_steps=stated_denoise_steps(config),
+        assumptions=tuple(assumptions),
     )

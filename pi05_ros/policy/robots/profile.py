@@ -31,6 +31,7 @@ class Camera:
         slot: model input it fills (openpi's names; LeRobot's feature name for LeRobot files).
         required: an observation without it is an error; otherwise its slot is masked.
         rotate_180: turn the picture before the model sees it (a camera mounted upside down).
+        source: name of the camera in the data set of a LeRobot checkpoint, else empty.
 
     """
 
@@ -38,6 +39,7 @@ class Camera:
     slot: str
     required: bool = False
     rotate_180: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,12 @@ def _check(p: RobotProfile) -> None:
                 f"{meaning.name.lower()}; accepted with delta: absolute"
             )
     for i, delta in enumerate(p.delta_mask):
-        state, action = p.state_maps[i], p.action_maps[i]
+        state, action, name = p.state_maps[i], p.action_maps[i], p.action_names[i]
+        if delta and name in p.state_names and p.state_names[i] != name:
+            fail(
+                f"action {name!r} has delta: true, which adds the state of the same column, and "
+                f"that is {p.state_names[i]!r}; put states and actions into one order"
+            )
         if delta and not _same_numbers(state, action):
             fail(
                 f"action {p.action_names[i]!r} has delta: true, which adds state "

@@ -21,6 +21,7 @@ NEEDED = {
     "zscore": ("mean", "std"),
     "identity": (),
 }
+_REACH = 1e3
 OPENPI_EPS = 1e-6
 LEROBOT_EPS = 1e-8
 
@@ -59,6 +60,36 @@ class Normalizer:
         for name in NEEDED[self.kind]:
             if not np.isfinite(self.stats[name]).all():
                 raise PolicyError(f"the statistic {name} holds NaN or infinite values")
+        if self.kind != "identity":
+            self._check_order()
+
+    def _check_order(self) -> None:
+        """Raise PolicyError where statistics would turn motion round or overflow."""
+        first, second = NEEDED[self.kind]
+        a, b = (self._array(self.stats[name]) for name in (first, second))
+        if self.kind == "zscore":
+            bad = np.flatnonzero(b < 0)
+            if bad.size:
+                raise PolicyError(
+                    f"the statistic {second} is negative at value {bad[0]} ({b[bad[0]]:g})"
+                )
+        else:
+            bad = np.flatnonzero(a > b)
+            if bad.size:
+                raise PolicyError(
+                    f"the statistic {first} is above {second} at value {bad[0]} "
+                    f"({a[bad[0]]:g} > {b[bad[0]]:g})"
+                )
+        with np.errstate(over="ignore", invalid="ignore"):
+            span = b if self.kind == "zscore" else b - a
+            # The model answers in about [-1, 1]; far outside there is still a number to report.
+            reach = np.abs(a) + _REACH * np.abs(span)
+        bad = np.flatnonzero(~np.isfinite(reach))
+        if bad.size:
+            raise PolicyError(
+                f"the statistics {first} and {second} span more than can be computed with at "
+                f"value {bad[0]} ({a[bad[0]]:g}, {b[bad[0]]:g})"
+            )
 
     @property
     def size(self) -> int | None:

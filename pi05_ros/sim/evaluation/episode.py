@@ -23,7 +23,7 @@ from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.chunking.chunk_maker import ChunkMaker
 from pi05_ros.policy.chunking.kv_reuse import make_rule
 from pi05_ros.policy.chunking.rtc import MAX_GUIDANCE
-from pi05_ros.policy.policy import MAX_DENOISE_STEPS
+from pi05_ros.policy.interface import MAX_DENOISE_STEPS
 from pi05_ros.sim.arm.tasks import MAX_STEPS, TASKS, Referee
 from pi05_ros.sim.arm.world import (
     AREA_X,
