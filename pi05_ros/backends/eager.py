@@ -23,8 +23,8 @@ from pi05_ros.backends.engine import (
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.resize import resize_with_pad, to_model_range
 from pi05_ros.model import KVCache, Pi05, flow_sample
+from pi05_ros.model.dtypes import parameter_dtype
 from pi05_ros.model.guidance import CORRECTIONS, guided, sample_decided
-from pi05_ros.model.pi05 import parameter_dtype
 from pi05_ros.model.sampler import DENOISE_STEPS
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

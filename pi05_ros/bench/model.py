@@ -22,7 +22,6 @@ import torch
 
 from pi05_ros.backends import BackendError, create_engine
 from pi05_ros.bench.ceilings import floor_ms
-from pi05_ros.bench.random_model import random_model
 from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
 from pi05_ros.model.config import PRESETS
 
@@ -279,7 +278,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         source = str(args.checkpoint)
     else:
         config = student(Pi05Config.preset(args.preset), args.depth, args.width)
-        model = random_model(config, 0, torch.bfloat16, "cuda")
+        model = Pi05.random_on_device(config, 0, torch.bfloat16, "cuda")
         source = f"random {args.preset}"
     words = dict(zip(STAGES, MIXES.get(args.precision, ("auto",) * 3), strict=True))
     if args.vision:

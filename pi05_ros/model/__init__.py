@@ -1,11 +1,11 @@
 """pi0.5 in plain PyTorch: the reference that every backend is judged by."""
 
 from pi05_ros.model.checkpoint.infer_config import infer_config
-from pi05_ros.model.checkpoint.layout import openpi_layout
 from pi05_ros.model.checkpoint.load import load_checkpoint, save_openpi
 from pi05_ros.model.checkpoint.open import Checkpoint, checkpoint_hash, open_checkpoint
 from pi05_ros.model.config import GemmaConfig, Pi05Config, VisionConfig
 from pi05_ros.model.errors import CheckpointError
+from pi05_ros.model.layout import openpi_layout
 from pi05_ros.model.pi05 import Pi05
 from pi05_ros.model.prefix import KVCache
 from pi05_ros.model.sampler import flow_sample, flow_times

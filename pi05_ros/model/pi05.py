@@ -14,42 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pi05_ros.model import random_weights
 from pi05_ros.model.config import Pi05Config
+from pi05_ros.model.dtypes import parameter_dtype
 from pi05_ros.model.expert import ActionExpert, time_embedding
 from pi05_ros.model.prefix import KVCache, PrefixLM
 from pi05_ros.model.prefix import compact as drop_masked
 from pi05_ros.model.sampler import DENOISE_STEPS, Velocity, flow_sample
 from pi05_ros.model.siglip import SiglipTower, check_images
-
-DTYPES = (torch.float32, torch.bfloat16)
-
-# openpi's to_bfloat16_for_selected_params: what stays float32 in a bfloat16 model, in our names.
-FLOAT32_IN_BFLOAT16 = (
-    "vision.patch_embedding.",
-    "vision.position_embedding.",
-    "action_in_proj.",
-    "action_out_proj.",
-    "time_mlp_in.",
-    "time_mlp_out.",
-)
-
-
-def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the parameter `name` in a model of `dtype`.
-
-    A bfloat16 model follows openpi's inference policy: patch and position embedding, all norms
-    of both Gemma stacks (with the dense layers of adaRMS) and the four heads stay float32.
-
-    Raises:
-        ValueError: dtype is neither float32 nor bfloat16. float16 is left out on purpose:
-            Gemma's residual stream exceeds its range.
-
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype}; accepted: torch.float32, torch.bfloat16")
-    gemma_norm = name.startswith(("vlm.", "expert.")) and ("layernorm" in name or ".norm." in name)
-    keep = gemma_norm or name.startswith(FLOAT32_IN_BFLOAT16)
-    return torch.float32 if keep else dtype
 
 
 class Pi05(nn.Module):
@@ -97,9 +69,22 @@ class Pi05(nn.Module):
         device: torch.device | str = "cpu",
     ) -> Pi05:
         """Build a model with seeded random weights: a pure function of seed, names and shapes."""
-        from pi05_ros.model.checkpoint.random_weights import random_model
+        model = cls(config, dtype, device="meta")
+        random_weights.fill(model, config, seed, dtype, device)
+        return model
 
-        return random_model(config, seed, dtype, device)
+    @classmethod
+    def random_on_device(
+        cls,
+        config: Pi05Config,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cuda",
+    ) -> Pi05:
+        """As `random` with numbers of the device's own generator: seconds, not a minute."""
+        model = cls(config, dtype, device="meta")
+        random_weights.fill_on_device(model, config, seed, dtype, device)
+        return model
 
     @property
     def device(self) -> torch.device:

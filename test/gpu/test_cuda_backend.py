@@ -11,8 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from pi05_ros.backends import BackendError, Precision
 from pi05_ros.backends.resize import resize_with_pad
-from pi05_ros.bench.random_model import random_model
-from pi05_ros.model import Pi05Config
+from pi05_ros.model import Pi05, Pi05Config
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available()
@@ -49,7 +48,7 @@ def example(views=2, prompt=20, horizon=50, seed=0, size=(224, 224)):
 @pytest.fixture(scope="module")
 def model():
     torch.backends.cuda.matmul.allow_tf32 = False
-    yield random_model(Pi05Config.preset("pi05"), 0, torch.float32)
+    yield Pi05.random_on_device(Pi05Config.preset("pi05"), 0, torch.float32)
     gc.collect()
     torch.cuda.empty_cache()
 

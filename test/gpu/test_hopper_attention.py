@@ -146,10 +146,9 @@ def test_denoising_agrees_with_the_triton_pair(precision, horizon):
     from pi05_ros.backends import Precision
     from pi05_ros.backends.cuda import create
     from pi05_ros.bench.model import student
-    from pi05_ros.bench.random_model import random_model
-    from pi05_ros.model import Pi05Config
+    from pi05_ros.model import Pi05, Pi05Config
 
-    model = random_model(student(Pi05Config.preset("pi05"), 2, 1.0), 0, torch.bfloat16)
+    model = Pi05.random_on_device(student(Pi05Config.preset("pi05"), 2, 1.0), 0, torch.bfloat16)
     g = torch.Generator(device="cuda").manual_seed(0)
     images = torch.randint(0, 256, (2, 224, 224, 3), generator=g, dtype=torch.uint8, device="cuda")
     tokens = torch.randint(0, 257152, (20,), generator=g, device="cuda")

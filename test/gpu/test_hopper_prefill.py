@@ -133,9 +133,9 @@ def test_large_values_saturate_and_nothing_is_recorded_without_a_cell():
 @pytest.fixture(scope="module")
 def engines():
     from pi05_ros.backends.cuda.engine import CudaEngine
-    from pi05_ros.bench.random_model import random_model
+    from pi05_ros.model import Pi05
 
-    model = random_model(Pi05Config.preset("pi05"), 0, torch.bfloat16)
+    model = Pi05.random_on_device(Pi05Config.preset("pi05"), 0, torch.bfloat16)
     made = {}
     for kernels in ("hopper", "triton"):
         override = {"prefill_kernels": kernels}

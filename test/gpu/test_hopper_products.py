@@ -191,9 +191,9 @@ def test_projections_with_residual(kind, name, work):
 def engines():
     """Two engines with the same weights and scales: Hopper kernels, Triton kernels."""
     from pi05_ros.backends.cuda import create
-    from pi05_ros.bench.random_model import random_model
+    from pi05_ros.model import Pi05
 
-    model = random_model(FULL, 0, torch.bfloat16)
+    model = Pi05.random_on_device(FULL, 0, torch.bfloat16)
     pair = []
     for kernels in ("hopper", "triton"):
         override = {"denoise_kernels": kernels}

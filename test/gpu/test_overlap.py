@@ -12,8 +12,7 @@ import torch
 
 from pi05_ros.backends import Precision
 from pi05_ros.backends.engine import Guidance
-from pi05_ros.bench.random_model import random_model
-from pi05_ros.model import Pi05Config
+from pi05_ros.model import Pi05, Pi05Config
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available()
@@ -68,7 +67,7 @@ def in_two_threads(prefill, denoise, count):
 def engine(request):
     from pi05_ros.backends.cuda import create
 
-    model = random_model(Pi05Config.preset("pi05"), 0, torch.bfloat16, "cuda")
+    model = Pi05.random_on_device(Pi05Config.preset("pi05"), 0, torch.bfloat16, "cuda")
     made = create(model, Precision(*HALF_OF[request.param]), release_model=True)
     for seed in range(3):  # these set the activation scales
         made.sample(*example(seed))

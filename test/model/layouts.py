@@ -10,7 +10,8 @@ import torch
 from model_fixtures import weights
 from safetensors.torch import save_file
 
-from pi05_ros.model.checkpoint.layout import (
+from pi05_ros.model.dtypes import parameter_dtype
+from pi05_ros.model.layout import (
     EMBED_TOKENS,
     EXPERT,
     EXPERT_LM_HEAD,
@@ -19,7 +20,6 @@ from pi05_ros.model.checkpoint.layout import (
     VISION_TOWER,
     model_name,
 )
-from pi05_ros.model.pi05 import parameter_dtype
 
 Tensors = dict[str, torch.Tensor]
 

@@ -7,8 +7,8 @@ import torch
 from model_fixtures import DATA, config, same_parameters, weights
 
 from pi05_ros.model import GemmaConfig, Pi05, Pi05Config, VisionConfig, openpi_layout
-from pi05_ros.model.checkpoint.layout import EXPERT_LM_HEAD, model_name
-from pi05_ros.model.checkpoint.random_weights import random_tensor
+from pi05_ros.model.layout import EXPERT_LM_HEAD, model_name
+from pi05_ros.model.random_weights import random_tensor
 
 
 def test_tiny_layout_is_the_recorded_one():

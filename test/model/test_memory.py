@@ -16,7 +16,7 @@ from pi05_ros.model import (
     load_checkpoint,
     save_openpi,
 )
-from pi05_ros.model.checkpoint.layout import openpi_layout
+from pi05_ros.model.layout import openpi_layout
 
 ROOT = Path(__file__).resolve().parents[2]
 

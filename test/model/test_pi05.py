@@ -17,7 +17,7 @@ from pi05_ros.model import (
     flow_times,
     openpi_layout,
 )
-from pi05_ros.model.checkpoint.layout import EXPERT_LM_HEAD, model_name
+from pi05_ros.model.layout import EXPERT_LM_HEAD, model_name
 
 
 def random_inputs(cfg, B, V, L, seed=0):

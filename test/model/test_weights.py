@@ -20,8 +20,8 @@ from pi05_ros.model import (
     open_checkpoint,
     save_openpi,
 )
-from pi05_ros.model.checkpoint.layout import EXPERT, EXPERT_LM_HEAD, LANGUAGE, VISION, VISION_TOWER
-from pi05_ros.model.pi05 import parameter_dtype
+from pi05_ros.model.dtypes import parameter_dtype
+from pi05_ros.model.layout import EXPERT, EXPERT_LM_HEAD, LANGUAGE, VISION, VISION_TOWER
 
 Q0 = LANGUAGE + "layers.0.self_attn.q_proj.weight"
 

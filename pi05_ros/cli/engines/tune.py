@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
         raise BackendError(why)
     from pi05_ros.backends.cuda.tuner import save, tune
     from pi05_ros.bench.model import MIXES, STAGES, Workload, inputs
-    from pi05_ros.bench.random_model import random_model
+    from pi05_ros.model import Pi05
 
-    model = random_model(config, dtype=torch.bfloat16, device="cuda")
+    model = Pi05.random_on_device(config, dtype=torch.bfloat16, device="cuda")
     work = Workload(args.views, args.tokens, args.horizon, 3)
     path = None
     for word in args.precision:

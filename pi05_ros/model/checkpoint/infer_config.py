@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pi05_ros.model.checkpoint.layout import EXPERT, LANGUAGE, LM_HEAD, PROJECTOR, VISION
 from pi05_ros.model.checkpoint.open import ACCEPTED, Checkpoint, shorten
 from pi05_ros.model.config import (
     GEMMA_2B,
@@ -39,6 +38,7 @@ from pi05_ros.model.config import (
     VisionConfig,
 )
 from pi05_ros.model.errors import CheckpointError
+from pi05_ros.model.layout import EXPERT, LANGUAGE, LM_HEAD, PROJECTOR, VISION
 
 logger = logging.getLogger(__name__)
 

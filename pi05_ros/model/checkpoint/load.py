@@ -15,16 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pi05_ros.model.checkpoint.infer_config import VARIANTS, infer_config
-from pi05_ros.model.checkpoint.layout import (
-    EMBED_TOKENS,
-    EXPERT_LM_HEAD,
-    LM_HEAD,
-    model_name,
-    openpi_layout,
-)
 from pi05_ros.model.checkpoint.open import ACCEPTED, WEIGHTS, Checkpoint, open_checkpoint, shorten
 from pi05_ros.model.checkpoint.safetensors_file import (
     FLOAT_DTYPES,
@@ -33,8 +26,17 @@ from pi05_ros.model.checkpoint.safetensors_file import (
     write_file,
 )
 from pi05_ros.model.config import Pi05Config
+from pi05_ros.model.dtypes import parameter_dtype
 from pi05_ros.model.errors import CheckpointError
-from pi05_ros.model.pi05 import Pi05, parameter_dtype
+from pi05_ros.model.layout import (
+    EMBED_TOKENS,
+    EXPERT_LM_HEAD,
+    LM_HEAD,
+    model_name,
+    openpi_layout,
+)
+from pi05_ros.model.pi05 import Pi05
+from pi05_ros.model.random_weights import set_parameter
 
 
 def load_checkpoint(
@@ -130,12 +132,6 @@ def _read_model(
         except OSError as error:
             raise CheckpointError(f"cannot read the weights: {error}") from error
     return model
-
-
-def set_parameter(model: nn.Module, name: str, value: Tensor) -> None:
-    """Put `value` in the place of the parameter `name`, without gradient."""
-    path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False))
 
 
 def openpi_tensors(model: Pi05) -> dict[str, Tensor]:

@@ -17,7 +17,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pi05_ros.model.checkpoint.layout import (
+from pi05_ros.model.checkpoint.safetensors_file import (
+    MAX_HEADER,
+    TensorEntry,
+    read_header,
+)
+from pi05_ros.model.errors import CheckpointError
+from pi05_ros.model.layout import (
     EMBED_TOKENS,
     EXPERT,
     EXPERT_LM_HEAD,
@@ -25,12 +31,6 @@ from pi05_ros.model.checkpoint.layout import (
     VISION,
     VISION_TOWER,
 )
-from pi05_ros.model.checkpoint.safetensors_file import (
-    MAX_HEADER,
-    TensorEntry,
-    read_header,
-)
-from pi05_ros.model.errors import CheckpointError
 from pi05_ros.small_files import FileError, read_json
 
 WEIGHTS = "model.safetensors"

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pi05_ros.model.checkpoint.infer_config import InferredConfig, infer_config
-from pi05_ros.model.checkpoint.layout import (
+from pi05_ros.model.checkpoint.load import check_tensors
+from pi05_ros.model.checkpoint.open import open_checkpoint
+from pi05_ros.model.layout import (
     EXPERT_LM_HEAD,
     LANGUAGE,
     LM_HEAD,
@@ -16,8 +18,6 @@ from pi05_ros.model.checkpoint.layout import (
     VISION,
     openpi_layout,
 )
-from pi05_ros.model.checkpoint.load import check_tensors
-from pi05_ros.model.checkpoint.open import open_checkpoint
 
 
 @dataclass(frozen=True)
