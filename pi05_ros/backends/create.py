@@ -26,6 +26,8 @@ _FACTORIES = {
     "onnx": ("pi05_ros.backends.onnx", "create"),
     "tensorrt": ("pi05_ros.backends.tensorrt", "create"),
 }
+# backend -> (module, class that takes an engine and runs its halves side by side).
+_PIPELINES = {"cuda": ("pi05_ros.backends.cuda.pipeline", "Pipeline")}
 BACKENDS = ("auto", *_FACTORIES)
 
 
@@ -196,12 +198,10 @@ def overlapped(engine: Engine) -> Engine:
     """
     if engine.capabilities.overlap:
         return engine
-    if engine.backend == "cuda":
-        from pi05_ros.backends.cuda.engine import CudaEngine
-        from pi05_ros.backends.cuda.pipeline import Pipeline
-
-        if isinstance(engine, CudaEngine):
-            return Pipeline(engine)
+    if engine.backend in _PIPELINES:
+        module, name = _PIPELINES[engine.backend]
+        pipeline: Engine = getattr(importlib.import_module(module), name)(engine)
+        return pipeline
     raise BackendError(
         f"backend {engine.backend!r} cannot overlap prefill and denoise (its stages share "
         "scratch memory); accepted: cuda, eager, onnx"

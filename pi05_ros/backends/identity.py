@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from pi05_ros.backends.errors import BackendError
 from pi05_ros.model import Pi05
 
 KEY_SCHEMA = 1
@@ -94,3 +97,29 @@ def canonical(document: dict[str, Any]) -> bytes:
 def engine_key(document: dict[str, Any]) -> str:
     """sha256 of the canonical key document."""
     return hashlib.sha256(canonical(document)).hexdigest()
+
+
+def parse_version(text: str, package: str = "TensorRT") -> tuple[int, int]:
+    """Major and minor of "10.13.3.9"."""
+    match = re.match(r"(\d+)\.(\d+)", text)
+    if match is None:
+        raise BackendError(f"cannot read the {package} version {text!r}")
+    return int(match[1]), int(match[2])
+
+
+class Fingerprint:
+    """Hash of a model's weights that costs milliseconds: a sample of every matrix."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, name: str, weight: Tensor) -> None:
+        """Take the shape and a strided sample of `weight` (in the type it was loaded in)."""
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu().contiguous()
+        self._hash.update(f"{name}{tuple(weight.shape)}".encode())
+        self._hash.update(sample.numpy().tobytes())
+
+    def hexdigest(self) -> str:
+        """64 hex digits."""
+        return self._hash.hexdigest()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pi05_ros.backends import Precision
-from pi05_ros.backends.cuda import tuning
+from pi05_ros.backends.cuda import packing, tuning
 from pi05_ros.backends.cuda.hopper import compile as compiler
 from pi05_ros.backends.cuda.hopper import prefill
 from pi05_ros.backends.cuda.hopper.products import MAX_SHARED
@@ -44,7 +44,7 @@ def vlm(**sizes) -> Pi05Config:
 def test_tiles_cover_the_rows_and_fit_into_the_images(rows, count):
     tiles = prefill.Tiles.of(rows, count)
     assert tiles.columns % 8 == 0
-    assert rows <= tiles.columns * count <= prefill.image_rows(rows)
+    assert rows <= tiles.columns * count <= packing.image_rows(rows)
     assert tiles.groups * tiles.cluster == count
     if tiles.columns <= prefill.MAX_COLUMNS:
         assert max(tiles.shared_bytes().values()) <= MAX_SHARED

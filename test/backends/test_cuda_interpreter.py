@@ -25,7 +25,7 @@ COMMON = """
 import torch
 from pi05_ros.backends import BackendError
 from pi05_ros.backends.cuda.engine import CudaEngine
-from pi05_ros.backends.cuda.simulate import Simulation
+from fp8_simulation import Simulation
 from pi05_ros.backends.eager import EagerEngine
 from pi05_ros.backends.engine import Guidance, Precision
 from pi05_ros.model import Pi05, Pi05Config
@@ -224,7 +224,8 @@ raises("no magnitudes for 12 sites", CudaEngine, model, Precision("bf16", "fp8",
 def test_the_tiny_model_matches_the_plain_one(script):
     root = Path(__file__).parents[2]
     env = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    env["PYTHONPATH"] = os.pathsep.join([str(root), env.get("PYTHONPATH", "")])
+    folders = [str(root), str(root / "test" / "shared"), env.get("PYTHONPATH", "")]
+    env["PYTHONPATH"] = os.pathsep.join(folders)
     done = subprocess.run(
         [sys.executable, "-c", COMMON + script],
         env=env,

@@ -7,10 +7,10 @@ import json
 
 import pytest
 import torch
+from fp8_simulation import Simulation
 
 from pi05_ros.backends import BackendError, Precision, create_engine
 from pi05_ros.backends.cuda import resolve, scales, tuning, usable
-from pi05_ros.backends.cuda.simulate import Simulation
 from pi05_ros.backends.cuda.stages import modulation
 from pi05_ros.backends.cuda.weights import alternate, pack, quantize, rope_pairs
 from pi05_ros.model import Pi05, Pi05Config

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +18,7 @@ from pi05_ros.backends import BackendError, Precision, create_engine
 from pi05_ros.backends import onnx as onnx_backend
 from pi05_ros.backends.files import model_folder
 from pi05_ros.backends.identity import weights_id
+from pi05_ros.backends.onnx import engine as onnx_engine
 from pi05_ros.backends.quantization.calibrate import calibrate
 from pi05_ros.backends.quantization.samples import synthetic_samples
 from pi05_ros.backends.staged.shapes import StageShapes
@@ -178,13 +181,13 @@ def test_cuda_means_cuda_and_the_device_that_was_asked_for(
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", _Session)
-    monkeypatch.setattr(onnx_backend, "_has_cuda", lambda: True)
+    monkeypatch.setattr(onnx_engine, "_has_cuda", lambda: True)
     second = torch.device("cuda", 1)
     monkeypatch.setattr(_Session, "starts", ["CPUExecutionProvider"])
     with pytest.raises(BackendError, match=r"could not start its CUDA provider.*use device cpu"):
-        onnx_backend.OrtRunner(Path("x.onnx"), second)
+        onnx_engine.OrtRunner(Path("x.onnx"), second)
     monkeypatch.setattr(_Session, "starts", ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    onnx_backend.OrtRunner(Path("x.onnx"), second)
+    onnx_engine.OrtRunner(Path("x.onnx"), second)
     assert _Session.asked == [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]
 
 
@@ -204,3 +207,29 @@ def test_empty_pictures_and_closed_engines_are_named(model: Pi05, cache: Path) -
         engine.prefill(torch.zeros(0, 3, 56, 56), tokens)
     with pytest.raises(BackendError, match="is closed"):
         engine.denoise(context, noise)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0"), ("1", "1")])
+def test_telemetry_is_off_before_onnxruntime_is_imported(given: str | None, expected: str) -> None:
+    code = """
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Watch())
+from pi05_ros.backends.onnx_runtime import load_runtime
+load_runtime()
+"""
+    env = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    env |= {} if given is None else {"ORT_DISABLE_TELEMETRY": given}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        env=env,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == expected

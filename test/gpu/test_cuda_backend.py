@@ -91,7 +91,7 @@ def test_bf16_matches_the_plain_model(bf16, plain, work):
 @pytest.mark.parametrize("work", WORKLOADS, ids=str)
 def test_fp8_is_as_good_as_its_format(fp8, plain, work, record_property):
     """Error against FP32 at most 1.15 times that of simulated quantization, same scales."""
-    from pi05_ros.backends.cuda.simulate import Simulation
+    from fp8_simulation import Simulation
 
     views, prompt, horizon, steps = work
     images, tokens, noise = example(views, prompt, horizon, seed=5)
@@ -106,7 +106,7 @@ def test_fp8_is_as_good_as_its_format(fp8, plain, work, record_property):
 
 
 def test_fp8_stages_against_their_simulation(fp8, plain):
-    from pi05_ros.backends.cuda.simulate import Simulation
+    from fp8_simulation import Simulation
 
     images, tokens, noise = example(seed=6)
     simulation = Simulation(fp8.weights, fp8.buffers.scales)
@@ -387,7 +387,7 @@ def mixed(model):
 @pytest.mark.parametrize("work", WORKLOADS, ids=str)
 @pytest.mark.parametrize("kind", ["all_fp8", "mixed"])
 def test_other_fp8_mixes_are_as_good_as_their_format(kind, request, plain, work):
-    from pi05_ros.backends.cuda.simulate import Simulation
+    from fp8_simulation import Simulation
 
     engine = request.getfixturevalue(kind)
     views, prompt, horizon, steps = work
@@ -404,7 +404,7 @@ def test_other_fp8_mixes_are_as_good_as_their_format(kind, request, plain, work)
 
 
 def test_fp8_vision_against_its_simulation(all_fp8, plain, model):
-    from pi05_ros.backends.cuda.simulate import Simulation
+    from fp8_simulation import Simulation
 
     images, tokens, _ = example(seed=16)
     all_fp8.prefill(images, tokens)

@@ -85,7 +85,7 @@ def test_both_products_match_fp64(case):
     w_scale = (torch.rand(2 * F, generator=g, device="cuda") + 0.5) * 1e-2 / D
     a_scale, out_scale = torch.tensor([0.125], device="cuda"), torch.tensor([2.0**-6]).cuda()
     x = quantized(normal(rows, D) * 20)
-    cap = prefill.image_rows(rows)
+    cap = packing.image_rows(rows)
     image = to_image(x, cap)
     packed, packed_down = packing.pack_weight(both), packing.pack_weight(down)
     results = []

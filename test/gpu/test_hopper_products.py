@@ -222,7 +222,7 @@ def cosine(a, b) -> float:
 
 @pytest.mark.parametrize("horizon", [1, 7, 10, 16, 33, 50, 64])
 def test_denoise_is_as_good_as_on_triton(engines, horizon):
-    from pi05_ros.backends.cuda.simulate import Simulation
+    from fp8_simulation import Simulation
 
     hopper, triton = engines
     images, tokens, noise = example(horizon, seed=7)

@@ -190,8 +190,10 @@ def test_errors_in_either_half_and_bad_chunks_are_counted(overlapping):
 
 def test_a_backend_that_cannot_overlap_fails_configure_with_one_line(bench, monkeypatch):
     from pi05_ros.backends.eager import EagerEngine
+    from pi05_ros.backends.engine import Capabilities
 
     monkeypatch.setattr(EagerEngine, "backend", "tensorrt")
+    monkeypatch.setattr(EagerEngine, "capabilities", Capabilities())
     b = bench({"checkpoint": "random:tiny", "overlap": True}, factory=load_policy)
     assert not b.client.change_state(CONFIGURE)
     assert b.client.until(lambda: b.client.statuses[-1].message)

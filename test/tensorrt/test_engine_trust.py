@@ -15,7 +15,7 @@ import pytest
 import torch
 from engine_sets import CPU, SIZES, Install, build, check, keep
 
-from pi05_ros.backends import create_engine
+from pi05_ros.backends import create_engine, identity
 from pi05_ros.backends import tensorrt as backend
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
@@ -221,7 +221,7 @@ def test_absent_old_and_new_tensorrt(
         with pytest.raises(BackendError, match=r"needed are 10\.13 up to 11\.x"):
             binding.require_tensorrt()
     with pytest.raises(BackendError, match="cannot read"):
-        binding.parse_version("unknown")
+        identity.parse_version("unknown")
     works, why = backend.proven(model, Precision(), 2, 10, 12)
     assert not works
     assert "not supported" in why

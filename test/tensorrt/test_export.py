@@ -14,7 +14,8 @@ from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export import export
 from pi05_ros.backends.export.export import graph_hash, read_export
-from pi05_ros.backends.onnx import OrtRunner
+from pi05_ros.backends.onnx import engine as onnx_engine
+from pi05_ros.backends.onnx.engine import OrtRunner
 from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.samples import Sample, edge_cases
 from pi05_ros.backends.staged.engine import StagedEngine
@@ -189,11 +190,11 @@ def test_onnx_runs_where_the_model_is_if_it_can(
 
     cuda = torch.device("cuda", 0)
     document = read_export(graphs_fp16)
-    monkeypatch.setattr(onnx_backend, "OrtRunner", Runner)
+    monkeypatch.setattr(onnx_engine, "OrtRunner", Runner)
     monkeypatch.setattr(Pi05, "device", property(lambda model: cuda))
     for able, expected in ((True, cuda), (False, CPU)):
-        monkeypatch.setattr(onnx_backend, "_has_cuda", lambda able=able: able)
-        engine = onnx_backend.engine_of(model, shapes, graphs_fp16, document)
+        monkeypatch.setattr(onnx_engine, "_has_cuda", lambda able=able: able)
+        engine = onnx_engine.engine_of(model, shapes, graphs_fp16, document)
         assert engine.device == expected == seen[-1]
         assert f"on {expected.type}, fp16 graphs" in engine.reason
 

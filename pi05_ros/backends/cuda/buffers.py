@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pi05_ros.backends.cuda.hopper import prefill
+from pi05_ros.backends.cuda import packing
 from pi05_ros.backends.cuda.packing import CHUNK
 from pi05_ros.backends.cuda.weights import FP8, PATCH_DTYPE, Weights, half, patch_columns
 
@@ -111,7 +111,7 @@ class Buffers:
         self.y = make(rows, D)
         self.wide = make(0 if weights.fused_gate_up else rows, 2 * F)
         if part_rows:  # the MLP runs on hopper/prefill.cu: images in chunks of 128 columns
-            cap = prefill.image_rows(rows)
+            cap = packing.image_rows(rows)
             self.h_image = make(D // CHUNK, cap, CHUNK, dtype=p8)
             self.act = make(F // CHUNK, cap, CHUNK, dtype=p8)
             self.down_parts = make(part_rows, D)

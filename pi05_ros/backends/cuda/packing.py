@@ -15,6 +15,11 @@ CHUNK = 128  # columns (bytes) of a chunk
 UNIT = 16  # bytes that the swizzle keeps together
 
 
+def image_rows(rows: int) -> int:
+    """Rows that the image of a prefix has, so that every division of `rows` rows finds room."""
+    return -(-rows // 8) * 8 + 8 * 16
+
+
 def _swizzle(chunks: Tensor) -> Tensor:
     """``[..., 64, 128]`` bytes with the units of row r permuted by r mod 8; its own inverse."""
     row = torch.arange(TILE, device=chunks.device)[:, None]

@@ -12,7 +12,6 @@ lie under the fingerprint in the user's cache by themselves.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -157,21 +156,3 @@ def saturated(sites: list[str], amax: Tensor, scales: Tensor) -> list[Saturation
         for i in torch.nonzero(over > 1.0).flatten().tolist()
     ]
     return sorted(rows, key=lambda row: row.limit / row.largest)
-
-
-class Fingerprint:
-    """Hash of a model's weights that costs milliseconds: a sample of every matrix."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def add(self, name: str, weight: Tensor) -> None:
-        """Take the shape and a strided sample of `weight` (in the type it was loaded in)."""
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu().contiguous()
-        self._hash.update(f"{name}{tuple(weight.shape)}".encode())
-        self._hash.update(sample.numpy().tobytes())
-
-    def hexdigest(self) -> str:
-        """64 hex digits."""
-        return self._hash.hexdigest()

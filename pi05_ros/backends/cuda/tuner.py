@@ -19,8 +19,9 @@ import torch
 from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.engine import CudaEngine
 from pi05_ros.backends.cuda.hopper.prefill import MAX_COLUMNS
-from pi05_ros.backends.cuda.stages.denoise import DenoiseStage, denoise_stage
-from pi05_ros.backends.cuda.stages.prefill import PrefixStages, prefix_stages
+from pi05_ros.backends.cuda.stages.assembly import denoise_stage, prefix_stages
+from pi05_ros.backends.cuda.stages.denoise import DenoiseStage
+from pi05_ros.backends.cuda.stages.prefill import PrefixStages
 
 Say = Callable[[str], None]
 STEPS = 3

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from pi05_ros.backends.cuda.packing import pack_weight
-from pi05_ros.backends.cuda.scales import Fingerprint
 from pi05_ros.backends.engine import Precision
+from pi05_ros.backends.identity import Fingerprint
 from pi05_ros.model import Pi05, Pi05Config
 
 FP8 = torch.float8_e4m3fn

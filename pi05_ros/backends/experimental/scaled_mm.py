@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.export.export import quantized_stage
 from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.fake_quant import quantize
-from pi05_ros.backends.quantization.modules import QuantLinear
+from pi05_ros.backends.quantization.modules import QuantLinear, quantized_stage
 from pi05_ros.backends.staged.engine import StagedEngine, TorchRunner
 from pi05_ros.backends.staged.shapes import STAGES, StageShapes, stage_spec
 from pi05_ros.model import Pi05

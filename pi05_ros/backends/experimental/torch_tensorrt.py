@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.export.export import example_inputs, quantized_stage
+from pi05_ros.backends.export.export import example_inputs
 from pi05_ros.backends.export.mlp_only import join_runners
+from pi05_ros.backends.identity import parse_version
 from pi05_ros.backends.quantization.calibration import Calibration
+from pi05_ros.backends.quantization.modules import quantized_stage
 from pi05_ros.backends.staged.engine import StagedEngine, TorchRunner
 from pi05_ros.backends.staged.shapes import MLP_GRAPH, StageShapes, graphs_of, stage_spec
 from pi05_ros.backends.staged.stages import make_stage, prefill_mlp
-from pi05_ros.backends.tensorrt.binding import parse_version
 from pi05_ros.model import Pi05
 
 # torch-tensorrt minor -> TensorRT minor it was built for (from its wheels' metadata). torch

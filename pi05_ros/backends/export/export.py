@@ -28,7 +28,7 @@ from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export.mlp_only import mlp_module
 from pi05_ros.backends.files import sha256_file, whole_folder, write_atomically
 from pi05_ros.backends.quantization.calibration import Calibration
-from pi05_ros.backends.quantization.modules import apply_calibration
+from pi05_ros.backends.quantization.modules import quantized_stage
 from pi05_ros.backends.quantization.nvfp4 import require_exportable
 from pi05_ros.backends.quantization.presets import expected_quantizers, preset
 from pi05_ros.backends.staged.shapes import (
@@ -39,7 +39,7 @@ from pi05_ros.backends.staged.shapes import (
     graphs_of,
     stage_spec,
 )
-from pi05_ros.backends.staged.stages import FullStage, make_stage, modulation_table
+from pi05_ros.backends.staged.stages import FullStage, modulation_table
 from pi05_ros.model import Pi05
 from pi05_ros.small_files import FileError, MissingFileError, read_json
 
@@ -60,23 +60,6 @@ def require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise BackendError(f"exporting needs {error.name}, which is missing: {INSTALL}") from None
-
-
-def quantized_stage(
-    model: Pi05,
-    stage: str,
-    dtype: torch.dtype,
-    calibration: Calibration | None,
-    only: str = "",
-) -> nn.Module:
-    """A stage with the calibration attached; the vision stage never has quantizers.
-
-    ``only`` restricts it to a part of each layer, see `quantized.apply_calibration`.
-    """
-    module = make_stage(model, stage, dtype)
-    if calibration is not None and stage != "vision":
-        apply_calibration(module, stage, calibration, only)
-    return module
 
 
 def full_stage(

@@ -23,7 +23,10 @@ from torch import Tensor, nn
 
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.identity import parse_version
+from pi05_ros.backends.onnx_runtime import switch_telemetry_off
 from pi05_ros.backends.quantization.calibration import Calibration, CalibrationError
+from pi05_ros.backends.quantization.modules import quantized_stage
 from pi05_ros.backends.quantization.presets import (
     PRESETS,
     Preset,
@@ -36,7 +39,6 @@ from pi05_ros.backends.staged.engine import StagedEngine, TorchRunner
 from pi05_ros.backends.staged.layers import MatMul
 from pi05_ros.backends.staged.shapes import STAGES, StageShapes, stage_spec
 from pi05_ros.backends.staged.stages import make_stage
-from pi05_ros.backends.tensorrt.binding import parse_version
 from pi05_ros.model import Pi05
 
 OLDEST = (0, 43)
@@ -56,6 +58,7 @@ def modelopt_version() -> tuple[int, int]:
     """
     if importlib.util.find_spec("modelopt") is None:
         raise BackendError(f"calibrating needs nvidia-modelopt, which is not installed: {INSTALL}")
+    switch_telemetry_off()  # parts of modelopt import ONNX Runtime
     import modelopt
 
     version = parse_version(str(modelopt.__version__), "nvidia-modelopt")
@@ -200,8 +203,6 @@ def reference_engine(
 
     ``backend`` is the engine's name in reports.
     """
-    from pi05_ros.backends.export.export import quantized_stage
-
     runners = {}
     for stage in STAGES:
         spec = stage_spec(stage, shapes, torch.float32)

@@ -16,6 +16,8 @@ from pi05_ros.backends.quantization.fake_quant import (
 from pi05_ros.backends.quantization.nvfp4 import Fp4Linear
 from pi05_ros.backends.quantization.presets import expected_quantizers
 from pi05_ros.backends.staged.layers import MatMul
+from pi05_ros.backends.staged.stages import make_stage
+from pi05_ros.model import Pi05
 
 # Of every weight with quantized inputs. One constant, so that products with a common input, which
 # compilers merge, have equal scales; the smallest normal half, so that FP8 gains are at least 1
@@ -182,3 +184,20 @@ def attach_quantizers(
 
 def _scalar(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.reshape(())
+
+
+def quantized_stage(
+    model: Pi05,
+    stage: str,
+    dtype: torch.dtype,
+    calibration: Calibration | None,
+    only: str = "",
+) -> nn.Module:
+    """A stage with the calibration attached; the vision stage never has quantizers.
+
+    ``only`` restricts it to a part of each layer, see `apply_calibration`.
+    """
+    module = make_stage(model, stage, dtype)
+    if calibration is not None and stage != "vision":
+        apply_calibration(module, stage, calibration, only)
+    return module

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import re
 
 import torch
 
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.identity import parse_version
 
 OLDEST = (10, 13)
 BEFORE = (12, 0)
@@ -21,14 +21,6 @@ INSTALL = (
 
 class EngineFailedError(BackendError):
     """An engine that does not load or run, on the machine that built it."""
-
-
-def parse_version(text: str, package: str = "TensorRT") -> tuple[int, int]:
-    """Major and minor of "10.13.3.9"."""
-    match = re.match(r"(\d+)\.(\d+)", text)
-    if match is None:
-        raise BackendError(f"cannot read the {package} version {text!r}")
-    return int(match[1]), int(match[2])
 
 
 def require_tensorrt() -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import tensorrt as trt
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.binding import parse_version
+from pi05_ros.backends.identity import parse_version
 from pi05_ros.backends.tensorrt.callbacks import ErrorRecorder, Logger, Progress
 
 

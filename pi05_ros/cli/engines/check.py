@@ -294,10 +294,10 @@ def _run(args: argparse.Namespace) -> int:
     require_writable(args.out)
     subject = load_subject(args, "fp32")
     if args.backend == "onnx":
-        from pi05_ros.backends import onnx as backend
+        from pi05_ros.backends.onnx.engine import engine_of
 
         folder, document = export_subject(args, subject, None)
-        engine = backend.engine_of(subject.model, subject.shapes, folder, document)
+        engine = engine_of(subject.model, subject.shapes, folder, document)
     elif args.backend == "simulated":
         engine, document = simulated_engine(args, subject)
     else:

@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 
 from pi05_ros.backends.cuda.cache import cache_folder
-from pi05_ros.backends.cuda.hopper import wgmma
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.small_files import MIB, FileError, read_bytes
 
@@ -161,9 +160,44 @@ def nvrtc() -> Nvrtc:
         return _NVRTC[0]
 
 
+_WGMMA_COLUMNS = 256
+
+_WGMMA_INTRODUCTION = """\
+// wgmma on e4m3 operands in shared memory: 64 rows of A times n rows of B, 32 columns, into FP32.
+//
+// Thread t holds d[4 j + 2 i + b] = D[16 (t / 32) + 8 i + t % 32 / 4][8 j + 2 (t % 4) + b].
+// One definition per n = 8, 16 .. 256, chosen by the length of d; accumulate = 0 starts from zero.
+#pragma once
+
+#include "ptx.cuh"
+"""
+
+
+def _wgmma(columns: int) -> str:
+    """``wgmma(d, a, b, accumulate)`` for `columns` rows of B, a multiple of 8."""
+    count = columns // 2
+    places = ", ".join(f"%{i}" for i in range(count))
+    registers = ", ".join(f'"+f"(d[{i}])' for i in range(count))
+    return f"""
+__device__ __forceinline__ void wgmma(float (&d)[{count}], u64 a, u64 b, int accumulate) {{
+  asm volatile(
+      "{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{count + 2}, 0;\\n"
+      "wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3 "
+      "{{{places}}}, %{count}, %{count + 1}, p, 1, 1;\\n}}"
+      : {registers}
+      : "l"(a), "l"(b), "r"(accumulate));
+}}
+"""
+
+
+def wgmma_header() -> str:
+    """Text of `wgmma.cuh`: one definition per number of columns, which the instruction names."""
+    return _WGMMA_INTRODUCTION + "".join(_wgmma(n) for n in range(8, _WGMMA_COLUMNS + 8, 8))
+
+
 def _headers() -> dict[str, str]:
     files = {path.name: path.read_text() for path in sorted(SOURCES.glob("*.cuh"))}
-    return {**files, "wgmma.cuh": wgmma.header()}
+    return {**files, "wgmma.cuh": wgmma_header()}
 
 
 def cubin(source: str, defines: Mapping[str, int] | None = None) -> bytes:

@@ -66,11 +66,6 @@ class Tiles:
         }
 
 
-def image_rows(rows: int) -> int:
-    """Rows that images have, so that every division of up to `rows` rows finds room."""
-    return -(-rows // 8) * 8 + 8 * 16
-
-
 def unsupported(vlm: GemmaConfig, options: Options, rows: int) -> str | None:
     """Why these kernels cannot take `rows` rows of the prefix; None where they can."""
     D, F = vlm.width, vlm.mlp_dim
@@ -144,7 +139,7 @@ class PrefixProducts:
             out: e4m3 ``[F / 128, image_rows, 128]``.
             out_scale: float32 ``[1]``, a power of two.
             amax: float32 ``[1]``, takes the largest magnitude before `out_scale`; or None.
-            rows: of the prefix; at most `image_rows` less what `image_rows` adds.
+            rows: of the prefix; at most `packing.image_rows` less what `packing.image_rows` adds.
             options: how it is divided.
             dependent: start before the kernel in front has finished.
 

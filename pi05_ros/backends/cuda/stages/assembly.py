@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from pi05_ros.backends.cuda.buffers import Buffers
 from pi05_ros.backends.cuda.stages import choice
-from pi05_ros.backends.cuda.stages.denoise import DenoiseStage, denoise_stage
-from pi05_ros.backends.cuda.stages.prefill import PrefixStages, prefix_stages
+from pi05_ros.backends.cuda.stages.denoise import DenoiseStage
+from pi05_ros.backends.cuda.stages.hopper_denoise import HopperDenoise
+from pi05_ros.backends.cuda.stages.hopper_prefill import HopperPrefix
+from pi05_ros.backends.cuda.stages.prefill import PrefixStages
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.cuda.weights import Weights, pack
 from pi05_ros.backends.engine import Precision
@@ -70,3 +72,19 @@ def assemble(
     buffers = Buffers(weights, sizes.views, sizes.prompt_tokens, sizes.slots, device, parts)
     prefix = prefix_stages(weights, buffers, tuning, dependent)
     return Assembly(weights, buffers, prefix, denoise_stage(weights, buffers, tuning, prefix))
+
+
+def prefix_stages(
+    weights: Weights, buffers: Buffers, tuning: Tuning, dependent: bool
+) -> PrefixStages:
+    """Vision and prefill on the kernels that the weights are packed for."""
+    made = HopperPrefix if weights.prefix_image else PrefixStages
+    return made(weights, buffers, tuning, dependent)
+
+
+def denoise_stage(
+    weights: Weights, buffers: Buffers, tuning: Tuning, prefix: PrefixStages
+) -> DenoiseStage:
+    """The stage for the form in which the expert's weights are packed."""
+    made = HopperDenoise if weights.expert_image else DenoiseStage
+    return made(weights, buffers, tuning, prefix)

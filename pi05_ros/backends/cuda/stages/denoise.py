@@ -383,14 +383,3 @@ class DenoiseStage:
             num_warps=options["warps"],
             **(self.launch if pdl else {}),
         )
-
-
-def denoise_stage(
-    weights: Weights, buffers: Buffers, tuning: Tuning, prefix: PrefixStages
-) -> DenoiseStage:
-    """The stage for the form in which the expert's weights are packed."""
-    if weights.expert_image:
-        from pi05_ros.backends.cuda.stages.hopper_denoise import HopperDenoise
-
-        return HopperDenoise(weights, buffers, tuning, prefix)
-    return DenoiseStage(weights, buffers, tuning, prefix)

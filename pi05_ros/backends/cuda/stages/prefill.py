@@ -8,12 +8,11 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from pi05_ros.backends.cuda.buffers import MAX_PREFILL_SPLITS, Buffers, Slot
+from pi05_ros.backends.cuda.buffers import MAX_PREFILL_SPLITS, Slot
 from pi05_ros.backends.cuda.stages.stage import LOG2E
 from pi05_ros.backends.cuda.stages.vision import VisionStage
 from pi05_ros.backends.cuda.triton import attention, gemm, prefill
-from pi05_ros.backends.cuda.tuning import Tuning
-from pi05_ros.backends.cuda.weights import Linear, Weights
+from pi05_ros.backends.cuda.weights import Linear
 from pi05_ros.backends.errors import BackendError
 
 
@@ -258,14 +257,3 @@ class PrefixStages(VisionStage):
             num_stages=options["stages"],
             **self.launch,
         )
-
-
-def prefix_stages(
-    weights: Weights, buffers: Buffers, tuning: Tuning, dependent: bool
-) -> PrefixStages:
-    """Vision and prefill on the kernels that the weights are packed for."""
-    if weights.prefix_image:
-        from pi05_ros.backends.cuda.stages.hopper_prefill import HopperPrefix
-
-        return HopperPrefix(weights, buffers, tuning, dependent)
-    return PrefixStages(weights, buffers, tuning, dependent)
