@@ -1,220 +1,211 @@
-"""Joint limits and the filter that keeps every command within them."""
+"""Joint limits from files and robot descriptions, merged; the entry to everything about limits.
+
+Precedence per joint and number: limits_file, then MoveIt's file, then the robot description.
+"""
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pi05_ros.errors import Pi05Error
-from pi05_ros.small_files import FileError
-from pi05_ros.strict_yaml import read_yaml
+from pi05_ros.execution.joint_limits import ENDLESS_RAD, JointLimits, LimitsError
+from pi05_ros.execution.limits_yaml import limits_from_mapping, limits_from_yaml
+from pi05_ros.execution.motion_filter import MotionFilter
+from pi05_ros.execution.urdf_limits import UrdfJoints, read_urdf
 
-_KEYS = ("min_position", "max_position", "max_velocity", "max_acceleration")
+__all__ = [
+    "DEFAULT_ACCELERATION_TIME_S",
+    "ENDLESS_RAD",
+    "JointLimits",
+    "LimitsError",
+    "MergedLimits",
+    "MotionFilter",
+    "limits_from_mapping",
+    "limits_from_urdf",
+    "limits_from_yaml",
+    "merge_limits",
+]
 DEFAULT_ACCELERATION_TIME_S = 0.1
-"""A URDF has no acceleration limits: reach the velocity limit in this time by default."""
-
-ENDLESS_RAD = 1e3
-"""Position limit, both ways, of a continuous joint of a URDF."""
-
-
-class LimitsError(Pi05Error, ValueError):
-    """Limits that are missing, malformed or contradictory."""
+"""Where no source has an acceleration limit: reach the velocity limit in this time."""
+URDF = "robot_description"
+_ARRAYS = {
+    "lower": "min_position",
+    "upper": "max_position",
+    "velocity": "max_velocity",
+    "acceleration": "max_acceleration",
+    "jerk": "max_jerk",
+}
 
 
 @dataclass(frozen=True)
-class JointLimits:
-    """Limits of named joints; arrays ``[n]`` in rad or m, per second, per second squared."""
+class MergedLimits:
+    """Limits with where each number is from.
 
-    names: tuple[str, ...]
-    lower: np.ndarray
-    upper: np.ndarray
-    velocity: np.ndarray
-    acceleration: np.ndarray
+    Attributes:
+        limits: of the joints in command order, complete.
+        sources: per joint and key of a limits file ("max_velocity"), the source's name.
+        notes: remarks for the log, such as joints that are left out.
 
-    def __post_init__(self) -> None:
-        n = len(self.names)
-        for key in ("lower", "upper", "velocity", "acceleration"):
-            values = np.asarray(getattr(self, key), dtype=np.float64)
-            if values.shape != (n,) or not np.isfinite(values).all():
-                raise LimitsError(f"{key} limits must be {n} finite numbers, got {values}")
-            object.__setattr__(self, key, values)
-        if len(set(self.names)) != n:
-            raise LimitsError(f"joint names repeat: {', '.join(self.names)}")
-        for i, name in enumerate(self.names):
-            if self.lower[i] >= self.upper[i]:
-                raise LimitsError(f"{name}: lower limit {self.lower[i]} >= upper {self.upper[i]}")
-            if self.velocity[i] <= 0 or self.acceleration[i] <= 0:
-                raise LimitsError(f"{name}: velocity and acceleration limits must be above 0")
-
-    def of(self, names: Sequence[str]) -> JointLimits:
-        """Limits of these joints in this order; LimitsError names the missing ones."""
-        missing = [name for name in names if name not in self.names]
-        if missing:
-            raise LimitsError(
-                f"no limits for {', '.join(missing)}; there are limits for {', '.join(self.names)}"
-            )
-        rows = [self.names.index(name) for name in names]
-        return JointLimits(
-            tuple(names),
-            self.lower[rows],
-            self.upper[rows],
-            self.velocity[rows],
-            self.acceleration[rows],
-        )
-
-
-def limits_from_mapping(data: Any, source: str = "limits") -> JointLimits:
-    """Read MoveIt's joint_limits layout.
-
-    ``{joint_limits: {<joint>: {min_position, max_position, max_velocity, max_acceleration}}}``;
-    the ``has_...`` switches of that format are ignored, all four numbers are needed.
     """
-    joints = data.get("joint_limits") if isinstance(data, Mapping) else None
-    if not isinstance(joints, Mapping) or not joints:
-        raise LimitsError(f"{source}: needs a section joint_limits with one entry per joint")
-    rows = []
-    for name, entry in joints.items():
-        if not isinstance(entry, Mapping):
-            raise LimitsError(f"{source}: joint_limits.{name} is not a mapping")
-        for key in _KEYS:
-            value = entry.get(key)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not abs(value) < 1e300
-            ):
-                raise LimitsError(
-                    f"{source}: joint_limits.{name}.{key} is {value!s:.50}; accepted: a finite "
-                    "number"
+
+    limits: JointLimits
+    sources: dict[str, dict[str, str]]
+    notes: tuple[str, ...]
+
+    def table(self) -> str:
+        """The limits as lines of text: a row per joint, with units and sources."""
+        head = ("joint", "lower", "upper", "velocity", "acceleration", "jerk", "unit", "from")
+        limits = self.limits
+        rows: list[tuple[str, ...]] = [head]
+        for i, name in enumerate(limits.names):
+            endless = limits.continuous[i]
+            jerk = limits.jerk_limits[i]
+            numbers = (limits.velocity[i], limits.acceleration[i])
+            given: dict[str, list[str]] = {}
+            for key, source in self.sources[name].items():
+                given.setdefault(source, []).append(key.removeprefix("max_"))
+            where = "; ".join(
+                source if len(given) == 1 else f"{source} ({', '.join(keys)})"
+                for source, keys in given.items()
+            )
+            rows.append(
+                (
+                    name,
+                    "endless" if endless else f"{limits.lower[i]:.4g}",
+                    "endless" if endless else f"{limits.upper[i]:.4g}",
+                    *(f"{number:.4g}" for number in numbers),
+                    "-" if np.isinf(jerk) else f"{jerk:.4g}",
+                    limits.units[i] or "rad or m",
+                    where,
                 )
-        rows.append([float(entry[key]) for key in _KEYS])
-    lower, upper, velocity, acceleration = np.array(rows).T
-    return JointLimits(tuple(str(n) for n in joints), lower, upper, velocity, acceleration)
-
-
-def limits_from_yaml(path: Path) -> JointLimits:
-    """Read a YAML file, see `limits_from_mapping`."""
-    try:
-        data = read_yaml(path)
-    except FileError as error:
-        raise LimitsError(f"cannot read {error}") from error
-    return limits_from_mapping(data, str(path))
+            )
+        widths = [max(len(row[k]) for row in rows) for k in range(len(head) - 1)]
+        return "\n".join(
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]])
+            for row in rows
+        )
 
 
 def limits_from_urdf(
-    text: str, acceleration_time_s: float = DEFAULT_ACCELERATION_TIME_S
+    text: str,
+    acceleration_time_s: float = DEFAULT_ACCELERATION_TIME_S,
+    joints: Sequence[str] = (),
 ) -> JointLimits:
-    """Limits of the revolute, prismatic and continuous joints of a URDF.
+    """Limits of the joints asked for, or of all that follow no other, from a URDF alone.
 
     Args:
-        text: the robot description. Document type declarations are refused.
+        text: the robot description, see `read_urdf`.
         acceleration_time_s: seconds to reach the velocity limit, which gives the acceleration
             limit that URDF lacks.
+        joints: only these are checked; empty takes all that are not mimic joints.
 
     """
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise LimitsError("the URDF has a document type declaration, which is refused")
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise LimitsError(f"the URDF is not XML: {error}") from error
-    names, rows = [], []
-    for joint in root.iter("joint"):
-        kind, limit = joint.get("type"), joint.find("limit")
-        if kind not in ("revolute", "prismatic", "continuous"):
-            continue
-        name = joint.get("name", "")
-        if limit is None or limit.get("velocity") is None:
-            raise LimitsError(f"joint {name!r} of the URDF has no velocity limit")
-        try:
-            velocity = float(limit.get("velocity", ""))
-            endless = kind == "continuous"
-            lower = -ENDLESS_RAD if endless else float(limit.get("lower", "0"))
-            upper = ENDLESS_RAD if endless else float(limit.get("upper", "0"))
-        except ValueError as error:
-            raise LimitsError(f"joint {name!r} of the URDF: {error}") from error
-        names.append(name)
-        rows.append((lower, upper, velocity, velocity / acceleration_time_s))
-    if not rows:
-        raise LimitsError("the URDF has no movable joint")
-    lower_, upper_, velocity_, acceleration_ = np.array(rows).T
-    return JointLimits(tuple(names), lower_, upper_, velocity_, acceleration_)
+    return merge_limits([], read_urdf(text), joints, acceleration_time_s).limits
 
 
-class MotionFilter:
-    """Follows a target without ever leaving the limits.
-
-    Per joint and step, with v the last velocity: the new one stays within v +- a dt and +-v_max,
-    and is small enough to stop before the position limit by braking with a, i.e.
-    ``v^2 / 2a + v dt <= distance``, hence ``v <= -a dt + sqrt((a dt)^2 + 2 a distance)``. That
-    bound can always be kept: braking with a from a state that keeps it leads to one that does.
-    The same law brings the joint to a resting target without overshoot; a moving target's own
-    velocity is added, so that it is followed without lag.
+def merge_limits(
+    files: Sequence[tuple[str, JointLimits]],
+    urdf: UrdfJoints | None,
+    joints: Sequence[str] = (),
+    acceleration_time_s: float = DEFAULT_ACCELERATION_TIME_S,
+) -> MergedLimits:
+    """Merge limits number by number; the first source that gives a number decides.
 
     Args:
-        limits: of all joints.
-        period_s: control period; every call of `step` stands for one.
+        files: name and limits of files, the one that decides first.
+        urdf: asked last.
+        joints: command order; empty takes those of the first file, else those of the URDF, mimic
+            joints left out. Nothing is checked about other joints.
+        acceleration_time_s: seconds to full velocity where no source limits acceleration.
+
+    Raises:
+        LimitsError: names the joints and numbers that are missing or malformed.
 
     """
-
-    def __init__(self, limits: JointLimits, period_s: float) -> None:
-        self.limits = limits
-        self.period_s = period_s
-        self.position: np.ndarray | None = None
-        self.velocity = np.zeros(len(limits.names))
-        self._target: np.ndarray | None = None
-
-    def reset(self, position: np.ndarray) -> None:
-        """Start at rest at a measured position (clipped into the limits)."""
-        self.position = np.clip(
-            np.asarray(position, dtype=np.float64), self.limits.lower, self.limits.upper
+    layers = [*files, *([(URDF, urdf.limits)] if urdf is not None else [])]
+    if not layers:
+        raise LimitsError("no limits: neither a limits file nor a robot description")
+    notes: list[str] = []
+    wanted = tuple(joints)
+    if not wanted:
+        mimic = urdf.mimic if urdf is not None else {}
+        wanted = tuple(name for name in layers[0][1].names if name not in mimic)
+        left = [f"{name} (follows {mimic[name]})" for name in layers[0][1].names if name in mimic]
+        if left:
+            notes.append(f"not commanded: {', '.join(left)}")
+    known = {name for _, limits in layers for name in limits.names}
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise LimitsError(
+            f"no limits for {', '.join(unknown)}; there are limits for {', '.join(sorted(known))}"
         )
-        self.velocity = np.zeros_like(self.position)
-        self._target = None
-
-    def step(self, target: np.ndarray | None) -> np.ndarray:
-        """Next command ``[n]`` on the way to ``target`` ``[n]``; None brakes to a stop.
-
-        Raises:
-            RuntimeError: `reset` has not been called.
-
-        """
-        if self.position is None:
-            raise RuntimeError("the filter has no start position yet")
-        dt, a = self.period_s, self.limits.acceleration
-        position = self.position
-        if target is None:
-            wanted = np.zeros_like(position)
-            self._target = None
-        else:
-            goal = np.clip(target, self.limits.lower, self.limits.upper)
-            known = goal if self._target is None else self._target
-            drift = np.clip((goal - known) / dt, -self.limits.velocity, self.limits.velocity)
-            error = goal - drift * dt - position
-            pace = np.minimum(np.abs(error) / dt, self._braking(np.abs(error)))
-            wanted = drift + np.sign(error) * pace
-            self._target = goal
-        wanted = np.clip(wanted, self.velocity - a * dt, self.velocity + a * dt)
-        wanted = np.clip(wanted, -self.limits.velocity, self.limits.velocity)
-        up = self._braking(np.maximum(0.0, self.limits.upper - position))
-        down = self._braking(np.maximum(0.0, position - self.limits.lower))
-        self.velocity = np.clip(wanted, -down, up)
-        self.position = np.clip(
-            position + self.velocity * dt, self.limits.lower, self.limits.upper
+    if urdf is not None:
+        given = {name for _, limits in files for name in limits.names}
+        urdf.check([name for name in wanted if name in urdf.mimic or name not in given])
+    merged, sources = _merge(layers, wanted, notes, acceleration_time_s)
+    lacking = merged.missing()
+    if lacking:
+        shown = "; ".join(f"{name}: {', '.join(words)}" for name, words in lacking.items())
+        able = [name for name in wanted if name not in lacking]
+        raise LimitsError(
+            f"no velocity limit or other numbers missing: {shown} (asked: "
+            f"{', '.join(source for source, _ in layers)}). Give them in limits_file"
+            + (f", or set joints to those that have limits: {', '.join(able)}" if able else "")
         )
-        return self.position.copy()
+    return MergedLimits(merged, sources, tuple(notes))
 
-    @property
-    def resting(self) -> bool:
-        """Whether the last command did not move any joint."""
-        return not self.velocity.any()
 
-    def _braking(self, distance: np.ndarray) -> np.ndarray:
-        """Highest velocity for the next period from which a stop within ``distance`` is sure."""
-        a, dt = self.limits.acceleration, self.period_s
-        return -a * dt + np.sqrt((a * dt) ** 2 + 2 * a * distance)
+def _merge(
+    layers: Sequence[tuple[str, JointLimits]],
+    wanted: Sequence[str],
+    notes: list[str],
+    acceleration_time_s: float,
+) -> tuple[JointLimits, dict[str, dict[str, str]]]:
+    """Merged limits, NaN where no layer has a number, and the source of each number."""
+    n = len(wanted)
+    values = {key: np.full(n, np.nan) for key in _ARRAYS}
+    sources: dict[str, dict[str, str]] = {name: {} for name in wanted}
+    continuous, units = [False] * n, [""] * n
+    for i, name in enumerate(wanted):
+        for source, limits in layers:
+            if name not in limits.names:
+                continue
+            row = limits.names.index(name)
+            units[i] = units[i] or limits.units[row]
+            if np.isnan(values["lower"][i]) and np.isnan(values["upper"][i]):
+                continuous[i] = limits.continuous[row]
+            for key, word in _ARRAYS.items():
+                number = getattr(limits, key)[row]
+                is_given = not np.isnan(number) and not (key == "jerk" and np.isinf(number))
+                if is_given and np.isnan(values[key][i]):
+                    values[key][i], sources[name][word] = number, source
+            if source == URDF:
+                notes.extend(_wider(name, i, values, limits, row, continuous[i]))
+        if np.isnan(values["acceleration"][i]):
+            values["acceleration"][i] = values["velocity"][i] / acceleration_time_s
+            sources[name]["max_acceleration"] = "acceleration_time_s"
+    values["jerk"] = np.where(np.isnan(values["jerk"]), np.inf, values["jerk"])
+    merged = JointLimits(tuple(wanted), continuous=tuple(continuous), units=tuple(units), **values)
+    return merged, sources
+
+
+def _wider(
+    name: str,
+    i: int,
+    values: dict[str, np.ndarray],
+    urdf: JointLimits,
+    row: int,
+    continuous: bool,
+) -> list[str]:
+    """Remarks about numbers of a file that allow more than the robot description."""
+    wider = [
+        f"{word} {values[key][i]:.4g} instead of {getattr(urdf, key)[row]:.4g}"
+        for key, sign in (("lower", -1), ("upper", 1), ("velocity", 1))
+        for word in [_ARRAYS[key]]
+        if sign * (values[key][i] - getattr(urdf, key)[row]) > 1e-9 and not continuous
+    ]
+    if not wider:
+        return []
+    return [f"{name}: a limits file allows more than the {URDF}: {', '.join(wider)}"]

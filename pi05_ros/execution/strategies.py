@@ -25,6 +25,9 @@ class Strategy(Protocol):
     def target(self, now_ns: int) -> np.ndarray | None:
         """Target ``[n]`` for a time, None if no chunk reaches it."""
 
+    def shift(self, offset: np.ndarray) -> None:
+        """Add an offset ``[n]`` to all chunks: whole turns of continuous joints."""
+
     def clear(self) -> None:
         """Forget all chunks."""
 
@@ -57,6 +60,12 @@ class ReplaceAfter:
         if self._current is None or now_ns >= self._current.end_ns:
             return None
         return self._current.at(now_ns)
+
+    def shift(self, offset: np.ndarray) -> None:
+        """Add an offset ``[n]`` to all chunks: whole turns of continuous joints."""
+        if offset.any():
+            self._current = self._current and self._current.shifted(offset)
+            self._next = self._next and self._next.shifted(offset)
 
     def clear(self) -> None:
         """Forget all chunks."""
@@ -93,6 +102,11 @@ class Ensemble:
             return None
         weights = np.exp(-self.decay * np.arange(len(saying)))
         return np.average(saying, axis=0, weights=weights)
+
+    def shift(self, offset: np.ndarray) -> None:
+        """Add an offset ``[n]`` to all chunks: whole turns of continuous joints."""
+        if offset.any():
+            self._chunks = [chunk.shifted(offset) for chunk in self._chunks]
 
     def clear(self) -> None:
         """Forget all chunks."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pi05_ros.errors import Pi05Error
-from pi05_ros.policy.interface import ActionMeaning
+from pi05_ros.execution.joint_limits import JointLimits
+from pi05_ros.policy.interface import ActionMeaning, ActionUnit
 
 MAX_HORIZON = 10_000
 MAX_STEP_NS = 10_000_000_000
 """Longer steps are an error of units: such a chunk would be followed for minutes."""
+
+
+_POSITION_UNITS = (ActionUnit.RADIAN, ActionUnit.METRE)
+_VELOCITY_UNITS = (ActionUnit.RADIAN_PER_SECOND, ActionUnit.METRE_PER_SECOND)
 
 
 class ChunkRefusedError(Pi05Error, ValueError):
@@ -32,6 +37,9 @@ class TimedChunk:
         step_ns: duration of a step.
         positions: absolute targets ``[H, n]``, finite.
         policy_id, chunk_id: identity; newer chunks of one policy have larger ids.
+        published_ns: when it was published, 0 if that is not known.
+        summed: per joint whether its positions were added up from deltas or velocities, so that
+            a large step is meant; empty: none was.
 
     """
 
@@ -40,6 +48,8 @@ class TimedChunk:
     positions: np.ndarray
     policy_id: str = ""
     chunk_id: int = 0
+    published_ns: int = 0
+    summed: tuple[bool, ...] = ()
 
     @property
     def horizon(self) -> int:
@@ -63,6 +73,22 @@ class TimedChunk:
         part = place - low
         return (1 - part) * self.positions[low] + part * self.positions[high]
 
+    def shifted(self, offset: np.ndarray) -> TimedChunk:
+        """Copy with an offset ``[n]`` added to all steps."""
+        return replace(self, positions=self.positions + offset)
+
+    def on_turn_of(self, limits: JointLimits, near: np.ndarray, now_ns: int) -> TimedChunk:
+        """Continuous joints without steps at their seam, on the turn of positions ``[n]`` now."""
+        if not any(limits.continuous):
+            return self
+        summed = self.summed or (False,) * len(limits.names)
+        positions = self.positions.copy()
+        for column, endless in enumerate(limits.continuous):
+            if endless and not summed[column]:
+                positions[:, column] = np.unwrap(positions[:, column])
+        chunk = replace(self, positions=positions)
+        return chunk.shifted(limits.nearest_turn(chunk.at(now_ns), near))
+
 
 def timed_chunk(
     *,
@@ -76,6 +102,9 @@ def timed_chunk(
     reference: np.ndarray | None,
     policy_id: str = "",
     chunk_id: int = 0,
+    published_ns: int = 0,
+    unit: Sequence[int] | None = None,
+    joint_units: Sequence[str] = (),
 ) -> TimedChunk:
     """Check a chunk as it comes from the wire and put it into the order of ``joints``.
 
@@ -92,9 +121,12 @@ def timed_chunk(
             deltas and velocities start, or None.
         policy_id: who made it.
         chunk_id: its number.
+        published_ns: when it was published; 0 if that is not known.
+        unit: per column an `ActionUnit`; None if the values are known to be in SI units.
+        joint_units: per joint of ``joints`` the unit of its limits, see `JointLimits.units`.
 
     Raises:
-        ChunkRefusedError: with reason "names", "length", "step", "not finite", "meaning".
+        ChunkRefusedError: with reason "names", "length", "step", "not finite", "meaning", "unit".
 
     """
     columns = list(names)
@@ -108,11 +140,13 @@ def timed_chunk(
         )
     n = len(columns)
     size = data.size if isinstance(data, np.ndarray) else len(data)
-    if not 1 <= horizon <= MAX_HORIZON or size != horizon * n or len(meaning) != n:
+    units = [None] * n if unit is None else list(unit)
+    fits = size == horizon * n and len(meaning) == n and len(units) == n
+    if not 1 <= horizon <= MAX_HORIZON or not fits:
         raise ChunkRefusedError(
             "length",
-            f"chunk has {size} values and {len(meaning)} meanings for {horizon} steps of {n} "
-            f"joints; accepted are up to {MAX_HORIZON} steps",
+            f"chunk has {size} values, {len(meaning)} meanings and {len(units)} units for "
+            f"{horizon} steps of {n} joints; accepted are up to {MAX_HORIZON} steps",
         )
     values = np.asarray(data, dtype=np.float64).reshape(-1)
     if not 0 < step_ns <= MAX_STEP_NS:
@@ -125,6 +159,8 @@ def timed_chunk(
     table = values.reshape(horizon, n)[:, order]
     kinds = [meaning[i] for i in order]
     for column, kind in enumerate(kinds):
+        declared = joint_units[column] if joint_units else ""
+        _check_unit(joints[column], kind, units[order[column]], declared)
         if kind == ActionMeaning.ABSOLUTE:
             continue
         if kind not in (ActionMeaning.DELTA, ActionMeaning.VELOCITY) or reference is None:
@@ -135,4 +171,34 @@ def timed_chunk(
             )
         scale = 1.0 if kind == ActionMeaning.DELTA else step_ns / 1e9
         table[:, column] = reference[column] + np.cumsum(table[:, column] * scale)
-    return TimedChunk(start_ns, step_ns, table, policy_id, chunk_id)
+    summed = tuple(kind != ActionMeaning.ABSOLUTE for kind in kinds)
+    return TimedChunk(start_ns, step_ns, table, policy_id, chunk_id, published_ns, summed)
+
+
+def _check_unit(joint: str, meaning: int, unit: int | None, declared: str) -> None:
+    """Refuse a unit in which this joint cannot be commanded.
+
+    Positions and deltas are in rad or m, as the joint's limits say, or in the unit that the
+    limits declare for it. Velocities are in rad/s or m/s. 0 (radian), which is also what an unset
+    field holds, is taken for a declared unit that is not an SI unit.
+    """
+    if unit is None:
+        return
+    if meaning == ActionMeaning.VELOCITY:
+        accepted = {
+            "radian": _VELOCITY_UNITS[:1], "metre": _VELOCITY_UNITS[1:], "": _VELOCITY_UNITS
+        }.get(declared, ())  # fmt: skip
+    elif declared in ("radian", "metre"):
+        accepted = (ActionUnit[declared.upper()],)
+    elif declared:
+        accepted = (ActionUnit[declared.upper()], ActionUnit.RADIAN)
+    else:
+        accepted = _POSITION_UNITS
+    if unit not in accepted:
+        shown = ActionUnit(unit).name if unit in list(ActionUnit) else f"unit {unit}"
+        words = " or ".join(item.name for item in accepted) or "none for a velocity"
+        raise ChunkRefusedError(
+            "unit",
+            f"{joint} is in {shown}; accepted: {words}"
+            + ("" if declared else ", or a unit that its limits declare (unit: ...)"),
+        )

@@ -7,44 +7,43 @@ Topics (relative unless noted): in `pi05_policy/action_chunk`, `joint_states`; o
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import rclpy
 from builtin_interfaces.msg import Duration
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
-from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from pi05_ros.execution.executor import (
-    FOLLOWING,
+    HOLDING,
     WAITING,
     Command,
     Executor,
     ExecutorSettings,
 )
-from pi05_ros.execution.limits import (
-    JointLimits,
-    LimitsError,
-    limits_from_urdf,
-    limits_from_yaml,
-)
+from pi05_ros.execution.limits import JointLimits, LimitsError
 from pi05_ros.execution.strategies import make_strategy
-from pi05_ros.execution.timed_chunk import ChunkRefusedError, timed_chunk
+from pi05_ros.execution.timed_chunk import ChunkRefusedError
+from pi05_ros.execution.wire import read_chunk
 from pi05_ros.msg import ActionChunk
+from pi05_ros.policy.interface import ActionUnit
 from pi05_ros.ros import process, qos
+from pi05_ros.ros.executor_diagnostics import ClockWatch, ReasonAge, ago, executor_status
+from pi05_ros.ros.executor_limits import limits_of_node, read_limits
 from pi05_ros.ros.executor_parameters import ExecutorParameters, declare
-from pi05_ros.runtime.conversion import ConversionError, JointMap, split_ns, stamp_ns
-from pi05_ros.runtime.parameters import ParameterError
+from pi05_ros.ros.joint_state_input import JointStateInput
+from pi05_ros.runtime.conversion import split_ns
+from pi05_ros.runtime.parameter_specs import ParameterError
 
+SETTLE_S = 0.2
+"""Commands start when joint states have come for this long: a second publisher shows by then."""
 SOFT_STOP_S = 2.0
 """Longest time the node keeps braking when it is asked to end."""
 
@@ -56,14 +55,16 @@ class ExecutorNode(Node):
         super().__init__("pi05_executor", **kwargs)
         self.parameters = declare(self)
         p = self.parameters
-        limits = _limits(p)
+        limits = self._read_limits(p)
         settings = ExecutorSettings(
             period_s=1.0 / p.control_rate_hz,
             max_chunk_age_s=p.max_chunk_age_s,
             max_future_s=p.max_future_s,
+            max_chunk_s=p.max_chunk_s,
             max_state_age_s=p.max_state_age_s,
             following_lag_s=p.following_lag_s,
             gripping=(p.gripper_joint,),
+            settle_s=SETTLE_S,
             random_weights_allowed=p.allow_random_weights,
         )
         strategy = make_strategy(p.strategy, p.replace_after, p.ensemble_decay)
@@ -76,10 +77,10 @@ class ExecutorNode(Node):
                 f"({', '.join(limits.names)}): none is set apart"
             )
         self._command = Command(None, WAITING, "not started")
-        self._joint_map = JointMap(limits.names)
-        self._bad_states = 0
-        self._last_bad_state = ""
-        self._last_ns = 0
+        self._reason_age = ReasonAge()
+        self._clock_watch = ClockWatch()
+        self._clock_jumps = 0
+        self._unit_assumed: set[str] = set()
         self._latency_ms = float("nan")
         if p.output == "trajectory":
             self._out = self.create_publisher(
@@ -96,26 +97,33 @@ class ExecutorNode(Node):
         self.create_subscription(
             ActionChunk, "pi05_policy/action_chunk", self._on_chunk, qos.CHUNK
         )
-        self.create_subscription(JointState, "joint_states", self._on_state, qos.INPUT)
+        try:
+            self._joint_states = JointStateInput(
+                self, self.core, [name for name in p.on_change_joints if name]
+            )
+        except ValueError as error:
+            raise ParameterError(f"on_change_joints is {p.on_change_joints}; {error}") from error
         self.create_service(Trigger, "~/stop", self._on_stop)
         self.create_service(Trigger, "~/resume", self._on_resume)
         self.create_timer(settings.period_s, self.tick, clock=process.tick_clock(self))
         # Monotonic: diagnostics have to say so when simulated time stands still.
-        self.create_timer(
-            1.0, self.publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME)
-        )
+        self.create_timer(1.0, self._on_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def tick(self) -> None:
         """One control period: command, and a diagnostic when the mode changes."""
         now = self.get_clock().now().nanoseconds
-        if now < self._last_ns:
-            self.get_logger().warning("the clock jumped back; chunks and states are forgotten")
-            self.core.rewind()
-        self._last_ns = now
+        self._joint_states.judge(now)
         before, self._command = self._command, self.core.tick(now)
+        self._notice_clock_jump()
         self._send(self._command)
         if (before.mode, before.reason) != (self._command.mode, self._command.reason):
             self.publish_diagnostics()
+
+    def _notice_clock_jump(self) -> None:
+        if self.core.clock_jumps != self._clock_jumps:
+            self._clock_jumps = self.core.clock_jumps
+            self._joint_states.reset()
+            self.get_logger().warning("the clock jumped back; chunks and states are forgotten")
 
     def soft_stop(self) -> None:
         """Brake with the allowed deceleration, in real time, until at rest."""
@@ -129,20 +137,8 @@ class ExecutorNode(Node):
 
     def _on_chunk(self, message: ActionChunk) -> None:
         now = self.get_clock().now().nanoseconds
-        start_ns = stamp_ns(message.header.stamp)
         try:
-            chunk = timed_chunk(
-                joints=self.core.joints,
-                names=message.names,
-                data=message.data,
-                horizon=message.horizon,
-                step_ns=stamp_ns(message.step),
-                start_ns=start_ns,
-                meaning=list(message.meaning),
-                reference=self.core.measured_at(start_ns),
-                policy_id=message.policy_id,
-                chunk_id=message.chunk_id,
-            )
+            chunk = read_chunk(message, self.core.limits, self.core.measured_at)
         except ChunkRefusedError as error:
             self.core.refuse(error)
             return
@@ -150,19 +146,22 @@ class ExecutorNode(Node):
             self.core.offer(chunk, now, message.random_weights)
         except ChunkRefusedError:
             return
+        finally:
+            self._notice_clock_jump()
         self._latency_ms = (now - chunk.start_ns) / 1e6
+        self._tell_assumed_units(message)
 
-    def _on_state(self, message: JointState) -> None:
-        try:
-            positions = self._joint_map.positions(message)
-        except ConversionError as error:
-            self._bad_states += 1
-            self._last_bad_state = str(error)
-            return
-        now = self.get_clock().now().nanoseconds
-        stamp = stamp_ns(message.header.stamp)
-        # Without a stamp, or with one ahead of this clock, it is as old as its arrival.
-        self.core.measure(positions, min(stamp, now) if stamp > 0 else now)
+    def _tell_assumed_units(self, message: ActionChunk) -> None:
+        """Log, once per joint, that an unset unit was taken for the one its limits declare."""
+        units = dict(zip(message.names, message.unit, strict=True))
+        for name, declared in zip(self.core.joints, self.core.limits.units, strict=True):
+            assumed = units[name] == ActionUnit.RADIAN and declared not in ("", "radian")
+            if assumed and name not in self._unit_assumed:
+                self._unit_assumed.add(name)
+                self.get_logger().warning(
+                    f"assumed: chunks have unit 0 (radian) for {name}, its limits declare "
+                    f"{declared}; the values are taken for {declared}"
+                )
 
     def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self.core.stop("stop requested")
@@ -192,41 +191,61 @@ class ExecutorNode(Node):
             values = [float(command.positions[i]) for i in self._gripper]
             self._gripper_out.publish(Float64MultiArray(data=values))
 
+    def _on_second(self) -> None:
+        """Once per second of real time, also while the node's clock stands still."""
+        problem = self._clock_watch.check(self.get_clock().now().nanoseconds)
+        if problem:
+            mode = WAITING if self._command.positions is None else HOLDING
+            self._command = Command(self._command.positions, mode, problem)
+        self.publish_diagnostics()
+
     def publish_diagnostics(self) -> None:
-        """One status: what the executor does, why, and what it has refused."""
-        core, command = self.core, self._command
-        following = command.mode == FOLLOWING
-        values = {
-            "mode": command.mode,
-            "reason": command.reason,
-            "strategy": self.parameters.strategy,
-            "accepted": core.accepted,
-            "clipped_to_limits": core.clipped,
-            "refused": core.refused.total(),
-            **{f"refused.{reason.replace(' ', '_')}": n for reason, n in core.refused.items()},
-            "last_refused": core.last_refusal,
-            "bad_joint_states": self._bad_states,
-            "last_bad_joint_state": self._last_bad_state,
-            "observation_to_executor_ms": f"{self._latency_ms:.1f}",
-        }
-        status = DiagnosticStatus(
-            level=DiagnosticStatus.OK if following else DiagnosticStatus.WARN,
-            name=f"{self.get_fully_qualified_name()}: executor",
-            message=command.mode if following else f"{command.mode}: {command.reason}",
-            hardware_id=", ".join(core.joints),
-            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+        """One status: what the executor does, why, since when, and what it has refused."""
+        now, states = self.get_clock().now(), self._joint_states
+        command = self._command
+        age_s = self._reason_age.update(command.mode, command.reason, time.monotonic())
+        array = executor_status(
+            self.get_fully_qualified_name(),
+            self.core,
+            command,
+            now.nanoseconds,
+            age_s,
+            {
+                "strategy": self.parameters.strategy,
+                "bad_joint_states": states.bad,
+                "last_bad_joint_state": states.last_bad,
+                "last_bad_joint_state_age_s": ago(states.last_bad_ns, now.nanoseconds),
+                **{f"joint_state_jumps.{name}": n for name, n in states.jumps.items()},
+                "assumed_units": ", ".join(sorted(self._unit_assumed)),
+                "observation_to_executor_ms": f"{self._latency_ms:.1f}",
+            },
         )
-        array = DiagnosticArray(status=[status])
-        array.header.stamp = self.get_clock().now().to_msg()
+        array.header.stamp = now.to_msg()
         self._diagnostics.publish(array)
+
+    def _read_limits(self, p: ExecutorParameters) -> JointLimits:
+        """Limits of the parameters or of the topic; the result is logged as a table."""
+        merged = limits_of_node(
+            self,
+            p.limits_file,
+            p.robot_description,
+            p.joints,
+            p.moveit_limits_file,
+            p.acceleration_time_s,
+            p.robot_description_timeout_s,
+        )
+        for note in merged.notes:
+            self.get_logger().warning(note)
+        self.get_logger().info(f"joint limits:\n{merged.table()}")
+        return merged.limits
 
 
 def _limits(parameters: ExecutorParameters) -> JointLimits:
-    if parameters.limits_file:
-        limits = limits_from_yaml(Path(os.path.expanduser(parameters.limits_file)))
-    else:
-        limits = limits_from_urdf(parameters.robot_description, parameters.acceleration_time_s)
-    return limits.of(parameters.joints) if parameters.joints else limits
+    """Limits of the parameters alone."""
+    p = parameters
+    return read_limits(
+        p.limits_file, p.robot_description, p.joints, acceleration_time_s=p.acceleration_time_s
+    ).limits
 
 
 def main(args: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from pi05_ros.execution.strategies import (
     DEFAULT_REPLACE_AFTER,
     STRATEGIES,
 )
-from pi05_ros.runtime.parameter_specs import ParameterError, main, param, specs_of
+from pi05_ros.runtime.parameter_specs import main, param, specs_of
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -29,20 +29,30 @@ class ExecutorParameters:
 
     limits_file: str = param(
         "",
-        "YAML with joint_limits as MoveIt writes it: min/max_position, max_velocity, "
-        "max_acceleration per joint. Needed unless robot_description is given.",
+        "YAML with joint_limits: min/max_position, max_velocity, max_acceleration per joint; "
+        "numbers it lacks come from moveit_limits_file, then from the robot description.",
+    )
+    moveit_limits_file: str = param(
+        "", "joint_limits.yaml of a MoveIt configuration; limits_file comes first."
     )
     robot_description: str = param(
-        "", "URDF text whose joint limits are used when limits_file is empty."
+        "",
+        "URDF text whose joint limits are used where the files have none. Empty: if limits are "
+        "missing, the latched topic robot_description is waited for.",
+    )
+    robot_description_timeout_s: float = param(
+        5.0, "How long the topic robot_description is waited for.", low=0.0, high=600.0
     )
     acceleration_time_s: float = param(
         0.1,
-        "With a URDF, which has no acceleration limits: seconds to reach full velocity.",
+        "Where no source has an acceleration limit: seconds to reach full velocity.",
         low=0.001,
         high=10.0,
     )
     joints: tuple[str, ...] = param(
-        (), "Joints in command order; empty: those of the limits, in that order."
+        (),
+        "Joints in command order; empty: those of the limits, in that order, without mimic "
+        "joints.",
     )
     gripper_joint: str = param(
         "gripper",
@@ -79,11 +89,22 @@ class ExecutorParameters:
         low=0.0,
         high=60.0,
     )
+    max_chunk_s: float = param(
+        ExecutorSettings.max_chunk_s,
+        "Chunks whose steps last longer in all are refused.",
+        low=0.1,
+        high=600.0,
+    )
     max_state_age_s: float = param(
         ExecutorSettings.max_state_age_s,
         "Joint states older than this stop the motion.",
         low=0.01,
         high=60.0,
+    )
+    on_change_joints: tuple[str, ...] = param(
+        (),
+        "Joints whose publisher speaks only when they change (some grippers): their age does not "
+        "count.",
     )
     following_lag_s: float = param(
         ExecutorSettings.following_lag_s,
@@ -109,13 +130,7 @@ def declare(node: Node) -> ExecutorParameters:
     """
     from pi05_ros.ros import parameter_server
 
-    parameters = parameter_server.declare(node, ExecutorParameters)
-    if not parameters.limits_file and not parameters.robot_description:
-        raise ParameterError(
-            "limits_file is empty; accepted: a YAML file with joint_limits, or the parameter "
-            "robot_description"
-        )
-    return parameters
+    return parameter_server.declare(node, ExecutorParameters)
 
 
 if __name__ == "__main__":

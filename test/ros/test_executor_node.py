@@ -6,16 +6,23 @@ import time
 
 import numpy as np
 import pytest
+import rclpy
+from builtin_interfaces.msg import Duration as DurationMessage
 from executor_client import JOINTS, LIMITS, START, Client
 from node_rig import NodeRig, build_and_close
 from rclpy.clock import ClockType
 from rclpy.duration import Duration
-from std_msgs.msg import Header
+from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
 
 from pi05_ros.execution.limits import LimitsError, limits_from_yaml
+from pi05_ros.ros import qos
 from pi05_ros.ros.executor_node import ExecutorNode
-from pi05_ros.runtime.parameters import ParameterError
+from pi05_ros.ros.processes.domain import free_domain_id
+from pi05_ros.runtime.parameter_specs import ParameterError
 
 
 class Rig(NodeRig):
@@ -90,6 +97,11 @@ def test_forward_output_and_hold_when_the_chunk_runs_out(rig):
         ({"data": [0.0] * 3}, "refused.length"),
         ({"names": ["x"] * 7}, "refused.names"),
         ({"meaning": [9] * 7}, "refused.meaning"),
+        ({"unit": [6] * 7}, "refused.unit"),
+        ({"unit": [0] * 6}, "refused.length"),
+        ({"steps_past": 17}, "refused.steps_past"),
+        ({"step": DurationMessage(nanosec=2_000_000_000)}, "refused.step"),
+        ({"step": DurationMessage(sec=9)}, "refused.duration"),
     ],
 )
 def test_refused_chunks_do_not_move_and_are_named_in_diagnostics(rig, changes, key):
@@ -129,14 +141,137 @@ def test_stop_and_resume_services(rig):
     )
 
 
-def test_incomplete_joint_states_are_counted(rig):
+def test_joints_that_no_publisher_brings_are_named(rig):
+    rig = rig()
+    client = rig.client
+    assert rig.until(
+        lambda: any("joint states lack joint2" in text for text, _ in client.diagnostics),
+        each=lambda: client.send_state(["joint1"], [0.0]),
+    )
+    assert rig.node.core.measured is None
+
+
+def test_joint_states_that_cannot_be_read_are_counted_with_their_age(rig):
     rig = rig()
     client = rig.client
     assert rig.until(
         lambda: any(int(v["bad_joint_states"]) > 0 for _, v in client.diagnostics),
-        each=lambda: client.send_state(["joint1"], [0.0]),
+        each=lambda: client.send_state(JOINTS, [0.0]),
     )
-    assert rig.node.core.measured is None
+    values = client.diagnostics[-1][1]
+    assert "7 names and 1 positions" in values["last_bad_joint_state"]
+    assert float(values["last_bad_joint_state_age_s"]) >= 0
+
+
+def test_joint_states_in_parts_among_those_of_wheels_are_merged(rig):
+    rig = rig()
+    client = rig.client
+    other = client.create_publisher(JointState, "joint_states", 10)
+
+    def parts():
+        client.send_state(JOINTS[:6], START[:6])
+        for _ in range(8):
+            other.publish(JointState(name=["left_wheel", "right_wheel"], position=[1.0, 2.0]))
+        other.publish(JointState(name=["gripper"], position=[0.0]))
+
+    assert rig.until(lambda: rig.node.core.measured is not None, each=parts)
+    client.send_chunk(1)
+    assert rig.until(lambda: len(client.trajectories) > 5, each=parts)
+
+
+def test_a_second_publisher_that_lies_holds_the_arm_and_is_named(rig):
+    rig = rig()
+    client = rig.client
+    liar = client.create_publisher(JointState, "joint_states", 10)
+    place = list(START)
+
+    def both(lies=True):
+        if client.trajectories:
+            place[:6] = client.trajectories[-1].points[0].positions
+        client.send_state(JOINTS, place)
+        if lies:
+            for _ in range(6):
+                liar.publish(JointState(name=JOINTS, position=[place[0] + 0.8, *place[1:]]))
+
+    def honest_chunks():
+        both(lies=False)
+        number[0] += 1
+        client.send_chunk(number[0], target=0.3)
+
+    def tempt():
+        both()
+        number[0] += 1
+        client.send_chunk(number[0], target=0.3)
+
+    number = [10]
+    follow(rig, target=0.3)
+    assert rig.until(lambda: len(client.trajectories) > 5, each=lambda: both(lies=False))
+    client.diagnostics.clear()
+    word = "holding: joint states disagree about joint1"
+    assert rig.until(lambda: any(t.startswith(word) for t, _ in client.diagnostics), each=both)
+    assert "/client (gid " in next(t for t, _ in client.diagnostics if t.startswith(word))
+    rig.until(lambda: False, 2.0, each=tempt)
+    path = np.array([m.points[0].positions[0] for m in client.trajectories])
+    limits = limits_from_yaml(LIMITS)
+    assert np.abs(np.diff(path)).max() <= limits.velocity[0] * 0.05 + 1e-6
+    assert path.max() < 0.35
+    client.diagnostics.clear()
+    assert rig.until(  # it goes on when the liar has left
+        lambda: any(t == "following" for t, _ in client.diagnostics), each=honest_chunks
+    )
+
+
+URDF = """<robot name="r">
+  <joint name="wheel" type="continuous"/>
+  <joint name="mirror" type="revolute"><mimic joint="joint1"/></joint>
+  <joint name="joint1" type="revolute"><limit lower="-2" upper="2" velocity="1.5"/></joint>
+</robot>"""
+
+
+def test_limits_come_from_the_latched_robot_description(capfd):
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=free_domain_id())
+    source = rclpy.create_node("robot_state_publisher", context=context)
+    node = None
+    try:
+        publisher = source.create_publisher(String, "robot_description", qos.LATCHED)
+        publisher.publish(String(data=URDF))
+        node = ExecutorNode(
+            context=context, parameter_overrides=[Parameter("joints", value=["joint1"])]
+        )
+        assert node.core.limits.velocity.tolist() == [1.5]
+        assert "joint1  -2     2      1.5" in capfd.readouterr().err
+    finally:
+        if node is not None:
+            node.destroy_node()
+        source.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+def test_a_clock_that_stands_still_is_told(rig):
+    rig = rig(use_sim_time=True)
+    client = rig.client
+
+    def heard(word):
+        return any(word in text for text, _ in client.diagnostics)
+
+    assert rig.until(lambda: heard("waiting: no time has come on /clock"))
+    publisher = client.create_publisher(Clock, "/clock", 1)
+    now = Clock()
+    now.clock.sec = 100
+
+    def feed():
+        total = now.clock.sec * 1_000_000_000 + now.clock.nanosec + 20_000_000
+        now.clock.sec, now.clock.nanosec = divmod(total, 1_000_000_000)
+        publisher.publish(now)
+        client.send_state()
+
+    assert rig.until(lambda: rig.node.core.measured is not None, each=feed)
+    rig.until(lambda: False, 0.5, each=feed)
+    client.send_chunk(1, header=Header(stamp=now.clock))
+    assert rig.until(lambda: heard("following"), each=feed)
+    client.diagnostics.clear()
+    assert rig.until(lambda: heard("holding: the clock stands still"))
 
 
 def test_a_gripper_that_is_no_joint_is_pointed_out(rig, capfd):
@@ -182,7 +317,7 @@ def test_a_misspelt_parameter_is_pointed_out(rig, capfd):
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
-        ({"limits_file": ""}, ParameterError, "limits_file"),
+        ({"limits_file": "", "robot_description_timeout_s": 0.1}, ParameterError, "limits_file"),
         ({"limits_file": "/does/not/exist"}, LimitsError, "cannot read"),
         ({"limits_file": "~no_such_user/limits.yaml"}, LimitsError, "cannot read ~no_such_user"),
         ({"strategy": "hope"}, ParameterError, "replace, ensemble, rtc"),

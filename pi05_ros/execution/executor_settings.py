@@ -1,0 +1,35 @@
+"""What the executor is told once: its period, time limits and what it takes for granted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExecutorSettings:
+    """Time limits of the executor, and what it takes for granted.
+
+    Attributes:
+        period_s: control period.
+        max_chunk_age_s: chunks whose step 0 lies farther back are refused on arrival.
+        max_future_s: chunks whose step 0 lies farther ahead are refused (clocks disagree).
+        max_chunk_s: chunks whose steps last longer in all are refused.
+        max_state_age_s: joint states older than this stop the motion.
+        following_lag_s: how far an arm may be from its commands, as a time at full velocity; one
+            that is farther has been moved by somebody else.
+        gripping: joints that what they hold may keep far from their commands; they do not count.
+        settle_s: commands start only after joint states have been coming for this long.
+        random_weights_allowed: chunks of random weights are refused unless this is set, which
+            is only right for a simulation.
+
+    """
+
+    period_s: float = 0.05
+    max_chunk_age_s: float = 1.0
+    max_future_s: float = 0.2
+    max_chunk_s: float = 10.0
+    max_state_age_s: float = 0.5
+    following_lag_s: float = 0.1
+    gripping: tuple[str, ...] = ()
+    settle_s: float = 0.0
+    random_weights_allowed: bool = False

@@ -1,0 +1,67 @@
+"""Measured joint positions over time; continuous joints without the step at their seam."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from pi05_ros.execution.joint_limits import JointLimits
+
+_STATES_KEPT = 4096
+
+
+class JointTrack:
+    """Newest measured positions and those before them.
+
+    A driver reports a continuous joint within one turn. Here every state is put onto the turn of
+    the state before it, so that differences and interpolation go by the shortest angle.
+
+    Args:
+        limits: names the joints and says which are continuous.
+        kept_s: how long states are kept.
+
+    """
+
+    def __init__(self, limits: JointLimits, kept_s: float) -> None:
+        self._limits = limits
+        self._kept_ns = int(kept_s * 1e9)
+        self.states: deque[tuple[int, np.ndarray]] = deque(maxlen=_STATES_KEPT)
+
+    @property
+    def newest(self) -> np.ndarray | None:
+        """Last measured positions ``[n]``; None before the first."""
+        return self.states[-1][1] if self.states else None
+
+    def age_s(self, now_ns: int) -> float:
+        """Age of the newest state in seconds; infinite before the first."""
+        return (now_ns - self.states[-1][0]) / 1e9 if self.states else np.inf
+
+    def add(self, positions: np.ndarray, taken_ns: int) -> None:
+        """Positions ``[n]`` and their time; not finite and older ones are ignored."""
+        values = np.asarray(positions, dtype=np.float64)
+        if values.shape != (len(self._limits.names),) or not np.isfinite(values).all():
+            return
+        if self.states:
+            if taken_ns < self.states[-1][0]:
+                return
+            values = values + self._limits.nearest_turn(values, self.states[-1][1])
+        self.states.append((taken_ns, values))
+        while self.states[0][0] < taken_ns - self._kept_ns:
+            self.states.popleft()
+
+    def at(self, time_ns: int) -> np.ndarray | None:
+        """Positions ``[n]`` at a time, linear between states; the ends are held."""
+        later: tuple[int, np.ndarray] | None = None
+        for state in reversed(self.states):
+            if state[0] <= time_ns:
+                if later is None:
+                    return state[1]
+                share = (time_ns - state[0]) / (later[0] - state[0])
+                return (1 - share) * state[1] + share * later[1]
+            later = state
+        return None if later is None else later[1]
+
+    def clear(self) -> None:
+        """Forget all states."""
+        self.states.clear()

@@ -1,0 +1,82 @@
+"""Joint-wise motion: every joint follows its own target and never leaves its limits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pi05_ros.execution.joint_limits import JointLimits
+
+
+class MotionFilter:
+    """Follows a target without ever leaving the limits.
+
+    Per joint and step, with v the last velocity: the new one stays within v +- a dt and +-v_max,
+    and is small enough to stop before the position limit by braking with a, i.e.
+    ``v^2 / 2a + v dt <= distance``, hence ``v <= -a dt + sqrt((a dt)^2 + 2 a distance)``. That
+    bound can always be kept: braking with a from a state that keeps it leads to one that does.
+    The same law brings the joint to a resting target without overshoot; a moving target's own
+    velocity is added, so that it is followed without lag. A joint that starts outside its limits
+    comes back inside by the same law and never goes farther out.
+
+    Args:
+        limits: of all joints, complete.
+        period_s: control period; every call of `step` stands for one.
+
+    """
+
+    def __init__(self, limits: JointLimits, period_s: float) -> None:
+        self.limits = limits.require_complete()
+        self.period_s = period_s
+        self.position: np.ndarray | None = None
+        self.velocity = np.zeros(len(limits.names))
+        self._target: np.ndarray | None = None
+
+    def reset(self, position: np.ndarray) -> None:
+        """Start at rest at a measured position ``[n]``, wherever it is."""
+        self.position = np.array(position, dtype=np.float64)
+        self.velocity = np.zeros_like(self.position)
+        self._target = None
+
+    def step(self, target: np.ndarray | None) -> np.ndarray:
+        """Next command ``[n]`` on the way to ``target`` ``[n]``; None brakes to a stop.
+
+        Raises:
+            RuntimeError: `reset` has not been called.
+
+        """
+        if self.position is None:
+            raise RuntimeError("the filter has no start position yet")
+        dt, a = self.period_s, self.limits.acceleration
+        position = self.position
+        if target is None:
+            wanted = np.zeros_like(position)
+            self._target = None
+        else:
+            goal = np.clip(target, self.limits.lower, self.limits.upper)
+            known = goal if self._target is None else self._target
+            drift = np.clip((goal - known) / dt, -self.limits.velocity, self.limits.velocity)
+            error = goal - drift * dt - position
+            pace = np.minimum(np.abs(error) / dt, self._braking(np.abs(error)))
+            wanted = drift + np.sign(error) * pace
+            self._target = goal
+        wanted = np.clip(wanted, self.velocity - a * dt, self.velocity + a * dt)
+        wanted = np.clip(wanted, -self.limits.velocity, self.limits.velocity)
+        up = self._braking(np.maximum(0.0, self.limits.upper - position))
+        down = self._braking(np.maximum(0.0, position - self.limits.lower))
+        self.velocity = np.clip(wanted, -down, up)
+        moved = position + self.velocity * dt
+        # Rounding alone could carry a joint over a limit; one that is outside stays where it is.
+        lower = np.minimum(self.limits.lower, position)
+        upper = np.maximum(self.limits.upper, position)
+        self.position = np.clip(moved, lower, upper)
+        return self.position.copy()
+
+    @property
+    def resting(self) -> bool:
+        """Whether the last command did not move any joint."""
+        return not self.velocity.any()
+
+    def _braking(self, distance: np.ndarray) -> np.ndarray:
+        """Highest velocity for the next period from which a stop within ``distance`` is sure."""
+        a, dt = self.limits.acceleration, self.period_s
+        return -a * dt + np.sqrt((a * dt) ** 2 + 2 * a * distance)

@@ -1,0 +1,96 @@
+"""What the executor node says about itself: mode, reasons with their ages, counters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from pi05_ros.execution.executor import FOLLOWING, Command, Executor
+
+LOW_CLOCK = "no time has come on /clock yet (use_sim_time is set)"
+STILL_CLOCK = "the clock stands still: nothing is commanded"
+
+
+class ReasonAge:
+    """Since when a mode and reason hold, on a clock that always runs."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, str] | None = None
+        self._since_s = 0.0
+
+    def update(self, mode: str, reason: str, now_s: float) -> float:
+        """Seconds for which mode and reason have been these."""
+        if (mode, reason) != self._key:
+            self._key, self._since_s = (mode, reason), now_s
+        return now_s - self._since_s
+
+
+class ClockWatch:
+    """Notices that the node's clock stands still, comparing it with one that always runs."""
+
+    def __init__(self) -> None:
+        self._last_ns: int | None = None
+
+    def check(self, now_ns: int) -> str:
+        """Empty, or what is wrong; call it about once per second."""
+        still = now_ns == self._last_ns
+        self._last_ns = now_ns
+        if not still:
+            return ""
+        return STILL_CLOCK if now_ns else LOW_CLOCK
+
+
+def ago(then_ns: int | None, now_ns: int) -> str:
+    """Age in seconds as text; empty if there is no time or the clock was set since."""
+    return f"{(now_ns - then_ns) / 1e9:.1f}" if then_ns is not None and now_ns >= then_ns else ""
+
+
+def executor_status(
+    name: str,
+    core: Executor,
+    command: Command,
+    now_ns: int,
+    reason_age_s: float,
+    values: dict[str, Any],
+) -> DiagnosticArray:
+    """The diagnostics message.
+
+    Args:
+        name: fully qualified name of the node.
+        core: counters are read from it.
+        command: last command.
+        now_ns: time on the node's clock.
+        reason_age_s: for how long mode and reason have been these.
+        values: what only the node knows, added at the end.
+
+    """
+    following = command.mode == FOLLOWING
+    outside = core.watch.outside_now(now_ns)
+    message = command.mode if following else f"{command.mode}: {command.reason}"
+    if outside:
+        message += f"; targets wholly outside the limits: {outside}"
+    shown = {
+        "mode": command.mode,
+        "reason": command.reason,
+        "reason_age_s": f"{reason_age_s:.1f}",
+        "accepted": core.accepted,
+        "clipped_to_limits": core.clipped,
+        **{f"clipped_to_limits.{joint}": n for joint, n in sorted(core.watch.clipped.items())},
+        "targets_outside_limits": outside,
+        "targets_at_one_end": core.watch.stuck(),
+        "refused": core.refused.total(),
+        **{f"refused.{reason.replace(' ', '_')}": n for reason, n in core.refused.items()},
+        "last_refused": core.last_refusal,
+        "last_refused_age_s": ago(core.gate.last_refusal_ns, now_ns),
+        "clock_jumps": core.clock_jumps,
+        **values,
+    }
+    status = DiagnosticStatus(
+        level=DiagnosticStatus.OK if following and not outside else DiagnosticStatus.WARN,
+        name=f"{name}: executor",
+        message=message,
+        hardware_id=", ".join(core.joints),
+        values=[KeyValue(key=key, value=str(value)) for key, value in shown.items()],
+    )
+    return DiagnosticArray(status=[status])
