@@ -55,6 +55,15 @@ def python() -> list[Check]:
                 f"{sys.executable} -m pip install {' '.join(lacking)}",
             )
         )
+    if not _there("simplejpeg"):
+        checks.append(
+            Check(
+                "strict JPEG",
+                Level.WARN,
+                "simplejpeg is missing: JPEGs with a damaged scan are not refused",
+                f"{sys.executable} -m pip install simplejpeg",
+            )
+        )
     return checks
 
 

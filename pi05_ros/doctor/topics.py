@@ -14,8 +14,8 @@ from importlib import util
 from typing import Any
 
 from pi05_ros.doctor.check import Check, Level
+from pi05_ros.runtime.image_encodings import ENCODINGS
 
-ENCODINGS = ("rgb8", "bgr8", "rgba8", "bgra8", "mono8")
 FUTURE_S = 0.05
 START_S = 30.0
 SKEW_FIX = "chronyc tracking (both machines need NTP or PTP), or use_sim_time:=true for bag time"

@@ -8,24 +8,17 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pi05_ros.errors import Pi05Error
+from pi05_ros.runtime.image_encodings import ENCODINGS, refusal
+from pi05_ros.runtime.jpeg import decode_jpeg
 
 NS = 1_000_000_000
-
-# encoding -> (bytes per pixel, order that turns its channels into RGB)
-ENCODINGS: Mapping[str, tuple[int, tuple[int, ...]]] = {
-    "rgb8": (3, (0, 1, 2)),
-    "bgr8": (3, (2, 1, 0)),
-    "rgba8": (4, (0, 1, 2)),
-    "bgra8": (4, (2, 1, 0)),
-    "mono8": (1, (0, 0, 0)),
-}
 
 # Above any camera in use (8K is 33 megapixels); the model sees 224 x 224.
 MAX_PIXELS = 2**25
@@ -63,19 +56,19 @@ def check_image(message: Any) -> None:
     """Refuse an Image by its header fields and length, without touching the pixels."""
     encoding = message.encoding
     if encoding not in ENCODINGS:
-        raise ConversionError(
-            "encoding",
-            f"image encoding {str(encoding)[:40]!r}; accepted: {', '.join(ENCODINGS)}",
-        )
+        raise ConversionError("encoding", refusal(encoding))
+    layout = ENCODINGS[encoding]
     width, height, step = int(message.width), int(message.height), int(message.step)
     _check_size(width, height)
-    row = width * ENCODINGS[encoding][0]
+    if not layout.fits(width, height):
+        raise ConversionError("size", f"image of {width}x{height} pixels cannot be {encoding}")
+    row = width * layout.pixel_bytes
     if step < row:
         raise ConversionError(
             "step", f"image step {step} is less than the {row} bytes of {width} {encoding} pixels"
         )
     # The padding of the last row may be absent.
-    needed = step * (height - 1) + row
+    needed = step * (layout.row_count(height) - 1) + row
     if len(message.data) < needed:
         raise ConversionError(
             "short_data",
@@ -102,14 +95,11 @@ def image_to_rgb(message: Any) -> np.ndarray:
     try:
         check_image(message)
         width, height, step = int(message.width), int(message.height), int(message.step)
-        depth, order = ENCODINGS[message.encoding]
-        row = width * depth
+        layout = ENCODINGS[message.encoding]
+        shape = (layout.row_count(height), width * layout.pixel_bytes)
         raw = np.frombuffer(message.data, np.uint8)
-        rows = np.lib.stride_tricks.as_strided(raw, shape=(height, row), strides=(step, 1))
-        pixels = rows.reshape(height, width, depth)
-        if message.encoding == "rgb8":
-            return np.ascontiguousarray(pixels)
-        return np.stack([pixels[..., channel] for channel in order], axis=-1)
+        rows = np.lib.stride_tricks.as_strided(raw, shape=shape, strides=(step, 1))
+        return layout.convert(rows, width, height, bool(message.is_bigendian))
     except ConversionError:
         raise
     except Exception as error:
@@ -135,17 +125,20 @@ def check_compressed(message: Any) -> None:
 def compressed_to_rgb(message: Any) -> np.ndarray:
     """sensor_msgs/CompressedImage (JPEG or PNG, 8 bit) -> uint8 ``[H, W, 3]`` RGB.
 
-    Always decoded with Pillow: JPEG decoders differ in their last bits.
+    A JPEG with a damaged scan is "undecodable", see `runtime.jpeg`.
     """
     try:
         check_compressed(message)
-        with Image.open(io.BytesIO(bytes(message.data)), formats=("JPEG", "PNG")) as image:
+        data = bytes(message.data)
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             _check_size(*image.size)
             if image.mode not in _COMPRESSED_MODES:
                 raise ConversionError(
                     "encoding",
                     f"compressed image of mode {image.mode}; accepted: 8-bit gray, RGB, RGBA",
                 )
+            if data.startswith(b"\xff\xd8"):
+                return decode_jpeg(data)
             return np.asarray(image.convert("RGB"))
     except ConversionError:
         raise

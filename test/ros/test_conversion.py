@@ -3,6 +3,7 @@
 import array
 import io
 import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,10 @@ def image(data, width, height, encoding, step):
     )  # fmt: skip
 
 
+DATA = Path(__file__).parents[1] / "data"
+PLAIN = {"rgb8", "bgr8", "rgba8", "bgra8", "mono8", "8UC1"}
+
+
 def compressed(data, kind="jpeg"):
     return SimpleNamespace(format=kind, data=array.array("B", bytes(data)))
 
@@ -31,7 +36,7 @@ def joint_state(names, positions):
 
 
 @pytest.mark.parametrize("padding", [0, 5])
-@pytest.mark.parametrize("encoding", sorted(conversion.ENCODINGS))
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "8UC1"])
 def test_every_encoding_gives_the_same_picture(encoding, padding):
     rgb = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
     alpha = np.full((7, 5, 1), 9, np.uint8)
@@ -42,13 +47,50 @@ def test_every_encoding_gives_the_same_picture(encoding, padding):
         "rgba8": np.concatenate([rgb, alpha], -1),
         "bgra8": np.concatenate([rgb[..., ::-1], alpha], -1),
         "mono8": gray,
+        "8UC1": gray,
     }[encoding]
     rows = np.pad(wire.reshape(7, -1), ((0, 0), (0, padding)), constant_values=77)
     result = image_to_rgb(image(rows.tobytes(), 5, 7, encoding, rows.shape[1]))
-    expected = np.repeat(gray, 3, -1) if encoding == "mono8" else rgb
+    expected = np.repeat(gray, 3, -1) if encoding in ("mono8", "8UC1") else rgb
     np.testing.assert_array_equal(result, expected)
     assert result.flags.c_contiguous
     assert result.dtype == np.uint8
+
+
+@pytest.mark.parametrize("padding", [0, 6])
+@pytest.mark.parametrize("encoding", sorted(set(conversion.ENCODINGS) - PLAIN))
+def test_other_encodings_equal_opencv(encoding, padding):
+    name = {"uyvy": "yuv422", "yuyv": "yuv422_yuy2"}.get(encoding, encoding)
+    with np.load(DATA / "images" / "encodings.npz") as golden:  # from OpenCV 5.0.0, random bytes
+        raw, rgb = golden[f"{name}.raw"], golden[f"{name}.rgb"]
+    height, width = rgb.shape[:2]
+    rows = np.pad(raw, ((0, 0), (0, padding)), constant_values=77)
+    message = image(rows.tobytes(), width, height, encoding, rows.shape[1])
+    result = image_to_rgb(message)
+    np.testing.assert_array_equal(result, rgb)
+    assert result.flags.c_contiguous
+    if encoding == "mono16":
+        swapped = np.ascontiguousarray(raw).view("<u2").byteswap().tobytes()
+        message = image(swapped, width, height, encoding, 2 * width)
+        message.is_bigendian = 1
+        np.testing.assert_array_equal(image_to_rgb(message), rgb)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "size"), [("yuv422", (5, 4)), ("nv12", (4, 5)), ("bayer_rggb8", (2, 8))]
+)
+def test_sizes_that_an_encoding_cannot_have(encoding, size):
+    with pytest.raises(ConversionError, match=f"cannot be {encoding}") as caught:
+        image_to_rgb(image(bytes(1000), *size, encoding, 4 * size[0]))
+    assert caught.value.code == "size"
+
+
+@pytest.mark.parametrize("encoding", ["8UC3", "8UC4", "16UC1", "32FC1", "bayer_rggb16", "nv24"])
+def test_encodings_without_a_defined_conversion_are_refused(encoding):
+    with pytest.raises(ConversionError, match=r"accepted: rgb8, .*yuv422_yuy2") as caught:
+        image_to_rgb(image(bytes(1000), 4, 4, encoding, 16))
+    if encoding.startswith("8UC"):
+        assert "channel order" in str(caught.value)
 
 
 def test_last_row_may_lack_its_padding():
