@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pi05_ros.serving.metadata import server_metadata, statistics_hash
+from pi05_ros.serving.openpi_units import OpenpiUnits
 from pi05_ros.serving.server import PolicyServer, ServerOptions
 from pi05_ros.serving.session import Session
 
@@ -26,12 +27,13 @@ def policy_server(policy: Policy, options: ServerOptions, seed: int = 0) -> Poli
         ServingError: it would listen beyond this machine without keys.
 
     """
+    openpi = OpenpiUnits(policy.recipe)
     return PolicyServer(
         policy.robot,
         server_metadata(
             policy.info, policy.robot, statistics_hash(policy.recipe), options.max_frame
         ),
-        lambda: Session(policy, seed=seed),
+        lambda: Session(policy, seed=seed, openpi=openpi),
         options,
     )
 

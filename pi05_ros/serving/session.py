@@ -14,6 +14,7 @@ import numpy as np
 from pi05_ros.policy.interface import MAX_SEED, ActionChunk, Observation, PolicyInfo
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.serving.errors import ServingError
+from pi05_ros.serving.openpi_units import OpenpiUnits
 from pi05_ros.serving.requests import Request
 
 
@@ -42,7 +43,7 @@ class Session:
         policy: of this session alone where chunks continue each other, else shared.
         forget: makes ``policy`` continue nothing; None if it continues nothing anyway.
         seed: of the flow noise; request i without a seed of its own uses seed + i.
-        to_openpi: actions ``[H, A]`` in the profile's units to those openpi's server answers.
+        openpi: conversions for requests in openpi's keys; None passes numbers unchanged.
 
     """
 
@@ -51,13 +52,13 @@ class Session:
         policy: ServedPolicy,
         forget: Callable[[], None] | None = None,
         seed: int = 0,
-        to_openpi: Callable[[np.ndarray], np.ndarray] = lambda actions: actions,
+        openpi: OpenpiUnits | None = None,
     ) -> None:
         self._policy = policy
         self._forget = forget
         self._seed = seed
         self._count = 0
-        self._to_openpi = to_openpi
+        self._openpi = openpi
 
     def answer(self, request: Request) -> dict[str, Any]:
         """Compute one request.
@@ -83,15 +84,19 @@ class Session:
             seed = (self._seed + self._count) % (MAX_SEED + 1)
             self._count += 1
         began = time.perf_counter()
+        obs, openpi = request.observation, self._openpi if request.openpi else None
         chunk = self._policy.infer(
-            request.observation, seed=seed, denoise_steps=request.denoise_steps
+            obs if openpi is None else openpi.observation(obs),
+            seed=seed,
+            denoise_steps=request.denoise_steps,
         )
         infer_ms = 1e3 * (time.perf_counter() - began)
         actions = np.ascontiguousarray(chunk.actions, np.float32)
         if not np.isfinite(actions).all():
             raise ServingError("the policy's answer holds values that are not finite; not sent")
         if request.openpi:
-            actions = np.ascontiguousarray(self._to_openpi(actions), np.float32)
+            if openpi is not None:
+                actions = np.ascontiguousarray(openpi.actions(chunk, obs), np.float32)
             answer: dict[str, Any] = {"actions": actions}
         else:
             answer = {"actions": actions, **_description(chunk)}
