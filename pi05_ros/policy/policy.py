@@ -31,6 +31,7 @@ from pi05_ros.policy.interface import (
 )
 from pi05_ros.policy.model_inputs import ModelInputs, ObservationReader
 from pi05_ros.policy.prompt.prompt import PromptEncoder, clean_prompt
+from pi05_ros.policy.remote.remote_policy import is_remote, load_remote
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.transforms.transforms import actions_from_model
 
@@ -131,13 +132,15 @@ class Policy:
         Args:
             checkpoint: an openpi or LeRobot directory (or its model.safetensors), or
                 "random:tiny" / "random:pi05" for seeded random weights ("random:tiny:7" for
-                weight seed 7).
+                weight seed 7), or the address of a policy server, ``ws://host:port``: then a
+                `RemotePolicy` is returned, with the same interface, and ``backend_options`` are
+                the fields of `RemoteOptions`.
             robot: shipped profile or YAML file. None: what the checkpoint says, "sim_arm" for
                 random weights.
             tokenizer: SentencePiece ``.model``, ``tokenizer.json``, a directory with one, or
                 "bytes". None looks beside the checkpoint and in openpi's cache; random weights
                 use bytes.
-            backend: "auto", "eager", "cuda", "onnx", "tensorrt".
+            backend: "auto", "eager", "cuda", "onnx", "tensorrt", "remote".
             precision: per stage ("auto", "fp32", "bf16", ...).
             denoise_steps: Euler steps of the flow; 0 takes those of the checkpoint's config.json
                 (num_inference_steps or num_steps), or 10 where it says none.
@@ -157,6 +160,17 @@ class Policy:
         """
         _check_count("denoise_steps", denoise_steps, MAX_DENOISE_STEPS, least=0)
         _check_seed(seed)
+        if is_remote(str(checkpoint)) or backend == "remote":
+            remote: Any = load_remote(
+                str(checkpoint),
+                backend=backend,
+                robot=None if robot is None else str(robot),
+                seed=seed,
+                denoise_steps=denoise_steps,
+                prompt=prompt,
+                options=backend_options,
+            )
+            return remote  # type: ignore[no-any-return]
         loaded = load(
             checkpoint,
             robot=robot,

@@ -10,8 +10,8 @@ import numpy as np
 import pi05_ros
 from pi05_ros.policy.checkpoints.recipe import Recipe
 from pi05_ros.policy.interface import PolicyInfo
+from pi05_ros.policy.robots.openpi_keys import OPENPI_KEYS
 from pi05_ros.policy.robots.profile import RobotProfile
-from pi05_ros.serving.requests import OPENPI_KEYS
 
 PROTOCOL = 1
 """Version of our own request form."""
@@ -45,12 +45,12 @@ def server_metadata(
         "action": {
             "names": list(robot.action_names),
             "meanings": [meaning.name.lower() for meaning in robot.action_meanings],
-            "units": [unit.name.lower() for unit in robot.action_units],
+            "units": [unit.name.lower() for unit in robot.command_units],
             "frame": "",
         },
         "state": {
             "names": list(robot.state_names),
-            "units": [unit.name.lower() for unit in robot.state_units],
+            "units": [unit.name.lower() for unit in robot.observed_units],
         },
         "cameras": list(robot.camera_roles),
         "required_cameras": list(robot.required_roles),

@@ -19,52 +19,15 @@ import numpy as np
 from PIL import Image
 
 from pi05_ros.policy.interface import MAX_SEED, Observation
+from pi05_ros.policy.remote.errors import WireError
+from pi05_ros.policy.robots.openpi_keys import OPENPI_KEYS, OpenpiKeys
 from pi05_ros.policy.robots.profile import RobotProfile
-from pi05_ros.serving.errors import WireError
 
 CONTROL = ("request_id", "seed", "denoise_steps", "deadline_ms", "reset")
 OWN = ("images", "state", "prompt", "stamp_ns", "age_s")
 MAX_PROMPT = 4096
 MAX_PIXELS = 4096 * 4096
 MAX_DENOISE_STEPS = 1000
-
-
-@dataclass(frozen=True)
-class OpenpiKeys:
-    """Where openpi's client of one robot puts things.
-
-    Attributes:
-        images: camera role -> key; ``images/x`` may also be key ``x`` of a map ``images``.
-        state: keys whose values follow each other in the state.
-
-    """
-
-    images: Mapping[str, str]
-    state: tuple[str, ...]
-
-
-# Facts of openpi's examples (examples/droid/main.py, examples/libero/main.py,
-# examples/aloha_real/env.py, examples/ur5/README.md).
-_DROID = OpenpiKeys(
-    {"base": "observation/exterior_image_1_left", "wrist": "observation/wrist_image_left"},
-    ("observation/joint_position", "observation/gripper_position"),
-)
-OPENPI_KEYS: Mapping[str, OpenpiKeys] = {
-    "droid": _DROID,
-    "droid_jointpos": _DROID,
-    "libero": OpenpiKeys(
-        {"base": "observation/image", "wrist": "observation/wrist_image"}, ("observation/state",)
-    ),
-    "aloha": OpenpiKeys(
-        {
-            "base": "images/cam_high",
-            "wrist": "images/cam_left_wrist",
-            "wrist_2": "images/cam_right_wrist",
-        },
-        ("state",),
-    ),
-    "ur5e": OpenpiKeys({"base": "base_rgb", "wrist": "wrist_rgb"}, ("joints", "gripper")),
-}
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,11 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from pi05_ros.errors import Pi05Error
+from pi05_ros.policy.remote import array_codec
+from pi05_ros.policy.remote.errors import WireError
 from pi05_ros.policy.robots.profile import RobotProfile
-from pi05_ros.serving import array_codec
 from pi05_ros.serving.access import Access, check_exposure
-from pi05_ros.serving.errors import ServingError, WireError
+from pi05_ros.serving.errors import ServingError
 from pi05_ros.serving.metrics import ServerMetrics
 from pi05_ros.serving.queue import DeadlineError, DrainingError, InferenceQueue, ReplacedError
 from pi05_ros.serving.requests import Request, parse_request

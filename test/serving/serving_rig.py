@@ -42,7 +42,7 @@ class StubPolicy:
         actions = np.full((self.horizon, len(self.robot.action_names)), float(seed), np.float32)
         return ActionChunk(
             actions, actions, self.robot.action_names, self.robot.action_meanings,
-            self.robot.action_units, self.robot.step_s, obs.prompt or "", seed,
+            self.robot.command_units, self.robot.step_s, obs.prompt or "", seed,
             denoise_steps or 10,
         )  # fmt: skip
 

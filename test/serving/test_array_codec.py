@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pi05_ros.serving.array_codec import DIALECTS, pack, unpack
-from pi05_ros.serving.errors import WireError
+from pi05_ros.policy.remote.array_codec import DIALECTS, pack, unpack
+from pi05_ros.policy.remote.errors import WireError
 
 DTYPES = st.sampled_from(["u1", "i1", "<i2", ">i4", "<i8", "<u8", "<f2", "<f4", ">f8", "?"])
 

@@ -8,8 +8,9 @@ from PIL import Image
 from serving_rig import DROID, droid_request, own_request
 
 from pi05_ros.policy import load_profile
-from pi05_ros.serving.errors import WireError
-from pi05_ros.serving.requests import OPENPI_KEYS, parse_request
+from pi05_ros.policy.remote.errors import WireError
+from pi05_ros.policy.robots.openpi_keys import OPENPI_KEYS
+from pi05_ros.serving.requests import parse_request
 
 PIXELS = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
 

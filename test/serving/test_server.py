@@ -17,8 +17,8 @@ from serving_rig import StubPolicy, droid_request, own_request, running, wait_fo
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from pi05_ros.policy.remote.array_codec import DIALECTS, pack, unpack
 from pi05_ros.serving.access import Access, check_exposure, read_keys, tls_context
-from pi05_ros.serving.array_codec import DIALECTS, pack, unpack
 from pi05_ros.serving.errors import ServingError
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from pi05_ros.serving.errors import WireError
+from pi05_ros.policy.remote.errors import WireError
 
 DIALECTS = ("openpi", "openpi-text", "msgpack-numpy", "msgpack-numpy-text")
 MAX_DIMENSIONS = 8

@@ -1,0 +1,1 @@
+"""A policy on another machine, called over openpi's websocket protocol."""

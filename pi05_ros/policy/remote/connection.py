@@ -1,0 +1,213 @@
+"""One websocket to a policy server: dialed in the background, asked one request at a time.
+
+A connection whose answer did not come in time is closed: the late answer must not be taken for
+that of the next request. Dialing is repeated with growing pauses until it works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from pi05_ros.policy.remote import array_codec
+from pi05_ros.policy.remote.errors import RemoteError, WireError
+
+log = logging.getLogger("pi05_ros.remote")
+
+MAX_ANSWER = 64 * 1024 * 1024
+"""Bytes of an answer; a chunk has some kilobytes."""
+
+
+@dataclass(frozen=True)
+class DialOptions:
+    """How to reach a server.
+
+    Attributes:
+        url: ``ws://host:port`` or ``wss://host:port``.
+        api_key: sent as ``Authorization: Api-Key ...``; empty sends none.
+        connect_s: how long one attempt to connect may take.
+        first_pause_s, longest_pause_s: pauses between attempts; each is twice the one before.
+
+    """
+
+    url: str
+    api_key: str = ""
+    connect_s: float = 5.0
+    first_pause_s: float = 0.2
+    longest_pause_s: float = 5.0
+
+
+class Connection:
+    """Keeps one connection; use `ask` from one thread at a time.
+
+    Args:
+        options: see `DialOptions`.
+        accept: called with each new connection's metadata; raises RemoteError to refuse it.
+
+    """
+
+    def __init__(self, options: DialOptions, accept: Callable[[dict[Any, Any]], None]) -> None:
+        self._options = options
+        self._accept = accept
+        self._lock = threading.Lock()
+        self._socket: Any = None
+        self._resources = ExitStack()
+        self._why = "not connected yet"
+        self._since = time.monotonic()
+        self._wanted = threading.Event()
+        self._closed = threading.Event()
+        self._dialed = threading.Condition()
+        self._attempts = 0
+        self._dialer = threading.Thread(target=self._dial_on, name="pi05_dialer", daemon=True)
+        self._dialer.start()
+        self._wanted.set()
+
+    @property
+    def problem(self) -> str:
+        """Why there is no connection, and for how long; empty if there is one."""
+        if self._socket is not None:
+            return ""
+        return f"{self._options.url}: {self._why} ({time.monotonic() - self._since:.1f} s)"
+
+    def wait(self, attempts: int, timeout_s: float) -> bool:
+        """Wait for a connection, that many attempts or that long; whether there is one."""
+        with self._dialed:
+            self._dialed.wait_for(
+                lambda: self._socket is not None or self._attempts >= attempts, timeout_s
+            )
+        return self._socket is not None
+
+    def ask(self, request: dict[str, Any], timeout_s: float) -> Any:
+        """Send a request and return the decoded answer.
+
+        Raises:
+            RemoteError: not connected, no answer in time, the connection broke, the server
+                answered with an error, or with something that cannot be decoded.
+
+        """
+        with self._lock:
+            socket = self._socket
+            if socket is None:
+                raise RemoteError(f"no connection to {self.problem}")
+            try:
+                socket.send(array_codec.pack(request))
+                answer = socket.recv(timeout_s)
+            except TimeoutError:
+                self._drop(f"no answer within {1e3 * timeout_s:.0f} ms")
+                raise RemoteError(
+                    f"{self._options.url}: no answer within {1e3 * timeout_s:.0f} ms"
+                ) from None
+            except Exception as error:  # websockets and sockets raise many kinds
+                self._drop(f"the connection broke: {_reason(error)}")
+                raise RemoteError(f"{self._options.url}: the connection broke: {_reason(error)}"
+                                  ) from error  # fmt: skip
+            if isinstance(answer, str):
+                raise RemoteError(f"{self._options.url} answers: {_first_line(answer)}")
+            try:
+                return array_codec.unpack(answer).value
+            except WireError as error:
+                self._drop("the server answered with garbage")
+                raise RemoteError(f"{self._options.url} answers with garbage: {error}") from error
+
+    def drop(self, why: str) -> None:
+        """Close the connection and dial again."""
+        with self._lock:
+            self._drop(why)
+
+    def close(self) -> None:
+        """Close for good."""
+        self._closed.set()
+        self._wanted.set()
+        with self._lock:
+            self._resources.close()
+            self._socket, self._why = None, "closed"
+        self._dialer.join(self._options.connect_s + 1.0)
+
+    def _drop(self, why: str) -> None:
+        if self._socket is None:
+            return
+        self._socket, self._why, self._since = None, why, time.monotonic()
+        log.warning("%s: %s; connecting again", self._options.url, why)
+        resources, self._resources = self._resources, ExitStack()
+        # Closing waits for the peer, which may be hung.
+        threading.Thread(target=_close_quietly, args=(resources,), daemon=True).start()
+        self._wanted.set()
+
+    def _dial_on(self) -> None:
+        pause_s = self._options.first_pause_s
+        while True:
+            self._wanted.wait()
+            if self._closed.is_set():
+                return
+            try:
+                self._dial()
+            except Exception as error:
+                why = str(error) if isinstance(error, RemoteError) else _reason(error)
+                if why != self._why:
+                    log.warning("%s: %s", self._options.url, why)
+                self._why = why
+                self._count()
+                self._closed.wait(pause_s)
+                pause_s = min(2 * pause_s, self._options.longest_pause_s)
+            else:
+                pause_s = self._options.first_pause_s
+                self._count()
+
+    def _count(self) -> None:
+        with self._dialed:
+            self._attempts += 1
+            self._dialed.notify_all()
+
+    def _dial(self) -> None:
+        from websockets.sync.client import connect
+
+        options = self._options
+        headers = {"Authorization": f"Api-Key {options.api_key}"} if options.api_key else None
+        with ExitStack() as resources:
+            socket = resources.enter_context(
+                connect(
+                    options.url,
+                    compression=None,
+                    max_size=MAX_ANSWER,
+                    additional_headers=headers,
+                    open_timeout=options.connect_s,
+                    close_timeout=1.0,
+                )
+            )
+            first = socket.recv(options.connect_s)
+            if isinstance(first, str):
+                raise RemoteError(f"the server refuses: {_first_line(first)}")
+            metadata = array_codec.unpack(first).value
+            if not isinstance(metadata, dict):
+                raise RemoteError("the first frame is no map of metadata")
+            self._accept(metadata)
+            with self._lock:
+                if self._closed.is_set():
+                    return
+                self._resources = resources.pop_all()
+                self._wanted.clear()
+                self._socket, self._why = socket, ""
+        log.info("%s: connected", options.url)
+
+
+def _close_quietly(resources: ExitStack) -> None:
+    with contextlib.suppress(Exception):
+        resources.close()
+
+
+def _reason(error: Exception) -> str:
+    return f"{_first_line(str(error)) or type(error).__name__}"
+
+
+def _first_line(text: str) -> str:
+    """The last line of a traceback, which openpi's server sends, else the first line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    return (lines[-1] if lines[0].startswith("Traceback") else lines[0])[:300]

@@ -1,0 +1,13 @@
+"""Errors of what crosses the wire between a policy server and its clients."""
+
+from __future__ import annotations
+
+from pi05_ros.errors import Pi05Error
+
+
+class WireError(Pi05Error, ValueError):
+    """A frame that is no request or no answer; the text says what is accepted."""
+
+
+class RemoteError(Pi05Error, RuntimeError):
+    """A remote policy gave no usable answer: away, slow, another model, or garbage."""
