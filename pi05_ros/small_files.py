@@ -48,7 +48,7 @@ def require_regular(path: str | Path) -> os.stat_result:
     """
     try:
         status = os.stat(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if os.path.islink(path):
             target = os.readlink(path)
             raise MissingFileError(f"{path} is a link to {target}, which does not exist") from None

@@ -21,29 +21,10 @@ from typing import Any
 import torch
 
 from pi05_ros.backends import BackendError, create_engine
+from pi05_ros.backends.cuda.workload import MIXES, STAGES, Workload, random_inputs
 from pi05_ros.bench.ceilings import floor_ms
 from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
 from pi05_ros.model.config import PRESETS
-
-STAGES = ("vision", "prefill", "denoise")
-MIXES = {
-    "bf16": ("bf16", "bf16", "bf16"),
-    "fp8": ("bf16", "fp8", "fp8"),
-    "fp8-w8a16": ("bf16", "fp8", "fp8-w8a16"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """What one inference has to do."""
-
-    views: int = 2
-    tokens: int = 20
-    horizon: int = 50
-    steps: int = 10
-
-    def __str__(self) -> str:
-        return f"{self.views} views, {self.tokens} tokens, H {self.horizon}, {self.steps} steps"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,18 +62,6 @@ def device_times(call: Callable[[], Any], runs: int, warmup: int = 5) -> list[fl
     return [start.elapsed_time(end) for start, end in events]
 
 
-def inputs(
-    config: Pi05Config, work: Workload, size: tuple[int, int], seed: int
-) -> tuple[Any, ...]:
-    """Random uint8 frames, prompt ids and noise on the GPU."""
-    g = torch.Generator(device="cuda").manual_seed(seed)
-    shape = (work.views, *size, 3)
-    images = torch.randint(0, 256, shape, generator=g, dtype=torch.uint8, device="cuda")
-    tokens = torch.randint(0, config.vocab, (work.tokens,), generator=g, device="cuda")
-    noise = torch.randn(work.horizon, config.action_dim, generator=g, device="cuda")
-    return images, tokens, noise
-
-
 def overlap_times(
     engine: Any, work: Workload, size: tuple[int, int], runs: int
 ) -> dict[str, list[float]]:
@@ -100,7 +69,7 @@ def overlap_times(
     from pi05_ros.backends.cuda.pipeline import Pipeline
 
     pipeline = Pipeline(engine)
-    images, tokens, noise = inputs(engine.weights.config, work, size, 1)
+    images, tokens, noise = random_inputs(engine.weights.config, work, size, 1)
     for _ in range(4):
         pipeline.submit(images, tokens, noise, work.steps).result()
     periods, latencies = [], []
@@ -124,7 +93,7 @@ def measure(
     engine: Any, work: Workload, size: tuple[int, int], runs: int, overlap: bool = False
 ) -> dict[str, Any]:
     """Every stage and the total of one workload."""
-    images, tokens, noise = inputs(engine.weights.config, work, size, 1)
+    images, tokens, noise = random_inputs(engine.weights.config, work, size, 1)
     engine.sample(images, tokens, noise, work.steps)
     key = next(reversed(engine.graphs.keys()))
     cache = engine.prefill(images, tokens)
@@ -191,7 +160,7 @@ def measure(
 def eager_times(model: Pi05, work: Workload, size: tuple[int, int], runs: int) -> list[float]:
     """The plain model in the same process."""
     engine = create_engine(model, "eager")
-    images, tokens, noise = inputs(model.config, work, size, 1)
+    images, tokens, noise = random_inputs(model.config, work, size, 1)
     return device_times(lambda: engine.sample(images, tokens, noise, work.steps), runs, warmup=2)
 
 
@@ -295,7 +264,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     del model
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    images, tokens, noise = inputs(engine.weights.config, works[-1], (height, width), 1)
+    images, tokens, noise = random_inputs(engine.weights.config, works[-1], (height, width), 1)
     engine.sample(images, tokens, noise, works[-1].steps)
     torch.cuda.synchronize()
     ready = time.perf_counter() - begin

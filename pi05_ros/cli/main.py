@@ -17,10 +17,10 @@ from pi05_ros.errors import Pi05Error
 # name -> (module with add_arguments(parser) and run(args) -> exit code, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("pi05_ros.cli.bench", "measure the node, the model and the machine"),
-    "build": ("pi05_ros.cli.engines.build", "compile the stages with TensorRT and prove them"),
+    "build": ("pi05_ros.cli.engines.build", "compile the stages with TensorRT and verify them"),
     "calibrate": (
         "pi05_ros.cli.engines.calibrate",
-        "find the cuda backend's FP8 scales from observations",
+        "find a backend's FP8 scales or ranges from observations",
     ),
     "check": ("pi05_ros.cli.engines.check", "compare engines or graphs with the plain model"),
     "demo": ("pi05_ros.cli.demo", "run the main job on this machine, ROS nodes and all"),
@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("pi05_ros.cli.engines.export", "write the stages as checked ONNX graphs"),
     "eval": ("pi05_ros.cli.eval", "success rates of a policy on the simulated arm or LIBERO"),
     "inspect": ("pi05_ros.cli.inspect", "say what a checkpoint holds and what is assumed"),
-    "quantize": ("pi05_ros.cli.engines.quantize", "find FP8 ranges from recorded observations"),
+    "quantize": ("pi05_ros.cli.engines.quantize", "earlier name of pi05 calibrate --for tensorrt"),
     "serve": ("pi05_ros.cli.serve", "serve a policy to robots on openpi's websocket protocol"),
     "tune": ("pi05_ros.cli.engines.tune", "choose the cuda backend's tile sizes on this GPU"),
     "replay": ("pi05_ros.cli.replay", "run the policy over a recorded bag, live or offline"),

@@ -85,7 +85,7 @@ def test_another_checkpoint_gets_its_own_graphs(model: Pi05, cache: Path) -> Non
 
 def test_fp8_needs_a_calibration_of_these_weights(model: Pi05, cache: Path) -> None:
     fp8 = Precision("fp16", "fp8", "fp8")
-    with pytest.raises(BackendError, match="pi05 quantize"):
+    with pytest.raises(BackendError, match="pi05 calibrate --for tensorrt"):
         create_engine(model, "onnx", fp8, cache=cache, **SIZES)
     shapes = StageShapes.of(model.config, 2, 8, 10)
     samples = synthetic_samples(model.config, 8, views=2, prompt_tokens=8, horizon=10)

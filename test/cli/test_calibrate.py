@@ -1,13 +1,22 @@
-"""`pi05 calibrate` and `pi05 tune` before they need a GPU."""
+"""`pi05 calibrate`, its earlier name, and `pi05 tune`, before they need a GPU."""
 
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
 from pi05_ros.backends import cuda
 from pi05_ros.cli.main import main
+from pi05_ros.errors import InvalidValueError
+from pi05_ros.workflows.requests import (
+    CudaCalibrationRequest,
+    GraphRequest,
+    ModelRequest,
+    SampleRequest,
+    StageCalibrationRequest,
+)
 
 
 @pytest.fixture
@@ -47,3 +56,51 @@ def test_it_wants_observations(able, capsys):
 def test_tune_names_what_it_cannot_take(capsys, words, message):
     assert main(["tune", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "fp8"], "--preset is not for --for cuda"),
+        (["--for", "cuda", "--experimental"], "--experimental is not for --for cuda"),
+        (["--for", "onnx", "--vision", "fp8"], "--vision is not for --for onnx"),
+        (["--for", "tensorrt", "--vision", "bf16"], "--vision is not for --for tensorrt"),
+    ],
+)
+def test_options_of_the_other_targets_are_refused(words, message, capsys):
+    assert main(["calibrate", "random:tiny", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["calibrate", "--for", "onnx"], ["calibrate", "--for", "tensorrt"], ["quantize"]]
+)
+def test_every_name_makes_the_same_request(words, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "pi05_ros.workflows.calibrate_stages.calibrate_stages",
+        lambda request, outlets: seen.append(request),
+    )
+    options = ["random:tiny", "--preset", "w8a16", "--bag", "a", "b", "--samples", "9"]
+    assert main([*words, *options, "--map", "base_camera=/x", "--prompt", "go"]) == 0
+    model = ModelRequest("random:tiny", prompt="go")
+    samples = SampleRequest(bags=(Path("a"), Path("b")), topics=("base_camera=/x",), count=9)
+    assert seen == [StageCalibrationRequest(model, samples, "w8a16")]
+
+
+def test_defaults_of_the_command_are_those_of_the_request(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "pi05_ros.workflows.calibrate_cuda.calibrate_cuda",
+        lambda request, warn: seen.append(request),
+    )
+    assert main(["calibrate", "random:tiny"]) == 0
+    assert seen == [CudaCalibrationRequest(ModelRequest("random:tiny"))]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"precision": "fp4"}, {"prefill": "bf16"}, {"layout": "x"}, {"denoise": ""}]
+)
+def test_a_request_refuses_words_that_no_stage_has(wrong):
+    with pytest.raises(InvalidValueError, match=f"{next(iter(wrong))} is .*; accepted: "):
+        GraphRequest(**wrong)

@@ -99,7 +99,7 @@ KINDS = [
     (sparse, "has 4768.4 MiB; accepted: at most"),
     (missing, "does not exist"),
     (long_name, "cannot be read: File name too long"),
-    (below_a_file, "cannot be read: Not a directory"),
+    (below_a_file, "does not exist"),
     (lfs_pointer, "is a Git LFS pointer.*git lfs pull"),
     (latin, "is not text in UTF-8: byte 0xe9 in line 2"),
 ]
@@ -114,7 +114,9 @@ def test_a_file_of_the_wrong_kind_is_named(make, reason, read, tmp_path):
         read(path)
     assert str(caught.value).startswith(str(path))
     assert isinstance(caught.value, Pi05Error)
-    assert isinstance(caught.value, MissingFileError) == (make in (missing, broken_link))
+    assert isinstance(caught.value, MissingFileError) == (
+        make in (missing, broken_link, below_a_file)
+    )
 
 
 def test_a_null_character_is_no_path():

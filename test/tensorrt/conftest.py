@@ -22,10 +22,10 @@ from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.samples import Sample, synthetic_samples
 from pi05_ros.backends.staged.engine import StagedEngine
 from pi05_ros.backends.staged.shapes import StageShapes
-from pi05_ros.cli.engines.engine_options import save_observation
 from pi05_ros.cli.main import main
 from pi05_ros.model import Pi05, Pi05Config
 from pi05_ros.policy import Observation
+from pi05_ros.workflows.observations import save_observation
 
 sys.path.insert(0, str(Path(__file__).parent))  # for modules that tests share
 

@@ -20,9 +20,9 @@ from pi05_ros.backends import BackendError
 from pi05_ros.backends.export import graph_checks
 from pi05_ros.backends.quantization.calibration import CalibrationError
 from pi05_ros.backends.quantization.samples import load_samples, save_samples
-from pi05_ros.cli.engines.engine_options import load_observation, save_observation, spread
 from pi05_ros.cli.main import main
 from pi05_ros.policy import Observation, Policy
+from pi05_ros.workflows.observations import load_observation, save_observation, spread
 
 CHECKPOINT = "random:tiny"
 BAGS = Path(__file__).resolve().parents[1] / "replay" / "bags.py"
@@ -86,7 +86,7 @@ def test_observations_come_from_a_bag(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*words, "--robot", "droid", "--allow-synthetic"]) == 2
     said = capsys.readouterr().err
     assert "gave no observation of robot 'droid'" in said
-    assert "joint state lacks panda_joint1" in said
+    assert "x joint_states missing" in said
     one = bags.write_bag(tmp_path / "one", 2.0, cameras=("base_camera",))
     words[words.index(str(path))] = str(one)
     assert main([*words, "--out", str(tmp_path / "ranges")]) == 0
@@ -115,7 +115,10 @@ def test_refusals_are_one_line_and_exit_code_2(
         assert message in error
         assert len(error.strip().splitlines()) == 1
     assert main(["export", CHECKPOINT, "--cache", str(tmp_path)]) == 2
-    assert "make one from recorded observations with: pi05 quantize" in capsys.readouterr().err
+    assert (
+        "make one from recorded observations with: pi05 calibrate --for tensorrt"
+        in capsys.readouterr().err
+    )
     assert main(["check", CHECKPOINT, "--cache", str(tmp_path)]) == 2
     assert "tensorrt is not installed" in capsys.readouterr().err
     assert main(["build", "no/such/checkpoint", "--cache", str(tmp_path)]) == 2

@@ -20,9 +20,10 @@ from pi05_ros.backends.export.artifacts import find_calibration, find_golden
 from pi05_ros.backends.files import sha256_file
 from pi05_ros.backends.quantization.samples import load_samples, save_samples
 from pi05_ros.cli.engines import build as build_command
-from pi05_ros.cli.engines import check as check_command
+from pi05_ros.cli.engines import engine_options
 from pi05_ros.cli.main import main
 from pi05_ros.policy import Policy
+from pi05_ros.workflows.build_engines import build_attempts
 
 CHECKPOINT = "random:tiny"
 
@@ -148,7 +149,7 @@ def test_int8_for_gpus_without_fp8(
     assert not any(asked)
     (report,) = root.rglob("check.json")
     facts = json.loads(report.read_text())["inspector"]
-    assert facts["prefill"]["quantised"] == facts["prefill"]["expected"] == 16
+    assert facts["prefill"]["quantized"] == facts["prefill"]["expected"] == 16
     options = {"cache": root}
     policy = Policy.load(CHECKPOINT, backend="tensorrt", backend_options=options)
     assert "(int8_smoothquant) with a passing report" in policy.info.backend_reason
@@ -304,7 +305,7 @@ def test_a_report_is_about_the_plans_that_ran(
         content["plans"]["prefill"] = sha256_file(plan)
         key.write_text(json.dumps(content))
 
-    monkeypatch.setattr(check_command, "show_progress", replace_plan)
+    monkeypatch.setattr(engine_options, "show_progress", replace_plan)
     main(["check", *words])
     with pytest.raises(UnprovenEngineError, match="not about these plans"):
         require_proof(open_set(key.parent))
@@ -351,6 +352,7 @@ def test_engines_that_are_not_there(
 def test_what_the_user_fixed_stays_fixed(words: list[str], expected: list[Any]) -> None:
     parser = argparse.ArgumentParser()
     build_command.add_arguments(parser)
-    rungs = build_command.ladder(parser.parse_args([CHECKPOINT, *words]))
+    request = build_command.build_request(parser.parse_args([CHECKPOINT, *words]))
+    rungs = build_attempts(request)
     assert [(rung.level, rung.prefill) for rung in rungs] == expected
     assert [bool(rung.note) for rung in rungs] == [False] + [True] * (len(rungs) - 1)

@@ -38,8 +38,7 @@ from pi05_ros.backends.experimental import torch_tensorrt
 from pi05_ros.backends.export import export, mlp_only
 from pi05_ros.backends.quantization import calibrate
 from pi05_ros.backends.verification import report, verify
-from pi05_ros.cli.engines import build, check, engine_options
-from pi05_ros.cli.engines import export as export_command, quantize as quantize_command
+from pi05_ros.workflows import build_engines, calibrate_stages, check_engines, export_graphs
 from pi05_ros.model import Pi05, Pi05Config
 print(onnx.usable()[1])
 print(tensorrt.usable()[1])

@@ -219,7 +219,7 @@ def test_calibration_file_round_trip(calibration: Calibration, tmp_path: Path) -
 
 
 def test_damaged_calibrations_are_refused(calibration: Calibration, tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="pi05 quantize"):
+    with pytest.raises(CalibrationError, match="pi05 calibrate --for tensorrt"):
         Calibration.load(tmp_path)
     calibration.save(tmp_path)
     name = next(iter(calibration.amax))

@@ -60,8 +60,8 @@ def find_calibration(
             what = "an FP8 calibration" if digest is None else f"calibration {digest[:16]}"
             raise BackendError(
                 f"{what} is needed and there is none in {model_folder(weights, root) / 'quant'}; "
-                "make one from recorded observations with: pi05 quantize, or name its folder "
-                "with --calibration"
+                "make one from recorded observations with: pi05 calibrate --for tensorrt, or name "
+                "its folder with --calibration"
             )
         directory = found[-1]
     try:
@@ -72,7 +72,8 @@ def find_calibration(
     if made_for != weights:
         raise BackendError(
             f"the calibration in {directory} was made for weights {str(made_for)[:23]}..., not "
-            f"for {weights[:23]}...; make one for this checkpoint with: pi05 quantize"
+            f"for {weights[:23]}...; make one for this checkpoint with: "
+            "pi05 calibrate --for tensorrt"
         )
     if digest not in (None, calibration.digest):
         raise BackendError(
@@ -111,7 +112,7 @@ def find_golden(
     if not found:
         raise BackendError(
             f"no observations to check with in {place}; give --observations or --bag, or run "
-            "pi05 quantize first"
+            "pi05 calibrate --for tensorrt first"
         )
     return found[-1]
 

@@ -82,8 +82,8 @@ def create(
             no CUDA.
         graphs: folder with exported graphs (`pi05 export`), which then decide what precision
             "auto" means; None exports into the cache.
-        calibration: folder of a calibration (`pi05 quantize`) for fp8; None takes the newest of
-            this checkpoint.
+        calibration: folder of a calibration (`pi05 calibrate --for onnx`) for fp8; None takes
+            the newest of this checkpoint.
         cache: root of the cache folder.
         threads: CPU threads; None takes torch's number.
 

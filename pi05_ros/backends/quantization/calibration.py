@@ -101,7 +101,8 @@ class Calibration:
                     groups[group][quantizer] = file.get_tensor(key)
         except MissingFileError as error:
             raise CalibrationError(
-                f"no calibration in {directory} ({error}); make one with: pi05 quantize"
+                f"no calibration in {directory} ({error}); make one with: "
+                "pi05 calibrate --for tensorrt"
             ) from None
         except OSError as error:
             raise CalibrationError(f"no calibration in {directory}: {error}") from None
@@ -112,7 +113,7 @@ class Calibration:
         if document.get("format") != FORMAT:
             raise CalibrationError(
                 f"the calibration in {directory} has format {document.get('format')!r}; "
-                f"this version reads {FORMAT}. Make it again with: pi05 quantize"
+                f"this version reads {FORMAT}. Make it again with: pi05 calibrate --for tensorrt"
             )
         own = ("format", "digest", "preset")
         known = {key: value for key, value in document.items() if key not in own}

@@ -200,7 +200,9 @@ def load_samples(path: Path) -> tuple[list[Sample], str]:
                 for index, entry in enumerate(names)
             ]
     except MissingFileError:
-        raise CalibrationError(f"no samples at {path}; make them with: pi05 quantize") from None
+        raise CalibrationError(
+            f"no samples at {path}; make them with: pi05 calibrate --for tensorrt"
+        ) from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path} is not a set of samples: {error}") from None
     return samples, set_digest(samples)

@@ -69,8 +69,9 @@ def require_gpu(*, fp8: bool, near: torch.device | None = None) -> torch.device:
         name = torch.cuda.get_device_name(device)
         raise BackendError(
             f"{name} (compute capability {capability[0]}.{capability[1]}) has no FP8; it needs "
-            "8.9 or newer (RTX 40, H100, Thor). Take --precision fp16, or INT8: pi05 quantize "
-            "--preset int8_smoothquant, and give its folder with --calibration"
+            "8.9 or newer (RTX 40, H100, Thor). Take --precision fp16, or INT8: "
+            "pi05 calibrate --for tensorrt --preset int8_smoothquant, and "
+            "give its folder with --calibration"
         )
     return device
 

@@ -1,4 +1,4 @@
-"""`pi05 calibrate CHECKPOINT`: FP8 activation scales of the cuda backend from observations."""
+"""`pi05 calibrate CHECKPOINT --for BACKEND`: ranges or scales from recorded observations."""
 
 from __future__ import annotations
 
@@ -8,65 +8,90 @@ from pathlib import Path
 from pi05_ros.cli.engines.engine_options import (
     add_model_arguments,
     add_sample_arguments,
-    add_steps_argument,
-    collect_samples,
-    guarded,
-    load_subject,
-    require_bag_reader,
+    memory_named,
+    model_request,
+    sample_request,
+    terminal,
+    warn,
 )
+from pi05_ros.errors import InvalidValueError
+from pi05_ros.workflows.requests import CudaCalibrationRequest, StageCalibrationRequest
+
+TARGETS = ("cuda", "onnx", "tensorrt")
+OWN_OPTIONS = {"cuda": ("vision",), "onnx": ("preset", "experimental")}
+"""Options that only one kind of target has; None or False when they are not given."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model_arguments(parser)
     add_sample_arguments(parser)
-    parser.add_argument("--vision", choices=("bf16", "fp8"), default="bf16")
-    add_steps_argument(parser)
+    parser.add_argument(
+        "--for",
+        dest="target",
+        choices=TARGETS,
+        default=TARGETS[0],
+        help="backend that is calibrated (default %(default)s): cuda: FP8 activation scales; onnx "
+        "and tensorrt (one and the same): ranges, golden observations and a report per layer",
+    )
+    cuda = parser.add_argument_group("only for cuda")
+    cuda.add_argument(
+        "--vision", choices=("bf16", "fp8"), help="precision of the vision tower (default bf16)"
+    )
+    add_stage_arguments(parser.add_argument_group("only for onnx and tensorrt"))
     parser.add_argument(
         "--out",
         type=Path,
-        help="NAME of NAME.safetensors and .json; default: the cache, where engines find them",
+        help="folder, for cuda NAME of NAME.safetensors and .json; default: the cache, where "
+        "engines find it",
+    )
+
+
+def add_stage_arguments(parser: argparse._ActionsContainer) -> None:
+    """What is quantized, for the backends onnx and tensorrt."""
+    parser.add_argument(
+        "--preset",
+        metavar="PRESET",
+        help="fp8 (default), fp8_attention, fp8_tensor, int8_smoothquant, w8a16 or nvfp4; "
+        "docs/engines.md describes them",
+    )
+    parser.add_argument(
+        "--experimental", action="store_true", help="take a preset marked experimental"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Record the largest input of every FP8 product and save it."""
-    return guarded(lambda: _run(args))
+    """Calibrate and keep the result."""
+    kind = "cuda" if args.target == "cuda" else "onnx"
+    for other, names in OWN_OPTIONS.items():
+        for name in names:
+            if other != kind and getattr(args, name) not in (None, False):
+                raise InvalidValueError(f"--{name} is not for --for {args.target}")
+    return _run_cuda(args) if kind == "cuda" else run_stages(args)
 
 
-def _run(args: argparse.Namespace) -> int:
-    from pi05_ros.backends import BackendError
-    from pi05_ros.backends.cuda import create, usable
-    from pi05_ros.backends.cuda.scales import default_path, files_of
-    from pi05_ros.backends.engine import Precision
+def _run_cuda(args: argparse.Namespace) -> int:
+    from pi05_ros.workflows.calibrate_cuda import calibrate_cuda
 
-    ok, why = usable()
-    if not ok:
-        raise BackendError(f"pi05 calibrate runs the cuda backend: {why}")
-    require_bag_reader(args)
-    subject = load_subject(args)
-    samples = collect_samples(args, subject)
-    engine = create(
-        subject.model,
-        Precision(args.vision, "fp8", "fp8"),
-        horizon=subject.shapes.horizon,
-        max_prompt_tokens=subject.shapes.prompt_tokens,
+    request = CudaCalibrationRequest(
+        model_request(args), sample_request(args), args.vision or "bf16", args.out
     )
-    for _ in range(2):  # the second pass runs with the scales that the first one found
-        engine.start_calibration()
-        for sample in samples:
-            engine.observe(sample.images, sample.tokens, sample.noise, args.steps)
-        made = engine.calibration(len(samples))
-        engine.use_calibration(made)
-    out = args.out or default_path(made.fingerprint)
-    made.save(out)
-    largest = sorted(zip(made.amax.tolist(), made.sites, strict=True), reverse=True)[:5]
-    print(f"{len(samples)} observations, {len(made.sites)} sites; largest inputs:")
-    for value, site in largest:
-        print(f"  {site}: {value:.4g}")
-    if any(sample.synthetic for sample in samples):
-        print("made from synthetic observations: for dry runs only")
-    print(f"written to {files_of(out)[0]} and .json")
-    if args.out:
-        print("engines take it with the option calibration=NAME")
+    with memory_named():
+        calibrate_cuda(request, warn=warn)
+    return 0
+
+
+def run_stages(args: argparse.Namespace) -> int:
+    """Calibrate for the backends onnx and tensorrt."""
+    from pi05_ros.workflows.calibrate_stages import calibrate_stages
+
+    request = StageCalibrationRequest(
+        model_request(args),
+        sample_request(args),
+        args.preset or "fp8",
+        args.experimental,
+        args.out,
+    )
+    with memory_named():
+        calibrate_stages(request, terminal())
     return 0

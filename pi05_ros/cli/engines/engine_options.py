@@ -1,38 +1,26 @@
-"""Shared by `pi05 quantize`, `export`, `build` and `check`: checkpoint, sizes, observations."""
+"""Options that the engine commands share, and the requests they make. Imports no torch."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-
-from pi05_ros.backends import BackendError, Engine, EngineTimings, Precision
-from pi05_ros.backends.eager import EagerEngine
-from pi05_ros.backends.engine import Guidance, Images, KVCache
-from pi05_ros.backends.quantization.calibration import CalibrationError
-from pi05_ros.backends.quantization.samples import (
-    Sample,
-    load_samples,
-    require_fit,
-    synthetic_samples,
+from pi05_ros.workflows.requests import (
+    LAYOUTS,
+    PRECISIONS,
+    GraphRequest,
+    ModelRequest,
+    SampleRequest,
 )
-from pi05_ros.backends.staged.engine import model_images
-from pi05_ros.backends.staged.shapes import StageShapes
-from pi05_ros.model import Pi05
-from pi05_ros.model.sampler import DENOISE_STEPS
-from pi05_ros.policy import Observation, Policy
-from pi05_ros.policy.errors import PolicyError
-from pi05_ros.small_files import FileError, require_regular
 
-DEFAULT_SAMPLES = 32
+if TYPE_CHECKING:
+    from pi05_ros.workflows.check_engines import Outlets
+
+_SAMPLES = SampleRequest()
 
 
 def positive(text: str) -> int:
@@ -53,15 +41,29 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, help="cache root instead of ~/.cache/pi05_ros/trt")
 
 
-def add_steps_argument(parser: argparse.ArgumentParser) -> None:
-    """How often calibration and checks step through the flow."""
+def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the stages run in."""
     parser.add_argument(
-        "--steps", type=positive, default=10, help="flow steps per observation (%(default)s)"
+        "--precision",
+        default=PRECISIONS[0],
+        choices=PRECISIONS,
+        help="fp8: vision fp16, prefill and denoise fp8 (or what the calibration says)",
+    )
+    parser.add_argument("--prefill", choices=("fp8", "fp16"), help="the prefill alone otherwise")
+    parser.add_argument("--denoise", choices=("fp8", "fp16"), help="the denoise alone otherwise")
+    parser.add_argument(
+        "--layout",
+        default=LAYOUTS[0],
+        choices=LAYOUTS,
+        help="mlp_only: of the prefill only the MLPs, torch runs the attention between them",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, help="folder of pi05 calibrate --for onnx or tensorrt"
     )
 
 
 def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where observations come from."""
+    """Where observations come from, and how often the flow is stepped through."""
     parser.add_argument(
         "--observations",
         type=Path,
@@ -77,271 +79,76 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples",
         type=positive,
-        default=DEFAULT_SAMPLES,
+        default=_SAMPLES.count,
         help="observations to take (default %(default)s)",
     )
     parser.add_argument(
         "--allow-synthetic",
         action="store_true",
-        help="random pictures instead of recorded ones: dry runs only, never for a robot",
+        help="random images instead of recorded ones: dry runs only, never for a robot",
+    )
+    parser.add_argument(
+        "--steps",
+        type=positive,
+        default=_SAMPLES.steps,
+        help="flow steps per observation (%(default)s)",
     )
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A checkpoint as the node would use it."""
-
-    policy: Policy
-    model: Pi05
-    shapes: StageShapes
-    weights: str
-
-
-def load_subject(args: argparse.Namespace, precision: str | None = None) -> Subject:
-    """Load the checkpoint through the policy, so that all sizes are those of the node.
-
-    Args:
-        args: see `add_model_arguments`.
-        precision: "fp32" loads weights as they are; None in bfloat16 on a GPU.
-
-    """
-    from pi05_ros.backends.identity import weights_id
-
-    policy = Policy.load(
+def model_request(args: argparse.Namespace) -> ModelRequest:
+    """Options of `add_model_arguments`, and the prompt where there is one."""
+    return ModelRequest(
         args.checkpoint,
         robot=args.robot,
         tokenizer=args.tokenizer,
-        backend="eager",
-        precision=precision,
         device=args.device,
         prompt=getattr(args, "prompt", None),
-    )
-    engine = policy.engine
-    assert isinstance(engine, EagerEngine)
-    model = engine.model
-    views = args.views or len(policy.robot.cameras)
-    prompt_tokens = args.max_prompt_tokens or policy.recipe.max_prompt_tokens
-    shapes = StageShapes.of(model.config, views, prompt_tokens, engine.horizon)
-    return Subject(policy, model, shapes, weights_id(model))
-
-
-class SampleRecorder(Engine):
-    """Engine of a policy that keeps what the model would have been given."""
-
-    backend = "recorder"
-    precision = Precision()
-    device = torch.device("cpu")
-    reason = "collects observations"
-
-    def __init__(self, image_size: int, horizon: int) -> None:
-        self.image_size = image_size
-        self.horizon = horizon
-        self.name = ""
-        self.samples: list[Sample] = []
-
-    @property
-    def timings(self) -> EngineTimings:
-        """Nothing is computed."""
-        return EngineTimings()
-
-    def prefill(
-        self,
-        images: Images,
-        tokens: torch.Tensor,
-        *,
-        camera_keys: Sequence[Hashable] | None = None,
-    ) -> KVCache:
-        """Keep the images and tokens."""
-        return model_images(images, self.image_size, self.device), tokens.cpu()
-
-    def denoise(
-        self,
-        cache: KVCache,
-        noise: torch.Tensor,
-        *,
-        steps: int = DENOISE_STEPS,
-        guidance: Guidance | None = None,
-        frozen: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Keep the noise; the answer is zeros."""
-        images, tokens = cache
-        self.samples.append(Sample(self.name, images, tokens, noise.cpu().float()))
-        return torch.zeros_like(noise)
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-
-def save_observation(path: Path, observation: Observation) -> None:
-    """Write one observation: ``image.<role>`` uint8, ``state``, and the prompt as metadata."""
-    tensors = {f"image.{role}": np.ascontiguousarray(v) for role, v in observation.images.items()}
-    tensors["state"] = np.asarray(observation.state, dtype=np.float64)
-    metadata = {"stamp_ns": str(observation.stamp_ns)}
-    if observation.prompt is not None:
-        metadata["prompt"] = observation.prompt
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata=metadata)
-
-
-def load_observation(path: Path) -> Observation:
-    """Read what `save_observation` wrote.
-
-    Raises:
-        CalibrationError: not such a file.
-
-    """
-    try:
-        require_regular(path)
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state = tensors.pop("state")
-    except (FileError, SafetensorError, OSError, KeyError) as error:
-        raise CalibrationError(f"{path} is not a saved observation: {error}") from None
-    images = {name.removeprefix("image."): value for name, value in tensors.items()}
-    stamp = metadata.get("stamp_ns", "0")
-    if not stamp.isdecimal():
-        raise CalibrationError(f"{path} is not a saved observation: stamp_ns is {stamp!r}")
-    return Observation(
-        images=images, state=state, prompt=metadata.get("prompt"), stamp_ns=int(stamp)
+        views=args.views,
+        max_prompt_tokens=args.max_prompt_tokens,
+        cache=args.cache,
     )
 
 
-def collect_samples(args: argparse.Namespace, subject: Subject) -> list[Sample]:
-    """Observations from files or bags, as the model sees them.
-
-    Raises:
-        CalibrationError: nothing given, unreadable, or not of this robot and checkpoint.
-
-    """
-    if args.map and not args.bag:
-        raise CalibrationError("--map names topics of --bag, and there is none")
-    shapes = subject.shapes
-    files = list(_observation_files(args.observations))
-    samples: list[Sample] = []
-    for path in files:
-        if _is_sample_set(path):
-            samples += load_samples(path)[0]
-    recorder = SampleRecorder(shapes.image_size, shapes.horizon)
-    policy = subject.policy.with_engine(recorder)
-    for path in files:
-        if not _is_sample_set(path):
-            recorder.name = str(path)
-            _infer(policy, path)
-    for bag in args.bag:
-        _read_bag(bag, args, policy, recorder)
-    samples += recorder.samples
-    if not samples and args.allow_synthetic:
-        return synthetic_samples(
-            subject.model.config,
-            args.samples,
-            views=shapes.views,
-            prompt_tokens=shapes.prompt_tokens,
-            horizon=shapes.horizon,
-        )
-    if not samples:
-        raise CalibrationError(
-            "no observations: give --observations or --bag (or, for a dry run, --allow-synthetic)"
-        )
-    chosen = spread(samples, args.samples)
-    require_fit(chosen, shapes, subject.model.config.vocab)
-    return chosen
+def graph_request(args: argparse.Namespace) -> GraphRequest:
+    """Options of `add_precision_arguments`."""
+    return GraphRequest(args.precision, args.prefill, args.denoise, args.layout, args.calibration)
 
 
-def _infer(policy: Policy, path: Path) -> None:
-    try:
-        policy.infer(load_observation(path))
-    except PolicyError as error:
-        raise CalibrationError(f"{path} is not an observation of this robot: {error}") from error
+def sample_request(args: argparse.Namespace) -> SampleRequest:
+    """Options of `add_sample_arguments`."""
+    return SampleRequest(
+        observations=tuple(args.observations),
+        bags=tuple(args.bag),
+        topics=tuple(args.map),
+        count=args.samples,
+        allow_synthetic=args.allow_synthetic,
+        steps=args.steps,
+    )
 
 
-def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """At most ``count`` samples, evenly over the whole sequence."""
-    if len(samples) <= count:
-        return list(samples)
-    picked = np.linspace(0, len(samples) - 1, count).round().astype(int)
-    return [samples[int(index)] for index in picked]
-
-
-def _observation_files(paths: Iterable[Path]) -> Iterable[Path]:
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(path.glob("*.safetensors"))
-            if not inside:
-                raise CalibrationError(f"{path} holds no .safetensors files")
-            yield from inside
-        else:
-            yield path
-
-
-def _is_sample_set(path: Path) -> bool:
-    try:
-        require_regular(path)
-        with safe_open(path, framework="np") as file:
-            return "samples" in (file.metadata() or {})
-    except (FileError, SafetensorError, OSError) as error:
-        raise CalibrationError(f"{path} cannot be read: {error}") from None
-
-
-def require_bag_reader(args: argparse.Namespace) -> None:
-    """Raise CalibrationError if bags are to be read and cannot be; before weights are loaded."""
-    if args.bag and importlib.util.find_spec("rosbags") is None:
-        raise CalibrationError(
-            "reading bags needs the package rosbags (pip install rosbags), which needs no ROS"
-        )
-
-
-def _read_bag(
-    path: Path, args: argparse.Namespace, policy: Policy, recorder: SampleRecorder
-) -> None:
-    """Replay a bag offline at a rate that gives the wanted number of observations."""
-    require_bag_reader(args)
-    from pi05_ros.bags.bag import Bag
-    from pi05_ros.bags.topics import parse_map
-    from pi05_ros.replay.offline import OfflineReplay
-    from pi05_ros.replay.run import choose
-    from pi05_ros.runtime.parameters import PolicyParameters
-
-    recorder.name = str(path)
-    with Bag(path) as bag:
-        chosen = choose(bag, policy.robot, parse_map(args.map))
-        # A little faster than needed: some ticks find no complete observation.
-        rate = min(10.0, max(0.2, 1.5 * args.samples / max(bag.seconds, 0.1)))
-        parameters = replace(
-            PolicyParameters(), rate_hz=rate, prompt=getattr(args, "prompt", None) or ""
-        )
-        replay = OfflineReplay(bag, chosen.sources, policy, parameters, chosen.roles)
-        before = len(recorder.samples)
-        for chunk in replay:
-            recorder.name = f"{path} after {chunk.record.received_ns} ns"
-        if len(recorder.samples) == before:
-            counts = replay.counts
-            reasons = [
-                *(f"{number} x {what}" for what, number in counts.skipped.items()),
-                *(f"dropped {what}: {counts.errors.get(what, '')}" for what in counts.dropped),
-            ]
-            raise CalibrationError(
-                f"{path} gave no observation of robot {policy.robot.name!r}: "
-                f"{'; '.join(reasons) or 'it ends before the first tick'}"
-            )
-        for name in chosen.absent:
-            print(f"{path} has no {name}; its observations are without", file=sys.stderr)
-
-
-def guarded(action: Callable[[], int]) -> int:
-    """Run a command that may need more memory than there is.
-
-    Raises:
-        BackendError: it did.
-
-    """
-    try:
-        return action()
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise BackendError(f"out of memory: {error}") from error
+def warn(text: str) -> None:
+    """Write a line on standard error."""
+    print(text, file=sys.stderr)
 
 
 def show_progress(done: int, total: int) -> None:
     """Count on standard error."""
     end = "\n" if done == total else ""
     print(f"\r  {done}/{total}", end=end, file=sys.stderr, flush=True)
+
+
+def terminal() -> Outlets:
+    """Results on stdout, warnings and progress on stderr."""
+    from pi05_ros.workflows.check_engines import Outlets
+
+    return Outlets(print, warn, lambda done, total: show_progress(done, total))
+
+
+@contextmanager
+def memory_named() -> Iterator[None]:
+    """Running out of memory is an error of one line."""
+    from pi05_ros.workflows.subject import named_out_of_memory
+
+    guard: AbstractContextManager[None] = named_out_of_memory()
+    with guard:
+        yield

@@ -1,0 +1,1 @@
+"""What the engine commands do, on frozen requests: no argparse, no exit codes."""
