@@ -17,12 +17,11 @@ import hashlib
 import logging
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pi05_ros.backends.cache import cache_place
+from pi05_ros.backends.cache import cache_place, private_folder
 from pi05_ros.backends.errors import BackendError
 
 log = logging.getLogger(__name__)
@@ -65,38 +64,7 @@ def make_model_folder(weights_id: str, root: Path | None = None) -> Path:
 
     """
     path = model_folder(weights_id, root)
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise BackendError(f"cannot make {path}: {error.strerror or error}") from None
-    return path
-
-
-def private_folder(path: Path) -> Path:
-    """Make a folder for our user only, or check that it is one.
-
-    Raises:
-        BackendError: it cannot be made, belongs to someone else, or others may write into it.
-
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise BackendError(f"cannot make {path}: {error.strerror or error}") from None
-    require_private(path)
-    return path
-
-
-def require_private(path: Path) -> None:
-    """Raise BackendError if a folder belongs to someone else or others may write into it."""
-    status = path.stat()
-    if status.st_uid != os.getuid():
-        raise BackendError(f"{path} belongs to another user; engines are not loaded from there")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise BackendError(
-            f"others may write into {path}; engines are not loaded from there. "
-            f"Fix it with: chmod go-w {path}"
-        )
+    return path if path.is_dir() else private_folder(path)
 
 
 def require_writable(path: Path) -> None:

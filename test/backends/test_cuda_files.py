@@ -10,38 +10,12 @@ import pytest
 import torch
 
 from pi05_ros.backends import BackendError
-from pi05_ros.backends.cuda import cache, tuning
+from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.hopper import compile as compiler
 from pi05_ros.backends.cuda.hopper import launch
 from pi05_ros.backends.cuda.scales import Calibration
 
 SITES = ("prefill.0.qkv", "prefill.0.down")
-
-
-def test_the_cache_follows_xdg_where_that_is_absolute(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.cache_folder("scales") == tmp_path / "pi05_ros" / "scales"
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for value in ("", "relative"):
-        monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert cache.cache_folder("x") == tmp_path / "home/.cache/pi05_ros/x"
-
-
-def test_a_user_without_a_home_gets_a_folder_of_the_process(monkeypatch, tmp_path):
-    def homeless():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
-    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
-    cache._folder_of_this_process.cache_clear()
-    try:
-        folder = cache.cache_folder("kernels")
-        assert folder.parent.parent == tmp_path
-        assert folder.parent.stat().st_mode & 0o777 == 0o700
-        assert cache.cache_folder("kernels") == folder
-    finally:
-        cache._folder_of_this_process.cache_clear()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"like": "nothing"}', '{"like": [1]}'])

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pi05_ros.backends.cache import private_folder
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.files import model_folder, private_folder
+from pi05_ros.backends.files import model_folder
 from pi05_ros.backends.identity import engine_key, key_document, weights_id
 from pi05_ros.model import Pi05, Pi05Config
 

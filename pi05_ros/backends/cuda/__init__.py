@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pi05_ros.backends.cache import private_triton_cache
 from pi05_ros.backends.engine import ASKED_FOR, Precision
 from pi05_ros.backends.errors import BackendError
 
@@ -107,6 +108,7 @@ def create(
         raise BackendError(
             f"the cuda backend has no option {unknown[0]!r}; it has {', '.join(OPTIONS)}"
         )
+    private_triton_cache()
     try:
         from pi05_ros.backends.cuda.engine import CudaEngine
     except ImportError as error:

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pi05_ros.backends.cuda.cache import cache_folder
+from pi05_ros.backends.cache import cache_folder
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.files import write_atomically
 from pi05_ros.small_files import read_json, require_regular
 
 MARGIN = 2.0
@@ -77,15 +78,14 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Write `path`.safetensors and `path`.json."""
         values, json_path = files_of(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"amax": self.amax.contiguous()}, str(values))
+        write_atomically(values, save({"amax": self.amax.contiguous()}))
         about = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
             "observations": self.observations,
             "sites": list(self.sites),
         }
-        json_path.write_text(json.dumps(about, indent=1) + "\n")
+        write_atomically(json_path, (json.dumps(about, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> Calibration:

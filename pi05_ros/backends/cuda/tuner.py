@@ -22,6 +22,7 @@ from pi05_ros.backends.cuda.hopper.prefill import MAX_COLUMNS
 from pi05_ros.backends.cuda.stages.assembly import denoise_stage, prefix_stages
 from pi05_ros.backends.cuda.stages.denoise import DenoiseStage
 from pi05_ros.backends.cuda.stages.prefill import PrefixStages
+from pi05_ros.backends.files import write_atomically
 
 Say = Callable[[str], None]
 STEPS = 3
@@ -203,6 +204,6 @@ def save(chosen: dict[str, Any], device: torch.device) -> Path:
     """Add the choices to the user's file of this device."""
     path = tuning.user_file(device)
     assert path is not None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(tuning.merge(tuning.read(path) or {}, chosen), indent=1) + "\n")
+    merged = json.dumps(tuning.merge(tuning.read(path) or {}, chosen), indent=1) + "\n"
+    write_atomically(path, merged.encode())
     return path

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from pi05_ros.backends.cuda.cache import cache_folder
+from pi05_ros.backends.cache import cache_folder
 from pi05_ros.small_files import FileError, MissingFileError, read_json
 
 log = logging.getLogger("pi05_ros.cuda")

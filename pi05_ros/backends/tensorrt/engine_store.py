@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pi05_ros.backends.cache import private_folder, require_private
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export.export import (
@@ -23,8 +24,6 @@ from pi05_ros.backends.export.export import (
 )
 from pi05_ros.backends.files import (
     model_folder,
-    private_folder,
-    require_private,
     sha256_file,
     whole_folder,
     write_atomically,

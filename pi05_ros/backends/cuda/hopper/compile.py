@@ -2,7 +2,8 @@
 
 The sources lie beside this file; `.cuh` files are handed to NVRTC in memory, so kernels include
 each other's headers but nothing from a toolkit. The cache key covers sources, options and the
-version of NVRTC; a file carries the hash of its content and is compiled anew if that is wrong.
+version of NVRTC. A file carries the hash of its content and is compiled anew if that is wrong, or
+if somebody else than our user may have written it.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import importlib.util
 import logging
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
-from pi05_ros.backends.cuda.cache import cache_folder
+from pi05_ros.backends.cache import NotPrivateError, code_folder, read_private
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.small_files import MIB, FileError, read_bytes
+from pi05_ros.backends.files import write_atomically
+from pi05_ros.small_files import MIB
 
 log = logging.getLogger("pi05_ros.cuda")
 
@@ -218,7 +219,7 @@ def cubin(source: str, defines: Mapping[str, int] | None = None) -> bytes:
     digest = hashlib.sha256()
     for part in (str(compiler.version), *options, source, text, *headers, *headers.values()):
         digest.update(part.encode() + b"\0")
-    path = cache_folder("kernels") / f"{Path(source).stem}-{digest.hexdigest()[:32]}.cubin"
+    path = code_folder("kernels") / f"{Path(source).stem}-{digest.hexdigest()[:32]}.cubin"
     with _LOCK:
         image = read_cached(path)
         if image is None:
@@ -228,10 +229,13 @@ def cubin(source: str, defines: Mapping[str, int] | None = None) -> bytes:
 
 
 def read_cached(path: Path) -> bytes | None:
-    """Content of a cache file, or None where it is missing or damaged."""
+    """Content of a cache file; None where it is missing, damaged, or may be somebody else's."""
     try:
-        stored = read_bytes(path, MAX_IMAGE)
-    except FileError:
+        stored = read_private(path)
+    except OSError:
+        return None
+    except NotPrivateError as error:
+        log.warning("%s; compiling the kernels anew", error)
         return None
     digest, _, image = stored.partition(b"\n")
     if hashlib.sha256(image).hexdigest().encode() != digest:
@@ -243,15 +247,6 @@ def read_cached(path: Path) -> bytes | None:
 def write_cached(path: Path, image: bytes) -> None:
     """Write a cache file in one step; a cache that cannot be written is none."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    except OSError as error:
-        log.info("compiled kernels are not kept: %s", error)
-        return
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(image).hexdigest().encode() + b"\n" + image)
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
+        write_atomically(path, hashlib.sha256(image).hexdigest().encode() + b"\n" + image)
+    except BackendError as error:
         log.info("compiled kernels are not kept: %s", error)
