@@ -90,7 +90,7 @@ def test_altered_files_are_refused(
     with pytest.raises(UnprovenEngineError, match="not a mapping"):
         open_set(found.folder)
     key.write_bytes(b"\xff")
-    with pytest.raises(UnprovenEngineError, match="damaged"):
+    with pytest.raises(UnprovenEngineError, match="not text in UTF-8"):
         open_set(found.folder)
     key.unlink()
     with pytest.raises(UnprovenEngineError, match="no finished build"):
