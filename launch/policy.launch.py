@@ -6,6 +6,7 @@ An argument that is left empty keeps the value of params_file. `--show-args` lis
 """
 
 from pathlib import Path
+from typing import Any
 
 from launch.action import Action
 from launch.actions import (
@@ -26,25 +27,13 @@ from launch_ros.substitutions import FindPackageShare
 from lifecycle_msgs.msg import Transition
 
 from launch import LaunchContext, LaunchDescription
-
-# Launch argument -> (parameters it sets, how to read it, what it is). Empty keeps params_file's.
-PARAMETERS = {
-    "checkpoint": (["checkpoint"], str, "weights: a path, or random:tiny / random:pi05"),
-    "robot": (["robot"], str, "robot profile: name or YAML path"),
-    "tokenizer": (["tokenizer"], str, "SentencePiece model"),
-    "backend": (["backend"], str, "auto, eager, cuda, onnx or tensorrt"),
-    "device": (["device"], str, "auto, cpu, cuda or cuda:N"),
-    "precision": (
-        ["precision.vision", "precision.prefill", "precision.denoise"],
-        str,
-        "auto, fp32, bf16, fp16 or fp8 for all three stages",
-    ),
-    "denoise_steps": (["denoise_steps"], int, "1 to 20 flow steps"),
-    "rate_hz": (["rate_hz"], float, "inferences per second"),
-    "chunk_mode": (["chunk_mode"], str, "how a chunk continues the one before, e.g. plain"),
-    "kv_reuse": (["kv_reuse"], str, "1, 2, ... observations per KV cache, or dynamic"),
-    "prompt": (["prompt"], str, "what to do"),
-}
+from pi05_ros.runtime.launch_arguments import (
+    is_true,
+    log_level,
+    overrides,
+    parameter_arguments,
+    refuse_unknown,
+)
 
 # Launch argument -> topic that it replaces.
 TOPICS = {
@@ -63,33 +52,9 @@ PROCESS = {
     ),
     "use_sim_time": ("false", "follow /clock (simulation, bag replay)"),
     "autostart": ("true", "configure and activate when the process starts"),
-    "log_level": ("info", "debug, info, warn, error or fatal"),
+    "log_level": ("info", "debug, info, warn (or warning), error or fatal"),
     "respawn": ("false", "start the process again when it ends"),
 }
-
-
-def is_true(text: str) -> bool:
-    """Read a boolean launch argument; ValueError names what is accepted."""
-    words = {"true": True, "1": True, "false": False, "0": False}
-    if text.strip().lower() not in words:
-        raise ValueError(f"{text!r} is not a boolean; accepted: true, false")
-    return words[text.strip().lower()]
-
-
-def overrides(values: dict[str, str]) -> dict[str, object]:
-    """Parameters for the arguments that are not empty."""
-    result: dict[str, object] = {}
-    for argument, (names, kind, _) in PARAMETERS.items():
-        text = values[argument]
-        if not text:
-            continue
-        try:
-            value = kind(text)
-        except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{argument}:={text} is not {wanted}") from None
-        result.update(dict.fromkeys(names, value))
-    return result
 
 
 def remappings(values: dict[str, str]) -> list[tuple[str, str]]:
@@ -102,6 +67,9 @@ def remappings(values: dict[str, str]) -> list[tuple[str, str]]:
             if topic.endswith("image_raw"):
                 rules.append((f"{topic}/compressed", f"{given}/compressed"))
     return rules
+
+
+INCLUDED = "pi05_ros_policy_launch_included"
 
 
 class Autostart:
@@ -183,10 +151,10 @@ class Autostart:
 
 def bring_up(context: LaunchContext) -> list[Action]:
     """Node and event handlers for the given arguments."""
-    values = {
-        name: LaunchConfiguration(name).perform(context)
-        for name in (*PROCESS, *PARAMETERS, *TOPICS)
-    }
+    names = declared()
+    refuse_unknown("policy.launch.py", names)
+    refuse_second_include(context)
+    values = {name: LaunchConfiguration(name).perform(context) for name in names}
     if not Path(values["params_file"]).is_file():
         # launch itself only warns, and the node would run with defaults
         raise ValueError(f"params_file:={values['params_file']} is not a file")
@@ -197,31 +165,50 @@ def bring_up(context: LaunchContext) -> list[Action]:
         namespace=values["namespace"],
         parameters=[
             values["params_file"],
-            {**overrides(values), "use_sim_time": is_true(values["use_sim_time"])},
+            {**overrides(values), "use_sim_time": is_true("use_sim_time", values["use_sim_time"])},
         ],
         remappings=remappings(values),
-        arguments=["--ros-args", "--log-level", values["log_level"]],
-        respawn=is_true(values["respawn"]),
+        arguments=["--ros-args", "--log-level", log_level(values["log_level"])],
+        respawn=is_true("respawn", values["respawn"]),
         respawn_delay=2.0,
         output="screen",
         emulate_tty=True,
     )
-    handlers = Autostart(node).actions() if is_true(values["autostart"]) else []
+    handlers = Autostart(node).actions() if is_true("autostart", values["autostart"]) else []
     return [*handlers, node]
+
+
+def declared() -> dict[str, tuple[Any, str]]:
+    """Launch argument -> (default, description)."""
+    return {
+        **PROCESS,
+        **{
+            name: ("", f"{text} Empty: as in params_file.")
+            for name, text in parameter_arguments().items()
+        },
+        **{name: ("", f"topic, if not {topic}") for name, topic in TOPICS.items()},
+    }
+
+
+def refuse_second_include(context: LaunchContext) -> None:
+    """Refuse to be included twice in one scope.
+
+    What one include sets holds for everything after it in its scope: a second robot would get the
+    checkpoint and topics of the first where it names none.
+    """
+    if INCLUDED in context.launch_configurations:
+        raise RuntimeError(
+            "policy.launch.py is included twice in one scope, so that the second node would "
+            "inherit arguments of the first; put each IncludeLaunchDescription into a "
+            "GroupAction([...])"
+        )
+    context.launch_configurations[INCLUDED] = "true"
 
 
 def generate_launch_description() -> LaunchDescription:
     """Arguments, then everything else once their values are known."""
-    arguments = {
-        **PROCESS,
-        **{
-            name: ("", f"{text}; empty keeps params_file's")
-            for name, (*_, text) in PARAMETERS.items()
-        },
-        **{name: ("", f"topic, if not {topic}") for name, topic in TOPICS.items()},
-    }
-    declared = [
+    arguments = [
         DeclareLaunchArgument(name, default_value=default, description=text)
-        for name, (default, text) in arguments.items()
+        for name, (default, text) in declared().items()
     ]
-    return LaunchDescription([*declared, OpaqueFunction(function=bring_up)])
+    return LaunchDescription([*arguments, OpaqueFunction(function=bring_up)])

@@ -27,10 +27,17 @@ from launch_ros.substitutions import FindPackageShare
 from launch import LaunchContext, LaunchDescription
 from pi05_ros.execution.strategies import STRATEGIES
 from pi05_ros.policy.chunking.kv_reuse import MODES, make_rule
+from pi05_ros.runtime.launch_arguments import parameter_arguments, refuse_unknown
 from pi05_ros.sim.arm.render import BACKENDS
 from pi05_ros.sim.arm.tasks import TASKS
 from pi05_ros.sim.training.shipped import CHECKPOINT
 
+# Arguments of this file; those of policy.launch.py reach the policy node as well.
+ARGUMENTS = (
+    "task", "seed", "episodes", "out", "renderer", "checkpoint", "backend", "precision",
+    "namespace", "use_sim_time", "rate_hz", "denoise_steps", "strategy", "chunk_mode", "kv_reuse",
+)  # fmt: skip
+PROCESS = ("params_file", "autostart", "log_level", "respawn")
 # Passed on to policy.launch.py as they are.
 POLICY_ARGUMENTS = (
     "checkpoint", "backend", "precision", "rate_hz", "denoise_steps", "chunk_mode", "kv_reuse",
@@ -40,6 +47,7 @@ POLICY_ARGUMENTS = (
 
 def check(context: LaunchContext) -> list[Action]:
     """Refuse what the nodes would refuse later, and what does not go together; add the referee."""
+    refuse_unknown("sim_demo.launch.py", {*ARGUMENTS, *parameter_arguments(), *PROCESS})
     values = {
         name: LaunchConfiguration(name).perform(context)
         for name in ("kv_reuse", "chunk_mode", "strategy", "episodes", "seed", "out")
@@ -116,7 +124,7 @@ def generate_launch_description() -> LaunchDescription:
                 ("true", "false"),
             ),
             argument("rate_hz", "4.0", "inferences per second"),
-            argument("denoise_steps", "10", "flow steps"),
+            argument("denoise_steps", "0", "flow steps; 0: the checkpoint's own"),
             argument("strategy", "rtc", "use of overlapping chunks", STRATEGIES),
             argument("chunk_mode", "plain", "how a chunk continues the one before", MODES),
             argument("kv_reuse", "1", "1, 2, ... observations per KV cache, or dynamic"),

@@ -66,7 +66,7 @@ class OfflineCounts:
     leaps: int = 0
     clock_s: float = 0.0
 
-    def lost_tick(self) -> None:
+    def lost_tick(self, computing: bool) -> None:
         """Not counted: ticks of a bag are lost by waiting for pictures only."""
 
     def started(self, job: Job) -> None:

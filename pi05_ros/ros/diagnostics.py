@@ -8,6 +8,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from pi05_ros.backends.engine import EngineHealth
+from pi05_ros.runtime.clock_watch import ClockWatch
 from pi05_ros.runtime.observation_buffer import NS, Inputs, Problem
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.statistics import Statistics
@@ -47,6 +48,8 @@ class Context:
             "backend_reason": self.info.backend_reason,
             "precision": f"{precision.vision}/{precision.prefill}/{precision.denoise}",
             "device": self.info.device,
+            **{f"assumption.{i}": text for i, text in enumerate(self.info.assumptions, 1)},
+            **{f"doubt.{i}": text for i, text in enumerate(self.info.doubts, 1)},
         }
 
 
@@ -71,6 +74,7 @@ class Diagnostics:
         self._published = 0
         self._skipped = 0
         self._last_ns: int | None = None
+        self._clock = ClockWatch()
 
     def build(
         self,
@@ -86,7 +90,7 @@ class Diagnostics:
         return DiagnosticArray(
             status=[
                 self._inputs(context, inputs, now_ns, mono_ns, elapsed_s),
-                self._inference(context, statistics, elapsed_s),
+                self._inference(context, statistics, elapsed_s, mono_ns),
             ]
         )
 
@@ -117,10 +121,17 @@ class Diagnostics:
                 values[f"{name}.refused.{code}"] = count
             if source.last_error:
                 values[f"{name}.last_error"] = source.last_error
+                if source.last_error_ns is not None:
+                    age_s = (mono_ns - source.last_error_ns) / NS
+                    values[f"{name}.last_error_age_s"] = f"{age_s:.1f}"
         if inputs.sources:
             values["clock_jumps"] = inputs.clock_jumps
+        limit_s = context.parameters.dead_source_timeout_s
+        clock = self._clock.problem(now_ns, mono_ns, limit_s)
         if not context.active:
             return _status("inputs", context, DiagnosticStatus.STALE, context.state, values)
+        if clock:  # ages mean nothing then
+            return _status("inputs", context, DiagnosticStatus.ERROR, clock, values)
         texts = [*(f"{problem.source}: {problem.text}" for problem in problems), *texts]
         if not texts:
             return _status("inputs", context, DiagnosticStatus.OK, "all inputs fresh", values)
@@ -129,7 +140,7 @@ class Diagnostics:
         return _status("inputs", context, level, "; ".join(texts), values)
 
     def _inference(
-        self, context: Context, statistics: Statistics, elapsed_s: float
+        self, context: Context, statistics: Statistics, elapsed_s: float, mono_ns: int
     ) -> DiagnosticStatus:
         dropped_by, skipped_by = statistics.counters()
         published, skipped = statistics.published, sum(skipped_by.values())
@@ -154,14 +165,16 @@ class Diagnostics:
         overlap = context.parameters.overlap
         if overlap:
             values["overlapped"] = statistics.overlapped
-        if statistics.failing:
-            values["last_error"] = statistics.failing
+        failing = statistics.failing
+        if failing:
+            age_s = mono_ns / NS - statistics.failing_since_s
+            values["last_error"] = failing
+            values["last_error_age_s"] = f"{age_s:.1f}"
+            failing += f" ({age_s:.0f} s ago)" if age_s > 2 * PERIOD_S else ""
         if not context.active:
             return _status("inference", context, DiagnosticStatus.STALE, context.state, values)
-        if statistics.failing:
-            return _status(
-                "inference", context, DiagnosticStatus.ERROR, statistics.failing, values
-            )
+        if failing:
+            return _status("inference", context, DiagnosticStatus.ERROR, failing, values)
         period_ms = 1e3 / context.parameters.rate_hz
         slow_ms = percentiles.get("inference_p95_ms", 0.0)
         if slow_ms > period_ms * (2 if overlap else 1):  # with overlap two are under way
@@ -176,6 +189,9 @@ class Diagnostics:
             return _status(
                 "inference", context, DiagnosticStatus.WARN, context.health.warning, values
             )
+        if context.info is not None and context.info.doubts:
+            text = "doubts about the checkpoint: " + "; ".join(context.info.doubts)
+            return _status("inference", context, DiagnosticStatus.WARN, text, values)
         if newly_skipped:
             text = f"{newly_skipped} ticks without an inference since the last report"
             return _status("inference", context, DiagnosticStatus.WARN, text, values)

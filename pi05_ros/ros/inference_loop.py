@@ -57,10 +57,16 @@ class NodeOutcomes:
         self._inputs = inputs
         self._logger = logger
 
-    def lost_tick(self) -> None:
+    def lost_tick(self, computing: bool) -> None:
         """Count and name it: the node is asked for more than it can do."""
-        self._statistics.skip("busy")
-        self._log.report("inference", "busy", "slower than rate_hz; ticks are skipped")
+        if computing:
+            self._statistics.skip("busy")
+            self._log.report("inference", "busy", "slower than rate_hz; ticks are skipped")
+        else:
+            self._statistics.skip("waiting")
+            self._log.report(
+                "inference", "waiting", "ticks are skipped: messages keep this process busy"
+            )
 
     def started(self, job: Job) -> None:
         """Show at debug level which samples an inference starts with."""

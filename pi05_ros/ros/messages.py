@@ -90,7 +90,7 @@ def timings_message(job: Job, result: InferenceResult) -> InferenceTimings:
         denoise_ms=stages.denoise_ms,
         model_ms=stages.model_ms,
         postprocess_ms=stages.postprocess_ms,
-        denoise_steps=result.chunk.denoise_steps,
+        denoise_steps=int(result.chunk.denoise_steps),
     )
 
 
@@ -136,6 +136,9 @@ def status_message(
         status.precision_denoise = info.precision.denoise
         status.horizon = info.horizon
         status.step_s = info.step_s
+        status.denoise_steps = parameters.denoise_steps or info.denoise_steps
+        status.assumptions = [printable(text) for text in info.assumptions]
+        status.doubts = [printable(text) for text in info.doubts]
     return status
 
 

@@ -21,6 +21,7 @@ from rclpy.parameter import Parameter
 
 from pi05_ros.runtime.parameter_specs import ParameterError, Spec, from_values, specs_of
 from pi05_ros.runtime.parameters import SPECS, PolicyParameters
+from pi05_ros.runtime.text import printable
 
 
 def descriptor(spec: Spec) -> ParameterDescriptor:
@@ -39,16 +40,17 @@ def descriptor(spec: Spec) -> ParameterDescriptor:
     return result
 
 
-def warn_about_typos(node: Node, names: Collection[str]) -> None:
-    """Log each parameter given at start that is unknown and close to one of the node's names."""
+def warn_about_unknown(node: Node, names: Collection[str]) -> None:
+    """Log each parameter given at start that the node does not have."""
     for name in node._parameter_overrides:
-        if name in names or node.has_parameter(name):
+        # QoS overrides are declared with their topics.
+        if name in names or node.has_parameter(name) or name.startswith("qos_overrides."):
             continue
         close = difflib.get_close_matches(name, names, n=1)
-        if close:
-            node.get_logger().warning(
-                f"parameter '{name}' is unknown and ignored; did you mean '{close[0]}'?"
-            )
+        node.get_logger().warning(
+            printable(f"parameter '{name}' is unknown and ignored")
+            + (f"; did you mean '{close[0]}'?" if close else "")
+        )
 
 
 def _ros_value(value: Any) -> Any:
@@ -82,7 +84,7 @@ class ParameterServer:
                 descriptor(spec),
                 ignore_override=True,
             )
-        warn_about_typos(node, SPECS)
+        warn_about_unknown(node, SPECS)
         self.current = self._read()
         node.add_on_set_parameters_callback(self._validate)
         # Both are absent on Humble: integers for doubles are refused there, and changes are
@@ -167,5 +169,5 @@ def declare(node: Node, kind: type[T]) -> T:
         values[spec.name] = spec.convert(value)
         shown = list(values[spec.name]) or [""] if spec.kind is tuple else values[spec.name]
         node.declare_parameter(spec.name, shown, descriptor(spec), ignore_override=True)
-    warn_about_typos(node, values)
+    warn_about_unknown(node, values)
     return from_values(kind, values)

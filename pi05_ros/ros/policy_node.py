@@ -15,12 +15,12 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 
 from pi05_ros.msg import PolicyStatus
 from pi05_ros.ros import diagnostics, process, qos
 from pi05_ros.ros.inference_loop import TimedLoop
+from pi05_ros.ros.library_logs import LibraryLogs
 from pi05_ros.ros.managed import ChunkOutput, ManagedPart, ResetService
 from pi05_ros.ros.messages import StatusPublisher, status_message, time_msg
 from pi05_ros.ros.parameter_server import ParameterServer
@@ -31,6 +31,7 @@ from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inference import PolicyLike
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.policy_loading import load_policy
+from pi05_ros.runtime.refusal import is_plain_reason, reason
 from pi05_ros.runtime.statistics import Statistics
 from pi05_ros.runtime.text import first_line, printable
 
@@ -66,6 +67,8 @@ class PolicyNode(LifecycleNode):
         super().__init__("pi05_policy", **kwargs)
         self._primary_state = PolicyStatus.STATE_UNCONFIGURED
         self._message = ""
+        self._next_report_s = 0.0
+        self._library_logs = LibraryLogs(self)
         self._statistics = Statistics()
         self._log = EdgeLog(self.get_logger())
         self._parts: list[ManagedPart] = []
@@ -110,12 +113,12 @@ class PolicyNode(LifecycleNode):
             parameters = self._params.validated()
             for part in self._parts:
                 part.configure(parameters)
-        except (ValueError, OSError, RuntimeError, ImportError, ParameterException) as error:
+        except Exception as error:
+            if not is_plain_reason(error):
+                return self._unexpected("configure")
             self._tear_down()
-            self._refuse(f"configure failed: {first_line(error)}")
+            self._refuse(f"configure failed: {reason(error)}")
             return FAILURE
-        except Exception:
-            return self._unexpected("configure")
         info = self._host.policy.info
         self.get_logger().info(
             printable(
@@ -191,6 +194,7 @@ class PolicyNode(LifecycleNode):
             self._report_traceback("shutdown")
         self._publish_status(force=True)
         self._status.flush(0.5)
+        self._library_logs.detach()
         return self._host.released
 
     def _deactivate(self) -> None:
@@ -223,12 +227,16 @@ class PolicyNode(LifecycleNode):
 
     def _while_loading(self) -> None:
         """Answer and report while `on_configure` keeps the executor from doing so."""
+        process.answer_state_requests(self)
+        if time.monotonic() >= self._next_report_s:
+            self._publish_diagnostics()
 
     def _once_a_second(self) -> None:
         self._intake.follow_publishers()
         self._publish_diagnostics()
 
     def _publish_diagnostics(self) -> None:
+        self._next_report_s = time.monotonic() + diagnostics.PERIOD_S
         now = self.get_clock().now()
         context = diagnostics.Context(
             node=self.get_fully_qualified_name(),

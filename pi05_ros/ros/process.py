@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -87,17 +88,40 @@ def start(args: Sequence[str] | None = None) -> threading.Event | None:
 
     """
     stop = threading.Event()
+    # Before rclpy starts: a signal must not get lost between the two.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    given = list(sys.argv if args is None else args)
+    if not _can_write_logs():
+        print("no log file: the ROS log folder cannot be written", file=sys.stderr)
+        given += ["--ros-args", "--disable-external-lib-logs"]
     try:
         rclpy.init(
-            args=None if args is None else list(args),
+            args=given,
             signal_handler_options=SignalHandlerOptions.NO,
         )
     except (RuntimeError, ValueError) as error:  # RCLError is a RuntimeError
         print(f"cannot start: {str(error).splitlines()[0]}", file=sys.stderr)
         return None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     return stop
+
+
+def _can_write_logs() -> bool:
+    """Whether rcl can make its log file; it refuses to start if not."""
+    home = os.environ.get("ROS_HOME") or os.path.join(os.path.expanduser("~"), ".ros")
+    folder = os.path.expanduser(os.environ.get("ROS_LOG_DIR") or os.path.join(home, "log"))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def ignore_signals() -> None:
+    """For the end of a process: a second Ctrl-C must not turn its exit code 0 into a failure."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def run(
@@ -126,6 +150,7 @@ def run(
     while not stop.is_set():
         executor.spin_once(0.1)
     clean = node.end()
+    ignore_signals()
     executor.shutdown()
     node.destroy_node()
     # The state machine keeps the DDS participant alive as long as anything refers to the node,
@@ -164,6 +189,22 @@ def guard_change_state(node: LifecycleNode) -> None:
             return response
 
     service.callback = change_state
+
+
+def answer_state_requests(node: LifecycleNode) -> None:
+    """Answer requests for state and transitions from within a long transition.
+
+    The transition runs in the only thread of the executor, which cannot answer meanwhile.
+    """
+    for name in ("get_state", "get_available_states", "get_available_transitions"):
+        service = getattr(node, f"_service_{name}", None)
+        if service is None:
+            continue
+        with service.handle:
+            request, header = service.handle.service_take_request(service.srv_type.Request)
+            if header is not None:
+                answer = service.callback(request, service.srv_type.Response())
+                service.send_response(answer, header)
 
 
 def return_large_buffers() -> bool:

@@ -6,6 +6,7 @@ reference; pixels are touched in the worker thread, and only those that are used
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -146,6 +147,11 @@ class Subscriptions(ManagedPart):
 
     def _add_camera(self, role: str, transport: str, reliability: str) -> None:
         name = camera_source(role)
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+            raise ParameterError(
+                f"camera role {role!r} is no ROS name, so there can be no topic for it; accepted: "
+                "letters, digits and _ (LeRobot: give the feature another role with camera_map)"
+            )
         topic = f"{name}/image_raw"
         if transport == "compressed":
             kind, topic = CompressedImage, f"{topic}/compressed"

@@ -61,6 +61,8 @@ class Job:
     Attributes:
         generation: activation (or reset) it belongs to; a result of an older one is dropped.
         images: camera role -> (source name, converter of its messages).
+        denoise_steps: None takes the policy's own.
+        clock_jumps: how often the clock had jumped back when the job was made.
         now_ns: the clock that stamps are compared with; None where an inference takes no time,
             and observations have no age.
 
@@ -72,7 +74,8 @@ class Job:
     joints: str
     prompt: str
     seed: int
-    denoise_steps: int
+    denoise_steps: int | None
+    clock_jumps: int = 0
     now_ns: Callable[[], int] | None = None
 
 

@@ -26,7 +26,7 @@ from pi05_ros.runtime.inference import (
     PendingInference,
     PolicyLike,
 )
-from pi05_ros.runtime.observation_buffer import CLOCK_JUMP_NS, NS, Inputs, Problem, Snapshot
+from pi05_ros.runtime.observation_buffer import NS, Inputs, Problem, Snapshot
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.sources import JOINTS
 
@@ -59,8 +59,8 @@ class Outcomes(Protocol):
     that drives the loop.
     """
 
-    def lost_tick(self) -> None:
-        """A tick found the one before it still waiting."""
+    def lost_tick(self, computing: bool) -> None:
+        """A tick found the one before it still waiting, for an inference to end or for frames."""
 
     def started(self, job: Job) -> None:
         """A tick led to an inference."""
@@ -169,7 +169,7 @@ class InferenceLoop:
         lost = self._pacer.skipped
         self._pacer.tick(self._clocks.mono_ns())
         if self._pacer.skipped != lost:
-            self._outcomes.lost_tick()
+            self._outcomes.lost_tick(self.runner.busy)
 
     def give_up(self) -> None:
         """Forget the tick that waits for its inference, as after a jump of the clock."""
@@ -214,7 +214,8 @@ class InferenceLoop:
             joints=JOINTS,
             prompt=self._prompt(),
             seed=(parameters.seed + self._inferences) % (MAX_SEED + 1),
-            denoise_steps=parameters.denoise_steps,
+            denoise_steps=parameters.denoise_steps or None,
+            clock_jumps=self._inputs.clock_jumps,
             now_ns=self._clocks.now_ns if self._ages else None,
         )
         self._inferences += 1
@@ -272,8 +273,7 @@ class InferenceLoop:
             if not self.is_current(job):
                 return
             now_ns = self._clocks.now_ns()
-            future_ns = int(self._parameters().future_tolerance_s * NS)
-            if now_ns - job.snapshot.stamp_ns < -future_ns - CLOCK_JUMP_NS:
+            if job.clock_jumps != self._inputs.clock_jumps or self._inputs.went_back(now_ns):
                 self._outcomes.dropped_chunk("clock_jump", "")
                 return
             if self._too_late(job.snapshot, now_ns):

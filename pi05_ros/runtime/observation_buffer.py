@@ -66,6 +66,7 @@ class Source:
     dropped: Counter[str] = field(default_factory=Counter)  # messages, by reason
     refused: Counter[str] = field(default_factory=Counter)  # ticks it held up, by reason
     last_error: str = ""
+    last_error_ns: int | None = None  # monotonic
     rejected: bool = False  # the newest message; `last_error` says why
     unreadable: int = 0  # samples that an inference was started with and that did not convert
 
@@ -133,10 +134,16 @@ class Inputs:
             self.joints.reset(keep_on_change=keep_on_change)
         self._last_used = None
 
+    def went_back(self, now_ns: int) -> bool:
+        """Whether the clock is behind its last reading by more than it may be slewed."""
+        last = self._last_now_ns
+        return last is not None and now_ns < last - CLOCK_JUMP_NS
+
     def observe_clock(self, now_ns: int) -> bool:
         """Compare the clock with its last reading; a jump back empties the buffers (True)."""
-        last, self._last_now_ns = self._last_now_ns, now_ns
-        if last is not None and now_ns < last - CLOCK_JUMP_NS:
+        jumped = self.went_back(now_ns)
+        self._last_now_ns = now_ns
+        if jumped:
             self.clock_jumps += 1
             self._forget(keep_on_change=False)
             return True
@@ -162,6 +169,7 @@ class Inputs:
                 "out_of_order",
                 f"stamp is {_ms(newest.stamp_ns - stamp_ns)} older than the sample before it",
             )
+            source.rejected = True
             return False
         source.newest = Sample(payload, stamp_ns, mono_ns)
         return True
@@ -288,12 +296,14 @@ class Inputs:
             "zero_stamp",
             "header stamp is 0; stamp it in the driver or set zero_stamps:=receive_time",
         )
+        source.rejected = True
         return None
 
     @staticmethod
     def _drop(source: Source, code: str, text: str) -> None:
         source.dropped[code] += 1
         source.last_error = text
+        source.last_error_ns = source.last_received_ns
 
     def _check_one(self, source: Source, now_ns: int, mono_ns: int) -> Problem | None:
         silent_ns = None if source.last_received_ns is None else mono_ns - source.last_received_ns
@@ -307,7 +317,10 @@ class Inputs:
                 return Problem(source.name, "missing", text)
             if silent_ns is None:
                 return Problem(source.name, "missing", "no message yet")
-            return Problem(source.name, "missing", source.last_error or "no sample yet")
+            text = (
+                source.last_error if source.rejected else "no message since buffers were emptied"
+            )
+            return Problem(source.name, "missing", text)
         age_ns = now_ns - sample.stamp_ns
         if age_ns < -self.limits.future:
             return Problem(

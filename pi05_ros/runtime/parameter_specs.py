@@ -17,6 +17,7 @@ from pi05_ros.errors import Pi05Error
 
 T = TypeVar("T")
 LARGEST_INTEGER = 2**63 - 1
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 class ParameterError(Pi05Error, ValueError):
@@ -61,6 +62,8 @@ class Spec:
         numeric = self.kind is float or (self.kind is str and self.default.isdecimal())
         if type(value) is int and numeric:
             value = self.kind(value)
+        if type(value) in (int, float) and str(value) in self.choices:
+            value = str(value)  # lerobot_era:=0.5 is a number to YAML
         if self.kind is tuple and isinstance(value, list | tuple):
             value = tuple(value)
             if all(isinstance(item, str) for item in value):
@@ -74,6 +77,31 @@ class Spec:
             )
         self._validate(value)
         return value
+
+    def read(self, text: str) -> Any:
+        """Value of a text, as launch arguments and command line options have it.
+
+        Lists are separated by commas.
+
+        Raises:
+            ParameterError: the text is no such value, or it is not accepted.
+
+        """
+        value: Any = text
+        try:
+            if self.kind in (int, float):
+                value = self.kind(text)
+            elif self.kind is bool:
+                value = _BOOLEANS[text.strip().lower()]
+            elif self.kind is tuple:
+                value = tuple(item.strip() for item in text.split(","))
+        except (ValueError, KeyError):
+            words = {int: "a whole number", float: "a number", bool: "true or false"}
+            raise ParameterError(
+                f"{self.name}:={text} is not {words[self.kind]}"
+                + (f"; accepted: {self.accepted}" if self.accepted else "")
+            ) from None
+        return self.convert(value)
 
     def _validate(self, value: Any) -> None:
         if self.choices and value not in self.choices:

@@ -30,11 +30,25 @@ __all__ = ["SPECS", "ParameterError", "PolicyParameters", "Spec"]
 TRANSPORTS = ("raw", "compressed")
 RELIABILITIES = ("auto", "best_effort", "reliable")
 ZERO_STAMPS = ("reject", "receive_time")
+LEROBOT_ERAS = ("auto", "0.4", "0.5")
 
 
 def _check_roles(roles: tuple[str, ...]) -> str | None:
     given = [role for role in roles if role]
     if len(set(given)) != len(given):
+        return "every camera role may be named once"
+    return None
+
+
+def _check_control_hz(value: float) -> str | None:
+    return None if value == 0.0 or value >= 0.1 else "accepted: 0, or 0.1 to 1000"
+
+
+def _check_camera_map(pairs: tuple[str, ...]) -> str | None:
+    split = [pair.partition("=") for pair in pairs if pair]
+    if not all(role and sign and feature for role, sign, feature in split):
+        return "accepted: role=feature, for example base=observation.images.top"
+    if len({role for role, _, _ in split}) != len(split):
         return "every camera role may be named once"
     return None
 
@@ -90,13 +104,36 @@ class PolicyParameters:
     )
     seed: int = param(
         0,
-        "Seed of the flow noise; chunk n of an activation is drawn with seed + n. (Random weights "
-        "have theirs in the name: `random:tiny:7`.)",
+        "Seed of the flow noise; inference n of an activation is drawn with seed + n, and each "
+        "chunk carries its own. (Random weights have theirs in the name: `random:tiny:7`.)",
         low=0,
         high=MAX_SEED,
     )
     denoise_steps: int = param(
-        10, "Flow integration steps per chunk.", dynamic=True, low=1, high=20
+        0,
+        "Flow integration steps per chunk; 0: the checkpoint's own, 10 where it names none.",
+        dynamic=True,
+        low=0,
+        high=20,
+    )
+    control_hz: float = param(
+        0.0,
+        "Steps per second of a chunk; 0: what checkpoint or robot profile say.",
+        low=0.0,
+        high=1000.0,
+        check=_check_control_hz,
+    )
+    lerobot_era: str = param(
+        "auto",
+        "LeRobot checkpoints: release whose conventions hold (`0.4` up to 0.4.4, `0.5` since "
+        "0.5.0); `auto` tells them apart by the files.",
+        choices=LEROBOT_ERAS,
+    )
+    camera_map: tuple[str, ...] = param(
+        ("",),
+        "LeRobot checkpoints: which image feature a camera role shows, one `role=feature` each, "
+        "for example `base=observation.images.top`. Empty: from the names of the features.",
+        check=_check_camera_map,
     )
     horizon: int = param(
         0, "Steps kept of each chunk; 0 keeps all that the robot profile has.", low=0, high=1000
@@ -133,8 +170,8 @@ class PolicyParameters:
     )
     prompt: str = param(
         "",
-        "What to do. The prompt topic sets it too, the last writer wins. Empty: the robot "
-        "profile's default prompt.",
+        "Language instruction. The prompt topic sets it too, the last writer wins. Empty or "
+        "blank: the robot profile's default prompt.",
         dynamic=True,
     )
     camera_roles: tuple[str, ...] = param(
@@ -256,6 +293,14 @@ class PolicyParameters:
         """Age limit in seconds of a camera or of the joint states."""
         special = self.max_camera_age_s if source_is_camera else self.max_joint_age_s
         return special or self.max_age_s
+
+    @property
+    def camera_features(self) -> dict[str, str]:
+        """Camera role -> image feature that was asked for, empty if the files decide."""
+        return {
+            role: feature
+            for role, _, feature in (pair.partition("=") for pair in self.camera_map if pair)
+        }
 
     @property
     def roles(self) -> tuple[str, ...]:

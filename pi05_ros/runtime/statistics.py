@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ class Statistics:
         errors: inferences that raised.
         overlapped: inferences that began while the one before was denoised.
         failing: sentence about the newest inference if it failed, else empty.
+        failing_since_s: monotonic time of that inference.
 
     """
 
@@ -33,6 +35,7 @@ class Statistics:
     errors: int = 0
     overlapped: int = 0
     failing: str = ""
+    failing_since_s: float = 0.0
     _latencies: deque[tuple[float, float]] = field(
         default_factory=lambda: deque(maxlen=WINDOW), repr=False
     )
@@ -50,13 +53,17 @@ class Statistics:
         with self._lock:
             self.dropped[reason] += 1
             if text:
-                self.failing = text
+                self._failed(text)
 
     def fail(self, text: str) -> None:
         """Count an inference that raised."""
         with self._lock:
             self.errors += 1
-            self.failing = text
+            self._failed(text)
+
+    def _failed(self, text: str) -> None:
+        self.failing = text
+        self.failing_since_s = time.monotonic()
 
     def count_overlap(self) -> None:
         """Count an inference that began while the one before was denoised."""

@@ -87,7 +87,15 @@ def bring_up(module, **changes):
         name: item.default_value if isinstance(item.default_value, str) else str(PARAMS_FILE)
         for name, item in arguments(module).items()
     }
-    return module.bring_up({**values, **changes})
+    return module.bring_up(Context({**values, **changes}))
+
+
+class Context(dict):
+    """Stands in for LaunchContext: values by argument, and the configurations of its scope."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.launch_configurations = {}
 
 
 def node_of(actions):
@@ -139,9 +147,43 @@ def test_arguments_become_typed_parameters_of_the_node(launch_file):
     assert node["respawn"] is True
 
 
-def test_every_parameter_argument_names_parameters_that_exist(launch_file):
-    for names, kind, _ in launch_file.PARAMETERS.values():
-        assert all(SPECS[name].kind is kind for name in names)
+def test_every_parameter_is_an_argument(launch_file):
+    declared = arguments(launch_file)
+    assert {name.replace(".", "_") for name in SPECS} <= set(declared)
+    node = node_of(bring_up(launch_file, camera_roles="base, wrist", camera_map="base=top"))
+    assert node["parameters"][1]["camera_roles"] == ["base", "wrist"]
+    node = node_of(
+        bring_up(launch_file, precision="bf16", precision_vision="fp32", lerobot_era="0.5")
+    )
+    read = PolicyParameters.from_values(
+        {k: v for k, v in node["parameters"][1].items() if k != "use_sim_time"}
+    )
+    assert (read.precision_vision, read.precision_denoise) == ("fp32", "bf16")
+    assert read.lerobot_era == "0.5"
+
+
+def test_the_log_level_is_one_that_rcl_knows(launch_file):
+    assert node_of(bring_up(launch_file, log_level="warning"))["arguments"][-1] == "warn"
+    with pytest.raises(ValueError, match=r"log_level:=loud .* fatal"):
+        bring_up(launch_file, log_level="loud")
+
+
+def test_unknown_arguments_of_the_command_line_are_refused(launch_file, monkeypatch):
+    words = ["ros2", "launch", "pi05_ros", "policy.launch.py", "chekpoint:=x", "rate_hz:=5"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(ValueError, match=r"no argument chekpoint; accepted: .*checkpoint"):
+        bring_up(launch_file)
+    # The arguments of a file that includes this one are that one's.
+    monkeypatch.setattr(sys, "argv", [*words[:3], "two_robots.launch.py", "left:=x"])
+    bring_up(launch_file)
+
+
+def test_a_second_include_in_one_scope_is_refused(launch_file):
+    context = Context(dict.fromkeys(arguments(launch_file), ""))
+    launch_file.refuse_second_include(context)
+    with pytest.raises(RuntimeError, match="GroupAction"):
+        launch_file.refuse_second_include(context)
+    launch_file.refuse_second_include(Context({}))
 
 
 def test_camera_remaps_cover_raw_and_compressed(launch_file):

@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 
 from pi05_ros.ros.executor_parameters import SPECS
+from pi05_ros.runtime.launch_arguments import parameter_arguments
 from pi05_ros.runtime.parameter_specs import specs_of
 from pi05_ros.runtime.parameters import SPECS as POLICY_SPECS
 from pi05_ros.sim.arm.driver_parameters import SPECS as DRIVER_SPECS
@@ -104,8 +105,8 @@ def test_every_argument_is_described_and_used(entities):
     assert {name: item.args[0] for name, item in passed.items()} == {name: name for name in passed}
     here = {"task", "seed", "renderer", "strategy", "episodes", "out"}
     assert set(arguments) == here | set(passed)
-    policy = (ROOT / "launch" / "policy.launch.py").read_text()
-    assert all(f'"{name}"' in policy for name in passed)
+    assert set(passed) <= {*parameter_arguments(), "namespace", "use_sim_time"}
+    assert set(load().ARGUMENTS) == set(arguments)
 
 
 def test_all_nodes_run_on_the_same_time(entities):

@@ -22,7 +22,7 @@ from pi05_ros.runtime.parameters import SPECS, PolicyParameters
 GOLDEN = json.loads(
     (Path(__file__).parents[1] / "data" / "golden" / "release_0_1_0.json").read_text()
 )
-CHANGED: dict[str, list[Any]] = {}
+CHANGED: dict[str, list[Any]] = {"denoise_steps": ["integer", 0, "0 to 20", True]}
 """Parameters that differ on purpose: name -> type, default, accepted, dynamic."""
 
 

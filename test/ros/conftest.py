@@ -74,7 +74,7 @@ class ScriptedPolicy:
             checkpoint=parameters.checkpoint, checkpoint_hash="random:scripted:0",
             random_weights=True, robot="scripted", backend="eager", backend_reason="",
             device="cpu", precision=Precision("fp32", "fp32", "fp32"), denoise_steps=10,
-            horizon=4, step_s=0.05,
+            horizon=4, step_s=0.05, assumptions=("the rate is assumed",), doubts=(),
         )  # fmt: skip
 
     def warm_up(self):
@@ -99,7 +99,7 @@ class ScriptedPolicy:
         return ActionChunk(
             actions=actions, normalized=np.zeros((4, 32), np.float32), names=JOINT_NAMES,
             meanings=(ActionMeaning.ABSOLUTE,) * 3, units=(ActionUnit.RADIAN,) * 3, dt=0.05,
-            prompt=obs.prompt or "default", seed=seed, denoise_steps=denoise_steps,
+            prompt=obs.prompt or "default", seed=seed, denoise_steps=denoise_steps or 10,
             timings=StageTimings(model_ms=1.0),
         )  # fmt: skip
 

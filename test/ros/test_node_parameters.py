@@ -73,7 +73,7 @@ def test_dynamic_parameters_apply_and_bad_values_are_refused(bench):
         lambda: b.client.chunks and b.client.chunks[-1].timings.denoise_steps == 3, feed=b.feed
     )
     for name, value in (
-        ("denoise_steps", 0), ("denoise_steps", 21), ("denoise_steps", "three"),
+        ("denoise_steps", -1), ("denoise_steps", 21), ("denoise_steps", "three"),
         ("rate_hz", 0.0), ("rate_hz", float("nan")), ("rate_hz", "fast"),
         ("max_age_s", -1.0), ("prompt", 5),
     ):  # fmt: skip
@@ -105,7 +105,7 @@ def test_parameters_describe_themselves(bench):
     request = DescribeParameters.Request(names=names)
     answer = b.client.call(DescribeParameters, "describe_parameters", request).descriptors
     steps, rate, backend, checkpoint = answer
-    assert (steps.integer_range[0].from_value, steps.integer_range[0].to_value) == (1, 20)
+    assert (steps.integer_range[0].from_value, steps.integer_range[0].to_value) == (0, 20)
     assert rate.floating_point_range[0].to_value == 200.0
     assert "eager" in backend.additional_constraints
     assert checkpoint.read_only

@@ -57,7 +57,7 @@ def test_diagnostics_show_what_the_engine_found():
     def inference(health, backend_reason=""):
         info = SimpleNamespace(
             robot="arm", backend="cuda", backend_reason=backend_reason, device="cuda:0",
-            precision=Precision("fp8", "fp8", "fp8"),
+            precision=Precision("fp8", "fp8", "fp8"), assumptions=(), doubts=(),
         )  # fmt: skip
         context = Context(
             node="/policy", active=True, state="", parameters=PolicyParameters(), info=info,

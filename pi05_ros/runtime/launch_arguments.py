@@ -1,0 +1,94 @@
+"""Launch arguments of the policy node, made from its parameters; needs no `launch`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import PurePath
+
+from pi05_ros.runtime.parameter_specs import ParameterError, Spec
+from pi05_ros.runtime.parameters import SPECS
+
+PRECISION = "precision"
+"""Argument that sets the parameters ``precision.*`` of all three stages."""
+
+LOG_LEVELS = {
+    "debug": "debug", "info": "info", "warn": "warn", "warning": "warn", "error": "error",
+    "fatal": "fatal",
+}  # fmt: skip
+
+
+def argument_name(parameter: str) -> str:
+    """Launch argument of a parameter: dots are underscores."""
+    return parameter.replace(".", "_")
+
+
+def parameter_arguments() -> dict[str, str]:
+    """Launch argument -> description, for all parameters of the policy node."""
+    texts = {argument_name(spec.name): _described(spec) for spec in SPECS.values()}
+    return {**texts, PRECISION: f"all of precision.*: {SPECS['precision.vision'].accepted}"}
+
+
+def overrides(values: Mapping[str, str]) -> dict[str, object]:
+    """Parameters by ROS name for the arguments that are not empty.
+
+    Raises:
+        ParameterError: a text that is not accepted.
+
+    """
+    result: dict[str, object] = {}
+    if values.get(PRECISION):
+        for name, spec in SPECS.items():
+            if name.startswith("precision."):
+                result[name] = spec.read(values[PRECISION])
+    for spec in SPECS.values():
+        text = values.get(argument_name(spec.name), "")
+        if text:
+            value = spec.read(text)
+            result[spec.name] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def is_true(name: str, text: str) -> bool:
+    """Read a boolean launch argument."""
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if text.strip().lower() not in words:
+        raise ParameterError(f"{name}:={text} is not a boolean; accepted: true, false")
+    return words[text.strip().lower()]
+
+
+def log_level(text: str) -> str:
+    """Level as rcl reads it; Python's word for warn is taken too."""
+    level = LOG_LEVELS.get(text.strip().lower())
+    if level is None:
+        raise ParameterError(f"log_level:={text} is unknown; accepted: {', '.join(LOG_LEVELS)}")
+    return level
+
+
+def refuse_unknown(
+    launch_file: str, known: Collection[str], argv: Sequence[str] | None = None
+) -> None:
+    """Refuse ``name:=value`` on the command line of a launch file that has no such argument.
+
+    ros2 launch itself takes any name. A file that another one includes is not looked at: the
+    arguments are the other's.
+
+    Raises:
+        ParameterError: names the arguments and what is accepted.
+
+    """
+    words = sys.argv if argv is None else argv
+    if not any(PurePath(word).name == launch_file for word in words):
+        return
+    names = [word.partition(":=")[0] for word in words if ":=" in word]
+    unknown = [name for name in names if name.isidentifier() and name not in known]
+    if unknown:
+        raise ParameterError(
+            f"{launch_file} has no argument {', '.join(unknown)}; accepted: "
+            f"{', '.join(sorted(known))}"
+        )
+
+
+def _described(spec: Spec) -> str:
+    text = spec.text.replace("`", "")
+    return f"{text} ({spec.accepted})" if spec.accepted and spec.accepted not in text else text
