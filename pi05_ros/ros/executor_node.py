@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import rclpy
+import rclpy.duration
 from builtin_interfaces.msg import Duration
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
@@ -46,6 +47,8 @@ SETTLE_S = 0.2
 """Commands start when joint states have come for this long: a second publisher shows by then."""
 SOFT_STOP_S = 2.0
 """Longest time the node keeps braking when it is asked to end."""
+ACK_S = 0.5
+"""Longest wait for receivers of its last commands."""
 
 
 class ExecutorNode(Node):
@@ -132,8 +135,10 @@ class ExecutorNode(Node):
         while self.core.filter.position is not None and time.monotonic() < until:
             self.tick()
             if self.core.filter.resting:
-                return
+                break
             time.sleep(self.core.settings.period_s)
+        for publisher in (self._out, self._gripper_out):  # the last commands arrive, too
+            publisher.wait_for_all_acked(rclpy.duration.Duration(seconds=ACK_S))
 
     def _on_chunk(self, message: ActionChunk) -> None:
         now = self.get_clock().now().nanoseconds

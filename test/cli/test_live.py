@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,7 +152,7 @@ def test_interrupt_ends_all_children(tmp_path: Path) -> None:
     children = _children(process.pid)
     assert len(children) == 3
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(60) == 130
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
@@ -168,13 +167,12 @@ def test_dead_child_is_reported_with_its_log(tmp_path: Path) -> None:
             "crash", [sys.executable, "-c", "raise SystemExit('out of memory')"], talks=True
         )
         with pytest.raises(ChildError, match=r"(?s)crash ended with code 1.*out of memory"):
-            children.wait_event(child, "ready", 20)
+            children.wait_event(child, "ready", 60)
 
 
 def test_silent_child_is_not_waited_for_forever(tmp_path: Path) -> None:
     with Children(os.environ, tmp_path) as children:
-        child = children.start("mute", ["sleep", "30"], talks=True)
+        child = children.start("mute", ["sleep", "600"], talks=True)
         with pytest.raises(ChildError, match="did not report 'ready'"):
             children.wait_event(child, "ready", 0.3)
-        started = time.monotonic()
-    assert time.monotonic() - started < 25  # well before the child would have ended by itself
+    assert child.process.returncode < 0  # it did not end by itself

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Runs alone in a process, so that the high-water mark of its resident memory is its own.
 LOAD = """
-import json, sys, time, torch
+import json, sys, torch
 sys.path.insert(0, sys.argv[1])
 from pi05_ros.model import load_checkpoint
 torch.set_num_threads(1)
@@ -32,11 +32,10 @@ def status(key):
 load_checkpoint(sys.argv[2], dtype=getattr(torch, sys.argv[4]))  # imports, allocator
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # peak := now
-before, start = status("VmRSS"), time.monotonic()
+before = status("VmRSS")
 model = load_checkpoint(sys.argv[3], dtype=getattr(torch, sys.argv[4]))
-seconds = time.monotonic() - start
 resident = sum(p.numel() * p.element_size() for p in model.parameters())
-print(json.dumps({"peak": status("VmHWM") - before, "resident": resident, "seconds": seconds}))
+print(json.dumps({"peak": status("VmHWM") - before, "resident": resident}))
 """
 
 MIDDLE = Pi05Config(

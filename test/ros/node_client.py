@@ -24,6 +24,6 @@ def set_parameter(client, name, value):
     return client.call(SetParameters, "set_parameters", request).results[0]
 
 
-def counted(b, entry, key, timeout_s=10.0, feed=None):
+def counted(b, entry, key, timeout_s=60.0, feed=None):
     """Wait until diagnostics show a count above 0."""
     return b.client.until(lambda: int(b.client.value(entry, key) or 0) > 0, timeout_s, feed)

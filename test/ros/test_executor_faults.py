@@ -86,7 +86,7 @@ class Rig:
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.client)
 
-    def until(self, condition, seconds=20.0, each=None):
+    def until(self, condition, seconds=60.0, each=None):
         """Feed every 10 ms until the condition holds."""
         end, fed = time.monotonic() + seconds, 0.0
         while time.monotonic() < end:
@@ -259,9 +259,9 @@ def test_of_two_policies_the_newer_is_followed(rig):
         elif number[0] % 10 == 5:
             client.send(number[0], -0.4, policy_id="newer")
 
-    assert rig.until(lambda: client.path[-1][0] < -0.39, 20, both)
+    assert rig.until(lambda: client.path[-1][0] < -0.39, 60, both)
     start = len(client.path)
-    assert rig.until(lambda: len(client.path) > start + 20, 20, both)
+    assert rig.until(lambda: len(client.path) > start + 20, 60, both)
     assert max(row[0] for row in client.path[start:]) < -0.35
     assert client.count("refused.two_policies") > 3
     rig.within_limits()

@@ -31,7 +31,7 @@ class Rig(NodeRig):
     def __init__(self, **parameters):
         super().__init__(ExecutorNode, Client, {"limits_file": str(LIMITS), **parameters})
 
-    def until(self, condition, seconds=10.0, each=None):
+    def until(self, condition, seconds=60.0, each=None):
         end = time.monotonic() + seconds
         sent = 0.0
         while time.monotonic() < end:

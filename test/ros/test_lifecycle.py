@@ -166,7 +166,7 @@ def test_deactivate_waits_for_the_inference_in_flight(bench):
 
 def test_cleanup_is_refused_while_an_inference_hangs(bench):
     release = threading.Event()
-    b = bench(behave=lambda n, a: release.wait(20) and None, parameters={"stop_timeout_s": 0.05})
+    b = bench(behave=lambda n, a: release.wait(60) and None, parameters={"stop_timeout_s": 0.05})
     b.activate()
     assert b.client.until(lambda: b.policy.observations, feed=b.feed)
     assert b.client.change_state(DEACTIVATE)
@@ -230,7 +230,7 @@ def test_after_a_reset_nothing_of_an_inference_that_had_just_begun_is_continued(
 
     def slow(job):
         inside.set()
-        assert go.wait(20)
+        assert go.wait(60)
         return convert(job)
 
     b = bench({"seed": 40})
@@ -300,10 +300,10 @@ from pi05_ros.ros import process
 from pi05_ros.ros.policy_node import PolicyNode
 
 def hang(n, actions):
-    time.sleep(60)
+    time.sleep(600)
 
 def hang_loading(parameters):
-    time.sleep(60)
+    time.sleep(600)
 
 def make(stop):
     return PolicyNode(
@@ -321,15 +321,14 @@ def start_slow(namespace, behave="None", load="None", overlap=False):
         [sys.executable, "-c", code, "--ros-args", "-p", "checkpoint:=random:scripted",
          "-p", "rate_hz:=20", "-p", f"overlap:={str(overlap).lower()}",
          "-r", f"__ns:={namespace}"],
-        cwd=ROOT, env={**os.environ, "KEEP_DOMAIN": "1"},
+        cwd=ROOT,
     )  # fmt: skip
 
 
 def end(process, number):
-    started = time.monotonic()
+    """Exit code after a signal; what hangs in these processes would hang for ten minutes."""
     process.send_signal(number)
-    code = process.wait(10)
-    return code, time.monotonic() - started
+    return process.wait(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -339,9 +338,7 @@ def test_signal_ends_the_process_cleanly_with_a_last_status(lone_client, number)
         client = lone_client(f"/signal_{int(number)}/pi05_policy")
         assert client.change_state(CONFIGURE)
         assert client.change_state(ACTIVATE)
-        code, seconds = end(process, number)
-        assert code == 0, process.stdout.read().decode()
-        assert seconds < 5
+        assert end(process, number) == 0, process.stdout.read().decode()
         finalized = PolicyStatus.STATE_FINALIZED
         assert client.until(lambda: client.statuses[-1].state == finalized)
     finally:
@@ -364,9 +361,8 @@ def test_sigterm_during_inference(lone_client, messages, overlap):
             client.send("joint_states", messages.joints())
 
         # Overload shows that the first inference hangs.
-        assert client.until(lambda: client.value("inference", "skipped_ticks.busy"), 20, feed)
-        code, seconds = end(process, signal.SIGTERM)
-        assert (code, seconds < 5) == (0, True)
+        assert client.until(lambda: client.value("inference", "skipped_ticks.busy"), 60, feed)
+        assert end(process, signal.SIGTERM) == 0
         finalized = PolicyStatus.STATE_FINALIZED
         assert client.until(lambda: client.statuses[-1].state == finalized)
     finally:
@@ -380,11 +376,10 @@ def test_sigterm_during_configure(lone_client):
         client = lone_client("/load/pi05_policy")
         assert client.state() == "unconfigured"
         service = client.node.create_client(ChangeState, "/load/pi05_policy/change_state")
-        assert service.wait_for_service(20)
+        assert service.wait_for_service(60)
         service.call_async(ChangeState.Request(transition=Transition(id=CONFIGURE)))
         assert not client.until(lambda: process.poll() is not None, 0.5)
-        code, seconds = end(process, signal.SIGTERM)
-        assert (code, seconds < 5) == (0, True)
+        assert end(process, signal.SIGTERM) == 0
     finally:
         process.kill()
         process.wait()
@@ -406,7 +401,7 @@ def test_bad_values_at_start_leave_the_process_alive(lone_client):
         assert "precision.denoise is 'int3'; accepted: auto, fp32" in message
         assert "backend is 5" in message
         assert "rate_hz" not in message  # 10 is a fine double
-        assert end(process, signal.SIGTERM)[0] == 0
+        assert end(process, signal.SIGTERM) == 0
     finally:
         process.kill()
         process.wait()

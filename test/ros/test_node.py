@@ -101,8 +101,9 @@ def test_overload_is_visible_and_answers_the_newest_observation(bench):
     chunks = b.chunks(6)
     assert counted(b, "inference", "skipped_ticks.busy", feed=b.feed)
     assert b.client.latest("inference").level == DiagnosticStatus.WARN
-    # Not a backlog: each chunk answers what was newest when its inference began.
-    assert all(chunk.timings.queue_ms < 50 for chunk in chunks)
+    # Not a backlog: an inference begins with what came after the last but one had begun.
+    pairs = zip(chunks, chunks[2:], strict=False)
+    assert all(ns(new.header.stamp) >= ns(old.published_stamp) for old, new in pairs)
 
 
 def test_the_wait_for_pictures_ends_although_the_worker_was_busy_at_the_tick(bench, messages):
@@ -209,7 +210,7 @@ def test_same_messages_and_seed_give_the_same_chunk(bench):
             b.client.send(WRIST, messages[1], stamp)
             b.client.send(JOINTS, state, stamp)
 
-        assert b.client.until(lambda n=count: len(b.client.chunks) > n, 20, send, 0.1)
+        assert b.client.until(lambda n=count: len(b.client.chunks) > n, 60, send, 0.1)
         answers.append(b.client.chunks[count])
         assert b.client.change_state(DEACTIVATE)
     first, second = answers

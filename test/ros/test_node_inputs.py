@@ -241,7 +241,7 @@ def test_wrong_stamps_publish_nothing_and_are_explained(bench, code, topic, offs
     assert not b.client.chunks
     assert not [line for line in lines if "fine again" in line]  # though messages arrive
     b.client.stamp_offset_s.clear()
-    b.chunks(2, timeout_s=15)
+    b.chunks(2, timeout_s=60)
     assert f"{source}: fine again" in lines
 
 
@@ -316,15 +316,16 @@ def test_looping_bag_clock(bench, messages):
             b.client.send(topic, sample, time_ns)
 
     loops = lambda: b.node._intake.inputs.clock_jumps  # noqa: E731
-    assert b.client.until(lambda: loops() >= 2, 20, feed)
+    assert b.client.until(lambda: loops() >= 2, 60, feed)
     count = len(b.client.chunks)
     assert count > 10
     b.chunks(5, feed=feed)
     stamps = [ns(chunk.header.stamp) for chunk in b.client.chunks]
     assert max(stamps) <= 10**9
     ages = [ns(c.published_stamp) - ns(c.header.stamp) for c in b.client.chunks]
-    assert all(-50_000_000 <= age <= 300_000_000 for age in ages)
-    assert all(-1.0 <= obs.age_s <= 0.3 for obs in b.policy.observations)
+    limit_s = 1.0  # max_answer_age_s
+    assert all(-50_000_000 <= age <= limit_s * 1e9 for age in ages)
+    assert all(-1.0 <= obs.age_s <= limit_s for obs in b.policy.observations)
 
 
 def test_observations_say_how_old_they_are_when_the_inference_begins(bench):

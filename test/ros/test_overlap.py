@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ class Halves:
                 self.most["both"] += 1
             self.log.append((name, number))
         time.sleep(self.sleep_s[name])
-        assert self.hold[name].wait(20)
+        assert self.hold[name].wait(60)
         with self.lock:
             self.inside[name] -= 1
 
@@ -79,8 +80,10 @@ def test_halves_overlap_one_of_each_in_order_and_with_the_newest_observation(ove
     assert stamps == sorted(stamps)
     assert len(set(stamps)) == 12
     assert [chunk.seed for chunk in chunks] == list(range(12))
-    # Not a backlog: fed every 10 ms, what is taken is what was newest when a prefill could begin.
-    assert all(chunk.timings.queue_ms < 100 for chunk in chunks)
+    # Not a backlog: one observation at most waits between the two halves.
+    published = [chunk.published_stamp.sec * 10**9 + chunk.published_stamp.nanosec
+                 for chunk in chunks]  # fmt: skip
+    assert all(stamp >= at for stamp, at in zip(stamps[3:], published, strict=False))
     assert b.client.until(lambda: int(b.client.value("inference", "overlapped") or 0), feed=b.feed)
 
 
@@ -146,7 +149,7 @@ def test_reset_drops_both_halves_and_starts_the_seeds_over(overlapping):
     book.hold["denoise"].set()
     assert b.client.until(lambda: len(b.client.chunks) > seen, feed=b.feed)
     assert b.client.chunks[seen].seed == 7
-    assert b.client.until(lambda: b.client.value("inference", "dropped_chunks") == "2", 5, b.feed)
+    assert b.client.until(lambda: b.client.value("inference", "dropped_chunks") == "2", 60, b.feed)
 
 
 def test_a_prompt_holds_from_the_next_prefill_on(overlapping):
@@ -192,6 +195,9 @@ def test_a_backend_that_cannot_overlap_fails_configure_with_one_line(bench, monk
     from pi05_ros.backends.eager import EagerEngine
     from pi05_ros.backends.engine import Capabilities
 
+    able = EagerEngine.capabilities.fget
+    unable = property(lambda engine: replace(able(engine), overlap=False))
+    monkeypatch.setattr(EagerEngine, "capabilities", unable)
     monkeypatch.setattr(EagerEngine, "backend", "tensorrt")
     monkeypatch.setattr(EagerEngine, "capabilities", Capabilities())
     b = bench({"checkpoint": "random:tiny", "overlap": True}, factory=load_policy)

@@ -88,13 +88,13 @@ def test_worker_takes_one_job_and_reports_when_it_is_free():
     assert worker.submit(lambda: None) is None
     assert not worker.wait_idle(0.01)
     gate.set()
-    assert worker.wait_idle(5)
-    assert idle.wait(5)
+    assert worker.wait_idle(60)
+    assert idle.wait(60)
     failing = worker.submit(lambda: 1 / 0)
-    assert failing.done.wait(5)
+    assert failing.done.wait(60)
     assert isinstance(failing.error, ZeroDivisionError)
-    assert worker.wait_idle(5)
-    assert worker.stop(5)
+    assert worker.wait_idle(60)
+    assert worker.stop(60)
     assert worker.submit(lambda: None) is None
 
 

@@ -41,7 +41,7 @@ class Rig(NodeRig):
         self.got[topic] = []
         self.client.create_subscription(kind, topic, self.got[topic].append, profile)
 
-    def until(self, condition, seconds=10.0, tick=True):
+    def until(self, condition, seconds=60.0, tick=True):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if condition():
@@ -200,7 +200,7 @@ def test_the_process_outlives_nonsense_and_ends_on_sigterm_while_moving():
         JointTrajectory, "joint_trajectory_controller/joint_trajectory", 10
     )
 
-    def until(condition, seconds=30.0):
+    def until(condition, seconds=60.0):
         end = time.monotonic() + seconds
         while time.monotonic() < end and not condition():
             executor.spin_once(timeout_sec=0.01)
@@ -230,7 +230,7 @@ def test_the_process_outlives_nonsense_and_ends_on_sigterm_while_moving():
         out.publish(good)
         assert until(lambda: states[-1].position[0] > before + 0.05)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0, process.stdout.read().decode()
+        assert process.wait(60) == 0, process.stdout.read().decode()
     finally:
         process.kill()
         process.communicate()
