@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load, warm up, serve until SIGINT or SIGTERM."""
     from pi05_ros.policy import Policy
-    from pi05_ros.serving.access import Access, check_exposure, is_loopback, read_keys, tls_context
+    from pi05_ros.policy.remote.key_file import read_keys
+    from pi05_ros.serving.access import Access, check_exposure, is_loopback, tls_context
     from pi05_ros.serving.errors import ServingError
     from pi05_ros.serving.server import ServerOptions
     from pi05_ros.serving.service import policy_server, serve_until_signal
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         if value < low or (name == "--port" and value > 65535):
             raise ServingError(f"{name} is {value}; accepted: {low} or more")
-    access = read_keys(args.keys_file) if args.keys_file else Access()
+    access = Access(read_keys(args.keys_file)) if args.keys_file else Access()
     check_exposure(args.host, access)
     options = ServerOptions(
         host=args.host,

@@ -16,7 +16,7 @@ from rclpy.logging import LoggingSeverity
 from rclpy.node import Node
 from rclpy.timer import Timer
 
-from pi05_ros.policy.errors import PolicyError
+from pi05_ros.errors import Pi05Error
 from pi05_ros.ros import process
 from pi05_ros.ros.managed import ManagedPart
 from pi05_ros.ros.messages import chunk_message
@@ -103,8 +103,8 @@ class NodeOutcomes:
         """Count and name an inference that raised."""
         text = f"{type(error).__name__}: {error}"
         self._statistics.fail(text)
-        # A PolicyError says what is wrong with what the policy was given; others are bugs.
-        where = "" if isinstance(error, PolicyError) else f"\n{traceback.format_exc()}"
+        # A Pi05Error says what is wrong; others are bugs.
+        where = "" if isinstance(error, Pi05Error) else f"\n{traceback.format_exc()}"
         self._log.report("inference", text, f"failed: {text}{where}")
 
 

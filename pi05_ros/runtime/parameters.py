@@ -27,6 +27,7 @@ from pi05_ros.runtime.parameter_specs import (
 
 __all__ = ["SPECS", "ParameterError", "PolicyParameters", "Spec"]
 
+REMOTE = "remote"
 TRANSPORTS = ("raw", "compressed")
 RELIABILITIES = ("auto", "best_effort", "reliable")
 ZERO_STAMPS = ("reject", "receive_time")
@@ -80,7 +81,30 @@ class PolicyParameters:
         "Path of the SentencePiece tokenizer. Empty: the one beside the checkpoint; random "
         "weights use bytes.",
     )
-    backend: str = param("auto", "What runs the model.", choices=BACKENDS)
+    backend: str = param(
+        "auto",
+        "What runs the model. `remote`: a policy server, whose address `ws://host:port` is the "
+        "checkpoint (such a checkpoint implies it).",
+        choices=(*BACKENDS, REMOTE),
+    )
+    remote_deadline_s: float = param(
+        1.0,
+        "Remote: seconds an answer of the policy server is waited for.",
+        low=0.01,
+        high=60.0,
+    )
+    remote_jpeg_quality: int = param(
+        0,
+        "Remote: send JPEG of this quality to `pi05 serve`; 0 sends pixels.",
+        low=0,
+        high=95,
+    )
+    remote_resize: bool = param(
+        False, "Remote: shrink images to the model's 224 x 224 before they are sent."
+    )
+    remote_key_file: str = param(
+        "", "Remote: file with the server's API key in its first line, mode 0600. Empty: no key."
+    )
     allow_fallback: bool = param(
         False,
         "With backend `tensorrt`: run on another backend if there are no proven engines. "

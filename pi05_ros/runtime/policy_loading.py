@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pi05_ros.backends.engine import Precision
+from pi05_ros.policy.remote.key_file import read_keys
+from pi05_ros.policy.remote.remote_policy import is_remote
 from pi05_ros.runtime.inference import PolicyLike
-from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
+from pi05_ros.runtime.parameters import REMOTE, ParameterError, PolicyParameters
 
 if TYPE_CHECKING:
     from pi05_ros.policy import Policy
@@ -35,11 +38,13 @@ def load_policy(
         )
     from pi05_ros.policy import Policy
 
-    options = {"allow_fallback": True} if parameters.allow_fallback else {}
+    options: dict[str, Any] = {"allow_fallback": True} if parameters.allow_fallback else {}
     if options and parameters.backend != "tensorrt":
         raise ParameterError(
             f"parameter allow_fallback is for backend tensorrt, not {parameters.backend}"
         )
+    if parameters.backend == REMOTE or is_remote(parameters.checkpoint):
+        options = _remote_options(parameters)
     policy = Policy.load(
         parameters.checkpoint,
         robot=parameters.robot or None,
@@ -65,6 +70,22 @@ def load_policy(
     except Exception:
         policy.close()
         raise
+
+
+def _remote_options(parameters: PolicyParameters) -> dict[str, Any]:
+    """Fields of `RemoteOptions`; raises ParameterError for what the server has to do."""
+    if parameters.overlap or parameters.chunk_mode != "plain" or parameters.kv_reuse != "1":
+        raise ParameterError(
+            "parameters overlap, chunk_mode and kv_reuse are for a policy in this process; with "
+            f"{parameters.checkpoint or 'backend remote'} leave them at their defaults"
+        )
+    key = read_keys(Path(parameters.remote_key_file))[0] if parameters.remote_key_file else b""
+    return {
+        "deadline_s": parameters.remote_deadline_s,
+        "jpeg_quality": parameters.remote_jpeg_quality,
+        "resize": parameters.remote_resize,
+        "api_key": key.decode(),
+    }
 
 
 def _continuing(

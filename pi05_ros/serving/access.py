@@ -5,16 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import os
 import ssl
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from pi05_ros.serving.errors import ServingError
-
-MAX_KEYS_FILE = 64 * 1024
-MIN_KEY_LENGTH = 16
 
 
 @dataclass(frozen=True)
@@ -31,38 +26,6 @@ class Access:
         candidate = _digest(given.strip().encode("utf-8", "replace"))
         right = [hmac.compare_digest(candidate, _digest(key)) for key in self.keys]
         return scheme.lower() == "api-key" and any(right)
-
-
-def read_keys(path: Path) -> Access:
-    """Keys of a file, one a line; blank lines and lines that start with # do not count.
-
-    Raises:
-        ServingError: the file is missing, readable by others, empty, or a key is too short.
-
-    """
-    try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_KEYS_FILE:
-            raise ServingError(
-                f"keys file {path} is no regular file of at most {MAX_KEYS_FILE} bytes"
-            )
-        if found.st_mode & 0o077:
-            raise ServingError(f"keys file {path} may be read by others: chmod 600 {path}")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ServingError(f"keys file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ServingError(f"keys file {path} is no UTF-8 text") from error
-    lines = [line.strip() for line in text.splitlines()]
-    keys = [line for line in lines if line and not line.startswith("#")]
-    if not keys:
-        raise ServingError(f"keys file {path} holds no key; one key a line")
-    if any(len(key) < MIN_KEY_LENGTH or " " in key for key in keys):
-        raise ServingError(
-            f"keys file {path}: a key is shorter than {MIN_KEY_LENGTH} characters or has a space; "
-            "`openssl rand -hex 32` makes one"
-        )
-    return Access(tuple(key.encode() for key in keys))
 
 
 def tls_context(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:

@@ -18,7 +18,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from pi05_ros.policy.remote.array_codec import DIALECTS, pack, unpack
-from pi05_ros.serving.access import Access, check_exposure, read_keys, tls_context
+from pi05_ros.policy.remote.errors import KeyFileError
+from pi05_ros.policy.remote.key_file import read_keys
+from pi05_ros.serving.access import Access, check_exposure, tls_context
 from pi05_ros.serving.errors import ServingError
 
 
@@ -205,16 +207,16 @@ def test_key_files_are_strict(tmp_path):
     path = tmp_path / "keys"
     path.write_text("# robots\n\n" + "a" * 32 + "\n" + "b" * 20 + "\n")
     path.chmod(0o600)
-    assert len(read_keys(path).keys) == 2
+    assert len(read_keys(path)) == 2
     path.chmod(0o644)
-    with pytest.raises(ServingError, match="chmod 600"):
+    with pytest.raises(KeyFileError, match="chmod 600"):
         read_keys(path)
     path.chmod(0o600)
     for text, words in (("", "holds no key"), ("short\n", "shorter than 16")):
         path.write_text(text)
-        with pytest.raises(ServingError, match=words):
+        with pytest.raises(KeyFileError, match=words):
             read_keys(path)
-    with pytest.raises(ServingError, match="No such file"):
+    with pytest.raises(KeyFileError, match="No such file"):
         read_keys(tmp_path / "none")
 
 

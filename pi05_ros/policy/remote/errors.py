@@ -11,3 +11,7 @@ class WireError(Pi05Error, ValueError):
 
 class RemoteError(Pi05Error, RuntimeError):
     """A remote policy gave no usable answer: away, slow, another model, or garbage."""
+
+
+class KeyFileError(Pi05Error, ValueError):
+    """A file of API keys that cannot be used."""
