@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.prompt.prompt import PromptEncoder, clean_prompt, discretize_state
+from pi05_ros.policy.prompt.prompt import PromptEncoder
 from pi05_ros.policy.prompt.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
 PROMPT = "pick up the red block and place it in the drawer"
@@ -70,17 +70,13 @@ def measure(call: Callable[[np.ndarray], object], states: np.ndarray) -> np.ndar
 
 
 def report(tokenizer: Tokenizer, states: np.ndarray) -> float:
-    """Print p50 and p99 of renewing and of encoding whole; returns the p99 of renewing."""
+    """Print p50 and p99 of renewing; returns the p99."""
     encoder = PromptEncoder(tokenizer, discrete_state=True)
-    text = clean_prompt(PROMPT)
     renew = measure(lambda state: encoder.encode(PROMPT, state), states)
-    whole = measure(lambda state: encoder.encode_whole(text, discretize_state(state)), states)
     tokens = len(encoder.encode(PROMPT, states[0]))
     p50, p99 = np.percentile(renew, [50, 99])
     print(
-        f"{Path(tokenizer.name).name:24s} {tokens:4d} tokens  "
-        f"{'glued' if encoder.incremental else 'whole'}  "
-        f"p50 {p50:.4f} ms  p99 {p99:.4f} ms  (encoded whole: p50 {np.median(whole):.4f} ms)"
+        f"{Path(tokenizer.name).name:24s} {tokens:4d} tokens  p50 {p50:.4f} ms  p99 {p99:.4f} ms"
     )
     return float(p99)
 

@@ -224,7 +224,10 @@ class Policy:
             doubts=loaded.recipe.doubts,
         )
         encoder = PromptEncoder(
-            loaded.tokenizer, profile.discrete_state, loaded.recipe.max_prompt_tokens
+            loaded.tokenizer,
+            profile.discrete_state,
+            loaded.recipe.max_prompt_tokens,
+            loaded.recipe.prompt_bos,
         )
         return cls(
             loaded.engine,

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import types
 
 import numpy as np
 import pytest
@@ -12,9 +13,8 @@ from lerobot_files import stats, write_lerobot
 from pi05_ros.backends import BackendError
 from pi05_ros.model import CheckpointError, Pi05, Pi05Config, save_openpi
 from pi05_ros.policy import Observation, Policy, PolicyError, RobotProfileError
-from pi05_ros.policy.checkpoints.loading import read_recipe
+from pi05_ros.policy.checkpoints.loading import read_recipe, with_tokenizer
 from pi05_ros.policy.policy import seeded_noise
-from pi05_ros.policy.prompt.prompt import PromptEncoder
 from pi05_ros.policy.prompt.tokenizer import ByteTokenizer
 from pi05_ros.policy.transforms.aloha import aloha_actions_from_pi, aloha_state_to_pi
 from pi05_ros.policy.transforms.images import lerobot_image
@@ -499,6 +499,18 @@ def test_lerobot_from_observation_to_commands(tmp_path, weights, era):
     assert one.info.robot == "lerobot:c"
 
 
-def test_encoder_of_the_policy_glues(policy):
-    assert isinstance(policy._reader.encoder, PromptEncoder)
-    assert policy._reader.encoder.incremental
+@pytest.mark.parametrize("bos_id", [2, None])
+def test_prompts_begin_with_bos_as_the_checkpoint_s_own_library_has_it(tmp_path, weights, bos_id):
+    """openpi adds it always, LeRobot leaves it to the tokenizer's file."""
+    silent = types.SimpleNamespace(name="t.json", bos_id=bos_id, adds_bos=False, vocab_size=512)
+    lerobot = read_recipe(write_lerobot(tmp_path / "l"))
+    changed = with_tokenizer(lerobot, silent, 512)
+    assert not changed.prompt_bos
+    assert "prompts begin without BOS: tokenizer t.json adds none" in changed.assumptions[-1]
+    openpi_checkpoint(tmp_path / "o", weights, "sim_arm", 7, 7)
+    openpi = read_recipe(tmp_path / "o", "sim_arm")
+    if bos_id is None:
+        with pytest.raises(PolicyError, match="has no <bos> token"):
+            with_tokenizer(openpi, silent, 512)
+    else:
+        assert with_tokenizer(openpi, silent, 512).prompt_bos

@@ -1,13 +1,11 @@
-"""Prompts: cleaning, bins, templates, both tokenizer libraries, and gluing equal to encoding."""
+"""Prompts: cleaning, bins, templates, both tokenizer libraries, length."""
 
-import logging
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trained_tokenizers import train
 
 from pi05_ros.policy import PolicyError
 from pi05_ros.policy.prompt.prompt import (
@@ -102,30 +100,7 @@ def test_prompt_without_state_encodes_the_newline_on_its_own(tokenizer):
     np.testing.assert_array_equal(ids, encoder.encode("pick the cup", np.ones(8)))
 
 
-def test_gemma_like_models_can_be_cut(tokenizer):
-    assert PromptEncoder(tokenizer, discrete_state=True).incremental
-
-
-prompts = st.one_of(
-    st.text(min_size=1, max_size=60),
-    st.text(alphabet="pick the cup 0123456789,;:_-\n", min_size=1, max_size=60),
-).filter(lambda t: clean_prompt(t))
 states = st.lists(st.floats(-1.3, 1.3), min_size=1, max_size=14).map(np.array)
-
-
-@settings(max_examples=150, deadline=None)
-@given(prompts, states)
-def test_gluing_equals_encoding_the_whole_prompt(tokenizer_files, prompt, state):
-    for tokenizer in (
-        ByteTokenizer(512),
-        _open(SentencePieceTokenizer, tokenizer_files.sentencepiece),
-        _open(HuggingFaceTokenizer, tokenizer_files.huggingface),
-    ):
-        encoder = PromptEncoder(tokenizer, discrete_state=True, max_tokens=10_000)
-        assert encoder.incremental
-        whole = encoder.encode_whole(clean_prompt(prompt), discretize_state(state))
-        for _ in range(2):  # the second time from memory
-            assert encoder.encode(prompt, state).tolist() == whole
 
 
 @settings(max_examples=100, deadline=None)
@@ -148,38 +123,49 @@ def _open(kind, path):
     return _opened.setdefault(path, kind(path))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"model_type": "unigram"},
-        {"add_dummy_prefix": True},
-        {"remove_extra_whitespaces": True},
-        {"normalization_rule_name": "nmt_nfkc"},
-        {"treat_whitespace_as_suffix": True},
-        {"split_by_whitespace": False, "split_digits": False, "byte_fallback": True},
-    ],
-)
-def test_models_that_cannot_be_cut_are_encoded_whole(tmp_path, options):
-    tokenizer = SentencePieceTokenizer(train(tmp_path, vocab_size=340, **options))
-    encoder = PromptEncoder(tokenizer, discrete_state=True)
-    assert not encoder.incremental
-    state = np.linspace(-1.1, 1, 9)
-    expected = encoder.encode_whole("pick the cup", reference_bins(state))
-    assert encoder.encode("pick the cup", state).tolist() == expected
+@pytest.mark.parametrize("discrete_state", [True, False])
+def test_over_long_prompts_are_refused_and_never_lose_the_state(tokenizer, discrete_state):
+    """Also one token too many; the message says how long the text may be."""
+    state = np.linspace(-1, 1, 7)
+    free = PromptEncoder(tokenizer, discrete_state, max_tokens=10_000)
+    words = "pick the cup " * 30
+    limit = len(free.encode(words[:60], state))
+    encoder = PromptEncoder(tokenizer, discrete_state, max_tokens=limit)
+    assert len(encoder.encode(words[:60], state)) == limit
+    for size in range(61, 300, 7):
+        if len(free.encode(words[:size], state)) <= limit:
+            continue
+        with pytest.raises(PolicyError, match=f"too long.*takes {limit}; shorten") as error:
+            encoder.encode(words[:size], state)
+        assert ("and the robot's state" in str(error.value)) is discrete_state
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 300
 
 
-def test_over_long_prompts_lose_their_tail_with_one_warning_each(tokenizer, caplog):
-    encoder = PromptEncoder(tokenizer, discrete_state=True, max_tokens=20)
-    long = "pick the cup " * 30
-    with caplog.at_level(logging.WARNING):
-        for value in (0.0, 0.5, 1.0):
-            ids = encoder.encode(long, np.full(7, value))
-            whole = encoder.encode_whole(clean_prompt(long), discretize_state(np.full(7, value)))
-            assert ids.tolist() == whole[:20]
-        encoder.encode("another " * 40, np.zeros(7))
-    assert len(caplog.records) == 2
-    assert "cut to 20" in caplog.records[0].getMessage()
-    assert all(len(record.getMessage()) < 200 for record in caplog.records)
+def test_a_state_that_leaves_no_room_for_any_prompt(tokenizer):
+    with pytest.raises(PolicyError, match="the robot's state alone needs"):
+        PromptEncoder(tokenizer, True, max_tokens=5).encode("x", np.zeros(7))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(min_size=1, max_size=400).filter(lambda t: clean_prompt(t)), states)
+def test_what_is_encoded_ends_with_the_state_whatever_the_text(text, state):
+    tokenizer = ByteTokenizer(512)
+    encoder = PromptEncoder(tokenizer, True, max_tokens=200)
+    values = " ".join(map(str, reference_bins(state)))
+    end = tokenizer.encode(f", State: {values};\nAction: ")
+    try:
+        ids = encoder.encode(text, state).tolist()
+    except PolicyError:
+        return
+    assert ids[-len(end) :] == end
+
+
+def test_without_bos(tokenizer):
+    state = np.zeros(2)
+    whole = PromptEncoder(tokenizer, True).encode("x", state)
+    bare = PromptEncoder(tokenizer, True, bos=False).encode("x", state)
+    np.testing.assert_array_equal(bare, whole[1:])
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\n"])
@@ -189,7 +175,7 @@ def test_empty_prompt(text):
 
 
 def test_many_prompts_do_not_pile_up():
-    encoder = PromptEncoder(ByteTokenizer(512), True)
+    encoder = PromptEncoder(ByteTokenizer(512), discrete_state=False)
     for i in range(200):
         encoder.encode(f"prompt {i}", np.zeros(2))
-    assert len(encoder._heads) <= 16
+    assert len(encoder._constant) <= 16

@@ -7,8 +7,14 @@ import tokenizers
 from trained_tokenizers import train
 
 from pi05_ros.policy import Policy, PolicyError
-from pi05_ros.policy.prompt.sentencepiece_proto import SentencePieceSettings, read_settings
-from pi05_ros.policy.prompt.tokenizer import ByteTokenizer, load_tokenizer, tokenizer_candidates
+from pi05_ros.policy.prompt.tokenizer import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    check_tokenizer,
+    load_tokenizer,
+    tokenizer_candidates,
+    tokenizer_doubts,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -139,15 +145,71 @@ def test_bytes_survive_lone_surrogates():
     assert ByteTokenizer(512).encode("\ud800")
 
 
-def test_settings_of_a_model_file(tokenizer_files):
-    settings = read_settings(tokenizer_files.sentencepiece.read_bytes())
-    assert settings == SentencePieceSettings(
-        model_type=2, add_dummy_prefix=False, remove_extra_whitespaces=False
+# the tokenizer against the embedding ----------------------------------------------------------
+
+
+class Fake:
+    """A tokenizer of any size, BOS and newline."""
+
+    name = "fake.model"
+    adds_bos = True
+
+    def __init__(self, size, bos=2, newline=(108,)):
+        self.vocab_size, self.bos_id, self._newline = size, bos, list(newline)
+
+    def encode(self, text):
+        return self._newline if text == "\n" else [5]
+
+
+@pytest.mark.parametrize("rows", [257152, 257216])
+@pytest.mark.parametrize("size", [256000, 257152])
+def test_paligemma_s_own_fits(rows, size):
+    check_tokenizer(Fake(size), rows)
+
+
+@pytest.mark.parametrize("rows", [257152, 257216])
+@pytest.mark.parametrize(
+    ("tokenizer", "words"),
+    [
+        (Fake(63), "has 63 tokens, PaliGemma's has 257152"),
+        (Fake(151936), "has 151936 tokens"),
+        (Fake(256000, bos=1), "begins texts with token 1, PaliGemma's with 2"),
+        (Fake(256000, newline=(107,)), r"encodes a newline as \[107\], PaliGemma's as \[108\]"),
+        (Fake(256000, newline=(235248, 108)), "encodes a newline as"),
+        (Fake(256000, newline=()), "encodes a newline as"),
+        (Fake(262144), "262144 tokens, but the checkpoint only"),
+    ],
+)
+def test_a_vocabulary_of_another_model_is_refused(tokenizer, words, rows):
+    with pytest.raises(PolicyError, match=words):
+        check_tokenizer(tokenizer, rows)
+
+
+def test_a_small_one_beside_the_checkpoint_is_not_taken(tmp_path, tokenizer_files):
+    shutil.copy(tokenizer_files.sentencepiece, tmp_path / "tokenizer.model")
+    with pytest.raises(PolicyError, match="has 500 tokens, PaliGemma's has 257152"):
+        load_tokenizer(None, tmp_path, 257152)
+
+
+def test_doubts_of_sizes():
+    assert tokenizer_doubts(Fake(500), 512) == ()
+    assert "500 tokens for an embedding of 2048 rows" in tokenizer_doubts(Fake(500), 2048)[0]
+    assert "encoded as bytes" in tokenizer_doubts(ByteTokenizer(257152), 257152)[0]
+    assert tokenizer_doubts(ByteTokenizer(512), 512) == ()
+
+
+def test_what_a_tokenizer_json_says_of_bos(tmp_path, tokenizer_files):
+    backend = tokenizers.Tokenizer.from_file(str(tokenizer_files.huggingface))
+    path = tmp_path / "tokenizer.json"
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 2)]
     )
-    assert settings.cuttable
-
-
-@pytest.mark.parametrize("data", [b"\xff" * 12, b"\x0a\x7f", b"\x0b", b"\x09\x00"])
-def test_settings_of_garbage(data):
-    with pytest.raises(ValueError, match=r"cut off|wire type"):
-        read_settings(data)
+    backend.save(str(path))
+    assert HuggingFaceTokenizer(path).adds_bos
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single="$A")
+    backend.save(str(path))
+    assert not HuggingFaceTokenizer(path).adds_bos
+    text = backend.to_str().replace("<bos>", "<other>").replace("<s>", "<more>")
+    path.write_text(text)
+    opened = HuggingFaceTokenizer(path)
+    assert (opened.bos_id, opened.adds_bos) == (None, False)

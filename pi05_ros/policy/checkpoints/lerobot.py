@@ -133,6 +133,7 @@ def lerobot_recipe(
         tokenizer=named_tokenizer(folder, tokenizer),
         denoise_steps=stated_denoise_steps(config),
         assumptions=tuple(assumptions),
+        doubts=tuple(doubts),
     )
 
 

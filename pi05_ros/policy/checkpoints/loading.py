@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ import torch
 from pi05_ros.backends import Engine, Precision, create_engine, parse_precision
 from pi05_ros.backends.create import check_backend
 from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
-from pi05_ros.model.checkpoint.open import checkpoint_hash
+from pi05_ros.model.checkpoint.infer_config import infer_config
+from pi05_ros.model.checkpoint.open import checkpoint_hash, open_checkpoint
 from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
 from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX, Recipe, openpi_recipe, random_recipe
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.prompt.tokenizer import BYTES, Tokenizer, check_vocabulary, load_tokenizer
+from pi05_ros.policy.prompt.tokenizer import Tokenizer, load_tokenizer, tokenizer_doubts
 
 logger = logging.getLogger(__name__)
 PRESETS = ("tiny", "pi05")
 MAX_SEED_DIGITS = 18  # of the weights' seed: fits into what torch takes
-_ANY_VOCABULARY = 2**31
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,7 @@ def load(
         lerobot_era=lerobot_era,
         control_hz=control_hz,
     )
-    for assumption in recipe.assumptions:
-        logger.info("assumed: %s", assumption)
-    for doubt in recipe.doubts:
-        logger.warning("%s", doubt)
+    _log(recipe.assumptions, recipe.doubts)
     dtype = _dtype(stages, target)
     words = recipe.tokenizer if tokenizer is None else tokenizer
     if preset is not None:
@@ -122,13 +119,12 @@ def load(
         digest = f"random:{preset}:{weight_seed}"
     else:
         path = Path(os.path.expanduser(checkpoint))
-        opened = None  # a wrong tokenizer shows before gigabytes are read
-        if words != BYTES:
-            opened = load_tokenizer(words, path, _ANY_VOCABULARY)
+        # From the headers alone: a wrong tokenizer shows before gigabytes are read.
+        config = infer_config(open_checkpoint(path)).config
+        vocabulary = load_tokenizer(words, path, config.vocab)
+        recipe = with_tokenizer(recipe, vocabulary, config.vocab)
         clock = "exact" if recipe.family == "lerobot" else None
-        model = load_checkpoint(path, dtype=dtype, device=target, clock=clock)
-        vocabulary = opened or load_tokenizer(words, path, model.config.vocab)
-        check_vocabulary(vocabulary, model.config.vocab)
+        model = load_checkpoint(path, config, dtype=dtype, device=target, clock=clock)
         digest = checkpoint_hash(path)
     horizon = recipe.profile.horizon or model.config.horizon
     recipe = dataclasses.replace(
@@ -157,6 +153,42 @@ def load(
         image_size=model.config.vision.image_size,
         action_dim=model.config.action_dim,
     )
+
+
+def with_tokenizer(recipe: Recipe, tokenizer: Tokenizer, vocab_size: int) -> Recipe:
+    """Recipe with what its tokenizer decides: whether prompts begin with BOS, and doubts of it.
+
+    Raises:
+        PolicyError: an openpi checkpoint and a tokenizer that has no BOS.
+
+    """
+    doubts, assumptions = tokenizer_doubts(tokenizer, vocab_size), []
+    bos = tokenizer.adds_bos
+    if not bos and recipe.family != "lerobot":
+        if tokenizer.bos_id is None:
+            raise PolicyError(
+                f"tokenizer {tokenizer.name} has no <bos> token; pi0.5 prompts start with one"
+            )
+        bos = True  # as openpi does whatever the file says
+    if not bos:
+        assumptions.append(
+            f"prompts begin without BOS: tokenizer {tokenizer.name} adds none, and LeRobot uses "
+            "it as it is"
+        )
+    _log(assumptions, doubts)
+    return dataclasses.replace(
+        recipe,
+        prompt_bos=bos,
+        assumptions=(*recipe.assumptions, *assumptions),
+        doubts=(*recipe.doubts, *doubts),
+    )
+
+
+def _log(assumptions: Sequence[str], doubts: Sequence[str]) -> None:
+    for assumption in assumptions:
+        logger.info("assumed: %s", assumption)
+    for doubt in doubts:
+        logger.warning("%s", doubt)
 
 
 def _random_name(checkpoint: str) -> tuple[str | None, int]:

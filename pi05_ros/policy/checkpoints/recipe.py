@@ -41,10 +41,12 @@ class Recipe:
         lerobot_pad: border value of LeRobot's resize, or None for openpi's (Pillow) resize.
         prompt_state_size: the normalized state is padded with zeros to this length before it
             goes into the prompt (LeRobot up to 0.4.4), or None.
-        max_prompt_tokens: longer prompts are cut.
+        max_prompt_tokens: longer prompts are refused.
+        prompt_bos: prompts begin with BOS.
         tokenizer: what the checkpoint names as its tokenizer, or None.
         denoise_steps: Euler steps of the flow that the checkpoint's files ask for, or None.
         assumptions: facts that no file told, one sentence each.
+        doubts: why numbers may mean something else than is taken here, one sentence each.
 
     """
 
@@ -54,14 +56,11 @@ class Recipe:
     lerobot_pad: float | None = None
     prompt_state_size: int | None = None
     max_prompt_tokens: int = MAX_PROMPT_TOKENS
+    prompt_bos: bool = True
     tokenizer: str | None = None
     denoise_steps: int | None = None
     assumptions: tuple[str, ...] = ()
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """Why numbers may mean something else than is taken here, one sentence each."""
-        return self.normalization.doubts
+    doubts: tuple[str, ...] = ()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -186,4 +185,5 @@ def openpi_recipe(checkpoint: Path, robot: str | Path | None) -> Recipe:
         tokenizer=tokenizer,
         denoise_steps=stated_denoise_steps(config),
         assumptions=tuple(assumptions),
+        doubts=doubts,
     )

@@ -1,4 +1,4 @@
-"""Prompt text of pi0.5 and its token ids, cheap enough to be renewed at every tick.
+"""Prompt text of pi0.5 and its token ids, renewed at every tick.
 
 The normalized state is part of the prompt (unless the checkpoint says otherwise), so the ids
 change with every observation while the task does not. The template and the bins are those of
@@ -7,14 +7,12 @@ openpi's ``PaligemmaTokenizer`` (models/tokenizer.py).
 
 from __future__ import annotations
 
-import logging
+from typing import NoReturn
 
 import numpy as np
 
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.prompt.tokenizer import Tokenizer
-
-logger = logging.getLogger(__name__)
 
 STATE_BINS = 256
 
@@ -47,108 +45,73 @@ def discretize_state(state: np.ndarray) -> np.ndarray:
 
 def state_prompt(text: str, bins: np.ndarray) -> str:
     """Prompt with the state in it, for a cleaned text and bins ``[n]``."""
-    return _head(text) + "".join(f" {b}" for b in bins.tolist()) + _TAIL
+    values = "".join(f" {b}" for b in bins.tolist())
+    return f"Task: {text}, State:{values};\nAction: "
 
 
-def _head(text: str) -> str:
-    return f"Task: {text}, State:"
-
-
-_TAIL = ";\nAction: "
-# Characters on both sides of the places where the prompt is cut into separately encoded pieces:
-# "...State:" | " 12" | " -1" | ... | ";\nAction: "
-_CUTS = tuple((left, " ") for left in ":0123456789") + tuple((d, ";") for d in "0123456789")
-_REMEMBERED_PROMPTS = 16
+_REMEMBERED = 16  # prompts
 
 
 class PromptEncoder:
     """Token ids of one robot's prompts.
 
-    Pieces that do not change (the task, the tail, the 257 possible state values) are encoded
-    once. Gluing them is the same as encoding the whole prompt when no token of the vocabulary
-    can reach over a cut; the tokenizer proves that from its own tables (`Tokenizer.can_cut`).
-    Where it cannot, the whole prompt is encoded every time.
-
     Args:
         tokenizer: text to ids.
         discrete_state: write the state into the prompt. Without it the ids are those of openpi's
             pi0 prompt: the text with BOS, then a newline encoded on its own.
-        max_tokens: longer prompts lose their tail, with one warning per prompt, as in openpi.
+        max_tokens: longer prompts are refused: what would be cut off is the robot's state.
+        bos: begin with BOS, as openpi does; LeRobot leaves that to the tokenizer.
 
     """
 
-    def __init__(self, tokenizer: Tokenizer, discrete_state: bool, max_tokens: int = 200) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, discrete_state: bool, max_tokens: int = 200, bos: bool = True
+    ) -> None:
         self.tokenizer = tokenizer
         self.discrete_state = discrete_state
         self.max_tokens = max_tokens
-        self._heads: dict[str, list[int]] = {}
-        self._values: list[list[int]] = []  # of the bins -1..255
-        self._tail: list[int] = []
-        self.incremental = discrete_state and tokenizer.can_cut(_CUTS)
-        if self.incremental:
-            self._values = [tokenizer.encode(f" {b}") for b in range(-1, STATE_BINS)]
-            self._tail = tokenizer.encode(_TAIL)
-            # Neighboring unknown characters are joined to one id, also over a cut.
-            self.incremental = not any(map(self._has_unknown, (*self._values, self._tail)))
-        self._warned: set[str] = set()
+        self._begin = [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else []
+        self._constant: dict[str, list[int]] = {}  # of prompts without state
 
     def encode(self, prompt: str, state: np.ndarray) -> np.ndarray:
         """Ids of a prompt with a normalized, unpadded state ``[n]``: int64 ``[<= max_tokens]``.
 
         Raises:
-            PolicyError: empty prompt, or NaN in the state.
+            PolicyError: empty or too long prompt, or NaN in the state.
 
         """
         text = clean_prompt(prompt)
         if not text:
             raise PolicyError("the prompt is empty; accepted: a text that says what to do")
         bins = discretize_state(state)
-        if not self.discrete_state:
-            ids = self._cached_head(text, text, suffix="\n")
-        elif self.incremental:
-            ids = self._glue(text, bins)
-        else:
-            ids = self.encode_whole(text, bins)
+        ids = self._with_state(text, bins) if self.discrete_state else self._text_only(text)
         if len(ids) > self.max_tokens:
-            self._warn(text, len(ids))
-            ids = ids[: self.max_tokens]
+            self._refuse(text, bins, len(ids))
         return np.array(ids, dtype=np.int64)
 
-    def encode_whole(self, text: str, bins: np.ndarray) -> list[int]:
-        """Ids of the whole prompt in one go, with BOS; the definition that gluing must equal."""
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(state_prompt(text, bins))]
+    def _with_state(self, text: str, bins: np.ndarray) -> list[int]:
+        return [*self._begin, *self.tokenizer.encode(state_prompt(text, bins))]
 
-    def _glue(self, text: str, bins: np.ndarray) -> list[int]:
-        ids = list(self._cached_head(text, _head(text)))
-        for value in bins.tolist():
-            ids += self._values[value + 1]
-        ids += self._tail
+    def _text_only(self, text: str) -> list[int]:
+        ids = self._constant.get(text)
+        if ids is None:
+            if len(self._constant) >= _REMEMBERED:
+                self._constant.clear()
+            ids = [*self._begin, *self.tokenizer.encode(text), *self.tokenizer.encode("\n")]
+            self._constant[text] = ids
         return ids
 
-    def _has_unknown(self, ids: list[int]) -> bool:
-        return self.tokenizer.unknown_id is not None and self.tokenizer.unknown_id in ids
-
-    def _cached_head(self, key: str, text: str, suffix: str = "") -> list[int]:
-        head = self._heads.get(key)
-        if head is None:
-            if len(self._heads) >= _REMEMBERED_PROMPTS:
-                self._heads.clear()
-            head = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
-            if suffix:
-                head += self.tokenizer.encode(suffix)
-            self._heads[key] = head
-        return head
-
-    def _warn(self, text: str, length: int) -> None:
-        if text in self._warned:
-            return
-        if len(self._warned) >= _REMEMBERED_PROMPTS:
-            self._warned.clear()
-        self._warned.add(text)
-        logger.warning(
-            "the prompt needs %d tokens and is cut to %d; its end (state, 'Action:') is lost: "
-            "%.80r",
-            length,
-            self.max_tokens,
-            text,
+    def _refuse(self, text: str, bins: np.ndarray, length: int) -> NoReturn:
+        rest = len(self._with_state("", bins)) if self.discrete_state else 2
+        room = self.max_tokens - rest
+        kept = " and the robot's state" if self.discrete_state else ""
+        if room < 1:
+            raise PolicyError(
+                f"the robot's state alone needs {rest} of the {self.max_tokens} prompt tokens of "
+                "the checkpoint; no prompt fits"
+            )
+        raise PolicyError(
+            f"the prompt is too long: with it{kept} {length} tokens are needed, the checkpoint "
+            f"takes {self.max_tokens}; shorten the text to about "
+            f"{max(1, len(text) * room // (length - rest))} characters: {text:.80}"
         )

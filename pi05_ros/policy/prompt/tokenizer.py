@@ -7,35 +7,40 @@ checkpoints that say so; they are a stand-in and mean nothing to a real checkpoi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.prompt.sentencepiece_proto import read_settings
 from pi05_ros.small_files import MIB, FileError, parse_json, read_bytes, read_text, require_regular
 
 BYTES = "bytes"
-Cut = tuple[str, str]
-_SPACE = "\u2581"  # how both libraries write a space inside a piece
+# PaliGemma's vocabulary, which every published pi0.5 was trained with: rows of the embedding (some
+# files pad it), the least pieces of a file that fits, the ids of <bos> and of a newline.
+_PALIGEMMA_ROWS = range(257_152, 257_216 + 1)
+_GEMMA_PIECES = 256_000
+_GEMMA_BOS = 2
+_GEMMA_NEWLINE = 108
+_FEW_PIECES = 0.9  # share of the embedding's rows that a vocabulary of that model fills
 
 
 class Tokenizer(Protocol):
-    """What the prompt needs."""
+    """What the prompt needs.
+
+    Attributes:
+        name: its file, or "bytes".
+        bos_id: id of the token that begins a text, or None.
+        adds_bos: whether the file itself says that texts begin with it.
+        vocab_size: one more than the largest id that texts can give.
+
+    """
 
     name: str
-    bos_id: int
-    unknown_id: int | None
+    bos_id: int | None
+    adds_bos: bool
     vocab_size: int
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS and EOS."""
-
-    def can_cut(self, cuts: Sequence[Cut]) -> bool:
-        """Whether encode(a + b) == encode(a) + encode(b) at places between these characters.
-
-        True only if it follows from the tables; False where that is not known.
-        """
 
 
 MAX_SIZE = 128 * MIB
@@ -45,8 +50,8 @@ MAX_SIZE = 128 * MIB
 class ByteTokenizer:
     """One id per UTF-8 byte: 0 pad, 1 EOS, 2 BOS, 3 + byte (folded into small vocabularies)."""
 
-    bos_id = 2
-    unknown_id: int | None = None
+    bos_id: int | None = 2
+    adds_bos = True
 
     def __init__(self, vocab_size: int) -> None:
         if vocab_size < 4:
@@ -57,10 +62,6 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS and EOS."""
         return [3 + byte % (self.vocab_size - 3) for byte in text.encode("utf-8", "replace")]
-
-    def can_cut(self, cuts: Sequence[Cut]) -> bool:
-        """Bytes never join."""
-        return True
 
 
 class SentencePieceTokenizer:
@@ -73,39 +74,22 @@ class SentencePieceTokenizer:
         try:
             proto = read_bytes(path, MAX_SIZE)
             self._processor.LoadFromSerializedProto(proto)
-            self._settings = read_settings(proto)
         except (OSError, RuntimeError, ValueError) as error:
             raise PolicyError(
                 f"tokenizer {path} is not a readable SentencePiece model: {error}"
             ) from error
         self.name = str(path)
-        self.bos_id = int(self._processor.bos_id())
-        if self.bos_id < 0:
+        bos = int(self._processor.bos_id())
+        if bos < 0:
             raise PolicyError(f"tokenizer {path} has no BOS token; pi0.5 prompts start with one")
-        self.unknown_id: int | None = int(self._processor.unk_id())
+        self.bos_id: int | None = bos
+        self.adds_bos = True
         self.vocab_size = int(self._processor.GetPieceSize())
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS and EOS."""
         ids: list[int] = self._processor.EncodeAsIds(text)
         return ids
-
-    def can_cut(self, cuts: Sequence[Cut]) -> bool:
-        """True for byte-pair models that leave the text as it is and have no piece over a cut.
-
-        A byte-pair merge builds a piece of the vocabulary, so nothing can grow over a cut whose
-        two neighboring characters stand together in no piece. Unigram models weigh whole
-        segmentations by floating-point sums; they are always encoded whole.
-        """
-        if not self._settings.cuttable:
-            return False
-        processor = self._processor
-        pieces = (
-            processor.IdToPiece(i)
-            for i in range(self.vocab_size)
-            if not (processor.IsControl(i) or processor.IsByte(i) or processor.IsUnknown(i))
-        )
-        return _no_piece_spans(pieces, cuts)
 
 
 class HuggingFaceTokenizer:
@@ -128,16 +112,15 @@ class HuggingFaceTokenizer:
         bos = next(
             (i for t in ("<bos>", "<s>") if (i := self._backend.token_to_id(t)) is not None), None
         )
-        if bos is None:
-            raise PolicyError(f"tokenizer {path} has no <bos> token; pi0.5 prompts start with one")
-        self.bos_id = int(bos)
-        unknown = self._json.get("model", {}).get("unk_token")
-        self.unknown_id = self._backend.token_to_id(unknown) if unknown else None
+        self.bos_id: int | None = bos
+        begin = self._backend.encode("a", add_special_tokens=True).ids[:1]
+        self.adds_bos = bos is not None and begin == [bos]
         # PaliGemma's file has <image> as the special token 257152, one more than the embedding of
         # pi0.5 has rows; no prompt needs it. Of the special tokens each prompt needs <bos>.
         special = {t.get("id") for t in self._json.get("added_tokens", []) if t.get("special")}
         vocabulary = self._backend.get_vocab(with_added_tokens=True).values()
-        self.vocab_size = max(self.bos_id, *(i for i in vocabulary if i not in special)) + 1
+        used = [i for i in vocabulary if i not in special]
+        self.vocab_size = max([*used, -1 if bos is None else bos]) + 1
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS and EOS."""
@@ -149,47 +132,6 @@ class HuggingFaceTokenizer:
                 "the model does not know"
             )
         return ids
-
-    def can_cut(self, cuts: Sequence[Cut]) -> bool:
-        """True for plain byte-pair models that at most rewrite spaces; see SentencePiece above."""
-        model = self._json.get("model", {})
-        plain = (
-            model.get("type") == "BPE"
-            and not model.get("dropout")
-            and not model.get("ignore_merges")
-            and not model.get("continuing_subword_prefix")
-            and not model.get("end_of_word_suffix")
-            and _rewrites_spaces_only(self._json.get("normalizer"))
-            and _keeps_text_whole(self._json.get("pre_tokenizer"))
-        )
-        if not plain:
-            return False
-        return _no_piece_spans(self._backend.get_vocab(with_added_tokens=True), cuts) and not any(
-            token.get("lstrip") or token.get("rstrip") or token.get("single_word")
-            for token in self._json.get("added_tokens", [])
-        )
-
-
-def _no_piece_spans(pieces: Iterable[str], cuts: Sequence[Cut]) -> bool:
-    pairs = {left + right for left, right in cuts}
-    pairs |= {pair.replace(" ", _SPACE) for pair in pairs}
-    return not any(piece[i : i + 2] in pairs for piece in pieces for i in range(len(piece) - 1))
-
-
-def _rewrites_spaces_only(normalizer: Any) -> bool:
-    """Whether a normalizer works character by character (nothing, or space -> U+2581)."""
-    if normalizer is None:
-        return True
-    if normalizer.get("type") == "Sequence":
-        return all(_rewrites_spaces_only(n) for n in normalizer.get("normalizers", []))
-    return normalizer.get("type") == "Replace" and normalizer.get("pattern") == {"String": " "}
-
-
-def _keeps_text_whole(pre_tokenizer: Any) -> bool:
-    """Whether nothing is split; Gemma's split on " " finds none after its normalizer."""
-    if pre_tokenizer is None:
-        return True
-    return pre_tokenizer.get("type") == "Split" and pre_tokenizer.get("pattern") == {"String": " "}
 
 
 def tokenizer_candidates(checkpoint: Path | None) -> tuple[Path, ...]:
@@ -217,7 +159,7 @@ def load_tokenizer(
     Args:
         tokenizer: what the user asked for; None looks in `tokenizer_candidates`.
         checkpoint: the checkpoint's path, searched first.
-        vocab_size: rows of the model's embedding; see `check_vocabulary`.
+        vocab_size: rows of the model's embedding; see `check_tokenizer`.
 
     Raises:
         PolicyError: not found (says where it was looked for and how to get it) or not readable.
@@ -251,14 +193,49 @@ def load_tokenizer(
     opened: Tokenizer = (
         HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
     )
-    check_vocabulary(opened, vocab_size)
+    check_tokenizer(opened, vocab_size)
     return opened
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raise PolicyError if a tokenizer has ids that the model's embedding lacks."""
+def check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise PolicyError if a tokenizer does not belong to the model.
+
+    It has ids that the embedding lacks, or the embedding is PaliGemma's and the vocabulary is not.
+    """
+    name, wrong = tokenizer.name, ""
     if tokenizer.vocab_size > vocab_size:
         raise PolicyError(
-            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but the checkpoint "
-            f"only {vocab_size}; it belongs to another model"
+            f"tokenizer {name} has {tokenizer.vocab_size} tokens, but the checkpoint only "
+            f"{vocab_size}; it belongs to another model"
         )
+    if name == BYTES or vocab_size not in _PALIGEMMA_ROWS:
+        return
+    if tokenizer.vocab_size < _GEMMA_PIECES:
+        wrong = f"has {tokenizer.vocab_size} tokens, PaliGemma's has {_PALIGEMMA_ROWS[0]}"
+    elif tokenizer.bos_id not in (None, _GEMMA_BOS):
+        wrong = f"begins texts with token {tokenizer.bos_id}, PaliGemma's with {_GEMMA_BOS}"
+    elif tokenizer.encode("\n") != [_GEMMA_NEWLINE]:
+        wrong = f"encodes a newline as {tokenizer.encode(chr(10))}, PaliGemma's as [108]"
+    if wrong:
+        raise PolicyError(
+            f"tokenizer {name} {wrong}; the checkpoint's embedding of {vocab_size} rows is "
+            "PaliGemma's, so every prompt would be other tokens. Use paligemma_tokenizer.model or "
+            "tokenizer.json of google/paligemma-3b-pt-224"
+        )
+
+
+def tokenizer_doubts(tokenizer: Tokenizer, vocab_size: int) -> tuple[str, ...]:
+    """Sentences about a tokenizer that fits the embedding and may still be another model's."""
+    if tokenizer.name == BYTES:
+        if vocab_size not in _PALIGEMMA_ROWS:
+            return ()
+        return (
+            f"prompts are encoded as bytes, but the embedding of {vocab_size} rows is "
+            "PaliGemma's: the model was trained with another tokenizer",
+        )
+    if tokenizer.vocab_size < _FEW_PIECES * vocab_size:
+        return (
+            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens for an embedding of "
+            f"{vocab_size} rows: is it this model's?",
+        )
+    return ()
