@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from rosbags.interfaces import Connection
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from pi05_ros.bags.bag_files import require_bag_files
+from pi05_ros.bags.bag_parts import BagParts, topic_counts
 from pi05_ros.bags.messages import decode, encode, typestore
 from pi05_ros.errors import Pi05Error
 from pi05_ros.small_files import FileError
@@ -61,6 +61,10 @@ class TopicInfo:
 class Bag:
     """A bag opened for reading.
 
+    Attributes:
+        topics: by name, counted in the files.
+        notes: what metadata.yaml says wrongly, for people.
+
     Raises:
         BagError: not a bag, damaged, or without messages.
 
@@ -68,17 +72,17 @@ class Bag:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._reader = self._open()
-        self.topics: dict[str, TopicInfo] = {}
-        for connection in self._reader.connections:
-            known = self.topics.get(connection.topic)
-            count = connection.msgcount + (known.count if known else 0)
-            self.topics[connection.topic] = TopicInfo(connection.topic, connection.msgtype, count)
+        self._parts = self._open()
+        self.notes = tuple(self._parts.notes)
+        self.topics = {
+            topic: TopicInfo(topic, msgtype, count)
+            for topic, (msgtype, count) in topic_counts(self._parts.parts).items()
+        }
         if not any(topic.count for topic in self.topics.values()):
             self.close()
             raise BagError(f"{self.path} holds no messages")
 
-    def _open(self) -> Reader:
+    def _open(self) -> BagParts:
         path = self.path
         if not path.exists():
             raise BagError(f"{path} does not exist")
@@ -92,15 +96,13 @@ class Bag:
                 f"{path} is not a bag; accepted: a rosbag2 folder, a .mcap or a .db3 file"
             )
         try:
-            require_bag_files(path)
+            return BagParts(path)
         except FileError as error:
-            raise BagError(f"{path} cannot be read as a bag: {error}") from error
-        try:
-            reader = Reader(path)
-            reader.open()
-        except Exception as error:  # the storage libraries raise many kinds
-            raise BagError(_damage(path, error)) from error
-        return reader
+            said = str(error)
+            start = (
+                "" if "cannot be read as a bag" in said else f"{path} cannot be read as a bag: "
+            )
+            raise BagError(start + said) from error
 
     def messages(self, topics: Iterable[str] | None = None) -> Iterator[BagMessage]:
         """Messages of the named topics (None: all) in log time order.
@@ -109,29 +111,25 @@ class Bag:
             BagError: the file is damaged; messages before the damage have been yielded.
 
         """
-        wanted = None if topics is None else set(topics)
-        connections: list[Connection] = [
-            connection
-            for connection in self._reader.connections
-            if wanted is None or connection.topic in wanted
-        ]
-        if not connections:
-            return
         try:
-            for connection, log_ns, raw in self._reader.messages(connections):
-                yield BagMessage(connection.topic, connection.msgtype, log_ns, bytes(raw))
-        except Exception as error:
-            raise BagError(_damage(self.path, error)) from error
+            for message in self._parts.messages(None if topics is None else set(topics)):
+                info = self.topics[message.topic]
+                if message.msgtype == info.msgtype:
+                    yield BagMessage(*message)
+        except FileError as error:
+            raise BagError(str(error)) from error
 
     @property
     def seconds(self) -> float:
         """Time between the first and the last message, all topics, by log time."""
-        return float(self._reader.duration) / 1e9
+        parts = [part for part in self._parts.parts if any(part.counts.values())]
+        span = max(part.end_ns for part in parts) - min(part.start_ns for part in parts)
+        return span / 1e9
 
     @property
     def custom(self) -> dict[str, str]:
         """Custom data of the metadata, such as BagWriter's `custom`."""
-        return dict(self._reader.storage.metadata.custom or {})
+        return dict(self._parts.custom)
 
     def describe_topics(self) -> str:
         """One line per topic: name, type, count."""
@@ -143,7 +141,7 @@ class Bag:
 
     def close(self) -> None:
         """Close the files."""
-        self._reader.close()
+        self._parts.close()
 
     def __enter__(self) -> Bag:
         return self
@@ -250,12 +248,3 @@ def require_place(path: Path) -> None:
         )
     ):
         raise BagError(f"{path} exists and is not a bag; give another place")
-
-
-def _damage(path: Path, error: BaseException) -> str:
-    """Sentence for a file that cannot be read on."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return (
-        f"{path} cannot be read as a bag: {text} (truncated or damaged? "
-        "`ros2 bag reindex` or `mcap recover` may repair it)"
-    )

@@ -22,6 +22,7 @@ from pi05_ros.bags.timeline import TimedMessage, read_timeline
 from pi05_ros.bags.topics import JOINT_STATES, PROMPT, Source
 from pi05_ros.policy.chunking.continuation import DelayEstimator
 from pi05_ros.policy.chunking.continuing import ContinuingPolicy, Started
+from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.interface import ActionChunk
 from pi05_ros.runtime import conversion
 from pi05_ros.runtime.inference import BadSampleError, InferenceResult, Job, PolicyLike
@@ -55,6 +56,8 @@ class OfflineCounts:
         jumps: how often the clock went back.
         leaps: how often it went on by more than `LEAP_NS` at once.
         clock_s: bag time covered, leaps left out.
+        without_prompt: whether no prompt was known when the newest inference started.
+        no_prompt: what the policy said the first time.
 
     """
 
@@ -65,6 +68,8 @@ class OfflineCounts:
     jumps: int = 0
     leaps: int = 0
     clock_s: float = 0.0
+    without_prompt: bool = False
+    no_prompt: Exception | None = None
 
     def lost_tick(self, computing: bool) -> None:
         """Not counted: ticks of a bag are lost by waiting for pictures only."""
@@ -86,8 +91,11 @@ class OfflineCounts:
         self.skipped["chunk not finite" if reason == "nan" else f"chunk {reason}"] += 1
 
     def failed(self, error: Exception) -> None:
-        """End the replay: what the policy refuses now it refuses each time."""
-        raise error
+        """Count a tick before the first prompt; what else the policy refuses ends the replay."""
+        if not (self.without_prompt and isinstance(error, PolicyError)):
+            raise error
+        self.no_prompt = self.no_prompt or error
+        self.skipped["no prompt"] += 1
 
 
 class BagClocks:
@@ -184,7 +192,7 @@ class OfflineReplay:
             self._inputs,
             images,
             lambda: parameters,
-            lambda: prompt_in_use(self._prompt, policy.robot.default_prompt),
+            self._prompt_in_use,
             self._clocks,
             self.counts,
             self._deliver,
@@ -229,6 +237,13 @@ class OfflineReplay:
                 played_ns = mono_ns
             played_ns += 1
         self.counts.jumps = self._inputs.clock_jumps
+        if self.counts.no_prompt is not None and self.counts.without_prompt:
+            raise self.counts.no_prompt  # none came at all
+
+    def _prompt_in_use(self) -> str:
+        prompt = prompt_in_use(self._prompt, self._policy.robot.default_prompt)
+        self.counts.without_prompt = not prompt
+        return prompt
 
     def _take(self, message: TimedMessage, now_ns: int, mono_ns: int) -> None:
         """Feed one message to the buffers, checked as the node checks it on arrival."""
@@ -240,6 +255,7 @@ class OfflineReplay:
             return
         if name == PROMPT:
             self._prompt = decoded.data
+            self.counts.without_prompt = not self._prompt_in_use()
             return
         try:
             stamp_ns = conversion.stamp_ns(decoded.header.stamp)

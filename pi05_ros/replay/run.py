@@ -14,6 +14,7 @@ from pi05_ros.bags.chunk_record import CHUNK_TOPIC, CHUNKS, ChunkRecord
 from pi05_ros.bags.messages import ACTION_CHUNK
 from pi05_ros.bags.topics import JOINT_STATES, PROMPT, Source, find_sources
 from pi05_ros.policy.checkpoints.loading import read_recipe
+from pi05_ros.policy.checkpoints.recipe import Recipe
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.replay.live import LiveOptions, LiveResult, run_live
 from pi05_ros.replay.offline import OfflineReplay, UntimedPolicy
@@ -32,12 +33,14 @@ class Chosen:
         sources: bag topic per input.
         roles: cameras that are used, in the robot profile's order.
         absent: inputs of cameras that the bag lacks and the robot profile does not require.
+        notes: what is odd about the bag, one sentence each.
 
     """
 
     sources: dict[str, Source]
     roles: tuple[str, ...]
     absent: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Outcome:
     bag: Path
 
 
-def robot_of(parameters: PolicyParameters) -> RobotProfile:
-    """Robot profile that the parameters lead to, without loading weights.
+def recipe_of(parameters: PolicyParameters) -> Recipe:
+    """What the parameters say about a policy, without loading weights.
 
     Raises:
         ParameterError: no checkpoint was named.
@@ -59,8 +62,12 @@ def robot_of(parameters: PolicyParameters) -> RobotProfile:
     """
     if not parameters.checkpoint:
         raise ParameterError("checkpoint is empty; accepted: a path, random:tiny, random:pi05")
-    recipe = read_recipe(parameters.checkpoint, robot=parameters.robot or None)
-    return recipe.profile
+    return read_recipe(parameters.checkpoint, robot=parameters.robot or None)
+
+
+def robot_of(parameters: PolicyParameters) -> RobotProfile:
+    """Robot profile that the parameters lead to; raises as `recipe_of`."""
+    return recipe_of(parameters).profile
 
 
 def choose(
@@ -106,6 +113,7 @@ def choose(
         sources,
         tuple(role for role in wanted if camera_source(role) in sources),
         tuple(name for name in map(camera_source, wanted) if name not in sources),
+        bag.notes,
     )
 
 
@@ -140,7 +148,8 @@ def run_offline(
             chunks.append(chunk.record)
             times.append(chunk.inference_ms)
     counts = replay.counts
-    notes = [
+    notes = [f"bag: {note}" for note in chosen.notes]
+    notes += [
         _dropped(count, reason, counts.errors.get(reason, ""))
         for reason, count in counts.dropped.items()
     ]
@@ -160,6 +169,8 @@ def run_offline(
         inference_ms=Spread.of(times),
         policy=describe(policy),
         notes=tuple(notes),
+        assumptions=tuple(policy.info.assumptions),
+        doubts=tuple(policy.info.doubts),
     )
     return Outcome(chunks, summary, out / CHUNKS)
 
@@ -177,6 +188,7 @@ def run_online(
 ) -> Outcome:
     """Live replay into `out`/chunks."""
     _require_place(path, out)
+    recipe = recipe_of(parameters)
     node_values = {**values, "camera_roles": list(chosen.roles)}
     options = LiveOptions(path, chosen.sources, node_values, out, base, speed, loops)
     result = run_live(options, say)
@@ -191,7 +203,9 @@ def run_online(
         latency_ms=Spread.of(latencies_ms(result.chunks)),
         inference_ms=Spread.of([chunk.timings["inference_ms"] for chunk in result.chunks]),
         policy={"checkpoint": parameters.checkpoint},
-        notes=tuple(_live_notes(result, speed)),
+        notes=(*(f"bag: {note}" for note in chosen.notes), *_live_notes(result, speed)),
+        assumptions=recipe.assumptions,
+        doubts=recipe.doubts,
     )
     return Outcome(result.chunks, summary, result.bag)
 

@@ -58,6 +58,8 @@ class ReplaySummary:
         latency_ms: oldest used sample's stamp -> chunk received (live) on the bag's clock.
         inference_ms: the policy's call as measured by the node.
         notes: sentences that a reader must know.
+        assumptions: facts about the policy that no file told.
+        doubts: why its numbers may mean something else than is taken here.
 
     """
 
@@ -72,6 +74,8 @@ class ReplaySummary:
     inference_ms: Spread
     policy: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def measured_hz(self) -> float:
@@ -96,6 +100,8 @@ class ReplaySummary:
         lines.append(f"inference       {self.inference_ms.text()}")
         lines.append(f"skipped ticks   {skipped or 'none'}")
         lines += [f"note            {note}" for note in self.notes]
+        lines += [f"assumed         {assumption}" for assumption in self.assumptions]
+        lines += [f"doubt           {doubt}" for doubt in self.doubts]
         return lines
 
     def write(self, path: Path) -> None:

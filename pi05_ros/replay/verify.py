@@ -78,12 +78,17 @@ def verify(
     names = by_topic({n: s for n, s in sources.items() if n != PROMPT})
     joints = JointStateMerger(policy.robot.state_names, on_change=on_change)
     joints_ns = 0
+    broken: dict[int, Exception] = {}  # joint states that cannot be read, by stamp
     differences: list[Difference] = []
     largest = 0.0
     waiting = list(todo)
     for message in _and_end(bag.messages(names)):
         if message is not None and names[message.topic] == [JOINT_STATES]:
-            merged = _merge(joints, message)
+            try:
+                merged = _merge(joints, message)
+            except (BagError, conversion.ConversionError) as error:
+                broken[header_stamp_ns(message.raw) or 0] = error
+                continue
             if merged is None:
                 continue
             joints_ns = merged.stamp_ns
@@ -122,6 +127,9 @@ def verify(
                     del kept[used]
     if waiting:
         chunk = waiting[0]
+        unreadable = broken.get(chunk.inputs[JOINT_STATES])
+        if unreadable is not None:
+            raise BagError(f"chunk {chunk.chunk_id} cannot be computed again: {unreadable}")
         absent = ", ".join(f"{n} at {s / 1e9:.6f} s" for n, s in sorted(chunk.inputs.items()))
         raise BagError(
             f"{bag.path} lacks samples of {len(waiting)} of {len(todo)} chunks; the first is "
@@ -137,13 +145,10 @@ def _and_end(messages: Iterator[BagMessage]) -> Iterator[BagMessage | None]:
 
 
 def _merge(joints: JointStateMerger, message: BagMessage) -> MergedJoints | None:
-    """State after a message; None if it gives none."""
-    try:
-        decoded = message.decode()
-        stamp_ns = conversion.stamp_ns(decoded.header.stamp)
-        return merge_message(joints, decoded, stamp_ns=stamp_ns)
-    except (BagError, conversion.ConversionError):
-        return None
+    """State after a message; None if it gives none. Raises BagError, ConversionError."""
+    decoded = message.decode()
+    stamp_ns = conversion.stamp_ns(decoded.header.stamp)
+    return merge_message(joints, decoded, stamp_ns=stamp_ns)
 
 
 def _again(

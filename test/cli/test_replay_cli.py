@@ -210,7 +210,7 @@ def test_verify_names_what_is_wrong_with_the_samples(
     def gray(message: BagMessage) -> Iterator[BagMessage]:
         if message.topic == "/base_camera/image_raw":
             image = message.decode()
-            image.encoding = "bayer_rggb8"
+            image.encoding = "bayer_rggb16"
             message = message._replace(raw=encode(image))
         yield message
 
@@ -231,7 +231,7 @@ def test_verify_names_what_is_wrong_with_the_samples(
     torn = edit_bag(bag, tmp_path / "torn", cut)
     silent = edit_bag(chunks, tmp_path / "silent", no_joints)
     for source, recording, text in (
-        (other, chunks, "cannot be computed again: base_camera: image encoding 'bayer_rggb8'"),
+        (other, chunks, "cannot be computed again: base_camera: image encoding 'bayer_rggb16'"),
         (torn, chunks, "cannot be computed again: a sensor_msgs/msg/JointState"),
         (bag, silent, "does not say which joint_states it used"),
     ):

@@ -142,6 +142,21 @@ def split_joints(gripper_lag_ns: int = 0, every: int = 1) -> Edit:
     return edit
 
 
+def late_prompt(at_ns: int) -> Edit:
+    """Move the prompt to a later time."""
+    kept: list[BagMessage] = []
+
+    def edit(message: BagMessage) -> Iterator[BagMessage]:
+        if message.topic == "/prompt":
+            kept.append(message._replace(log_ns=at_ns))
+            return
+        if kept and message.log_ns >= at_ns:
+            yield kept.pop()
+        yield message
+
+    return edit
+
+
 def nan_joints(first_ns: int, last_ns: int) -> Edit:
     """Put NaN into one joint for a while."""
 

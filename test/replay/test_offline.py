@@ -8,11 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bags import START_NS, delay, drop, edit_bag, nan_joints, split_joints, swap_joints, write_bag
+from bags import (
+    START_NS,
+    delay,
+    drop,
+    edit_bag,
+    late_prompt,
+    nan_joints,
+    split_joints,
+    swap_joints,
+    write_bag,
+)
 
+from pi05_ros import resources
 from pi05_ros.bags.bag import Bag, BagError
 from pi05_ros.bags.messages import NS
-from pi05_ros.policy import Policy
+from pi05_ros.policy import Policy, PolicyError
 from pi05_ros.replay.compare import compare
 from pi05_ros.replay.offline import OfflineReplay
 from pi05_ros.replay.run import Outcome, choose, robot_of, run_offline
@@ -140,6 +151,43 @@ def test_the_oldest_joint_gives_the_age_and_chunks_are_recomputed(
     with Bag(parts) as opened:
         sources = choose(opened, policy.robot, {}).sources
         assert verify(opened, sources, policy, run.chunks).equal
+
+
+@pytest.fixture(scope="module")
+def promptless(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    text = (resources.robots_dir() / "sim_arm.yaml").read_text()
+    profile = tmp_path_factory.mktemp("robot") / "promptless.yaml"
+    lines = [line for line in text.splitlines() if not line.strip().startswith("default:")]
+    profile.write_text("\n".join(lines))
+    policy = Policy.load("random:tiny", robot=profile, threads=1)
+    assert not policy.robot.default_prompt
+    return policy
+
+
+def test_ticks_before_the_first_prompt_are_skipped(
+    bag: Path, promptless: Policy, parameters: PolicyParameters, tmp_path: Path
+) -> None:
+    late = edit_bag(bag, tmp_path / "late", late_prompt(START_NS + 450_000_000))
+    run = replay(late, promptless, parameters, tmp_path / "out")
+    assert run.summary.skipped["no prompt"] == 4
+    assert [chunk.prompt for chunk in run.chunks] == ["push the block"] * len(run.chunks)
+    assert [chunk.seed for chunk in run.chunks] == list(range(4, 4 + len(run.chunks)))  # as live
+
+
+def test_a_bag_without_any_prompt_is_an_error(
+    bag: Path, promptless: Policy, parameters: PolicyParameters, tmp_path: Path
+) -> None:
+    silent = edit_bag(bag, tmp_path / "silent", drop("/prompt", 0, LAST * 10))
+    with pytest.raises(PolicyError, match="no prompt"):
+        replay(silent, promptless, parameters, tmp_path / "out")
+
+
+def test_assumptions_and_doubts_are_shown(golden: Outcome, policy: Policy) -> None:
+    summary = golden.summary
+    assert summary.assumptions == policy.info.assumptions
+    assert any("weights are random" in line for line in summary.lines())
+    doubted = dataclasses.replace(summary, doubts=("q99 of joint1 is 90",))
+    assert doubted.lines()[-1] == "doubt           q99 of joint1 is 90"
 
 
 def test_a_gripper_published_on_change_does_not_stop_the_chunks(
