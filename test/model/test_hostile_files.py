@@ -5,7 +5,6 @@ import os
 import random
 
 import pytest
-import torch
 from model_fixtures import WEIGHTS, config, model, same_parameters
 
 from pi05_ros.model import CheckpointError, load_checkpoint
@@ -244,9 +243,10 @@ def test_special_files_are_refused(tmp_path):
         load_checkpoint("/dev/zero")
 
 
-def test_not_finite_weights_are_kept_as_they_are(tmp_path):
+def test_not_finite_weights_are_refused(tmp_path):
     raw = bytearray(RAW)
     begin = HEADER["time_mlp_in.bias"]["data_offsets"][0] + 8 + LENGTH
     raw[begin : begin + 4] = b"\x00\x00\xc0\x7f"
     (tmp_path / "model.safetensors").write_bytes(raw)
-    assert torch.isnan(load_checkpoint(tmp_path).time_mlp_in.bias[0])
+    with pytest.raises(CheckpointError, match=r"hold NaN or infinity: time_mlp_in\.bias"):
+        load_checkpoint(tmp_path)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from pi05_ros.model import (
     open_checkpoint,
     save_openpi,
 )
+from pi05_ros.model.checkpoint.file_hash import file_states
 from pi05_ros.model.dtypes import parameter_dtype
 from pi05_ros.model.layout import EXPERT, EXPERT_LM_HEAD, LANGUAGE, VISION, VISION_TOWER
 
@@ -351,3 +353,49 @@ def test_bf16_file_is_read_exactly(tmp_path):
     loaded = dict(load_checkpoint(directory, config()).named_parameters())
     for name in ("action_in_proj.weight", "time_mlp_out.bias"):
         assert torch.equal(loaded[name], weights()[name].bfloat16().float())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value, stored, dtype):
+    tensors = {name: tensor.to(stored) for name, tensor in weights().items()}
+    tensors[Q0] = tensors[Q0].clone()
+    tensors[Q0].view(-1)[7] = value
+    with pytest.raises(CheckpointError, match=r"1 of \d+ tensors hold NaN or infinity: .*q_proj"):
+        load_checkpoint(write(tmp_path, tensors), config(), dtype)
+
+
+def test_weights_whose_sum_overflows_are_finite(tmp_path):
+    tensors = dict(weights())
+    tensors[Q0] = torch.full_like(tensors[Q0], 3e38)
+    loaded = load_checkpoint(write(tmp_path, tensors), config())
+    assert all(bool(p.isfinite().all()) for p in loaded.parameters())
+
+
+def test_a_value_too_large_for_the_model_s_dtype_is_refused(tmp_path):
+    tensors = {name: tensor.double() for name, tensor in weights().items()}
+    tensors[Q0] = torch.full_like(tensors[Q0], 1e300)
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        load_checkpoint(write(tmp_path, tensors), config())
+
+
+@pytest.mark.parametrize("how", ["replaced", "written"])
+def test_weights_that_change_while_they_are_read_are_refused(tmp_path, how):
+    directory = write_layout(tmp_path, "openpi fp32")
+    file = directory / "model.safetensors"
+    states = file_states(directory)
+    digest = checkpoint_hash(directory, since=states)
+    stamp = file.stat()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    if how == "replaced":
+        other = tmp_path / "other"
+        other.write_bytes(content)
+        other.replace(file)
+    else:
+        file.write_bytes(content)
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as `cp -p` and rsync do
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: changed while it was read"):
+        checkpoint_hash(directory, since=states)
+    assert checkpoint_hash(directory) != digest

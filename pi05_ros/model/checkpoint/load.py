@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ def load_checkpoint(
         clock: replaces the config's `clock`.
 
     Raises:
-        CheckpointError: the checkpoint is not a complete pi0.5 model of this config.
+        CheckpointError: the checkpoint is not a complete pi0.5 model of this config, or a weight
+            is NaN or infinite.
         ValueError: dtype, rope or clock is not one of the accepted ones.
 
     """
@@ -117,6 +118,7 @@ def _read_model(
     model = Pi05(config, dtype, device="meta")
     wanted = openpi_layout(config).keys() - {EXPERT_LM_HEAD}
     order = sorted(wanted, key=lambda name: (tensors[name].file, tensors[name].offset))
+    sums: list[Tensor] = []
     with contextlib.ExitStack() as stack:
         try:
             opened = {
@@ -129,9 +131,37 @@ def _read_model(
                     opened[entry.file], entry, parameter_dtype(ours, dtype), device
                 )
                 set_parameter(model, ours, value)
+                sums.append(value.sum().float())
         except OSError as error:
             raise CheckpointError(f"cannot read the weights: {error}") from error
+    if device.type != "meta":
+        _require_finite(model, order, sums, tensors)
     return model
+
+
+def _require_finite(
+    model: Pi05, names: Sequence[str], sums: Sequence[Tensor], tensors: Mapping[str, TensorEntry]
+) -> None:
+    """Raise CheckpointError if a weight is NaN or infinite.
+
+    A sum is one pass at memory speed and keeps NaN and infinity; only where one is not finite are
+    the values looked at (a sum of finite values may overflow).
+    """
+    suspects = torch.stack(list(sums)).isfinite().logical_not().nonzero().flatten().tolist()
+    parameters = dict(model.named_parameters())
+    bad = {}
+    for index in suspects:
+        count = int(parameters[model_name(names[index])].isfinite().logical_not().sum())
+        if count:
+            bad[names[index]] = count
+    if bad:
+        name, count = next(iter(bad.items()))
+        entry = tensors[name]
+        raise CheckpointError(
+            f"{entry.file}: {len(bad)} of {len(names)} tensors hold NaN or infinity: "
+            f"{shorten(bad)}; the first has {count} such values of {entry.size}. "
+            "The file is damaged, or the training diverged"
+        )
 
 
 def openpi_tensors(model: Pi05) -> dict[str, Tensor]:

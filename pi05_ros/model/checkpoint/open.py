@@ -9,11 +9,9 @@ Only headers and small JSON files are read here. Layouts:
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -325,27 +323,3 @@ def _canonical(
     if EMBED_TOKENS in tensors:
         tensors[LM_HEAD] = tensors.pop(EMBED_TOKENS)
     return tensors, unused, untied
-
-
-def checkpoint_hash(path: str | Path) -> str:
-    """Hash ("sha256:<hex>") of the weight files' bytes, shards in the order of their names.
-
-    Remembered per process for unchanged files (path, size, time of change).
-    """
-    files = find_files(path)
-    try:
-        stamps = [(file.resolve(), file.stat()) for file in files]
-        return _hash(tuple((str(name), s.st_size, s.st_mtime_ns) for name, s in stamps))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-@lru_cache(maxsize=16)
-def _hash(files: tuple[tuple[str, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    buffer = bytearray(4 * 2**20)
-    for name, _, _ in files:
-        with open(name, "rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(memoryview(buffer)[:count])
-    return "sha256:" + digest.hexdigest()

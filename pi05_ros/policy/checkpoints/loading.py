@@ -15,8 +15,9 @@ import torch
 from pi05_ros.backends import Engine, Precision, create_engine, parse_precision
 from pi05_ros.backends.create import check_backend
 from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
+from pi05_ros.model.checkpoint.file_hash import checkpoint_hash, file_states
 from pi05_ros.model.checkpoint.infer_config import infer_config
-from pi05_ros.model.checkpoint.open import checkpoint_hash, open_checkpoint
+from pi05_ros.model.checkpoint.open import open_checkpoint
 from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
 from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX, Recipe, openpi_recipe, random_recipe
 from pi05_ros.policy.errors import PolicyError
@@ -120,12 +121,13 @@ def load(
     else:
         path = Path(os.path.expanduser(checkpoint))
         # From the headers alone: a wrong tokenizer shows before gigabytes are read.
+        states = file_states(path)
         config = infer_config(open_checkpoint(path)).config
         vocabulary = load_tokenizer(words, path, config.vocab)
         recipe = with_tokenizer(recipe, vocabulary, config.vocab)
         clock = "exact" if recipe.family == "lerobot" else None
         model = load_checkpoint(path, config, dtype=dtype, device=target, clock=clock)
-        digest = checkpoint_hash(path)
+        digest = checkpoint_hash(path, since=states)
     horizon = recipe.profile.horizon or model.config.horizon
     recipe = dataclasses.replace(
         recipe, profile=dataclasses.replace(recipe.profile, horizon=horizon)

@@ -1,0 +1,87 @@
+"""Identity of weight files: the hash of their bytes, and whether they changed meanwhile.
+
+Weights are read once, into the place where they stay, and hashed in a second pass. A file that is
+replaced or written in between would give one model the hash of another, so its state on disk is
+taken before the first read and compared after the last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pi05_ros.model.checkpoint.open import find_files
+from pi05_ros.model.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What the file system says of one weight file; any write or replacement changes it."""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+
+def file_states(path: str | Path) -> tuple[FileState, ...]:
+    """States of a checkpoint's weight files, shards in the order of their names.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be looked at.
+
+    """
+    try:
+        found = [(file.resolve(), file.stat()) for file in find_files(path)]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return tuple(
+        FileState(str(file), s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+        for file, s in found
+    )
+
+
+def checkpoint_hash(path: str | Path, since: tuple[FileState, ...] | None = None) -> str:
+    """Hash ("sha256:<hex>") of the weight files' bytes, shards in the order of their names.
+
+    Remembered per process for unchanged files.
+
+    Args:
+        path: as for `load_checkpoint`.
+        since: `file_states` from before the weights were read; the hash is then of what was read.
+
+    Raises:
+        CheckpointError: unreadable, or changed since then or while it was hashed.
+
+    """
+    states = file_states(path)
+    if since is not None and states != since:
+        raise _changed(since, states)
+    try:
+        digest = _hash(states)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    now = file_states(path)
+    if now != states:
+        raise _changed(states, now)
+    return digest
+
+
+def _changed(before: tuple[FileState, ...], after: tuple[FileState, ...]) -> CheckpointError:
+    other = sorted({state.path for state in set(before) ^ set(after)})
+    return CheckpointError(f"{', '.join(other)}: changed while it was read; load it again")
+
+
+@lru_cache(maxsize=16)
+def _hash(files: tuple[FileState, ...]) -> str:
+    digest = hashlib.sha256()
+    buffer = bytearray(4 * 2**20)
+    for state in files:
+        with open(state.path, "rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(memoryview(buffer)[:count])
+    return "sha256:" + digest.hexdigest()
