@@ -8,23 +8,20 @@ said otherwise; the boundary is uint8 images on the GPU to actions on the GPU.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pi05_ros.backends import BackendError, create_engine
 from pi05_ros.backends.cuda.workload import MIXES, STAGES, Workload, random_inputs
+from pi05_ros.bench.bench_requests import ModelBenchRequest
 from pi05_ros.bench.ceilings import floor_ms
 from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
-from pi05_ros.model.config import PRESETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +36,8 @@ class Timing:
     @classmethod
     def of(cls, samples: Sequence[float]) -> Timing:
         """Statistics of a list of milliseconds."""
-        ordered = sorted(samples)
-        last = len(ordered) - 1
-        return cls(
-            statistics.fmean(ordered),
-            statistics.pstdev(ordered),
-            ordered[last // 2],
-            ordered[min(last, round(0.99 * last))],
-        )
+        p50, p99 = np.percentile(samples, (50, 99))
+        return cls(float(np.mean(samples)), float(np.std(samples)), float(p50), float(p99))
 
 
 def device_times(call: Callable[[], Any], runs: int, warmup: int = 5) -> list[float]:
@@ -176,90 +167,37 @@ def student(config: Pi05Config, depth: int | None, width: float) -> Pi05Config:
     return dataclasses.replace(config, vlm=shrink(config.vlm), expert=shrink(config.expert))
 
 
-def at_least_one(text: str) -> int:
-    """Type of an option that counts something."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: 1 or more is accepted")
-    return value
+def measure_model(request: ModelBenchRequest) -> dict[str, Any]:
+    """Build the engine, measure all step counts, return the report.
 
+    Raises:
+        BackendError, CheckpointError: it cannot run here.
 
-def frame_size(text: str) -> tuple[int, int]:
-    """``WxH`` to (height, width)."""
-    width, _, height = text.partition("x")
-    try:
-        return at_least_one(height), at_least_one(width)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: WxH is accepted, as 640x480") from None
-
-
-def parser() -> argparse.ArgumentParser:
-    """Command line of the benchmark."""
-    p = argparse.ArgumentParser(prog="pi05 bench model", description=__doc__)
-    p.add_argument("--checkpoint", help="weights; random ones without it")
-    p.add_argument("--preset", default="pi05", choices=tuple(PRESETS), help="of random weights")
-    p.add_argument("--precision", default="auto", choices=("auto", *MIXES))
-    p.add_argument("--vision", choices=("bf16", "fp8"), help="vision apart from the mix")
-    p.add_argument("--views", type=int, choices=range(4), default=2)
-    p.add_argument("--tokens", type=at_least_one, default=20, help="prompt tokens")
-    p.add_argument("--horizon", type=at_least_one, default=50)
-    p.add_argument("--steps", type=at_least_one, nargs="+", default=[1, 3, 10])
-    p.add_argument("--image", type=frame_size, default="224x224", help="frame size, WxH")
-    p.add_argument("--runs", type=at_least_one, default=200)
-    p.add_argument("--depth", type=int, help="student: layers of both stacks")
-    p.add_argument("--width", type=float, default=1.0, help="student: factor on the MLP widths")
-    p.add_argument(
-        "--overlap", action="store_true", help="also frame after frame with two under way"
-    )
-    p.add_argument("--no-eager", action="store_true", help="skip the plain model")
-    p.add_argument("--json", type=Path)
-    p.add_argument("--markdown", type=Path)
-    p.add_argument("--plot", type=Path, help="PNG: stage bars and latency histogram")
-    return p
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; exit code 2 where it cannot run."""
-    args = parser().parse_args(argv)
-    report = run(args)
-    from pi05_ros.bench import report as out
-
-    out.console(report)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
-    if args.markdown:
-        args.markdown.write_text(out.markdown(report))
-    if args.plot:
-        out.plot(report, args.plot)
-    return 0
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Build the engine, measure all step counts, return the report."""
+    """
     from pi05_ros.backends.cuda import usable
 
     ok, why = usable()
     if not ok:
         raise BackendError(why)
-    height, width = args.image
-    if args.checkpoint:
-        model = load_checkpoint(args.checkpoint, dtype=torch.bfloat16, device="cuda")
-        source = str(args.checkpoint)
+    height, width = request.image
+    if request.checkpoint:
+        model = load_checkpoint(request.checkpoint, dtype=torch.bfloat16, device="cuda")
+        source = str(request.checkpoint)
     else:
-        config = student(Pi05Config.preset(args.preset), args.depth, args.width)
+        config = student(Pi05Config.preset(request.preset), request.depth, request.width)
         model = Pi05.random_on_device(config, 0, torch.bfloat16, "cuda")
-        source = f"random {args.preset}"
-    words = dict(zip(STAGES, MIXES.get(args.precision, ("auto",) * 3), strict=True))
-    if args.vision:
-        words["vision"] = args.vision
-    works = [Workload(args.views, args.tokens, args.horizon, n) for n in args.steps]
+        source = f"random {request.preset}"
+    words = dict(zip(STAGES, MIXES.get(request.precision, ("auto",) * 3), strict=True))
+    if request.vision:
+        words["vision"] = request.vision
+    works = [Workload(request.views, request.tokens, request.horizon, n) for n in request.steps]
     eager = None
-    if not args.no_eager:
+    if request.eager:
         times = eager_times(model, works[-1], (height, width), 8)
         eager = dataclasses.asdict(Timing.of(times))
     begin = time.perf_counter()
     engine: Any = create_engine(
-        model, "cuda", words, views=args.views, horizon=args.horizon, release_model=True
+        model, "cuda", words, views=request.views, horizon=request.horizon, release_model=True
     )
     del model
     torch.cuda.empty_cache()
@@ -269,7 +207,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.cuda.synchronize()
     ready = time.perf_counter() - begin
     memory = torch.cuda.max_memory_allocated()
-    rows = [measure(engine, work, (height, width), args.runs, args.overlap) for work in works]
+    rows = [
+        measure(engine, work, (height, width), request.runs, request.overlap) for work in works
+    ]
     report = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -277,7 +217,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "precision": dataclasses.asdict(engine.precision),
         "tuning": Path(engine.tuning.source).name,
         "image": [height, width],
-        "runs": args.runs,
+        "runs": request.runs,
         "ready_s": ready,
         "peak_memory_gb": memory / 1e9,
         "eager_ms": eager,
@@ -287,7 +227,3 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         report["speedup"] = eager["p50"] / rows[-1]["times_ms"]["total"]["p50"]
     engine.close()
     return report
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,20 +8,17 @@ chunk over, without the policy's call. Joint states are counted by the node's di
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pi05_ros.bags.chunk_record import read_chunks
+from pi05_ros.bench.bench_requests import NodeBenchRequest
 from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.replay.live import (
     NODE,
@@ -50,14 +47,6 @@ LIMITS = (
     ("overhead_p99_ms", 10.0, "overhead p99 <= 10 ms"),
     ("joint_states_lost", 0.03, "joint states delivered >= 97 %"),
     ("rss_growth_mib", 5.0, "resident memory growth <= 5 MiB"),
-)
-
-ACCEPTED = (
-    ("duration", 2, 86400, "seconds"),
-    ("width", 1, 4096, "pixels"),
-    ("height", 1, 4096, "pixels"),
-    ("camera-hz", 0.1, 1000, "per second"),
-    ("joint-hz", 0.1, 10000, "per second"),
 )
 
 
@@ -111,64 +100,45 @@ class NodeFigures:
         return [(text, values[name] <= limit) for name, limit, text in LIMITS]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the benchmark."""
-    parser.add_argument("--duration", type=float, default=30.0, help="seconds of load")
-    parser.add_argument("--rate", type=float, default=10.0, help="inferences per second")
-    parser.add_argument("--checkpoint", default="random:tiny")
-    parser.add_argument("--robot", default="sim_arm")
-    parser.add_argument(
-        "--cameras", type=int, default=2, help="cameras of the robot that are used"
-    )
-    parser.add_argument("--width", type=int, default=640)
-    parser.add_argument("--height", type=int, default=480)
-    parser.add_argument("--camera-hz", type=float, default=30.0)
-    parser.add_argument("--joint-hz", type=float, default=100.0)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the model")
-    parser.add_argument("--out", type=Path, default=Path("out/bench_node"))
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    parser.add_argument("--check", action="store_true", help="exit code 1 if a limit is not met")
-
-
-def measure(args: argparse.Namespace) -> NodeFigures:
+def measure_node(request: NodeBenchRequest) -> NodeFigures:
     """Run the load and collect the figures.
 
     Raises:
         RosMissingError, ChildError, BagError, ParameterError: it cannot run; one clear text.
 
     """
-    roles = load_profile(args.robot).camera_roles
-    if not 1 <= args.cameras <= len(roles):
+    roles = load_profile(request.robot).camera_roles
+    if not 1 <= request.cameras <= len(roles):
         raise ParameterError(
-            f"--cameras is {args.cameras}; accepted: 1 to {len(roles)} for robot {args.robot}"
+            f"--cameras is {request.cameras}; accepted: 1 to {len(roles)} for robot "
+            f"{request.robot}"
         )
-    roles = roles[: args.cameras]
+    roles = roles[: request.cameras]
     values = {
-        "checkpoint": args.checkpoint,
-        "robot": args.robot,
-        "rate_hz": float(args.rate),
-        "threads": args.threads,
+        "checkpoint": request.checkpoint,
+        "robot": request.robot,
+        "rate_hz": float(request.rate),
+        "threads": request.threads,
         "camera_roles": list(roles),
     }
     PolicyParameters.from_values(values)
     environment, _ = ros_environment()
-    write_parameters(args.out / "node_params.yaml", values)
-    chunk_bag = args.out / "chunks"
+    write_parameters(request.out / "node_params.yaml", values)
+    chunk_bag = request.out / "chunks"
     load = [
         f"--{name}={value}"
         for name, value in (
-            ("node", NODE), ("robot", args.robot), ("cameras", args.cameras),
-            ("seconds", args.duration), ("width", args.width), ("height", args.height),
-            ("camera-hz", args.camera_hz), ("joint-hz", args.joint_hz),
+            ("node", NODE), ("robot", request.robot), ("cameras", request.cameras),
+            ("seconds", request.duration), ("width", request.width), ("height", request.height),
+            ("camera-hz", request.camera_hz), ("joint-hz", request.joint_hz),
         )
     ]  # fmt: skip
-    with Children(environment, args.out / "logs") as children:
-        ros = ("--ros-args", "--params-file", str(args.out / "node_params.yaml"))
+    with Children(environment, request.out / "logs") as children:
+        ros = ("--ros-args", "--params-file", str(request.out / "node_params.yaml"))
         node = children.start_module("policy_node", "pi05_ros.ros.policy_node", *ros)
         recorder = children.start_module(
             "recorder", "pi05_ros.ros.processes.chunk_recorder",
-            "--node", NODE, "--out", str(chunk_bag), "--clock-map", str(args.out / "none.json"),
+            "--node", NODE, "--out", str(chunk_bag), "--clock-map", str(request.out / "none.json"),
             talks=True,
         )  # fmt: skip
         publisher = children.start_module(
@@ -177,13 +147,13 @@ def measure(args: argparse.Namespace) -> NodeFigures:
         children.wait_event(publisher, "ready", 10 * START_S)
         children.wait_event(recorder, "matched", START_S)
         publisher.send("go")
-        memory, cpu_share = _watch(children, node, args.duration)
+        memory, cpu_share = _watch(children, node, request.duration)
         done = children.wait_event(publisher, "done", START_S)
         time.sleep(SETTLE_S)
         code = children.stop(recorder, WRITE_S)
         if code != 0:
             raise ChildError(f"recorder ended with code {code}:\n{recorder.tail()}")
-    return _figures(args, chunk_bag, done, memory, cpu_share)
+    return _figures(request, chunk_bag, done, memory, cpu_share)
 
 
 def _watch(children: Children, node: Child, seconds: float) -> tuple[np.ndarray, float]:
@@ -199,7 +169,7 @@ def _watch(children: Children, node: Child, seconds: float) -> tuple[np.ndarray,
 
 
 def _figures(
-    args: argparse.Namespace,
+    request: NodeBenchRequest,
     chunk_bag: Path,
     done: dict[str, Any],
     memory: np.ndarray,
@@ -220,13 +190,13 @@ def _figures(
     return NodeFigures(
         machine=machine(),
         setting=(
-            f"{args.checkpoint}, {args.cameras} cameras {args.width}x{args.height} at "
-            f"{args.camera_hz:g} Hz, joint states at {args.joint_hz:g} Hz, {args.rate:g} Hz, "
-            f"{args.threads} model threads"
+            f"{request.checkpoint}, {request.cameras} cameras {request.width}x{request.height} at "
+            f"{request.camera_hz:g} Hz, joint states at {request.joint_hz:g} Hz, "
+            f"{request.rate:g} Hz, {request.threads} model threads"
         ),
-        seconds=args.duration,
+        seconds=request.duration,
         chunks=len(chunks),
-        asked=args.rate * args.duration,
+        asked=request.rate * request.duration,
         overhead_ms=Spread.of(overhead),
         queue_ms=spread("queue_ms"),
         inference_ms=spread("inference_ms"),
@@ -282,32 +252,3 @@ def rows(figures: NodeFigures) -> list[tuple[str, str]]:
         ("CPU of the node", f"{figures.cpu_share:.0%} of one core"),
         ("publisher late", f"p99 {figures.publisher_late_p99_ms:.1f} ms"),
     ]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="pi05 bench node", description="cost of the policy node")
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    for option, low, high, unit in ACCEPTED:
-        value = getattr(args, option.replace("-", "_"))
-        if not low <= value <= high:
-            raise ParameterError(f"--{option} is {value}; accepted: {low} to {high} {unit}")
-    figures = measure(args)
-    limits = figures.limits()
-    if args.json:
-        report = asdict(figures) | {"limits": dict(limits)}
-        print(json.dumps(report, indent=2))
-    elif args.markdown:
-        print(f"{figures.setting}; {figures.machine}\n\n| figure | value |\n|---|---|")
-        print("\n".join(f"| {label} | {value} |" for label, value in rows(figures)))
-    else:
-        print(f"{figures.setting}\n{figures.machine}")
-        print("\n".join(f"{label:32} {value}" for label, value in rows(figures)))
-        for text, met in limits:
-            print(f"{'met' if met else 'NOT MET':32} {text}")
-    return 1 if args.check and not all(met for _, met in limits) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,14 +5,11 @@ Copy bandwidth by size, and the rate of matrix products in BF16 and FP8 at the s
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 
+from pi05_ros.backends import BackendError
 from pi05_ros.bench.ceilings import measure_copy, measure_gemm
 
 SHAPES = (
@@ -27,8 +24,15 @@ SHAPES = (
 )
 
 
-def measure() -> dict[str, object]:
-    """All ceilings of the current CUDA device."""
+def measure_ceilings() -> dict[str, Any]:
+    """All ceilings of the current CUDA device.
+
+    Raises:
+        BackendError: there is none.
+
+    """
+    if not torch.cuda.is_available():
+        raise BackendError("there is no CUDA device")
     fp8 = torch.cuda.get_device_capability() >= (8, 9)
     copies = {f"{mib} MiB": measure_copy(mib / 1024) for mib in (8, 64, 512, 2048)}
     gemms = {}
@@ -39,34 +43,3 @@ def measure() -> dict[str, object]:
             "fp8": measure_gemm(M, N, K, True) if fp8 else None,
         }
     return {"device": torch.cuda.get_device_name(), "copy_tb_s": copies, "gemm_tflop_s": gemms}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and write `--json` if asked."""
-    p = argparse.ArgumentParser(prog="pi05 bench roofline", description=__doc__)
-    p.add_argument("--json", type=Path)
-    args = p.parse_args(argv)
-    if not torch.cuda.is_available():
-        print("pi05 bench roofline: there is no CUDA device", file=sys.stderr)
-        return 2
-    from rich.console import Console
-    from rich.table import Table
-
-    report = measure()
-    screen = Console()
-    table = Table("size", "TB/s (read + write)", title=f"copy, {report['device']}")
-    for size, rate in report["copy_tb_s"].items():  # type: ignore[attr-defined]
-        table.add_row(size, f"{rate:.2f}")
-    screen.print(table)
-    table = Table("product", "M x N x K", "BF16 TFLOP/s", "FP8 TFLOP/s", title="warm, one stream")
-    for name, row in report["gemm_tflop_s"].items():  # type: ignore[attr-defined]
-        fp8 = "-" if row["fp8"] is None else f"{row['fp8']:.0f}"
-        table.add_row(name, " x ".join(map(str, row["shape"])), f"{row['bf16']:.0f}", fp8)
-    screen.print(table)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,35 +1,180 @@
-"""`pi05 bench NAME`: benchmarks, each imported only when asked for."""
+"""`pi05 bench NAME`: options of the benchmarks and how their figures are shown."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-# name -> (module with main(argv) -> exit code, one line of help)
-BENCHES: dict[str, tuple[str, str]] = {
-    "model": ("pi05_ros.bench.model", "stages, totals and roofline of the cuda backend"),
-    "roofline": ("pi05_ros.bench.roofline", "copy bandwidth and product rates of this GPU"),
-    "node": ("pi05_ros.bench.node", "overhead, delivery, memory and CPU of the policy node"),
-    "prompt": ("pi05_ros.bench.prompt", "time to renew the prompt tokens at a tick"),
-}
+from pi05_ros.bench.bench_requests import ModelBenchRequest, NodeBenchRequest
+
+MODEL_PRESETS = ("pi05", "tiny")
+MIXES = ("bf16", "fp8", "fp8-w8a16")
+"""Words of `model.config.PRESETS` and `cuda.workload.MIXES`, which --help does not import."""
+_MODEL, _NODE = ModelBenchRequest(), NodeBenchRequest()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name of the benchmark; the rest is its own."""
-    names = "; ".join(f"{name}: {text}" for name, (_, text) in BENCHES.items())
-    parser.add_argument("name", choices=sorted(BENCHES), help=names)
-    parser.add_argument(
-        "rest", nargs=argparse.REMAINDER, metavar="...", help="options of that benchmark"
-    )
+    """One subcommand for each benchmark."""
+    benches = parser.add_subparsers(dest="name", metavar="name", required=True)
+    for name, text, add, run_bench in (
+        ("model", "stages, totals and roofline of the cuda backend", _add_model, _run_model),
+        ("node", "overhead, delivery, memory and CPU of the policy node", _add_node, _run_node),
+        ("roofline", "copy bandwidth and product rates of this GPU", _add_json, _run_roofline),
+    ):
+        one = benches.add_parser(name, help=text, description=text)
+        add(one)
+        one.set_defaults(run_bench=run_bench)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run one benchmark."""
-    module, _ = BENCHES[args.name]
+    return int(args.run_bench(args))
+
+
+def at_least_one(text: str) -> int:
+    """Type of an option that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: 1 or more is accepted")
+    return value
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """``WxH`` to (height, width)."""
+    width, _, height = text.partition("x")
     try:
-        loaded = importlib.import_module(module)
-    except ImportError as error:
-        print(f"pi05 bench {args.name} cannot run here: {error}", file=sys.stderr)
-        return 2
-    return int(loaded.main(args.rest))
+        return at_least_one(height), at_least_one(width)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: WxH is accepted, as 640x480") from None
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--checkpoint", help="weights; random ones without it")
+    add("--preset", default=_MODEL.preset, choices=MODEL_PRESETS, help="of random weights")
+    add("--precision", default=_MODEL.precision, choices=("auto", *MIXES))
+    add("--vision", choices=("bf16", "fp8"), help="vision apart from the mix")
+    add("--views", type=int, choices=range(4), default=_MODEL.views)
+    add("--tokens", type=at_least_one, default=_MODEL.tokens, help="prompt tokens")
+    add("--horizon", type=at_least_one, default=_MODEL.horizon)
+    add("--steps", type=at_least_one, nargs="+", default=list(_MODEL.steps))
+    add("--image", type=frame_size, default=_MODEL.image, help="frame size, WxH (224x224)")
+    add("--runs", type=at_least_one, default=_MODEL.runs)
+    add("--depth", type=int, help="student: layers of both stacks")
+    add("--width", type=float, default=_MODEL.width, help="student: factor on the MLP widths")
+    add("--overlap", action="store_true", help="also frame after frame with two under way")
+    add("--no-eager", action="store_true", help="skip the plain model")
+    add("--json", type=Path)
+    add("--markdown", type=Path)
+    add("--plot", type=Path, help="PNG: stage bars and latency histogram")
+
+
+def _run_model(args: argparse.Namespace) -> int:
+    from pi05_ros.bench import model_report
+    from pi05_ros.bench.model import measure_model
+
+    report = measure_model(
+        ModelBenchRequest(
+            args.checkpoint,
+            args.preset,
+            args.precision,
+            args.vision,
+            args.views,
+            args.tokens,
+            args.horizon,
+            tuple(args.steps),
+            args.image,
+            args.runs,
+            args.depth,
+            args.width,
+            args.overlap,
+            eager=not args.no_eager,
+        )
+    )
+    model_report.console(report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if args.markdown:
+        args.markdown.write_text(model_report.markdown(report))
+    if args.plot:
+        model_report.plot(report, args.plot)
+    return 0
+
+
+def _add_node(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--duration", type=float, default=_NODE.duration, help="seconds of load")
+    add("--rate", type=float, default=_NODE.rate, help="inferences per second")
+    add("--checkpoint", default=_NODE.checkpoint)
+    add("--robot", default=_NODE.robot)
+    add("--cameras", type=int, default=_NODE.cameras, help="cameras of the robot that are used")
+    add("--width", type=int, default=_NODE.width)
+    add("--height", type=int, default=_NODE.height)
+    add("--camera-hz", type=float, default=_NODE.camera_hz)
+    add("--joint-hz", type=float, default=_NODE.joint_hz)
+    add("--threads", type=int, default=_NODE.threads, help="CPU threads of the model")
+    add("--out", type=Path, default=_NODE.out)
+    add("--json", action="store_true", help="print JSON")
+    add("--markdown", action="store_true", help="print a Markdown table")
+    add("--check", action="store_true", help="exit code 1 if a limit is not met")
+
+
+def _run_node(args: argparse.Namespace) -> int:
+    from pi05_ros.bench.node import measure_node, rows
+    from pi05_ros.tables import markdown_table
+
+    request = NodeBenchRequest(
+        args.duration,
+        args.rate,
+        args.checkpoint,
+        args.robot,
+        args.cameras,
+        args.width,
+        args.height,
+        args.camera_hz,
+        args.joint_hz,
+        args.threads,
+        args.out,
+    )
+    figures = measure_node(request)
+    limits = figures.limits()
+    if args.json:
+        print(json.dumps(asdict(figures) | {"limits": dict(limits)}, indent=2))
+    elif args.markdown:
+        print(f"{figures.setting}; {figures.machine}\n")
+        print(markdown_table(("figure", "value"), rows(figures)), end="")
+    else:
+        print(f"{figures.setting}\n{figures.machine}")
+        print("\n".join(f"{label:32} {value}" for label, value in rows(figures)))
+        for text, met in limits:
+            print(f"{'met' if met else 'NOT MET':32} {text}")
+    return 1 if args.check and not all(met for _, met in limits) else 0
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+
+
+def _run_roofline(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pi05_ros.bench.roofline import measure_ceilings
+
+    report: dict[str, Any] = measure_ceilings()
+    screen = Console()
+    table = Table("size", "TB/s (read + write)", title=f"copy, {report['device']}")
+    for size, rate in report["copy_tb_s"].items():
+        table.add_row(size, f"{rate:.2f}")
+    screen.print(table)
+    table = Table("product", "M x N x K", "BF16 TFLOP/s", "FP8 TFLOP/s", title="warm, one stream")
+    for name, row in report["gemm_tflop_s"].items():
+        fp8 = "-" if row["fp8"] is None else f"{row['fp8']:.0f}"
+        table.add_row(name, " x ".join(map(str, row["shape"])), f"{row['bf16']:.0f}", fp8)
+    screen.print(table)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
-from pi05_ros.doctor import files, hardware, software, topics
-from pi05_ros.doctor.check import Check, Level, guarded
+from pi05_ros.doctor.checks import Check, Level, guarded
 
 COLORS = {
     Level.OK: "green",
@@ -48,8 +47,10 @@ def _seconds(text: str) -> float:
 
 def examine(args: argparse.Namespace) -> list[Check]:
     """Run all checks, those that wait at the same time."""
+    from pi05_ros.doctor import assets, hardware, live_topics, software
+
     try:
-        robot_checks, joints = files.robot(args.robot)
+        robot_checks, joints = assets.robot(args.robot)
     except Exception as error:  # a broken install: the other lines say what is wrong
         robot_checks, joints = [Check("robot profile", Level.FAIL, str(error))], ()
     jobs: list[tuple[str, Callable[[], list[Check]], bool]] = [
@@ -59,15 +60,15 @@ def examine(args: argparse.Namespace) -> list[Check]:
         ("TensorRT", hardware.tensorrt, False),
         ("modelopt", hardware.modelopt, False),
         ("rendering", hardware.rendering, False),
-        ("checkpoint", lambda: files.checkpoint(args.checkpoint), True),
-        ("tokenizer", lambda: files.tokenizer(args.tokenizer, args.checkpoint), False),
+        ("checkpoint", lambda: assets.checkpoint(args.checkpoint), True),
+        ("tokenizer", lambda: assets.tokenizer(args.tokenizer, args.checkpoint), False),
         ("robot profile", lambda: robot_checks, True),
     ]
     if args.seconds > 0:
         jobs.append(
             (
                 "topics",
-                lambda: topics.topics(args.namespace, args.seconds, joints, args.max_age),
+                lambda: live_topics.topics(args.namespace, args.seconds, joints, args.max_age),
                 False,
             )
         )

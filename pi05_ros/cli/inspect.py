@@ -10,22 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from pi05_ros.model import CheckpointError, checkpoint_hash
-from pi05_ros.model.checkpoint.open import ACCEPTED
-from pi05_ros.model.checkpoint.summary import WeightReport, describe
-from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
-from pi05_ros.policy.checkpoints.recipe import (
-    DEFAULT_DENOISE_STEPS,
-    RANDOM_PREFIX,
-    Recipe,
-    openpi_recipe,
-)
-from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.robots.profile_yaml import available_robots, load_profile
-from pi05_ros.policy.transforms.normalize import Normalizer
 
 NAMES_SHOWN = 3
 
@@ -39,16 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 1 if the checkpoint would not load, 2 for a robot that is not known."""
-    if args.robot is not None:
-        load_profile(args.robot)
+    """Print the report; 1 if the checkpoint would not load, 2 (from `main`) for a wrong robot."""
+    from pi05_ros.model import CheckpointError
+    from pi05_ros.workflows.inspect_checkpoint import inspect_checkpoint
+
     try:
-        if args.checkpoint.startswith(RANDOM_PREFIX):
-            raise CheckpointError(
-                f"{args.checkpoint}: random weights are made when they are loaded, there is no "
-                f"file to look into; {ACCEPTED}"
-            )
-        report = inspect(args.checkpoint, args.robot, args.hash)
+        report = inspect_checkpoint(args.checkpoint, args.robot, args.hash)
     except CheckpointError as error:
         if args.debug:
             raise
@@ -62,118 +43,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(report)
     return 0
-
-
-def inspect(checkpoint: str, robot: str | None = None, with_hash: bool = False) -> dict[str, Any]:
-    """Everything `pi05 inspect` says, as JSON-ready values.
-
-    Raises:
-        CheckpointError: the weights would not load.
-
-    """
-    weights = describe(checkpoint)
-    report = _weights(checkpoint, weights)
-    if with_hash:
-        report["hash"] = checkpoint_hash(checkpoint)
-    report["assumed"] = list(weights.inferred.notes)
-    report["doubts"] = []
-    report.update({"robot": None, "prompt": None, "normalisation": None})
-    folder = Path(checkpoint)
-    report["norm_stats"] = _norm_stats(folder if folder.is_dir() else folder.parent)
-    try:
-        lerobot = is_lerobot(folder)
-        recipe = lerobot_recipe(folder, robot) if lerobot else openpi_recipe(folder, robot)
-    except PolicyError as error:
-        report["open"] = [str(error)]
-        return report
-    report.update(_meaning(recipe))
-    if recipe.profile.horizon is not None:
-        report["horizon"] = {
-            "steps": recipe.profile.horizon,
-            "source": weights.inferred.sources["horizon"]
-            if weights.inferred.sources["horizon"] == "config.json"
-            else f"robot profile {recipe.profile.name!r}",
-        }
-        report["assumed"] = [n for n in report["assumed"] if not n.startswith("horizon")]
-    report["assumed"] += list(recipe.assumptions)
-    report["doubts"] = list(recipe.doubts)
-    report["open"] = []
-    return report
-
-
-def _weights(checkpoint: str, found: WeightReport) -> dict[str, Any]:
-    config = found.inferred.config
-    return {
-        "checkpoint": checkpoint,
-        "family": found.family,
-        "files": {file.name: size for file, size in found.files.items()},
-        "dtypes": {
-            name: {"tensors": tensors, "parameters": elements}
-            for name, (tensors, elements) in found.dtypes.items()
-        },
-        "embedding": found.embedding,
-        "parameters": {**found.parameters, "unused": found.unused_parameters},
-        "unused": {reason: list(names) for reason, names in found.unused.items()},
-        "config": config.to_dict(),
-        "config_sources": dict(found.inferred.sources),
-        "horizon": {"steps": config.horizon, "source": found.inferred.sources["horizon"]},
-        "notes": list(found.notes),
-    }
-
-
-def _norm_stats(folder: Path) -> dict[str, list[str]]:
-    """Asset ids of an openpi checkpoint -> shipped robot profiles with that asset id."""
-    assets = folder / "assets"
-    if not assets.is_dir():
-        return {}
-    profiles = [load_profile(name) for name in available_robots()]
-    ids = sorted(
-        file.parent.relative_to(assets).as_posix() for file in assets.rglob("norm_stats.json")
-    )
-    return {asset: [p.name for p in profiles if p.asset_id == asset] for asset in ids}
-
-
-def _meaning(recipe: Recipe) -> dict[str, Any]:
-    profile, normal = recipe.profile, recipe.normalization
-    return {
-        "robot": {
-            "name": profile.name,
-            "cameras": {camera.role: camera.slot for camera in profile.cameras},
-            "camera_sources": {c.role: c.source for c in profile.cameras if c.source},
-            "state": list(profile.state_names),
-            "actions": {
-                name: f"{meaning.name.lower()} {unit.name.lower()}"
-                for name, meaning, unit in zip(
-                    profile.action_names,
-                    profile.action_meanings,
-                    profile.command_units,
-                    strict=True,
-                )
-            },
-            "control_hz": profile.control_hz,
-        },
-        "prompt": {
-            "mode": "task and state" if profile.discrete_state else "task only",
-            "state_values": (recipe.prompt_state_size or len(profile.state_names))
-            if profile.discrete_state
-            else 0,
-            "max_tokens": recipe.max_prompt_tokens,
-            "tokenizer": recipe.tokenizer,
-        },
-        "denoise_steps": {
-            "steps": recipe.denoise_steps or DEFAULT_DENOISE_STEPS,
-            "source": "openpi's default" if recipe.denoise_steps is None else "config.json",
-        },
-        "normalisation": {
-            "state": _normalizer(normal.state),
-            "actions": _normalizer(normal.actions),
-            "source": normal.source,
-        },
-    }
-
-
-def _normalizer(normalizer: Normalizer) -> dict[str, Any]:
-    return {"kind": normalizer.kind, "values": normalizer.size}
 
 
 def _print(report: Mapping[str, Any]) -> None:

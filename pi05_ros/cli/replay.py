@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pi05_ros.bags.bag import Bag, BagError
-from pi05_ros.bags.timeline import TIME_BASES
-from pi05_ros.runtime.parameters import SPECS, ParameterError, PolicyParameters
-from pi05_ros.small_files import FileError
-from pi05_ros.strict_yaml import parse_yaml
+from pi05_ros.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from pi05_ros.bags.bag import Bag
+    from pi05_ros.runtime.parameters import PolicyParameters
 
 EQUAL, DIFFERENT = 0, 1
+TIME_BASES = ("auto", "clock", "log", "header")
+"""Those of `bags.timeline`, which --help does not import."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +107,8 @@ def node_values(args: argparse.Namespace) -> dict[str, Any]:
         ParameterError: unknown name or wrong value.
 
     """
+    from pi05_ros.runtime.parameters import SPECS, ParameterError
+
     values: dict[str, Any] = {"checkpoint": args.checkpoint}
     options = {
         "robot": args.robot,
@@ -134,6 +138,10 @@ def node_values(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _yaml(name: str, text: str) -> Any:
+    from pi05_ros.runtime.parameters import ParameterError
+    from pi05_ros.small_files import FileError
+    from pi05_ros.strict_yaml import parse_yaml
+
     try:
         return parse_yaml(text, f"{name}={text!r:.60}")
     except FileError as error:
@@ -142,18 +150,24 @@ def _yaml(name: str, text: str) -> Any:
 
 def run(args: argparse.Namespace) -> int:
     """Replay, report, compare; exit code 2 (from `main`) where it cannot run."""
+    from pi05_ros.bags.bag import Bag
     from pi05_ros.bags.chunk_record import read_chunks
     from pi05_ros.bags.topics import parse_map
     from pi05_ros.replay.compare import compare
     from pi05_ros.replay.plots import require_matplotlib
     from pi05_ros.replay.run import choose, robot_of, run_offline, run_online, write_files
+    from pi05_ros.runtime.parameters import PolicyParameters
 
     if args.loop < 1 or not 0.01 <= args.speed <= 100.0 or not args.tolerance >= 0.0:
-        raise BagError("accepted: --loop from 1, --speed from 0.01 to 100, --tolerance from 0")
+        raise InvalidValueError(
+            "accepted: --loop from 1, --speed from 0.01 to 100, --tolerance from 0"
+        )
     if args.require_rate is not None and not 0.0 < args.require_rate <= 1.0:
-        raise BagError(f"--require-rate is {args.require_rate:g}; accepted: above 0, up to 1")
+        raise InvalidValueError(
+            f"--require-rate is {args.require_rate:g}; accepted: above 0, up to 1"
+        )
     if args.partial and args.against is None:
-        raise BagError("--partial is for --against CHUNKS")
+        raise InvalidValueError("--partial is for --against CHUNKS")
     if not args.no_plot and args.verify is None:
         require_matplotlib()
     values = node_values(args)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from importlib import metadata, util
 
-from pi05_ros.doctor.check import Check, Level, ask
+from pi05_ros.doctor.checks import Check, Level, ask
 
 _TORCH = """
 import json, torch

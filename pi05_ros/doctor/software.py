@@ -7,7 +7,7 @@ import platform
 import sys
 from importlib import metadata, util
 
-from pi05_ros.doctor.check import Check, Level, ask
+from pi05_ros.doctor.checks import Check, Level, ask
 
 SETUP = "bash scripts/setup_env.sh run && source .venv/ros_env.sh"
 OLDEST, NEWEST = (3, 10), (3, 13)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
+from pi05_ros import tables
 from pi05_ros.errors import Pi05Error
 
 T = TypeVar("T")
@@ -196,8 +197,8 @@ def _spec(item: Field[Any]) -> Spec:
 
 def markdown_table(specs: Mapping[str, Spec]) -> str:
     """Table of all parameters of a node for the documentation."""
-    lines = ["| parameter | type | default | accepted | set while running | what it is |"]
-    lines.append("|---|---|---|---|---|---|")
+    head = ("parameter", "type", "default", "accepted", "set while running", "what it is")
+    rows = []
     for spec in specs.values():
         if spec.kind is tuple:
             default = "`['']`"
@@ -206,11 +207,9 @@ def markdown_table(specs: Mapping[str, Spec]) -> str:
         else:
             default = f"{spec.default}"
         running = "no" if spec.read_only else "yes"
-        lines.append(
-            f"| `{spec.name}` | {spec.type_name} | {default} | {spec.accepted} | {running} "
-            f"| {spec.text} |"
-        )
-    return "\n".join(lines) + "\n"
+        cells = (f"`{spec.name}`", spec.type_name, default, spec.accepted, running, spec.text)
+        rows.append(cells)
+    return tables.markdown_table(head, rows)
 
 
 def main(specs: Mapping[str, Spec], node: str, argv: list[str] | None = None) -> int:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from pi05_ros.backends import BackendError, Precision, cuda
-from pi05_ros.bench.model import parser
 
 
 class OnGpu:
@@ -56,19 +55,3 @@ def test_options_are_those_of_the_engine():
 
     sizes = {"self", "model", "precision", "horizon", "max_prompt_tokens", "views"}
     assert set(inspect.signature(CudaEngine.__init__).parameters) - sizes == set(cuda.OPTIONS)
-
-
-def test_the_benchmark_checks_its_numbers(capsys):
-    assert parser().parse_args([]).image == (224, 224)
-    assert parser().parse_args(["--image", "640x480"]).image == (480, 640)
-    for bad in (
-        "--image 640",
-        "--image 0x3",
-        "--image axb",
-        "--runs 0",
-        "--steps 0",
-        "--tokens x",
-    ):
-        with pytest.raises(SystemExit):
-            parser().parse_args(bad.split())
-        assert bad.split()[0] in capsys.readouterr().err

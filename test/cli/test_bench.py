@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pi05_ros.backends import BackendError
+from pi05_ros.bench.bench_requests import ModelBenchRequest
 from pi05_ros.cli.main import main
 
 
@@ -38,11 +40,37 @@ def test_unknown_benchmark() -> None:
         ("node --camera-hz 0", "--camera-hz is 0.0; accepted: 0.1 to 1000"),
         ("node --joint-hz nan", "--joint-hz is nan; accepted: 0.1 to"),
         ("node --width 0", "--width is 0; accepted: 1 to"),
-        ("prompt --ticks 0", "--ticks 0; accepted: 0 to 1000 states, 1 to"),
-        ("prompt --states -1", "--states is -1"),
-        ("prompt --tokenizer /nowhere", "tokenizer /nowhere does not exist"),
     ],
 )
 def test_bad_options(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *words.split()]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--image 640", "--image 0x3", "--image axb", "--runs 0", "--steps 0", "--tokens x"],
+)
+def test_the_model_benchmark_checks_its_numbers(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "model", *words.split()])
+    assert words.split()[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "size"), [([], (224, 224)), (["--image", "640x480"], (480, 640))]
+)
+def test_frame_sizes_are_width_times_height(
+    words: list[str], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def measure_model(request: object) -> dict[str, object]:
+        seen.append(request)
+        raise BackendError("stop here")
+
+    monkeypatch.setattr("pi05_ros.bench.model.measure_model", measure_model)
+    assert main(["bench", "model", *words]) == 2
+    assert seen == [ModelBenchRequest(image=size)]

@@ -8,7 +8,7 @@ import random
 from PIL import Image
 
 from pi05_ros.backends.cuda.workload import MIXES
-from pi05_ros.bench import report
+from pi05_ros.bench import model_report
 from pi05_ros.bench.model import Timing
 
 
@@ -41,16 +41,16 @@ REPORT = {
 
 
 def test_markdown_has_a_row_per_stage_with_its_share_of_the_floor():
-    text = report.markdown(REPORT)
+    text = model_report.markdown(REPORT)
     assert text.count("| denoise |") == 2
     assert "| prefill | 2.600 | 2.600 | 0.000 | 2.600 | 1.20 | 46 % |" in text
     assert "denoise guided" not in text  # was not measured
 
 
 def test_the_plot_is_a_picture_even_of_equal_times(tmp_path):
-    report.plot(REPORT, tmp_path / "plot.png")
+    model_report.plot(REPORT, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as picture:
         assert picture.width > picture.height > 300
     still = {**result(1), "histogram": [4.0] * 200}
-    report.plot({**REPORT, "results": [still]}, tmp_path / "still.png")
+    model_report.plot({**REPORT, "results": [still]}, tmp_path / "still.png")
     assert (tmp_path / "still.png").stat().st_size > 5000

@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from pi05_ros.cli.main import main
-from pi05_ros.doctor import files, hardware, software, topics
-from pi05_ros.doctor.check import Check, Level, ask, guarded
+from pi05_ros.doctor import assets, hardware, live_topics, software
+from pi05_ros.doctor.checks import Check, Level, ask, guarded
 
 CAMERA: dict[str, Any] = {
     "type": "sensor_msgs/msg/Image", "kind": "image", "publishers": 1, "count": 90,
@@ -30,14 +30,14 @@ JOINTS: dict[str, Any] = {
 
 def judge(camera: dict[str, Any], joints: dict[str, Any] = JOINTS) -> dict[str, Check]:
     found = {"/base_camera/image_raw": {**CAMERA, **camera}, "/joint_states": joints}
-    return {check.name: check for check in topics.judge(found, "", ["a", "b"], 0.5)}
+    return {check.name: check for check in live_topics.judge(found, "", ["a", "b"], 0.5)}
 
 
 def test_a_home_that_is_not_known_is_a_path_that_is_not_there() -> None:
-    (found,) = files.checkpoint("~no_such_user/pi05")
+    (found,) = assets.checkpoint("~no_such_user/pi05")
     assert found.level is Level.FAIL
     assert "~no_such_user/pi05" in found.detail
-    assert files.tokenizer(None, "~no_such_user/pi05")[0].level in (Level.OK, Level.FAIL)
+    assert assets.tokenizer(None, "~no_such_user/pi05")[0].level in (Level.OK, Level.FAIL)
 
 
 def test_healthy_robot() -> None:
@@ -50,7 +50,7 @@ def test_healthy_robot() -> None:
     ("change", "text"),
     [
         ({"count": 0}, "no message came"),
-        ({"encoding": "bayer_rggb8"}, "bayer_rggb8"),
+        ({"encoding": "32FC1"}, "32FC1"),
         ({"age_s": [0.9, 1.2, 1.4]}, "older than max_age_s"),
         ({"age_s": [-3.0, -2.9, -2.8]}, "future"),
     ],
@@ -93,7 +93,7 @@ def test_clock_skew_between_machines() -> None:
 
 
 def test_no_topics_at_all() -> None:
-    checks = topics.judge({}, "", [], 0.5)
+    checks = live_topics.judge({}, "", [], 0.5)
     assert [check.name for check in checks] == ["camera topics", "joint states"]
     assert all(check.level is Level.MISSING and check.fix for check in checks)
 
@@ -115,7 +115,7 @@ def test_checkpoints(tmp_path: Path) -> None:
         str(Path(__file__).parents[1] / "data/openpi_tiny/tiny.safetensors"): Level.OK,
     }
     for path, level in levels.items():
-        (check,) = files.checkpoint(path)
+        (check,) = assets.checkpoint(path)
         assert check.level is level, path
 
 
@@ -241,7 +241,7 @@ def test_live_topics_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     driver = subprocess.Popen([sys.executable, "-c", PUBLISHER])
     try:
-        checks = {c.name: c for c in topics.topics("arm", 4.0, ["a", "c"], 0.5)}
+        checks = {c.name: c for c in live_topics.topics("arm", 4.0, ["a", "c"], 0.5)}
     finally:
         driver.kill()
         driver.wait()

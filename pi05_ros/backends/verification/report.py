@@ -10,6 +10,7 @@ from typing import Any
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.files import write_atomically
 from pi05_ros.backends.verification.verify import Report
+from pi05_ros.tables import markdown_table
 
 
 def _number(value: Any) -> str:
@@ -19,10 +20,8 @@ def _number(value: Any) -> str:
 
 
 def _table(rows: list[dict[str, Any]], columns: list[str]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        lines.append("| " + " | ".join(_number(row.get(name)) for name in columns) + " |")
-    return lines
+    cells = ([_number(row.get(name)) for name in columns] for row in rows)
+    return markdown_table(columns, cells).splitlines()
 
 
 def markdown(report: Report, facts: dict[str, Any]) -> str:

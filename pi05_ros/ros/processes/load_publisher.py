@@ -32,7 +32,8 @@ from pi05_ros.ros.processes.bring_up import (
 )
 from pi05_ros.runtime.sources import JOINTS, camera_source
 
-PICTURES = 8  # different pictures per camera, sent in turn
+PICTURES = 8  # different images per camera, sent in turn
+SWING = 100  # joint states, sent in turn
 
 
 class Stream:
@@ -77,9 +78,10 @@ def make_streams(node: Node, args: argparse.Namespace) -> list[Stream]:
         publisher = node.create_publisher(Image, f"{name}/image_raw", QoSProfile(depth=5))
         streams.append(Stream(name, publisher, messages, args.camera_hz, index / 3))
     names = list(robot.state_names)
+    # A slow swing: joints that jump are taken for two publishers that disagree.
+    swing = 0.25 + 0.1 * np.sin(2 * np.pi * np.arange(SWING) / SWING)
     messages = [
-        encode(joint_state_message(names, random.uniform(0.0, 0.5, len(names)), 0))
-        for _ in range(PICTURES)
+        encode(joint_state_message(names, np.full(len(names), value), 0)) for value in swing
     ]
     publisher = node.create_publisher(JointState, JOINTS, QoSProfile(depth=10))
     return [*streams, Stream(JOINTS, publisher, messages, args.joint_hz, 0.5)]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 
 from pi05_ros.sim.evaluation.episode import Setting
 from pi05_ros.sim.evaluation.run import Z95, mcnemar
+from pi05_ros.tables import markdown_table
 
 Row = dict[str, object]
 FEW = 10
@@ -108,7 +109,7 @@ def _interval(gained: int, lost: int, n: int) -> tuple[float, float]:
 def markdown(comparisons: Sequence[Comparison]) -> str:
     """Table for people."""
     head = ("setting", "pairs", "success", "fresh KV", "points", "95 %", "gained / lost", "p")
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    table: list[Sequence[object]] = []
     for item in comparisons:
         cells = (
             item.setting,
@@ -120,5 +121,5 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
             f"{item.gained} / {item.lost}",
             f"{item.p:.2g}",
         )
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+        table.append(cells)
+    return markdown_table(head, table)

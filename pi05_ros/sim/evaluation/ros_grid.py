@@ -19,6 +19,7 @@ from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.sim.evaluation import results_file
 from pi05_ros.sim.evaluation.episode import Setting, chunk_mode
+from pi05_ros.tables import markdown_table
 
 RESULTS = "ros.jsonl"
 DEFAULT_RATE_HZ = 4.0
@@ -153,7 +154,7 @@ def markdown(todo: Sequence[RosJob], rows: Sequence[dict[str, Any]]) -> str:
         "real-time factor",
         *parts,
     ]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    table: list[Sequence[object]] = []
     for job, row in zip(todo, rows, strict=True):
         times = [value for value in row["to_command_ms"] if np.isfinite(value)]
         whole = "none"
@@ -169,8 +170,8 @@ def markdown(todo: Sequence[RosJob], rows: Sequence[dict[str, Any]]) -> str:
             f"{row['watched_s'] / max(row['wall_s'], 1e-9):.2f}",
             *(_median(row["split_ms"].get(part, ())) for part in parts),
         ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+        table.append(cells)
+    return markdown_table(head, table)
 
 
 def _median(values: Sequence[float]) -> str:

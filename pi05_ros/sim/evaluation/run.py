@@ -27,6 +27,7 @@ from pi05_ros.sim.evaluation.episode import Result, Setting, chunk_maker, run_ep
 from pi05_ros.sim.evaluation.fake_quant import IMITATED, fake_quantize
 from pi05_ros.sim.evaluation.workers import as_done
 from pi05_ros.sim.training.demonstrations import RENDER_SIZE
+from pi05_ros.tables import markdown_table
 
 RESULTS = "results.jsonl"
 LIMITS_FILE = "sim_arm_limits.yaml"
@@ -337,7 +338,7 @@ def markdown(summary: Sequence[dict[str, object]], setting_type: type[Setting] =
         "fresh KV",
         f"seam mean / max, kick [{setting_type.UNIT}]",
     )
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    table: list[Sequence[object]] = []
     for entry in summary:
         values: dict[str, Any] = {f.name: entry[f.name] for f in fields(setting_type)}
         setting = setting_type(**values)
@@ -353,8 +354,8 @@ def markdown(summary: Sequence[dict[str, object]], setting_type: type[Setting] =
             f"{entry['fresh_share']:.2f}",
             f"{entry['seam_mean']:.4f} / {entry['seam_max']:.3f}, {entry['kick_mean']:.4f}",
         ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+        table.append(cells)
+    return markdown_table(head, table)
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pi05_ros.tables import markdown_table
+
 ORDER = (
     "H2D",
     "preprocess",
@@ -92,9 +94,7 @@ def markdown(report: dict[str, Any]) -> str:
     parts = [summary(report).replace("\n", "  \n")]
     for result in report["results"]:
         parts.append(f"\n**{title(report, result)}**\n")
-        parts.append("| " + " | ".join(COLUMNS) + " |")
-        parts.append("|---" * len(COLUMNS) + "|")
-        parts += ["| " + " | ".join(cells) + " |" for cells in rows(result)]
+        parts.append(markdown_table(COLUMNS, rows(result)).rstrip("\n"))
     return "\n".join(parts) + "\n"
 
 

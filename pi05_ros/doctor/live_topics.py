@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib import util
 from typing import Any
 
-from pi05_ros.doctor.check import Check, Level
+from pi05_ros.doctor.checks import Check, Level
 from pi05_ros.runtime.image_encodings import ENCODINGS
 
 FUTURE_S = 0.05

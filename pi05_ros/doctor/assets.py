@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pi05_ros.doctor.check import Check, Level
+from pi05_ros.doctor.checks import Check, Level
 from pi05_ros.policy.errors import PolicyError
 
 

@@ -1,0 +1,86 @@
+"""What a benchmark is asked to measure; importing this needs neither torch nor ROS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pi05_ros.errors import InvalidValueError
+
+
+@dataclass(frozen=True)
+class ModelBenchRequest:
+    """Stages and totals of one model on this GPU.
+
+    Attributes:
+        checkpoint: weights; None: random ones of `preset`.
+        preset: sizes of random weights.
+        precision: "auto" or one of the mixes of `backends.cuda.workload`.
+        vision: precision of the vision tower apart from that; None: as the mix says.
+        views, tokens, horizon: of the inference that is timed.
+        steps: denoise step counts, one table each.
+        image: frame height and width in pixels.
+        runs: how often each time is taken.
+        depth, width: layers of both stacks and factor on MLP widths of a smaller (student) model.
+        overlap: also time frame after frame with two under way.
+        eager: also time the plain model.
+
+    """
+
+    checkpoint: str | None = None
+    preset: str = "pi05"
+    precision: str = "auto"
+    vision: str | None = None
+    views: int = 2
+    tokens: int = 20
+    horizon: int = 50
+    steps: tuple[int, ...] = (1, 3, 10)
+    image: tuple[int, int] = (224, 224)
+    runs: int = 200
+    depth: int | None = None
+    width: float = 1.0
+    overlap: bool = False
+    eager: bool = True
+
+
+@dataclass(frozen=True)
+class NodeBenchRequest:
+    """Load for the policy node, with synthetic cameras and joint states.
+
+    Attributes:
+        duration: seconds of load.
+        rate: inferences per second.
+        checkpoint, robot: what the node runs.
+        cameras: how many of the robot's cameras are used.
+        width, height: of the images, pixels.
+        camera_hz, joint_hz: rates of the messages.
+        threads: CPU threads of the model.
+        out: folder for logs and the recording.
+
+    """
+
+    duration: float = 30.0
+    rate: float = 10.0
+    checkpoint: str = "random:tiny"
+    robot: str = "sim_arm"
+    cameras: int = 2
+    width: int = 640
+    height: int = 480
+    camera_hz: float = 30.0
+    joint_hz: float = 100.0
+    threads: int = 1
+    out: Path = Path("out/bench_node")
+
+    def __post_init__(self) -> None:
+        """Refuse a load that cannot be published."""
+        for name, low, high, unit in (
+            ("duration", 2, 86400, "seconds"),
+            ("width", 1, 4096, "pixels"),
+            ("height", 1, 4096, "pixels"),
+            ("camera_hz", 0.1, 1000, "per second"),
+            ("joint_hz", 0.1, 10000, "per second"),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                option = name.replace("_", "-")
+                raise InvalidValueError(f"--{option} is {value}; accepted: {low} to {high} {unit}")
