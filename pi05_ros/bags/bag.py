@@ -6,6 +6,8 @@ A bag is a rosbag2 folder with metadata.yaml, or a single .mcap or .db3 file.
 from __future__ import annotations
 
 import contextlib
+import glob
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -172,8 +174,8 @@ class BagWriter:
     ) -> None:
         self.path = Path(path)
         require_place(self.path)
-        self._part = self.path.with_name(f".{self.path.name}.part")
-        shutil.rmtree(self._part, ignore_errors=True)  # of a run that was killed
+        self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        _remove_leftovers(self.path)
         plugin = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}[storage]
         # The files inside are named after their folder.
         self._writer = Writer(self._part / self.path.name, version=9, storage_plugin=plugin)
@@ -235,6 +237,24 @@ class BagWriter:
         self.add_topic(topic, msgtype)
         with self._writing():
             self._writer.write(self._connections[topic], log_ns, raw)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what writers that were killed left beside a bag; those that run keep theirs."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        number = part.name.removesuffix(".part").rpartition(".")[2]
+        if number.isdecimal() and (int(number) == os.getpid() or not _runs(int(number))):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def require_place(path: Path) -> None:

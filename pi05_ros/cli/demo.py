@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo; 0 if the chunks came, 1 if they did not, 2 if it cannot run."""
     from pi05_ros.bags.bag import Bag, BagError
+    from pi05_ros.replay.out_claim import claim
     from pi05_ros.replay.plots import require_matplotlib
     from pi05_ros.replay.run import choose, robot_of, run_online, write_files
     from pi05_ros.ros.processes.children import ros_environment
@@ -75,13 +76,14 @@ def run(args: argparse.Namespace) -> int:
             "nothing, how they travel is real."
         )
     path = args.out / "bag"
-    _make_bag(args, path)
-    with Bag(path) as opened:
-        chosen = choose(opened, robot, {})
-    outcome = run_online(
-        path, chosen, values, parameters, args.out, say=lambda text: print(f"replay   {text}")
-    )
-    written = write_files(outcome, args.out, chosen, path, True, title)
+    with claim(args.out):
+        _make_bag(args, path)
+        with Bag(path) as opened:
+            chosen = choose(opened, robot, {})
+        outcome = run_online(
+            path, chosen, values, parameters, args.out, say=lambda text: print(f"replay   {text}")
+        )
+        written = write_files(outcome, args.out, chosen, path, True, title)
     summary = outcome.summary
     print("\n".join(summary.lines()))
     print("wrote           " + ", ".join(str(item) for item in written))

@@ -154,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
     from pi05_ros.bags.chunk_record import read_chunks
     from pi05_ros.bags.topics import parse_map
     from pi05_ros.replay.compare import compare
+    from pi05_ros.replay.out_claim import claim
     from pi05_ros.replay.plots import require_matplotlib
     from pi05_ros.replay.run import choose, robot_of, run_offline, run_online, write_files
     from pi05_ros.runtime.parameters import PolicyParameters
@@ -192,14 +193,23 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name:15} {source.topic} ({source.msgtype})")
     for name in chosen.absent:
         print(f"{name:15} not in the bag, so the model sees none; --map names another topic")
-    if args.offline:
-        outcome = run_offline(args.bag, chosen, parameters, args.out, args.time, args.loop)
-    else:
-        outcome = run_online(
-            args.bag, chosen, values, parameters, args.out, args.time, args.speed, args.loop, print
-        )
-    title = f"{args.bag}, {parameters.checkpoint}, {outcome.summary.mode}"
-    written = write_files(outcome, args.out, chosen, args.bag, not args.no_plot, title)
+    with claim(args.out):
+        if args.offline:
+            outcome = run_offline(args.bag, chosen, parameters, args.out, args.time, args.loop)
+        else:
+            outcome = run_online(
+                args.bag,
+                chosen,
+                values,
+                parameters,
+                args.out,
+                args.time,
+                args.speed,
+                args.loop,
+                print,
+            )
+        title = f"{args.bag}, {parameters.checkpoint}, {outcome.summary.mode}"
+        written = write_files(outcome, args.out, chosen, args.bag, not args.no_plot, title)
     print("\n".join(outcome.summary.lines()))
     print("wrote           " + ", ".join(str(path) for path in written))
     code = EQUAL

@@ -21,6 +21,7 @@ from bags import START_NS, delay, edit_bag, write_bag
 from pi05_ros.bags.bag import BagMessage, BagWriter
 from pi05_ros.bags.messages import NS, encode, header, string_message, to_ns
 from pi05_ros.cli.main import main
+from pi05_ros.replay.out_claim import claim
 
 TODAY_NS = 1_700_000_000 * NS
 QUICK = ["--offline", "--no-plot", "-p", "threads=1"]
@@ -338,3 +339,15 @@ def test_nobody_reads_the_output(bag: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.stderr == ""
+
+
+def test_a_second_replay_does_not_write_into_the_same_folder(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with claim(out):
+        assert main(["replay", str(bag), *QUICK, "--out", str(out)]) == 2
+    assert "another replay is writing its results" in capsys.readouterr().err
+    assert not list(out.iterdir())
+    assert main(["replay", str(bag), *QUICK, "--out", str(out)]) == 0
+    assert not list(out.glob(".*"))

@@ -200,3 +200,12 @@ def test_our_messages_have_the_recorded_layout() -> None:
     raw = encode(text)
     assert struct.unpack_from("<I", raw, 4)[0] == len("grasp") + 1
     assert decode(raw, "std_msgs/msg/String").data == "grasp"
+
+
+def test_a_writer_in_another_process_keeps_its_part(tmp_path: Path) -> None:
+    running, killed = tmp_path / f".bag.{os.getppid()}.part", tmp_path / ".bag.99999999.part"
+    for part in (running, killed):
+        (part / "bag").mkdir(parents=True)
+    write_bag(tmp_path / "bag", 0.1)
+    assert running.exists()
+    assert not killed.exists()
