@@ -133,7 +133,7 @@ class EagerEngine(Engine):
             actions = sample_decided(velocity, x, given, len(frozen), steps, clock)[0]
         elif guidance is not None:
             pulled = guided(
-                velocity, guidance.target, guidance.weights, guidance.correction, guidance.most
+                velocity, guidance.target, guidance.weights, guidance.correction, guidance.max_gain
             )
             actions = flow_sample(pulled, x, steps, clock)[0]
         else:

@@ -108,14 +108,14 @@ class Guidance:
             where the previous chunk has ended.
         weights: float32 ``[H]``, 0 (free) to 1 (tied).
         correction: "identity", "vjp" or "vjp-scaled", see `pi05_ros.model.guidance.guided`.
-        most: clip of the gain.
+        max_gain: clip of the gain.
 
     """
 
     target: torch.Tensor
     weights: torch.Tensor
     correction: str = "identity"
-    most: float = MAX_GUIDANCE
+    max_gain: float = MAX_GUIDANCE
 
 
 KVCache: TypeAlias = Any

@@ -30,11 +30,11 @@ class TokenVelocity(Protocol):
         """x_t ``[B, H, A]``, t a float or ``[B, H]`` -> ``[B, H, A]``."""
 
 
-def guidance_gain(t: float, most: float = MAX_GUIDANCE) -> float:
-    """``min(most, (t^2 + (1-t)^2) / (t (1-t)))``; ``most`` at both ends of the flow."""
+def guidance_gain(t: float, max_gain: float = MAX_GUIDANCE) -> float:
+    """``min(max_gain, (t^2 + (1-t)^2) / (t (1-t)))``; ``max_gain`` at both ends of the flow."""
     if t <= 0.0 or t >= 1.0:
-        return most
-    return min(most, (t * t + (1 - t) * (1 - t)) / (t * (1 - t)))
+        return max_gain
+    return min(max_gain, (t * t + (1 - t) * (1 - t)) / (t * (1 - t)))
 
 
 def guided(
@@ -42,7 +42,7 @@ def guided(
     previous: Tensor,
     weights: Tensor,
     correction: str = "vjp",
-    most: float = MAX_GUIDANCE,
+    max_gain: float = MAX_GUIDANCE,
 ) -> Velocity:
     """Velocity that pulls the clean estimate towards the previous chunk.
 
@@ -54,7 +54,7 @@ def guided(
         correction: "vjp" sends the error back through the network (paper); "identity" leaves the
             Jacobian out (what LeRobot does), which needs no autograd; "vjp-scaled" divides the
             paper's pull by how much the clean estimate answers to it, see below.
-        most: clip of the gain.
+        max_gain: clip of the gain.
 
     The paper's gain takes the spread of the clean chunk given x_t as that of data of variance 1:
     ``r^2 = t^2 / (t^2 + (1-t)^2)``. Its real covariance is ``t^2 / (1-t) J``, J = d clean / d x_t
@@ -83,7 +83,7 @@ def guided(
             v = v.detach()
             if correction == "vjp-scaled":
                 pull = pull / _response(error, pull).clamp_min(MIN_RESPONSE)
-        return v - guidance_gain(float(t), most) * pull
+        return v - guidance_gain(float(t), max_gain) * pull
 
     return step
 

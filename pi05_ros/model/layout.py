@@ -37,7 +37,7 @@ PREFIXES = (
 
 
 @dataclass(frozen=True)
-class TensorSpec:
+class WeightSpec:
     """One tensor of the layout."""
 
     shape: tuple[int, ...]
@@ -60,13 +60,13 @@ def model_name(openpi_name: str) -> str:
     return openpi_name
 
 
-def openpi_layout(config: Pi05Config) -> dict[str, TensorSpec]:
+def openpi_layout(config: Pi05Config) -> dict[str, WeightSpec]:
     """Every tensor of an openpi pi0.5 file of this config, tied embedding under lm_head.
 
     At inference nothing reads the expert's lm_head, the prefix stack's final norm and the part
     of its last block behind the K and V projections.
     """
-    layout: dict[str, TensorSpec] = {}
+    layout: dict[str, WeightSpec] = {}
     W = config.expert.width
     for name, rows, columns in (
         ("action_in_proj", W, config.action_dim),
@@ -74,28 +74,28 @@ def openpi_layout(config: Pi05Config) -> dict[str, TensorSpec]:
         ("time_mlp_in", W, W),
         ("time_mlp_out", W, W),
     ):
-        layout[f"{name}.weight"] = TensorSpec((rows, columns))
-        layout[f"{name}.bias"] = TensorSpec((rows,))
-    layout[LM_HEAD] = TensorSpec((config.vocab, config.vlm.width))
-    layout[EXPERT_LM_HEAD] = TensorSpec((config.vocab, W), inference=False)
+        layout[f"{name}.weight"] = WeightSpec((rows, columns))
+        layout[f"{name}.bias"] = WeightSpec((rows,))
+    layout[LM_HEAD] = WeightSpec((config.vocab, config.vlm.width))
+    layout[EXPERT_LM_HEAD] = WeightSpec((config.vocab, W), inference=False)
     layout.update(_vision(config.vision, config.vlm.width))
     layout.update(_language(config.vlm))
     layout.update(_expert(config.expert))
     return layout
 
 
-def _vision(config: VisionConfig, out: int) -> Iterator[tuple[str, TensorSpec]]:
+def _vision(config: VisionConfig, out: int) -> Iterator[tuple[str, WeightSpec]]:
     D, M = config.hidden_size, config.intermediate_size
 
-    def affine(name: str, *shape: int) -> Iterator[tuple[str, TensorSpec]]:
-        yield f"{name}.weight", TensorSpec(shape)
-        yield f"{name}.bias", TensorSpec(shape[:1])
+    def affine(name: str, *shape: int) -> Iterator[tuple[str, WeightSpec]]:
+        yield f"{name}.weight", WeightSpec(shape)
+        yield f"{name}.bias", WeightSpec(shape[:1])
 
     yield from affine(PROJECTOR[:-1], out, D)
     yield from affine(
         VISION + "embeddings.patch_embedding", D, 3, config.patch_size, config.patch_size
     )
-    yield VISION + "embeddings.position_embedding.weight", TensorSpec((config.tokens, D))
+    yield VISION + "embeddings.position_embedding.weight", WeightSpec((config.tokens, D))
     for index in range(config.num_hidden_layers):
         layer = f"{VISION}encoder.layers.{index}."
         yield from affine(layer + "layer_norm1", D)
@@ -107,7 +107,7 @@ def _vision(config: VisionConfig, out: int) -> Iterator[tuple[str, TensorSpec]]:
     yield from affine(VISION + "post_layernorm", D)
 
 
-def _block(layer: str, config: GemmaConfig) -> Iterator[tuple[str, TensorSpec]]:
+def _block(layer: str, config: GemmaConfig) -> Iterator[tuple[str, WeightSpec]]:
     D, M = config.width, config.mlp_dim
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     for name, rows, columns in (
@@ -119,25 +119,25 @@ def _block(layer: str, config: GemmaConfig) -> Iterator[tuple[str, TensorSpec]]:
         ("mlp.up_proj", M, D),
         ("mlp.down_proj", D, M),
     ):
-        yield f"{layer}{name}.weight", TensorSpec((rows, columns))
+        yield f"{layer}{name}.weight", WeightSpec((rows, columns))
 
 
-def _language(config: GemmaConfig) -> Iterator[tuple[str, TensorSpec]]:
+def _language(config: GemmaConfig) -> Iterator[tuple[str, WeightSpec]]:
     live = ("input_layernorm", "k_proj", "v_proj")
     for index in range(config.depth):
         layer = f"{LANGUAGE}layers.{index}."
         norms = ("input_layernorm", "post_attention_layernorm")
-        tensors = [(f"{layer}{norm}.weight", TensorSpec((config.width,))) for norm in norms]
+        tensors = [(f"{layer}{norm}.weight", WeightSpec((config.width,))) for norm in norms]
         for name, spec in (*tensors, *_block(layer, config)):
             used = index < config.depth - 1 or any(part in name for part in live)
-            yield name, TensorSpec(spec.shape, inference=used)
-    yield LANGUAGE + "norm.weight", TensorSpec((config.width,), inference=False)
+            yield name, WeightSpec(spec.shape, inference=used)
+    yield LANGUAGE + "norm.weight", WeightSpec((config.width,), inference=False)
 
 
-def _expert(config: GemmaConfig) -> Iterator[tuple[str, TensorSpec]]:
-    def norm(name: str) -> Iterator[tuple[str, TensorSpec]]:
-        yield f"{name}.dense.weight", TensorSpec((3 * config.width, config.width))
-        yield f"{name}.dense.bias", TensorSpec((3 * config.width,))
+def _expert(config: GemmaConfig) -> Iterator[tuple[str, WeightSpec]]:
+    def norm(name: str) -> Iterator[tuple[str, WeightSpec]]:
+        yield f"{name}.dense.weight", WeightSpec((3 * config.width, config.width))
+        yield f"{name}.dense.bias", WeightSpec((3 * config.width,))
 
     for index in range(config.depth):
         layer = f"{EXPERT}layers.{index}."

@@ -13,7 +13,7 @@ from pi05_ros.backends import BackendError
 from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.hopper import compile as compiler
 from pi05_ros.backends.cuda.hopper import launch
-from pi05_ros.backends.cuda.scales import Calibration
+from pi05_ros.backends.cuda.scales import ActivationScales
 
 SITES = ("prefill.0.qkv", "prefill.0.down")
 
@@ -48,14 +48,14 @@ def test_what_a_tuning_file_of_an_older_version_lacks_is_taken_from_ours(tmp_pat
     assert (values, found.source) == ([8, "hopper", 256], str(own))
 
 
-def made(amax=(1.0, 2.0)) -> Calibration:
-    return Calibration(SITES, torch.tensor(amax), "f" * 64, 3)
+def made(amax=(1.0, 2.0)) -> ActivationScales:
+    return ActivationScales(SITES, torch.tensor(amax), "f" * 64, 3)
 
 
 def test_scales_come_back(tmp_path):
     made().save(tmp_path / "scales")
     assert sorted(os.listdir(tmp_path)) == ["scales.json", "scales.safetensors"]
-    back = Calibration.load(tmp_path / "scales.json")
+    back = ActivationScales.load(tmp_path / "scales.json")
     assert (back.sites, back.amax.tolist(), back.observations) == (SITES, [1.0, 2.0], 3)
 
 
@@ -64,27 +64,27 @@ def test_names_of_scales_may_hold_dots(tmp_path):
         made(amax).save(tmp_path / name)
     assert len(os.listdir(tmp_path)) == 4
     for name in ("pi0.5_droid", "pi0.5_droid.json", "pi0.5_droid.safetensors"):
-        assert Calibration.load(tmp_path / name).amax.tolist() == [1.0, 2.0]
+        assert ActivationScales.load(tmp_path / name).amax.tolist() == [1.0, 2.0]
 
 
 def test_damaged_scales_are_one_clear_error(tmp_path):
     path = tmp_path / "scales"
     with pytest.raises(BackendError, match="no calibration"):
-        Calibration.load(path)
+        ActivationScales.load(path)
     with pytest.raises(BackendError, match="no calibration"):
-        Calibration.load(Path("/"))
+        ActivationScales.load(Path("/"))
     for amax in ((1.0, float("nan")), (float("inf"), 1.0), (-1.0, 1.0), (1.0,)):
         made(amax).save(path)
         with pytest.raises(BackendError, match="no calibration"):
-            Calibration.load(path)
+            ActivationScales.load(path)
     made().save(path)
     whole = path.with_suffix(".safetensors").read_bytes()
     path.with_suffix(".safetensors").write_bytes(whole[:-3])
     with pytest.raises(BackendError, match="no calibration"):
-        Calibration.load(path)
+        ActivationScales.load(path)
     path.with_suffix(".json").write_text("[]")
     with pytest.raises(BackendError, match="no calibration"):
-        Calibration.load(path)
+        ActivationScales.load(path)
 
 
 def test_a_driver_that_refuses_the_compiler_is_found_before_any_kernel_is_needed(monkeypatch):

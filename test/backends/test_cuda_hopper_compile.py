@@ -11,7 +11,7 @@ import torch
 from pi05_ros.backends.cuda import packing
 from pi05_ros.backends.cuda.hopper import compile as compiler
 from pi05_ros.backends.cuda.hopper import launch
-from pi05_ros.backends.cuda.hopper.products import Options, defines
+from pi05_ros.backends.cuda.hopper.products import ProductOptions, defines
 from pi05_ros.model import Pi05Config
 
 try:
@@ -129,7 +129,7 @@ def test_errors_of_the_compiler_are_passed_on():
 @needs_nvrtc
 @pytest.mark.parametrize("header", ["layout.cuh", "ptx.cuh", "wgmma.cuh", "product.cuh"])
 def test_headers_compile_alone(header):
-    constants = defines(Pi05Config.preset("pi05").expert, Options(), 16)
+    constants = defines(Pi05Config.preset("pi05").expert, ProductOptions(), 16)
     options = (*compiler.OPTIONS, *(f"-D{name}={value}" for name, value in constants.items()))
     text = f'#include "{header}"\nextern "C" __global__ void nothing() {{}}\n'
     image = compiler.nvrtc().compile("a.cu", text, compiler._headers(), options)
@@ -141,7 +141,7 @@ def test_headers_compile_alone(header):
 def test_the_products_compile_for_sm_90a(rows, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     image = compiler.cubin(
-        "products.cu", defines(Pi05Config.preset("pi05").expert, Options(), rows)
+        "products.cu", defines(Pi05Config.preset("pi05").expert, ProductOptions(), rows)
     )
     assert image[:4] == b"\x7fELF"
     for name in (b"qkv_rope", b"out_residual", b"gate_up", b"down_residual"):

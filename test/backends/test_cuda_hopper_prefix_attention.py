@@ -11,7 +11,7 @@ import torch
 from pi05_ros.backends.cuda.hopper import compile as compiler
 from pi05_ros.backends.cuda.hopper import prefix_attention
 from pi05_ros.backends.cuda.hopper.compile import KernelError
-from pi05_ros.backends.cuda.hopper.prefix_attention import Options
+from pi05_ros.backends.cuda.hopper.prefix_attention import PrefixAttentionOptions
 
 
 def test_every_prefix_of_the_model_is_taken():
@@ -30,7 +30,7 @@ def test_what_it_cannot_take_is_named(heads, head_dim, rows, named):
 def every_choice():
     for splits in range(1, prefix_attention.MAX_SPLITS + 1):
         for keys in prefix_attention.KEYS:
-            yield Options(splits, keys)
+            yield PrefixAttentionOptions(splits, keys)
 
 
 def test_a_block_has_room_for_two_stages_and_the_exchange():
@@ -45,9 +45,9 @@ def test_a_block_has_room_for_two_stages_and_the_exchange():
 def test_the_choice_for_a_number_of_rows_is_one_there_is():
     for rows in range(1, 1200):
         assert prefix_attention.options_for(rows) in set(every_choice())
-    assert prefix_attention.options_for(288) == Options(3, 96)
-    assert prefix_attention.options_for(544) == Options(3, 96)
-    assert prefix_attention.options_for(968) == Options(2, 64)
+    assert prefix_attention.options_for(288) == PrefixAttentionOptions(3, 96)
+    assert prefix_attention.options_for(544) == PrefixAttentionOptions(3, 96)
+    assert prefix_attention.options_for(968) == PrefixAttentionOptions(2, 64)
 
 
 def test_all_blocks_run_at_a_time():
@@ -95,24 +95,24 @@ def enqueue(rows=544, options=None, q_rows=None, head_dim=256, dtype=torch.bfloa
     k = torch.zeros(rows + 64, head_dim, dtype=torch.bfloat16)
     prefix_attention.launch(
         q, k, k, torch.zeros(1, dtype=torch.int32), q, torch.ones(1), None, rows=rows,
-        options=options or Options(3, 96), dependent=True,
+        options=options or PrefixAttentionOptions(3, 96), dependent=True,
     )  # fmt: skip
 
 
 def test_a_launch_covers_all_query_rows(recorder):
-    enqueue(968, Options(2, 80))
+    enqueue(968, PrefixAttentionOptions(2, 80))
     ((grid, threads, args), named) = recorder.launches[0]
     assert grid == (61 * 2,)  # 61 tiles of 128 rows
     assert threads == 384
     assert args[6:] == (None, 968, 7744)
     assert named == {"cluster": 2, "dependent": True}
     assert recorder.defines == {"KEYS": 80, "STAGES": 4, "SPLITS": 2}
-    assert recorder.shared == Options(2, 80).shared_bytes(968)
+    assert recorder.shared == PrefixAttentionOptions(2, 80).shared_bytes(968)
     assert [ctypes.sizeof(m) for m in args[:3]] == [128, 128, 128]
 
 
 def test_copies_end_with_the_prefix_and_take_what_the_kernel_expects(recorder):
-    enqueue(544, Options(3, 64))
+    enqueue(544, PrefixAttentionOptions(3, 64))
     q, k, v = recorder.maps
     assert q == [[64, 4352, 4], [512, 128], [64, 128, 1]]
     assert k == [[64, 544, 4], [512, 128], [64, 64, 2]]
@@ -125,8 +125,8 @@ def test_copies_end_with_the_prefix_and_take_what_the_kernel_expects(recorder):
         ({"head_dim": 128}, "8 heads of 128"),
         ({"q_rows": 4351}, "q is torch.bfloat16 \\(4351, 256\\)"),
         ({"dtype": torch.float16}, "q is torch.float16"),
-        ({"options": Options(9, 64)}, "9 splits; accepted: 1 to 8"),
-        ({"options": Options(3, 72)}, "72 keys in a tile"),
+        ({"options": PrefixAttentionOptions(9, 64)}, "9 splits; accepted: 1 to 8"),
+        ({"options": PrefixAttentionOptions(3, 72)}, "72 keys in a tile"),
     ],
 )
 def test_a_refused_launch_says_why(recorder, change, named):
@@ -144,7 +144,10 @@ def has_nvrtc():
 
 
 @pytest.mark.skipif(not has_nvrtc(), reason="NVRTC is not installed")
-@pytest.mark.parametrize("options", [Options(1, 64), Options(3, 96), Options(2, 80)])
+@pytest.mark.parametrize(
+    "options",
+    [PrefixAttentionOptions(1, 64), PrefixAttentionOptions(3, 96), PrefixAttentionOptions(2, 80)],
+)
 def test_it_compiles(options, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     defines = {

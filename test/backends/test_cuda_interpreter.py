@@ -159,7 +159,7 @@ weights = torch.tensor([1, 1, 0.63, 0.37, 0.19, 0.08, 0.02, 0, 0, 0])
 ours, theirs = engine.prefill(images, tokens), plain.prefill(images, tokens)
 free = engine.denoise(ours, noise, steps=3)
 for most in (10.0, 5.0):
-    guidance = Guidance(target, weights, most=most)
+    guidance = Guidance(target, weights, max_gain=most)
     got = engine.denoise(ours, noise, steps=3, guidance=guidance)
     want = plain.denoise(theirs, noise, steps=3, guidance=guidance)
     torch.testing.assert_close(got, want, atol=1e-3, rtol=0)

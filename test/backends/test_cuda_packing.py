@@ -105,11 +105,11 @@ def test_scales_are_powers_of_two_with_room():
 
 def test_calibration_round_trip_and_refusals(tmp_path, model):
     weights = pack(model, FP8)
-    made = scales.Calibration(
+    made = scales.ActivationScales(
         tuple(weights.sites), torch.rand(len(weights.sites)), weights.fingerprint, 8
     )
     made.save(tmp_path / "scales")
-    read = scales.Calibration.load(tmp_path / "scales.json")
+    read = scales.ActivationScales.load(tmp_path / "scales.json")
     wanted = weights.sites, weights.fingerprint, weights.quantized
     amax = read.amax_for(*wanted)
     used = torch.tensor(weights.quantized)
@@ -125,7 +125,7 @@ def test_calibration_round_trip_and_refusals(tmp_path, model):
         blind.amax_for(weights.sites, weights.fingerprint, [True] * len(weights.sites))
     (tmp_path / "scales.json").write_text(json.dumps({"format": "x"}))
     with pytest.raises(BackendError, match="no calibration"):
-        scales.Calibration.load(tmp_path / "scales")
+        scales.ActivationScales.load(tmp_path / "scales")
 
 
 def test_saturation_names_the_worst_site_first():

@@ -72,7 +72,7 @@ CASES = [
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_both_products_match_fp64(case):
     vlm, rows, counts = CASES[case]
-    options = prefill.Options(*counts)
+    options = prefill.PrefixProductOptions(*counts)
     assert prefill.unsupported(vlm, options, rows) is None
     D, F = vlm.width, vlm.mlp_dim
     g = torch.Generator(device="cuda").manual_seed(case)
@@ -116,7 +116,7 @@ def test_both_products_match_fp64(case):
 
 
 def test_large_values_saturate_and_nothing_is_recorded_without_a_cell():
-    rows, options = 48, prefill.Options(1, 1, 1)
+    rows, options = 48, prefill.PrefixProductOptions(1, 1, 1)
     kernels = prefill.PrefixProducts(SMALL, torch.device("cuda", 0))
     D, F = SMALL.width, SMALL.mlp_dim
     image = to_image(quantized(torch.full((rows, D), 8.0, device="cuda")), 176)

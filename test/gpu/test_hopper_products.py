@@ -90,10 +90,10 @@ class Rig:
 
 
 RIGS = [
-    (FULL, products.Options(qkv=2, out=4, down=8)),
-    (FULL, products.Options(qkv=1, out=2, down=4)),
-    (FULL, products.Options(qkv=4, out=8, down=8)),
-    (SMALL, products.Options(qkv=3, out=2, down=1)),
+    (FULL, products.ProductOptions(qkv=2, out=4, down=8)),
+    (FULL, products.ProductOptions(qkv=1, out=2, down=4)),
+    (FULL, products.ProductOptions(qkv=4, out=8, down=8)),
+    (SMALL, products.ProductOptions(qkv=3, out=2, down=1)),
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pi05_ros.backends.cuda.hopper import prefix_attention
-from pi05_ros.backends.cuda.hopper.prefix_attention import Options
+from pi05_ros.backends.cuda.hopper.prefix_attention import PrefixAttentionOptions
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
@@ -86,7 +86,7 @@ def test_it_matches_fp64_at_every_length(rows):
 @pytest.mark.parametrize("keys", prefix_attention.KEYS)
 @pytest.mark.parametrize("splits", range(1, prefix_attention.MAX_SPLITS + 1))
 def test_every_choice_of_sizes(splits, keys):
-    options = Options(splits, keys)
+    options = PrefixAttentionOptions(splits, keys)
     for length in (5, 257, 300):
         Case(300, length).check(options)
 

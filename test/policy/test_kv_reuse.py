@@ -11,12 +11,12 @@ import torch
 from pi05_ros.backends import BackendError
 from pi05_ros.backends.engine import Capabilities
 from pi05_ros.policy import Observation, Policy
-from pi05_ros.policy.chunking.chunk_maker import ChunkMaker, require_mode
+from pi05_ros.policy.chunking.chunk_generator import ChunkGenerator, require_mode
 from pi05_ros.policy.chunking.kv_reuse import (
-    NO_PLAN,
+    UNKNOWN_MOTION,
     EveryN,
     OnChange,
-    Plan,
+    RemainingMotion,
     change,
     make_rule,
     thumbnail,
@@ -86,7 +86,7 @@ def observation(seed):
 
 
 def test_a_reused_cache_gives_the_chunk_of_its_own_observation(policy):
-    maker = ChunkMaker(policy, reuse=EveryN(2))
+    maker = ChunkGenerator(policy, reuse=EveryN(2))
     first = maker.make(observation(0), step=0, seed=1)
     second = maker.make(observation(1), step=2, seed=1)
     third = maker.make(observation(1), step=4, seed=1)
@@ -98,17 +98,17 @@ def test_a_reused_cache_gives_the_chunk_of_its_own_observation(policy):
 
 
 def test_a_cache_older_than_half_a_chunk_is_not_used(policy):
-    maker = ChunkMaker(policy, reuse=EveryN(100))
+    maker = ChunkGenerator(policy, reuse=EveryN(100))
     maker.make(observation(0), step=0)
     assert maker.make(observation(1), step=policy.info.horizon // 2 + 1).chunk.kv_age == 0
 
 
 @pytest.mark.parametrize(("mode", "tolerance"), [("trained", 1e-4), ("identity", 0.5)])
 def test_the_overlap_continues_the_previous_chunk(policy, mode, tolerance):
-    plain = ChunkMaker(policy)
+    plain = ChunkGenerator(policy)
     old = plain.make(observation(0), step=0, seed=1).chunk
     free = plain.make(observation(1), step=3, seed=2).chunk
-    maker = ChunkMaker(policy, mode)
+    maker = ChunkGenerator(policy, mode)
     maker.make(observation(0), step=0, seed=1)
     bound = maker.make(observation(1), step=3, delay=2, seed=2).chunk
     jump = np.abs(bound.actions[:2] - old.actions[3:5]).max()
@@ -119,7 +119,7 @@ def test_the_overlap_continues_the_previous_chunk(policy, mode, tolerance):
 
 def test_modes_are_checked(policy):
     with pytest.raises(ValueError, match="plain, vjp, vjp-scaled, identity, trained"):
-        ChunkMaker(policy, "guess")
+        ChunkGenerator(policy, "guess")
 
 
 def engine_with(*guidance, frozen=False):
@@ -140,7 +140,7 @@ def test_a_mode_that_the_engine_lacks_is_refused_with_its_alternatives():
 
 @pytest.mark.parametrize("mode", ["plain", "identity", "trained"])
 def test_times_of_a_chunk_are_its_own(policy, mode):
-    maker = ChunkMaker(policy, mode, reuse=EveryN(2))
+    maker = ChunkGenerator(policy, mode, reuse=EveryN(2))
     first = maker.make(observation(0), step=0).chunk.timings
     second = maker.make(observation(1), step=2, delay=1).chunk.timings
     assert first.vision_ms > 0
@@ -173,10 +173,10 @@ def test_two_vision_caches_of_one_engine_do_not_meet(policy):
 
 
 def test_vision_cache_runs_the_tower_only_for_cameras_that_changed(policy):
-    plain = ChunkMaker(policy)
+    plain = ChunkGenerator(policy)
     obs = observation(0)
     want = plain.make(obs, step=0, seed=1).chunk.actions
-    maker = ChunkMaker(policy, vision_change=2.0)
+    maker = ChunkGenerator(policy, vision_change=2.0)
     cache = maker.vision
     assert maker.make(obs, step=0, seed=1).chunk.actions == pytest.approx(want, abs=1e-5)
     images = {"base": obs.images["base"], "wrist": 255 - obs.images["wrist"]}
@@ -186,9 +186,11 @@ def test_vision_cache_runs_the_tower_only_for_cameras_that_changed(policy):
     maker.reset()
     maker.make(moved, step=0)
     assert cache.computed == 5
-    assert got == pytest.approx(ChunkMaker(policy).make(moved, 2, seed=1).chunk.actions, abs=1e-5)
+    assert got == pytest.approx(
+        ChunkGenerator(policy).make(moved, 2, seed=1).chunk.actions, abs=1e-5
+    )
     with pytest.raises(ValueError, match="0 or more"):
-        ChunkMaker(policy, vision_change=-1.0)
+        ChunkGenerator(policy, vision_change=-1.0)
 
 
 @pytest.mark.parametrize("n", range(1, 25))
@@ -196,7 +198,10 @@ def test_half_a_share_is_never_more_than_every_second(n):
     rng = np.random.default_rng(n)
     for _ in range(20):
         rule, every = make_rule("dynamic"), EveryN(2)
-        moves = [Plan(motion) for motion in rng.choice([0.0, 1.0], n, p=rng.dirichlet([1, 1]))]
+        moves = [
+            RemainingMotion(motion)
+            for motion in rng.choice([0.0, 1.0], n, p=rng.dirichlet([1, 1]))
+        ]
         pictures = [with_patch(int(value)) for value in rng.integers(0, 255, n)]
         asked = [rule.fresh(p, m) for p, m in zip(pictures, moves, strict=True)]
         assert sum(asked) <= sum(every.fresh(p) for p in pictures)
@@ -205,9 +210,9 @@ def test_half_a_share_is_never_more_than_every_second(n):
 def test_what_was_saved_is_spent_where_the_arm_slows_down():
     rule = OnChange(high=50, low=25, max_age=9, slow=0.3, share=0.5, save=2.0)
     motions = [1.0, 1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 1.0]
-    answers = [rule.fresh(with_patch(100), Plan(motion)) for motion in motions]
+    answers = [rule.fresh(with_patch(100), RemainingMotion(motion)) for motion in motions]
     assert answers == [True, *[False] * 4, True, True, True, False, False]
-    assert rule.fresh(with_patch(100), Plan(1.0, old=True))  # whatever has been saved
+    assert rule.fresh(with_patch(100), RemainingMotion(1.0, old=True))  # whatever has been saved
 
 
 def test_numbers_of_a_dynamic_rule_can_be_given():
@@ -223,16 +228,16 @@ def test_the_rule_hears_what_the_last_chunk_plans(policy):
     heard = []
 
     class Listener(EveryN):
-        def fresh(self, images, plan=NO_PLAN):
+        def fresh(self, images, plan=UNKNOWN_MOTION):
             heard.append(plan)
             return super().fresh(images, plan)
 
-    maker = ChunkMaker(policy, reuse=Listener(1))
+    maker = ChunkGenerator(policy, reuse=Listener(1))
     chunk = maker.make(observation(0), step=0, seed=1).chunk
     maker.make(observation(1), step=3, seed=2)
     rows = chunk.normalized[3 : 3 + policy.info.horizon // 4 + 1, :6]
-    assert heard[0] == Plan()
+    assert heard[0] == RemainingMotion()
     assert heard[1].motion == pytest.approx(np.abs(rows[-1] - rows[0]).max())
     maker.reset()
     maker.make(observation(1), step=0, seed=2)
-    assert heard[2] == Plan()
+    assert heard[2] == RemainingMotion()

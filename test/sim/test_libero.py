@@ -15,7 +15,7 @@ from pi05_ros.backends.resize import resize_with_pad_pillow
 from pi05_ros.cli.main import main
 from pi05_ros.model import Pi05Config
 from pi05_ros.policy import Observation, Policy
-from pi05_ros.policy.chunking.chunk_maker import ChunkMaker
+from pi05_ros.policy.chunking.chunk_generator import ChunkGenerator
 from pi05_ros.sim.evaluation.run import Job
 from pi05_ros.sim.libero import benchmark
 from pi05_ros.sim.libero.episode import LiberoRunner, LiberoSetting, suite_totals
@@ -95,9 +95,9 @@ def test_episode_starts_like_openpis_client(stand_in):
 
 def test_policy_gets_turned_pictures_state_and_words(stand_in, monkeypatch):
     seen = []
-    make = ChunkMaker.make
+    make = ChunkGenerator.make
     monkeypatch.setattr(
-        ChunkMaker, "make", lambda self, obs, *rest: seen.append(obs) or make(self, obs, *rest)
+        ChunkGenerator, "make", lambda self, obs, *rest: seen.append(obs) or make(self, obs, *rest)
     )
     episode(benchmark.Libero().tasks("libero_spatial"), setting=quick(max_steps=11))
     assert len(seen) == 3  # at steps 0, 5 and 10
@@ -128,13 +128,13 @@ def test_policy_resizes_as_openpis_client_would():
 
 def test_five_of_ten_actions_go_to_the_robot_unchanged(stand_in, monkeypatch):
     made = []
-    make = ChunkMaker.make
+    make = ChunkGenerator.make
 
     def keep(self, *args):
         made.append(make(self, *args))
         return made[-1]
 
-    monkeypatch.setattr(ChunkMaker, "make", keep)
+    monkeypatch.setattr(ChunkGenerator, "make", keep)
     result = episode(benchmark.Libero().tasks("libero_spatial"))
     sent = np.array(actions(stand_in.OPENED[0])[10:])
     want = np.concatenate([m.chunk.actions[:5] for m in made])[: len(sent)]

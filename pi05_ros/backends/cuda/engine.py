@@ -27,15 +27,15 @@ from pi05_ros.backends.cuda import scales
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_STEPS, CudaKVCache
 from pi05_ros.backends.cuda.graphs import Graphs
 from pi05_ros.backends.cuda.inputs import (
-    Inputs,
+    FrameInputs,
     check_noise,
     check_range,
     check_steps,
     check_tokens,
 )
-from pi05_ros.backends.cuda.kept_inputs import KeptInputs
+from pi05_ros.backends.cuda.kept_inputs import EmbeddingReuse
 from pi05_ros.backends.cuda.monitor import Monitor
-from pi05_ros.backends.cuda.scales import Calibration, Saturation
+from pi05_ros.backends.cuda.scales import ActivationScales, Saturation
 from pi05_ros.backends.cuda.stages import modulation
 from pi05_ros.backends.cuda.stages.assembly import Sizes, assemble
 from pi05_ros.backends.cuda.stages.launches import Launches
@@ -78,7 +78,7 @@ class CudaEngine(Engine):
         horizon: int = 50,
         max_prompt_tokens: int = 200,
         views: int = 2,
-        calibration: str | Path | Calibration | None = None,
+        calibration: str | Path | ActivationScales | None = None,
         release_model: bool = False,
         monitor_every: int = MONITOR_EVERY,
         slots: int = 2,
@@ -117,13 +117,13 @@ class CudaEngine(Engine):
         self.buffers = parts.buffers
         self.prefix_stages = parts.prefix
         self.denoise_stage = parts.denoise
-        self.inputs = Inputs(self.device, model.config.vision.image_size)
+        self.inputs = FrameInputs(self.device, model.config.vision.image_size)
         self.launches = Launches(self.prefix_stages, self.inputs)
         self._modulation: dict[int, modulation.Modulation] = {}
         self._serial = [0] * slots
         self._length = [-1] * slots
         self._lock = threading.RLock()
-        self._kept = KeptInputs(self.inputs, self.launches, self.graphs, MAX_VIEWS)
+        self._kept = EmbeddingReuse(self.inputs, self.launches, self.graphs, MAX_VIEWS)
         self._steering = Steering(self.buffers, model.config.clock)
         self._watch = Stopwatch(self.device)
         self._observing = False
@@ -307,10 +307,10 @@ class CudaEngine(Engine):
         found = self.monitor.health()
         return EngineHealth({"fp8_scales": self.scales_source, **found.values}, found.warning)
 
-    def use_calibration(self, calibration: str | Path | Calibration) -> None:
+    def use_calibration(self, calibration: str | Path | ActivationScales) -> None:
         """Take activation scales from a file; refused where they belong to other weights."""
-        if not isinstance(calibration, Calibration):
-            calibration = Calibration.load(Path(calibration))
+        if not isinstance(calibration, ActivationScales):
+            calibration = ActivationScales.load(Path(calibration))
         w = self.weights
         amax = calibration.amax_for(w.sites, w.fingerprint, w.quantized)
         self.buffers.scales.copy_(scales.scale_of(amax).to(self.device))
@@ -332,9 +332,9 @@ class CudaEngine(Engine):
             finally:
                 self._observing = False
 
-    def calibration(self, observations: int) -> Calibration:
+    def calibration(self, observations: int) -> ActivationScales:
         """What was recorded since `start_calibration`."""
-        return Calibration(
+        return ActivationScales(
             tuple(self.weights.sites),
             self.buffers.amax.to("cpu", copy=True),
             self.weights.fingerprint,
@@ -363,7 +363,7 @@ class CudaEngine(Engine):
 
     @contextlib.contextmanager
     def _on_device(self) -> Iterator[None]:
-        """Inputs that require gradients must not tie static buffers to their history.
+        """FrameInputs that require gradients must not tie static buffers to their history.
 
         Raises:
             BackendError: the engine is closed.

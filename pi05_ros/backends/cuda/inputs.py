@@ -41,7 +41,7 @@ class View:
     tensor: Tensor
 
 
-class Inputs:
+class FrameInputs:
     """Static frame buffers by camera and picture size, filled before a graph runs."""
 
     def __init__(self, device: torch.device, size: int) -> None:

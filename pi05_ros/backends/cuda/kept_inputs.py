@@ -11,14 +11,16 @@ from collections.abc import Hashable, Sequence
 from torch import Tensor
 
 from pi05_ros.backends.cuda.graphs import Graphs
-from pi05_ros.backends.cuda.inputs import Inputs, Kind, View
+from pi05_ros.backends.cuda.inputs import FrameInputs, Kind, View
 from pi05_ros.backends.cuda.stages.launches import Launches
 
 
-class KeptInputs:
+class EmbeddingReuse:
     """Encodes only those cameras whose key changed since the last call, and a changed prompt."""
 
-    def __init__(self, inputs: Inputs, launches: Launches, graphs: Graphs, cameras: int) -> None:
+    def __init__(
+        self, inputs: FrameInputs, launches: Launches, graphs: Graphs, cameras: int
+    ) -> None:
         self._inputs = inputs
         self._launches = launches
         self._graphs = graphs

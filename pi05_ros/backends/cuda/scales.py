@@ -67,7 +67,7 @@ def first_run(amax: Tensor, scale: Tensor, record: Callable[[], None], first: bo
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ActivationScales:
     """Largest input magnitude per site, for one set of weights."""
 
     sites: tuple[str, ...]
@@ -88,7 +88,7 @@ class Calibration:
         write_atomically(json_path, (json.dumps(about, indent=1) + "\n").encode())
 
     @classmethod
-    def load(cls, path: Path) -> Calibration:
+    def load(cls, path: Path) -> ActivationScales:
         """Read what `save` wrote.
 
         Raises:

@@ -69,9 +69,9 @@ class Steering:
             )
         b.target[:horizon].copy_(guidance.target, non_blocking=True)
         b.guide_weight[:horizon].copy_(guidance.weights, non_blocking=True)
-        if self._clock != (steps, guidance.most):
+        if self._clock != (steps, guidance.max_gain):
             times = flow_times(steps, self._clock_name)
-            rows = [(t, guidance_gain(t, guidance.most)) for t in times]
+            rows = [(t, guidance_gain(t, guidance.max_gain)) for t in times]
             b.guide_clock[:steps].copy_(torch.tensor(rows))
-            self._clock = (steps, guidance.most)
+            self._clock = (steps, guidance.max_gain)
         return True

@@ -20,8 +20,8 @@ from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.engine import CudaEngine
 from pi05_ros.backends.cuda.hopper.prefill import MAX_COLUMNS
 from pi05_ros.backends.cuda.stages.assembly import denoise_stage, prefix_stages
-from pi05_ros.backends.cuda.stages.denoise import DenoiseStage
-from pi05_ros.backends.cuda.stages.prefill import PrefixStages
+from pi05_ros.backends.cuda.stages.denoise import DenoiseKernels
+from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
 from pi05_ros.backends.files import write_atomically
 
 Say = Callable[[str], None]
@@ -152,7 +152,7 @@ def tune(
     slot, device = engine.buffers.slots[0], engine.device
     chosen: dict[str, Any] = {"dependent_launch": engine.prefix_stages.pdl}
 
-    def build(over: dict[str, Any]) -> tuple[PrefixStages, DenoiseStage]:
+    def build(over: dict[str, Any]) -> tuple[PrefixKernels, DenoiseKernels]:
         values = tuning.load(device, tuning.merge(chosen, over))
         prefix = prefix_stages(engine.weights, engine.buffers, values, engine.prefix_stages.pdl)
         return prefix, denoise_stage(engine.weights, engine.buffers, values, prefix)

@@ -59,7 +59,7 @@ class Linear:
 
 
 @dataclass
-class VisionLayer:
+class PackedVisionLayer:
     """SigLIP block; norms ``(weight, bias)`` float32."""
 
     norm1: tuple[Tensor, Tensor]
@@ -71,7 +71,7 @@ class VisionLayer:
 
 
 @dataclass
-class PrefixLayer:
+class PackedPrefixLayer:
     """Gemma block of the prefix; the last one has only `qkv` (k and v rows)."""
 
     qkv: Linear
@@ -81,7 +81,7 @@ class PrefixLayer:
 
 
 @dataclass
-class ExpertLayer:
+class PackedExpertLayer:
     """Gemma block of the expert; its norms live in the modulation tables."""
 
     qkv: Linear
@@ -100,12 +100,12 @@ class Weights:
     quantized: list[bool]  # per site: whether its input is e4m3, so that its scale matters
     patch: Linear
     positions: Tensor  # float32 [P, D]
-    vision: list[VisionLayer]
+    vision: list[PackedVisionLayer]
     post_norm: tuple[Tensor, Tensor]
     projector: Linear
     embedding: Tensor  # bf16 [vocab, D]
-    prefix: list[PrefixLayer]
-    expert: list[ExpertLayer]
+    prefix: list[PackedPrefixLayer]
+    expert: list[PackedExpertLayer]
     mod_weight: Tensor  # float32 [2 L + 1, 3 D, D]
     mod_bias: Tensor  # float32 [2 L + 1, 3 D]
     time_mlp: tuple[Tensor, Tensor, Tensor, Tensor]  # in weight, in bias, out weight, out bias
@@ -258,7 +258,7 @@ def _pair(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
 
 def _vision(
     model: Pi05, kind: str, packer: _Packer
-) -> tuple[list[VisionLayer], Linear, Tensor, tuple[Tensor, Tensor], Linear]:
+) -> tuple[list[PackedVisionLayer], Linear, Tensor, tuple[Tensor, Tensor], Linear]:
     tower = model.vision
     flat = tower.patch_embedding.weight.detach().flatten(1)
     padded = flat.new_zeros(flat.shape[0], patch_columns(model.config)).float()
@@ -276,7 +276,7 @@ def _vision(
             return packer.linear(f"vision.{i}.{name}", kind, w, b)
 
         layers.append(
-            VisionLayer(
+            PackedVisionLayer(
                 norm1=_pair(layer.layer_norm1),
                 qkv=make(
                     "qkv",
@@ -299,7 +299,7 @@ def _vision(
 
 def _prefix(
     model: Pi05, kind: str, packer: _Packer, fused: bool, image: bool
-) -> list[PrefixLayer]:
+) -> list[PackedPrefixLayer]:
     layers = []
     last = model.config.vlm.depth - 1
     blocks: Any = model.vlm.layers
@@ -309,7 +309,7 @@ def _prefix(
         norm2 = 1.0 + layer.post_attention_layernorm.weight.float()
         parts = [attention.q_proj, attention.k_proj, attention.v_proj]
         qkv = torch.cat([p.weight for p in (parts if i < last else parts[1:])]).float() * norm1
-        packed = PrefixLayer(qkv=packer.linear(f"prefill.{i}.qkv", kind, qkv))
+        packed = PackedPrefixLayer(qkv=packer.linear(f"prefill.{i}.qkv", kind, qkv))
         del qkv
         if i < last:
             packed.out = packer.linear(f"prefill.{i}.out", kind, attention.o_proj.weight)
@@ -327,7 +327,7 @@ def _prefix(
     return layers
 
 
-def _expert(model: Pi05, kind: str, packer: _Packer, image: bool) -> list[ExpertLayer]:
+def _expert(model: Pi05, kind: str, packer: _Packer, image: bool) -> list[PackedExpertLayer]:
     layers = []
     head_dim = model.config.expert.head_dim
     blocks: Any = model.expert.layers
@@ -339,7 +339,7 @@ def _expert(model: Pi05, kind: str, packer: _Packer, image: bool) -> list[Expert
         def make(name: str, w: Tensor, i: int = i) -> Linear:
             return packer.linear(f"denoise.{i}.{name}", kind, w)
 
-        packed = ExpertLayer(
+        packed = PackedExpertLayer(
             qkv=make("qkv", qkv),
             out=make("out", attention.o_proj.weight),
             gate_up=make("gate_up", alternate(mlp.gate_proj.weight, mlp.up_proj.weight)),
@@ -355,13 +355,13 @@ def _as_image(linear: Linear) -> Linear:
     return replace(linear, weight=pack_weight(linear.weight), image=True)
 
 
-def _as_images(layer: ExpertLayer) -> ExpertLayer:
+def _as_images(layer: PackedExpertLayer) -> PackedExpertLayer:
     """Weights in the layout of the Hopper kernels, in one piece in the order of their use."""
     linears = (layer.qkv, layer.out, layer.gate_up, layer.down)
     images = [pack_weight(linear.weight) for linear in linears]
     piece = torch.cat([image.view(torch.uint8).flatten() for image in images])
     parts = piece.split([image.numel() for image in images])
-    return ExpertLayer(
+    return PackedExpertLayer(
         *(
             replace(linear, weight=part.view(FP8).view(image.shape), image=True)
             for linear, part, image in zip(linears, parts, images, strict=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pi05_ros.backends.engine import EngineHealth
-from pi05_ros.policy.chunking.chunk_maker import ChunkMaker, Continued, StartedChunk
+from pi05_ros.policy.chunking.chunk_generator import ChunkGenerator, Continued, PendingChunk
 from pi05_ros.policy.chunking.continuation import Continuation, DelayEstimator, rows_from
 from pi05_ros.policy.chunking.kv_reuse import make_rule
 from pi05_ros.policy.interface import ActionChunk, Observation
@@ -31,7 +31,7 @@ class Started:
 
     """
 
-    chunk: StartedChunk
+    chunk: PendingChunk
     began_s: float
     age_s: float
 
@@ -45,9 +45,9 @@ class ContinuingPolicy:
 
     Args:
         policy: is taken over.
-        mode: see `ChunkMaker`.
+        mode: see `ChunkGenerator`.
         reuse: "1", "2", ... or "dynamic".
-        vision_change: see `ChunkMaker`.
+        vision_change: see `ChunkGenerator`.
 
     Raises:
         ValueError: unknown mode or rule.
@@ -64,7 +64,9 @@ class ContinuingPolicy:
         self.policy = policy
         self.info = policy.info
         self.robot = policy.robot
-        self._maker = ChunkMaker(policy, mode, reuse=make_rule(reuse), vision_change=vision_change)
+        self._maker = ChunkGenerator(
+            policy, mode, reuse=make_rule(reuse), vision_change=vision_change
+        )
         self._step_ns = round(policy.info.step_s * 1e9)
         self._delay = DelayEstimator(policy.info.step_s)
         self._afresh = True  # set by any thread, looked at by the next prefill
@@ -83,7 +85,7 @@ class ContinuingPolicy:
     def prefill(
         self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
     ) -> Started:
-        """First half of an inference, see `Policy.prefill` and `ChunkMaker.start`."""
+        """First half of an inference, see `Policy.prefill` and `ChunkGenerator.start`."""
         began = time.perf_counter()
         stamp = obs.stamp_ns
         pause_ns = self._maker.policy.info.horizon * self._step_ns

@@ -1,8 +1,8 @@
 """When to keep the KV cache of an earlier observation instead of computing a new one.
 
-Vision and prefill are most of an inference. Keeping them saves that time and costs freshness, so
-the rules here say when; `ChunkMaker` applies them and keeps the chunk anchored to the observation
-the cache was made from.
+Vision and prefill are most of an inference. Reusing them saves that time and costs freshness, so
+the rules here say when; `ChunkGenerator` applies them and keeps the chunk anchored to the
+observation the cache was made from.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from pi05_ros.errors import InvalidValueError
 
 MODES = ("plain", "vjp", "vjp-scaled", "identity", "trained")
-"""Ways in which a chunk can continue the one before; `ChunkMaker` describes them."""
+"""Ways in which a chunk can continue the one before; `ChunkGenerator` describes them."""
 MAX_DIGITS = 9
 """Of the number in "every N"."""
 THUMBNAIL = 32
@@ -33,7 +33,7 @@ DYNAMIC: dict[str, float | int] = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class RemainingMotion:
     """What is still to be done of the last chunk, as far as a rule needs it.
 
     Attributes:
@@ -46,13 +46,15 @@ class Plan:
     old: bool = False
 
 
-NO_PLAN = Plan()
+UNKNOWN_MOTION = RemainingMotion()
 
 
 class ReuseRule(Protocol):
     """Asked once per inference."""
 
-    def fresh(self, images: Mapping[str, np.ndarray], plan: Plan = NO_PLAN) -> bool:
+    def fresh(
+        self, images: Mapping[str, np.ndarray], plan: RemainingMotion = UNKNOWN_MOTION
+    ) -> bool:
         """Whether this observation needs a KV cache of its own."""
 
     def reset(self) -> None:
@@ -68,7 +70,9 @@ class EveryN:
         self.n = n
         self._count = 0
 
-    def fresh(self, images: Mapping[str, np.ndarray], plan: Plan = NO_PLAN) -> bool:
+    def fresh(
+        self, images: Mapping[str, np.ndarray], plan: RemainingMotion = UNKNOWN_MOTION
+    ) -> bool:
         """Whether this observation needs a KV cache of its own."""
         due = self._count % self.n == 0
         self._count += 1
@@ -132,7 +136,9 @@ class OnChange:
         self._moving = False
         self._saved = 1.0 - self.share
 
-    def fresh(self, images: Mapping[str, np.ndarray], plan: Plan = NO_PLAN) -> bool:
+    def fresh(
+        self, images: Mapping[str, np.ndarray], plan: RemainingMotion = UNKNOWN_MOTION
+    ) -> bool:
         """Whether this observation needs a KV cache of its own."""
         now = {role: thumbnail(image) for role, image in images.items()}
         since = change(self._reference, now)

@@ -20,7 +20,7 @@ from pi05_ros.execution.limits import JointLimits, MotionFilter
 from pi05_ros.execution.strategies import Ensemble, ReplaceAfter, Strategy
 from pi05_ros.execution.timed_chunk import TimedChunk
 from pi05_ros.policy import Observation, Policy
-from pi05_ros.policy.chunking.chunk_maker import ChunkMaker
+from pi05_ros.policy.chunking.chunk_generator import ChunkGenerator
 from pi05_ros.policy.chunking.kv_reuse import make_rule
 from pi05_ros.policy.chunking.rtc import MAX_GUIDANCE
 from pi05_ros.policy.interface import MAX_DENOISE_STEPS
@@ -185,7 +185,7 @@ class Chunking:
 
     """
 
-    def __init__(self, maker: ChunkMaker, setting: Setting, seed: int) -> None:
+    def __init__(self, maker: ChunkGenerator, setting: Setting, seed: int) -> None:
         maker.reset()
         self.maker = maker
         self.setting = setting
@@ -271,7 +271,7 @@ class Chunking:
 
 def run_episode(
     world: World,
-    maker: ChunkMaker,
+    maker: ChunkGenerator,
     limits: JointLimits,
     setting: Setting,
     task: str,
@@ -360,9 +360,9 @@ def _kick(targets: list[np.ndarray], bends: list[int]) -> float:
     return float(np.mean([w.max() for w in windows if w.size]))
 
 
-def chunk_maker(policy: Policy, setting: Setting) -> ChunkMaker:
+def chunk_generator(policy: Policy, setting: Setting) -> ChunkGenerator:
     """The policy in the chunk mode and with the KV rule of a setting."""
-    return ChunkMaker(
+    return ChunkGenerator(
         policy,
         chunk_mode(setting),
         reuse=make_rule(setting.kv_reuse),
@@ -371,7 +371,7 @@ def chunk_maker(policy: Policy, setting: Setting) -> ChunkMaker:
 
 
 def chunk_mode(setting: Setting) -> str:
-    """Mode of `ChunkMaker` and of the policy node."""
+    """Mode of `ChunkGenerator` and of the policy node."""
     prefix = "rtc-"
     guided = setting.chunking.startswith(prefix)
     return setting.chunking.removeprefix(prefix) if guided else "plain"

@@ -23,7 +23,7 @@ from pi05_ros.resources import config_dir
 from pi05_ros.sim.arm.tasks import TASKS
 from pi05_ros.sim.arm.world import CAMERAS, World
 from pi05_ros.sim.evaluation import results_file
-from pi05_ros.sim.evaluation.episode import Result, Setting, chunk_maker, run_episode
+from pi05_ros.sim.evaluation.episode import Result, Setting, chunk_generator, run_episode
 from pi05_ros.sim.evaluation.fake_quant import IMITATED, fake_quantize
 from pi05_ros.sim.evaluation.workers import as_done
 from pi05_ros.sim.training.demonstrations import RENDER_SIZE
@@ -177,7 +177,7 @@ class Runner:
         policy = self.policies.get(setting)
         if policy is not self._primed:
             self._prime(policy)
-        maker = chunk_maker(policy, setting)
+        maker = chunk_generator(policy, setting)
         return run_episode(
             self.world,
             maker,

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.policy.chunking.chunk_maker import ChunkMaker
-from pi05_ros.sim.evaluation.episode import Chunking, Result, Setting, chunk_maker
+from pi05_ros.policy.chunking.chunk_generator import ChunkGenerator
+from pi05_ros.sim.evaluation.episode import Chunking, Result, Setting, chunk_generator
 from pi05_ros.sim.evaluation.run import Job, PolicyOfSetting, summarize
 from pi05_ros.sim.libero import benchmark
 
@@ -38,7 +38,7 @@ def run_episode(
     environment: Any,
     initial_state: np.ndarray,
     task: benchmark.Task,
-    maker: ChunkMaker,
+    maker: ChunkGenerator,
     setting: Setting,
     trial: int,
     seed: int = benchmark.DEFAULT_SEED,
@@ -142,7 +142,7 @@ class LiberoRunner:
             raise benchmark.LiberoError(
                 f"trial {job.seed} of {task.label}; it has the trials 0 to {len(states) - 1}"
             )
-        maker = chunk_maker(policy, job.setting)
+        maker = chunk_generator(policy, job.setting)
         return run_episode(
             environment,
             states[job.seed],

@@ -20,7 +20,7 @@ STAGES = 4
 
 
 @dataclass(frozen=True)
-class Options:
+class PrefixProductOptions:
     """How the products are divided.
 
     Attributes:
@@ -66,7 +66,7 @@ class Tiles:
         }
 
 
-def unsupported(vlm: GemmaConfig, options: Options, rows: int) -> str | None:
+def unsupported(vlm: GemmaConfig, options: PrefixProductOptions, rows: int) -> str | None:
     """Why these kernels cannot take `rows` rows of the prefix; None where they can."""
     D, F = vlm.width, vlm.mlp_dim
     for name, value, factor in (("width", D, BLOCK_ROWS), ("MLP size", F, CHUNK)):
@@ -112,7 +112,7 @@ class PrefixProducts:
             self._kernels[key] = kernel, kernel.resident_clusters(THREADS, tiles.cluster)
         return self._kernels[key]
 
-    def prepare(self, rows: int, options: Options) -> None:
+    def prepare(self, rows: int, options: PrefixProductOptions) -> None:
         """Compile and load what `rows` rows need; see `kernel` for errors."""
         self.kernel("prefix_gate_up", Tiles.of(rows, options.gate_up), options.splits)
         self.kernel("prefix_down", Tiles.of(rows, options.down), options.splits)
@@ -127,7 +127,7 @@ class PrefixProducts:
         amax: Tensor | None,
         *,
         rows: int,
-        options: Options,
+        options: PrefixProductOptions,
         dependent: bool,
     ) -> None:
         """``gelu(gate) * up`` of an image of activations, as an image.
@@ -159,7 +159,7 @@ class PrefixProducts:
         parts: Tensor,
         *,
         rows: int,
-        options: Options,
+        options: PrefixProductOptions,
         dependent: bool,
     ) -> None:
         """Products without scales, to be added up.

@@ -28,7 +28,7 @@ _BARRIERS = 8 * (_CHUNKS + 7)  # bytes, besides two for each stage
 
 
 @dataclass(frozen=True)
-class Options:
+class PrefixAttentionOptions:
     """How the work is divided; results differ by rounding only.
 
     Attributes:
@@ -69,7 +69,7 @@ class Options:
         return self.ring_offset + _BARRIERS + self.stages(rows) * (self.stage_bytes + 16)
 
 
-def options_for(rows: int, processors: int = 132) -> Options:
+def options_for(rows: int, processors: int = 132) -> PrefixAttentionOptions:
     """The division that was fastest, or close to it, on an H100.
 
     One tile of keys per block for few rows, then 3 and 2 slices as long as all clusters run at a
@@ -85,7 +85,9 @@ def options_for(rows: int, processors: int = 132) -> Options:
     share = -(-rows // splits)
     # 96 keys leave room for 3 stages only, which is enough for 2 tiles
     sizes = KEYS if share <= 2 * KEYS[-1] else KEYS[:-1]
-    return Options(splits, min(sizes, key=lambda keys: (-(-share // keys) * keys, -keys)))
+    return PrefixAttentionOptions(
+        splits, min(sizes, key=lambda keys: (-(-share // keys) * keys, -keys))
+    )
 
 
 def unsupported(heads: int, head_dim: int, rows: int) -> str | None:
@@ -100,7 +102,7 @@ def unsupported(heads: int, head_dim: int, rows: int) -> str | None:
     return None
 
 
-def _refused(options: Options) -> str | None:
+def _refused(options: PrefixAttentionOptions) -> str | None:
     if options.keys not in KEYS:
         return f"{options.keys} keys in a tile; accepted: {KEYS}"
     if not 1 <= options.splits <= MAX_SPLITS:
@@ -118,7 +120,7 @@ def launch(
     amax: Tensor | None,
     *,
     rows: int,
-    options: Options,
+    options: PrefixAttentionOptions,
     dependent: bool,
 ) -> None:
     """Enqueue softmax(q k') v on the current stream.
@@ -208,7 +210,7 @@ def tensor_map(matrix: Tensor, rows: int, box_rows: int, box_chunks: int) -> Ten
 
 
 @functools.cache
-def _kernel(options: Options, stages: int, shared: int, device: int) -> cuda.Kernel:
+def _kernel(options: PrefixAttentionOptions, stages: int, shared: int, device: int) -> cuda.Kernel:
     defines = {
         "KEYS": options.keys,
         "STAGES": stages,

@@ -33,7 +33,7 @@
 // blocks wrote is read with the copy engine or __ldcg, past L1.
 //
 // Constants from the compiler's command line: ROWS (action rows, multiple of 8), WIDTH, MLP, HEADS,
-// HEAD_DIM, QKV_GROUPS, OUT_SPLIT, DOWN_SPLIT (see Options in products.py).
+// HEAD_DIM, QKV_GROUPS, OUT_SPLIT, DOWN_SPLIT (see ProductOptions in products.py).
 
 #include "product.cuh"
 

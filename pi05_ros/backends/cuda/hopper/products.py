@@ -17,7 +17,7 @@ MAX_PARTS = 128  # tiles of columns whose sums of squares are kept (buffers.SUM_
 
 
 @dataclass(frozen=True)
-class Options:
+class ProductOptions:
     """How the products are divided.
 
     Attributes:
@@ -43,7 +43,7 @@ def row_blocks(rows: int, groups: int) -> tuple[int, int]:
     return each, -(-rows // each)
 
 
-def shared_bytes(expert: GemmaConfig, options: Options, rows: int) -> dict[str, int]:
+def shared_bytes(expert: GemmaConfig, options: ProductOptions, rows: int) -> dict[str, int]:
     """Shared memory of a block of each kernel, the sum that `Shared` in products.cu makes.
 
     Weights, activations, the exchange of a cluster, factors of the rows, barriers.
@@ -63,7 +63,9 @@ def shared_bytes(expert: GemmaConfig, options: Options, rows: int) -> dict[str, 
     }
 
 
-def unsupported(config: Pi05Config, options: Options, capability: tuple[int, int]) -> str | None:
+def unsupported(
+    config: Pi05Config, options: ProductOptions, capability: tuple[int, int]
+) -> str | None:
     """Why these kernels cannot run the expert of `config` in FP8; None where they can."""
     expert = config.expert
     D, F, hd = expert.width, expert.mlp_dim, expert.head_dim
@@ -86,7 +88,7 @@ def unsupported(config: Pi05Config, options: Options, capability: tuple[int, int
     return None
 
 
-def defines(expert: GemmaConfig, options: Options, rows: int) -> dict[str, int]:
+def defines(expert: GemmaConfig, options: ProductOptions, rows: int) -> dict[str, int]:
     """Constants of products.cu."""
     return {
         "ROWS": rows,
@@ -103,7 +105,7 @@ def defines(expert: GemmaConfig, options: Options, rows: int) -> dict[str, int]:
 class Products:
     """Compiled kernels of one model size; one set per number of padded rows, made on first use."""
 
-    def __init__(self, config: Pi05Config, options: Options, device: torch.device) -> None:
+    def __init__(self, config: Pi05Config, options: ProductOptions, device: torch.device) -> None:
         self.expert = config.expert
         self.options = options
         self.device = device

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from pi05_ros.backends.cuda.buffers import Buffers
 from pi05_ros.backends.cuda.stages import choice
-from pi05_ros.backends.cuda.stages.denoise import DenoiseStage
-from pi05_ros.backends.cuda.stages.hopper_denoise import HopperDenoise
-from pi05_ros.backends.cuda.stages.hopper_prefill import HopperPrefix
-from pi05_ros.backends.cuda.stages.prefill import PrefixStages
+from pi05_ros.backends.cuda.stages.denoise import DenoiseKernels
+from pi05_ros.backends.cuda.stages.hopper_denoise import HopperDenoiseKernels
+from pi05_ros.backends.cuda.stages.hopper_prefill import HopperPrefixKernels
+from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.cuda.weights import Weights, pack
 from pi05_ros.backends.engine import Precision
@@ -32,8 +32,8 @@ class Assembly:
 
     weights: Weights
     buffers: Buffers
-    prefix: PrefixStages
-    denoise: DenoiseStage
+    prefix: PrefixKernels
+    denoise: DenoiseKernels
 
 
 def assemble(
@@ -76,15 +76,15 @@ def assemble(
 
 def prefix_stages(
     weights: Weights, buffers: Buffers, tuning: Tuning, dependent: bool
-) -> PrefixStages:
+) -> PrefixKernels:
     """Vision and prefill on the kernels that the weights are packed for."""
-    made = HopperPrefix if weights.prefix_image else PrefixStages
+    made = HopperPrefixKernels if weights.prefix_image else PrefixKernels
     return made(weights, buffers, tuning, dependent)
 
 
 def denoise_stage(
-    weights: Weights, buffers: Buffers, tuning: Tuning, prefix: PrefixStages
-) -> DenoiseStage:
+    weights: Weights, buffers: Buffers, tuning: Tuning, prefix: PrefixKernels
+) -> DenoiseKernels:
     """The stage for the form in which the expert's weights are packed."""
-    made = HopperDenoise if weights.expert_image else DenoiseStage
+    made = HopperDenoiseKernels if weights.expert_image else DenoiseKernels
     return made(weights, buffers, tuning, prefix)

@@ -10,7 +10,7 @@ import torch
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS
 from pi05_ros.backends.cuda.hopper import attention, prefill
 from pi05_ros.backends.cuda.hopper.compile import KernelError
-from pi05_ros.backends.cuda.hopper.products import Options, Products, unsupported
+from pi05_ros.backends.cuda.hopper.products import ProductOptions, Products, unsupported
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.engine import Precision
 from pi05_ros.model import Pi05Config
@@ -18,10 +18,10 @@ from pi05_ros.model import Pi05Config
 log = logging.getLogger("pi05_ros.cuda")
 
 
-def product_options(tuning: Tuning, horizon: int) -> Options:
+def product_options(tuning: Tuning, horizon: int) -> ProductOptions:
     """Splits of the products from the tuning data."""
     entry = tuning.by_rows("hopper_products", horizon)
-    return Options(**{key: entry[key] for key in ("qkv", "out", "down")})
+    return ProductOptions(**{key: entry[key] for key in ("qkv", "out", "down")})
 
 
 def attention_options(
@@ -37,10 +37,12 @@ def attention_options(
     return None
 
 
-def prefill_options(tuning: Tuning, rows: int) -> prefill.Options:
+def prefill_options(tuning: Tuning, rows: int) -> prefill.PrefixProductOptions:
     """How the products of `rows` rows of the prefix are divided, from the tuning data."""
     entry = tuning.by_rows("hopper_prefill", rows)
-    return prefill.Options(**{key: entry[key] for key in ("gate_up", "down", "splits")})
+    return prefill.PrefixProductOptions(
+        **{key: entry[key] for key in ("gate_up", "down", "splits")}
+    )
 
 
 def part_rows(tuning: Tuning, prefix_rows: int) -> int:

@@ -18,11 +18,11 @@ from pi05_ros.backends.cuda.buffers import (
 from pi05_ros.backends.cuda.hopper import attention as cluster_attention
 from pi05_ros.backends.cuda.stages.choice import attention_options
 from pi05_ros.backends.cuda.stages.modulation import Modulation
-from pi05_ros.backends.cuda.stages.prefill import PrefixStages
+from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
 from pi05_ros.backends.cuda.stages.stage import LOG2E
 from pi05_ros.backends.cuda.triton import attention, denoise
 from pi05_ros.backends.cuda.tuning import Tuning
-from pi05_ros.backends.cuda.weights import FP8, ExpertLayer, Linear, Weights
+from pi05_ros.backends.cuda.weights import FP8, Linear, PackedExpertLayer, Weights
 from pi05_ros.backends.errors import BackendError
 
 
@@ -42,7 +42,7 @@ def fit(options: dict[str, int], N: int, K: int) -> dict[str, int]:
     return out
 
 
-class DenoiseStage:
+class DenoiseKernels:
     """The action expert on static buffers.
 
     Attributes:
@@ -54,7 +54,7 @@ class DenoiseStage:
     image = False
 
     def __init__(
-        self, weights: Weights, buffers: Buffers, tuning: Tuning, prefix: PrefixStages
+        self, weights: Weights, buffers: Buffers, tuning: Tuning, prefix: PrefixKernels
     ) -> None:
         self.weights = weights
         self.buffers = buffers
@@ -135,7 +135,7 @@ class DenoiseStage:
         rows_cap: int,
         step: int,
         index: int,
-        layer: ExpertLayer,
+        layer: PackedExpertLayer,
     ) -> None:
         b, config = self.buffers, self.weights.config.expert
         D, F, hd, heads = config.width, config.mlp_dim, config.head_dim, config.num_heads

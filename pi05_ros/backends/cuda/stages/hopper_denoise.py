@@ -8,28 +8,28 @@ from torch import Tensor
 
 from pi05_ros.backends.cuda.buffers import Buffers, Slot
 from pi05_ros.backends.cuda.hopper.launch import Argument
-from pi05_ros.backends.cuda.hopper.products import Options, Products
+from pi05_ros.backends.cuda.hopper.products import ProductOptions, Products
 from pi05_ros.backends.cuda.packing import TILE
 from pi05_ros.backends.cuda.stages.choice import product_options
-from pi05_ros.backends.cuda.stages.denoise import DenoiseStage
+from pi05_ros.backends.cuda.stages.denoise import DenoiseKernels
 from pi05_ros.backends.cuda.stages.modulation import Modulation
-from pi05_ros.backends.cuda.stages.prefill import PrefixStages
+from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
 from pi05_ros.backends.cuda.stages.stage import LOG2E
 from pi05_ros.backends.cuda.tuning import Tuning
-from pi05_ros.backends.cuda.weights import ExpertLayer, Linear, Weights
+from pi05_ros.backends.cuda.weights import Linear, PackedExpertLayer, Weights
 from pi05_ros.backends.errors import BackendError
 
 
-class HopperDenoise(DenoiseStage):
-    """Drop-in for `DenoiseStage` where the expert's weights are packed as images."""
+class HopperDenoiseKernels(DenoiseKernels):
+    """Drop-in for `DenoiseKernels` where the expert's weights are packed as images."""
 
     image = True
 
     def __init__(
-        self, weights: Weights, buffers: Buffers, tuning: Tuning, prefix: PrefixStages
+        self, weights: Weights, buffers: Buffers, tuning: Tuning, prefix: PrefixKernels
     ) -> None:
         super().__init__(weights, buffers, tuning, prefix)
-        self._products: dict[Options, Products] = {}
+        self._products: dict[ProductOptions, Products] = {}
         self.sum_parts = weights.config.expert.width // TILE
 
     def _launch(self, name: str, horizon: int, columns: int, args: tuple[Argument, ...]) -> None:
@@ -49,7 +49,7 @@ class HopperDenoise(DenoiseStage):
         rows_cap: int,
         step: int,
         index: int,
-        layer: ExpertLayer,
+        layer: PackedExpertLayer,
     ) -> None:
         b, config = self.buffers, self.weights.config.expert
         heads, hd = config.num_heads, config.head_dim

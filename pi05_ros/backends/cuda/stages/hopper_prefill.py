@@ -10,7 +10,7 @@ from pi05_ros.backends.cuda.buffers import Buffers, Slot
 from pi05_ros.backends.cuda.hopper import prefix_attention
 from pi05_ros.backends.cuda.hopper.prefill import PrefixProducts
 from pi05_ros.backends.cuda.stages.choice import prefill_options
-from pi05_ros.backends.cuda.stages.prefill import PrefixStages
+from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.cuda.weights import Linear, Weights
 from pi05_ros.backends.errors import BackendError
@@ -18,8 +18,8 @@ from pi05_ros.backends.errors import BackendError
 log = logging.getLogger("pi05_ros.cuda")
 
 
-class HopperPrefix(PrefixStages):
-    """`PrefixStages` on prefill.cu and, for heads like those of pi0.5, prefix_attention.cu."""
+class HopperPrefixKernels(PrefixKernels):
+    """`PrefixKernels` on prefill.cu and, for heads like those of pi0.5, prefix_attention.cu."""
 
     def __init__(
         self, weights: Weights, buffers: Buffers, tuning: Tuning, dependent: bool

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pi05_ros.backends.cuda.inputs import Inputs, Kind
-from pi05_ros.backends.cuda.stages.prefill import PrefixStages
+from pi05_ros.backends.cuda.inputs import FrameInputs, Kind
+from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
 from pi05_ros.backends.cuda.stages.vision import ResizeTables
 from pi05_ros.backends.cuda.triton import preprocess
 
@@ -13,7 +13,7 @@ Kinds = tuple[Kind, ...]
 class Launches:
     """Enqueue parts of an inference on the static buffers."""
 
-    def __init__(self, stages: PrefixStages, inputs: Inputs) -> None:
+    def __init__(self, stages: PrefixKernels, inputs: FrameInputs) -> None:
         self.stages = stages
         self.inputs = inputs
         self.buffers = stages.buffers

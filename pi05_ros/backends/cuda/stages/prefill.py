@@ -10,13 +10,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pi05_ros.backends.cuda.buffers import MAX_PREFILL_SPLITS, Slot
 from pi05_ros.backends.cuda.stages.stage import LOG2E
-from pi05_ros.backends.cuda.stages.vision import VisionStage
+from pi05_ros.backends.cuda.stages.vision import VisionKernels
 from pi05_ros.backends.cuda.triton import attention, gemm, prefill
 from pi05_ros.backends.cuda.weights import Linear
 from pi05_ros.backends.errors import BackendError
 
 
-class PrefixStages(VisionStage):
+class PrefixKernels(VisionKernels):
     """Vision and prefill on static buffers."""
 
     def embed_prompt(self, views: int, bucket: int, slot: Slot) -> None:

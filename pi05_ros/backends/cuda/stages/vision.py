@@ -44,7 +44,7 @@ class ResizeTables:
         return cls(new_height, new_width, x_first, x_weight, y_first, y_weight, scratch)
 
 
-class VisionStage(Stage):
+class VisionKernels(Stage):
     """SigLIP on static buffers."""
 
     def frame_to_patches(self, frame: Tensor, view: int, tables: ResizeTables) -> None:

@@ -14,7 +14,7 @@ from pi05_ros.backends.errors import BackendError
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.policy import ActionChunk, Observation, Policy
 from pi05_ros.policy.chunking.continuation import Continuation, continuation, rows_from
-from pi05_ros.policy.chunking.kv_reuse import MODES, EveryN, Plan, ReuseRule
+from pi05_ros.policy.chunking.kv_reuse import MODES, EveryN, RemainingMotion, ReuseRule
 from pi05_ros.policy.chunking.rtc import MAX_GUIDANCE, guidance_weights
 from pi05_ros.policy.chunking.vision_cache import VisionCache
 from pi05_ros.policy.policy import Prefilled
@@ -22,7 +22,7 @@ from pi05_ros.policy.transforms.images import to_uint8_hwc
 
 
 def require_mode(engine: Engine, mode: str) -> None:
-    """Check that an engine can continue chunks in a mode of `ChunkMaker`.
+    """Check that an engine can continue chunks in a mode of `ChunkGenerator`.
 
     Raises:
         ValueError: unknown mode.
@@ -62,8 +62,8 @@ class Anchor:
 
 
 @dataclass(frozen=True)
-class StartedChunk:
-    """A chunk whose KV cache is there, see `ChunkMaker.start`.
+class PendingChunk:
+    """A chunk whose KV cache is there, see `ChunkGenerator.start`.
 
     Attributes:
         prefilled: for `Policy.denoise`.
@@ -80,7 +80,7 @@ class StartedChunk:
 
 
 @dataclass(frozen=True)
-class MadeChunk:
+class GeneratedChunk:
     """A chunk and the step it is anchored to.
 
     Attributes:
@@ -101,7 +101,7 @@ class Continued:
     frozen: torch.Tensor | None = None
 
 
-class ChunkMaker:
+class ChunkGenerator:
     """Makes chunks for observations at counted control steps.
 
     Args:
@@ -137,7 +137,7 @@ class ChunkMaker:
         self.margin = margin
         self._episode = 0
         # Finished last: its episode, the chunk, and the model's state that its deltas refer to.
-        self._last: tuple[int, MadeChunk, np.ndarray] | None = None
+        self._last: tuple[int, GeneratedChunk, np.ndarray] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -159,7 +159,7 @@ class ChunkMaker:
         delay: int = 0,
         seed: int | None = None,
         denoise_steps: int | None = None,
-    ) -> MadeChunk:
+    ) -> GeneratedChunk:
         """Chunk for an observation at control step ``step``.
 
         Args:
@@ -178,7 +178,7 @@ class ChunkMaker:
         step: float,
         seed: int | None = None,
         denoise_steps: int | None = None,
-    ) -> StartedChunk:
+    ) -> PendingChunk:
         """First half of `make`: decide on the KV cache, and compute it if need be.
 
         With overlap (`Policy.allow_overlap`) it may run while the chunk before is finished in
@@ -211,22 +211,22 @@ class ChunkMaker:
         anchor = dataclasses.replace(anchor, cache=prefilled.cache)
         self._anchor = anchor
         self.fresh_caches += anchor.age == 0
-        return StartedChunk(prefilled, step, anchor, self._episode)
+        return PendingChunk(prefilled, step, anchor, self._episode)
 
-    def _plan(self, step: float, old: bool) -> Plan:
+    def _plan(self, step: float, old: bool) -> RemainingMotion:
         """What the chunk finished last has still to do at a step."""
         episode, last, _ = self._last or (0, None, None)
         if last is None or episode != self._episode:
-            return Plan(old=old)
+            return RemainingMotion(old=old)
         # Grippers (no deltas) do not count, nor do columns beyond the robot's.
         moving = np.flatnonzero(self.policy.robot.delta_mask)
         rows = rows_from(last.chunk.normalized, step - last.anchor)
         soon = rows[: self.policy.info.horizon // 4 + 1, moving]
         if len(soon) < 2 or not moving.size:
-            return Plan(old=old)
-        return Plan(float(np.abs(soon[-1] - soon[0]).max()), old)
+            return RemainingMotion(old=old)
+        return RemainingMotion(float(np.abs(soon[-1] - soon[0]).max()), old)
 
-    def finish(self, started: StartedChunk, delay: int = 0) -> MadeChunk:
+    def finish(self, started: PendingChunk, delay: int = 0) -> GeneratedChunk:
         """Second half of `make`: denoise, continuing the chunk that was finished before.
 
         Chunks are finished in the order in which they were started.
@@ -236,7 +236,7 @@ class ChunkMaker:
         chunk = self.policy.denoise(
             started.prefilled, guidance=made_with.guidance, frozen=made_with.frozen
         )
-        made = MadeChunk(
+        made = GeneratedChunk(
             dataclasses.replace(chunk, kv_age=started.anchor.age), started.anchor.step
         )
         if np.isfinite(chunk.actions).all():
@@ -256,7 +256,7 @@ class ChunkMaker:
         weights = guidance_weights(self.schedule, horizon, rest.delay, rest.left)
         return Continued(Guidance(previous, weights, self.mode, self.max_guidance))
 
-    def _continuation(self, started: StartedChunk, delay: int) -> Continuation | None:
+    def _continuation(self, started: PendingChunk, delay: int) -> Continuation | None:
         """What of the chunk before ``started`` has to continue."""
         if self._last is None or self.mode == "plain":
             return None
