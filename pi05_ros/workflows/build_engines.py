@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from pi05_ros.backends.quantization.calibration import Calibration
-from pi05_ros.workflows.check_engines import Golden, Outlets, check_engines, golden_samples
+from pi05_ros.workflows.check_engines import check_engines
+from pi05_ros.workflows.engine_requests import BuildRequest, CheckRequest, GraphRequest
 from pi05_ros.workflows.export_graphs import export_subject
-from pi05_ros.workflows.requests import BuildRequest, CheckRequest, GraphRequest
+from pi05_ros.workflows.golden import Golden, golden_samples
+from pi05_ros.workflows.outlets import Outlets
 from pi05_ros.workflows.subject import load_subject
 
 FALLBACK_LEVELS = (3, 2)  # some releases build broken norm kernels at 3 and above

@@ -7,8 +7,8 @@ from pathlib import Path
 from pi05_ros.backends import BackendError
 from pi05_ros.backends.cuda.scales import default_path, files_of
 from pi05_ros.backends.engine import Precision
+from pi05_ros.workflows.engine_requests import CudaCalibrationRequest, Say
 from pi05_ros.workflows.observations import collect_samples, require_bag_reader
-from pi05_ros.workflows.requests import CudaCalibrationRequest, Say
 from pi05_ros.workflows.subject import load_subject
 
 SHOWN = 5

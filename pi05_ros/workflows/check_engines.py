@@ -3,93 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.quantization.samples import (
-    Sample,
-    edge_cases,
-    load_samples,
-    require_fit,
-    require_real,
-    set_digest,
-)
 from pi05_ros.small_files import MIB, read_text
+from pi05_ros.workflows.engine_requests import CheckRequest, Say
 from pi05_ros.workflows.export_graphs import export_subject
-from pi05_ros.workflows.observations import collect_samples
-from pi05_ros.workflows.requests import CheckRequest, Progress, Say
+from pi05_ros.workflows.golden import Golden, golden_samples
+from pi05_ros.workflows.outlets import Outlets
 from pi05_ros.workflows.subject import Subject, load_subject
 
 DRY_RUN = "observations or ranges were made up; says nothing about a robot"
-
-
-@dataclass(frozen=True)
-class Outlets:
-    """Where a check tells what it does.
-
-    Attributes:
-        say: results for the user.
-        warn: what the user should know besides.
-        progress: observations done and in all.
-
-    """
-
-    say: Say = print
-    warn: Say = lambda text: None
-    progress: Progress = lambda done, total: None
-
-
-@dataclass(frozen=True)
-class Golden:
-    """What a check runs on.
-
-    Attributes:
-        samples: observations, edge cases last.
-        digest: of the observations.
-        synthetic: some were made up.
-
-    """
-
-    samples: list[Sample]
-    digest: str
-    synthetic: bool
-
-
-def golden_samples(
-    request: CheckRequest, subject: Subject, digest: str | None, outlets: Outlets
-) -> Golden:
-    """Samples that are asked for, else those of the calibration; edge cases added.
-
-    Args:
-        request: names them.
-        subject: what is checked.
-        digest: of the calibration of what is checked, if it has one.
-        outlets: for warnings.
-
-    Raises:
-        BackendError, CalibrationError: none, too few, made up without permission, or unfit.
-
-    """
-    from pi05_ros.backends.export.artifacts import find_golden
-
-    if request.samples.named:
-        samples = collect_samples(request.samples, subject, outlets.warn)
-    else:
-        path = find_golden(
-            subject.weights, request.graphs.calibration, request.model.cache, digest
-        )
-        samples, _ = load_samples(path)
-        require_fit(samples, subject.shapes, subject.model.config.vocab)
-    require_real(samples, allow_synthetic=request.samples.allow_synthetic)
-    return Golden(
-        [*samples, *edge_cases(samples, subject.shapes.prompt_tokens)],
-        set_digest(samples),
-        any(sample.synthetic for sample in samples),
-    )
 
 
 def check_subject(

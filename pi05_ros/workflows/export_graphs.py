@@ -11,7 +11,7 @@ from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export.artifacts import find_calibration, graphs_for
 from pi05_ros.backends.export.export import export_all, require_onnx
 from pi05_ros.backends.files import require_writable
-from pi05_ros.workflows.requests import ExportRequest, GraphRequest, ModelRequest, Say
+from pi05_ros.workflows.engine_requests import ExportRequest, GraphRequest, ModelRequest, Say
 from pi05_ros.workflows.subject import Subject, load_subject
 
 

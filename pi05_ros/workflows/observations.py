@@ -26,7 +26,7 @@ from pi05_ros.model.sampler import DENOISE_STEPS
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.small_files import FileError, require_regular
-from pi05_ros.workflows.requests import SampleRequest, Say
+from pi05_ros.workflows.engine_requests import SampleRequest, Say
 from pi05_ros.workflows.subject import Subject
 
 

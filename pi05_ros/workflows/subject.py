@@ -14,7 +14,7 @@ from pi05_ros.backends.identity import weights_id
 from pi05_ros.backends.staged.shapes import StageShapes
 from pi05_ros.model import Pi05
 from pi05_ros.policy import Policy
-from pi05_ros.workflows.requests import ModelRequest
+from pi05_ros.workflows.engine_requests import ModelRequest
 
 
 @dataclass(frozen=True)

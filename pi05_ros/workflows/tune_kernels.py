@@ -11,7 +11,7 @@ from pi05_ros.backends.create import create_engine
 from pi05_ros.backends.cuda.inputs import check_range
 from pi05_ros.backends.cuda.workload import MIXES, STAGES, Workload, random_inputs
 from pi05_ros.model import Pi05, Pi05Config
-from pi05_ros.workflows.requests import Say, TuneRequest
+from pi05_ros.workflows.engine_requests import Say, TuneRequest
 
 
 def tune_kernels(request: TuneRequest, say: Say = print) -> Path | None:

@@ -10,7 +10,7 @@ import pytest
 from pi05_ros.backends import cuda
 from pi05_ros.cli.main import main
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.workflows.requests import (
+from pi05_ros.workflows.engine_requests import (
     CudaCalibrationRequest,
     GraphRequest,
     ModelRequest,

@@ -73,12 +73,12 @@ def test_words_that_help_repeats_are_those_of_the_packages():
     from pi05_ros.backends.staged.shapes import LAYOUTS
     from pi05_ros.bags.timeline import TIME_BASES
     from pi05_ros.model import config
-    from pi05_ros.workflows import requests
+    from pi05_ros.workflows import engine_requests
 
     assert replay.TIME_BASES == TIME_BASES
     assert tuple(MIXES) == bench.MIXES
     assert tuple(config.PRESETS) == bench.MODEL_PRESETS
-    assert tuple(LAYOUTS) == requests.LAYOUTS
+    assert tuple(LAYOUTS) == engine_requests.LAYOUTS
     help_text = " ".join(build_parser("calibrate").format_help().split())
     sub = next(a for a in build_parser("quantize")._actions if a.dest == "command")
     help_text = " ".join(sub.choices["quantize"].format_help().split())

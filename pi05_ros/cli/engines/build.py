@@ -18,7 +18,7 @@ from pi05_ros.cli.engines.engine_options import (
     sample_request,
     terminal,
 )
-from pi05_ros.workflows.requests import BuildRequest
+from pi05_ros.workflows.engine_requests import BuildRequest
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

@@ -15,7 +15,7 @@ from pi05_ros.cli.engines.engine_options import (
     warn,
 )
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.workflows.requests import CudaCalibrationRequest, StageCalibrationRequest
+from pi05_ros.workflows.engine_requests import CudaCalibrationRequest, StageCalibrationRequest
 
 TARGETS = ("cuda", "onnx", "tensorrt")
 OWN_OPTIONS = {"cuda": ("vision",), "onnx": ("preset", "experimental")}

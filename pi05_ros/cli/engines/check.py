@@ -15,7 +15,7 @@ from pi05_ros.cli.engines.engine_options import (
     sample_request,
     terminal,
 )
-from pi05_ros.workflows.requests import CHECKED_BACKENDS, CheckRequest
+from pi05_ros.workflows.engine_requests import CHECKED_BACKENDS, CheckRequest
 
 PASSED, REFUSED = 0, 1
 

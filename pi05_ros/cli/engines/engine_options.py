@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pi05_ros.workflows.requests import (
+from pi05_ros.workflows.engine_requests import (
     LAYOUTS,
     PRECISIONS,
     GraphRequest,
@@ -18,7 +18,7 @@ from pi05_ros.workflows.requests import (
 )
 
 if TYPE_CHECKING:
-    from pi05_ros.workflows.check_engines import Outlets
+    from pi05_ros.workflows.outlets import Outlets
 
 _SAMPLES = SampleRequest()
 
@@ -139,7 +139,7 @@ def show_progress(done: int, total: int) -> None:
 
 def terminal() -> Outlets:
     """Results on stdout, warnings and progress on stderr."""
-    from pi05_ros.workflows.check_engines import Outlets
+    from pi05_ros.workflows.outlets import Outlets
 
     return Outlets(print, warn, lambda done, total: show_progress(done, total))
 

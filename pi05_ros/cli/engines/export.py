@@ -13,7 +13,7 @@ from pi05_ros.cli.engines.engine_options import (
     model_request,
     positive,
 )
-from pi05_ros.workflows.requests import ExportRequest
+from pi05_ros.workflows.engine_requests import ExportRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

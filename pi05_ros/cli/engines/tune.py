@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pi05_ros.workflows.requests import TuneRequest
+from pi05_ros.workflows.engine_requests import TuneRequest
 
 _DEFAULT = TuneRequest()
 
