@@ -30,9 +30,9 @@ from pi05_ros.cli.eval_options import (
 from pi05_ros.errors import InvalidValueError
 
 if TYPE_CHECKING:
-    from pi05_ros.sim.evaluation.episode import Setting
+    from pi05_ros.sim.evaluation.evaluate import EpisodeJob, EpisodeRunner, MakeRunner
     from pi05_ros.sim.evaluation.ros_grid import RosJob
-    from pi05_ros.sim.evaluation.run import EpisodeRunner, Job, MakeRunner
+    from pi05_ros.sim.evaluation.setting import Setting
 
 PAIRED = "paired.json"
 __all__ = ["add_arguments", "run"]
@@ -55,8 +55,8 @@ class _Plan:
 
     out: Path
     checkpoint: str
-    todo: Sequence[Job]
-    films: Sequence[Job]
+    todo: Sequence[EpisodeJob]
+    films: Sequence[EpisodeJob]
     make: MakeRunner
     setting_type: type[Setting]
     totals: Callable[[list[dict[str, object]]], list[dict[str, object]]]
@@ -64,8 +64,8 @@ class _Plan:
 
 
 def _plan_arm(args: argparse.Namespace) -> _Plan:
-    from pi05_ros.sim.evaluation.episode import Setting
-    from pi05_ros.sim.evaluation.run import Runner, jobs
+    from pi05_ros.sim.evaluation.evaluate import ArmRunner, jobs
+    from pi05_ros.sim.evaluation.setting import Setting
 
     settings, tasks = settings_of(args, Setting), arm_tasks(args.tasks)
     seeds = _seeds(args)
@@ -74,7 +74,7 @@ def _plan_arm(args: argparse.Namespace) -> _Plan:
         checkpoint=_checkpoint(args.checkpoint),
         todo=jobs(settings, tasks, seeds, args.wrong_prompts),
         films=jobs(settings[:1], tasks, films_of(args)),
-        make=Runner,
+        make=ArmRunner,
         setting_type=Setting,
         totals=lambda rows: [],
         facts={"pictures": _pictures(args.renderer)},
@@ -109,8 +109,8 @@ def _plan_libero(args: argparse.Namespace) -> _Plan:
             "--checkpoint is needed: LIBERO takes weights trained for it, as pi05_libero "
             "(random:tiny only shows that everything runs)"
         )
-    from pi05_ros.sim.evaluation.run import jobs
-    from pi05_ros.sim.libero.episode import LiberoRunner, LiberoSetting, suite_totals
+    from pi05_ros.sim.evaluation.evaluate import jobs
+    from pi05_ros.sim.libero.libero_episode import LiberoRunner, LiberoSetting, suite_totals
 
     settings = settings_of(args, LiberoSetting)
     trials = trials_of(args.trials, benchmark.DEFAULT_TRIALS)
@@ -137,7 +137,7 @@ def _plan_libero(args: argparse.Namespace) -> _Plan:
 
 
 def _run(args: argparse.Namespace, plan: _Plan) -> int:
-    from pi05_ros.sim.evaluation import latency, paired, plots, run
+    from pi05_ros.sim.evaluation import evaluate, latency, paired, success_plots, success_rates
     from pi05_ros.sim.evaluation.run_identity import claim
 
     workers, device = 1 if args.workers is None else args.workers, args.device or "auto"
@@ -145,7 +145,7 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
         raise InvalidValueError(f"--workers {workers}; accepted: a number from 1")
     claim(plan.out, plan.checkpoint, args.resume, benchmark=args.benchmark, **plan.facts)
     _say_what_is_kept(plan)
-    rows = run.evaluate(
+    rows = evaluate.evaluate(
         plan.todo,
         plan.out,
         plan.checkpoint,
@@ -155,7 +155,7 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
         _progress(),
         plan.make,
     )
-    summary, totals = run.summarize(rows), plan.totals(rows)
+    summary, totals = success_rates.summarize(rows), plan.totals(rows)
     if _wants_latency(args, plan.todo):
         times = latency.measure(
             plan.todo, plan.out, partial(plan.make, plan.checkpoint, args.renderer, device)
@@ -163,9 +163,9 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
         for entry in summary:
             entry["latency_ms"] = times[latency.engine_key(entry)]["mean_ms"]
     comparisons = paired.compare(rows, plan.setting_type)
-    run.write_csv(rows, plan.out / "results.csv")
+    success_rates.write_csv(rows, plan.out / "results.csv")
     (plan.out / "summary.json").write_text(json.dumps(summary + totals, indent=1) + "\n", "utf-8")
-    table = run.markdown(summary + totals, plan.setting_type)
+    table = success_rates.markdown(summary + totals, plan.setting_type)
     (plan.out / PAIRED).unlink(missing_ok=True)  # an earlier run's, of other settings
     if len(comparisons) > 1:
         table += "\nAll tasks, against the first setting on the same episodes:\n\n"
@@ -176,7 +176,7 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
     (plan.out / "summary.md").write_text(table, "utf-8")
     print(table)
     try:
-        for path in plots.draw(summary, plan.out):
+        for path in success_plots.draw(summary, plan.out):
             print(f"wrote {path}")
     except ModuleNotFoundError as error:
         print(f"no plots: {error}", file=sys.stderr)
@@ -188,9 +188,9 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
 
 
 def _say_what_is_kept(plan: _Plan) -> None:
-    from pi05_ros.sim.evaluation import results_file, run
+    from pi05_ros.sim.evaluation import evaluate, results_file
 
-    path, asked = plan.out / run.RESULTS, {job.key for job in plan.todo}
+    path, asked = plan.out / evaluate.RESULTS, {job.key for job in plan.todo}
     known = results_file.read(path).keys()
     if known:
         others = len(known - asked)
@@ -200,7 +200,7 @@ def _say_what_is_kept(plan: _Plan) -> None:
         print(text, file=sys.stderr)
 
 
-def _wants_latency(args: argparse.Namespace, todo: Sequence[Job]) -> bool:
+def _wants_latency(args: argparse.Namespace, todo: Sequence[EpisodeJob]) -> bool:
     """Asked for, or (arm) settings differ in what an inference costs."""
     if args.latency is not None or args.benchmark != "arm":
         return bool(args.latency)
@@ -209,7 +209,7 @@ def _wants_latency(args: argparse.Namespace, todo: Sequence[Job]) -> bool:
     return len({engine_key(vars(job.setting)) for job in todo}) > 1
 
 
-def _film(runner: EpisodeRunner, job: Job, out: Path) -> Path:
+def _film(runner: EpisodeRunner, job: EpisodeJob, out: Path) -> Path:
     from pi05_ros.sim.evaluation import video
 
     frames: list[Any] = []
@@ -227,8 +227,8 @@ def _film(runner: EpisodeRunner, job: Job, out: Path) -> Path:
 def _run_ros(args: argparse.Namespace) -> int:
     from pi05_ros.ros.processes.children import ChildError, ros_environment
     from pi05_ros.sim.evaluation import ros_grid
-    from pi05_ros.sim.evaluation.episode import Setting
     from pi05_ros.sim.evaluation.run_identity import claim
+    from pi05_ros.sim.evaluation.setting import Setting
 
     out = args.out or Path("out/eval")
     rate = str(ros_grid.DEFAULT_RATE_HZ) if args.rate is None else args.rate
@@ -260,7 +260,7 @@ def _session(
     job: RosJob, *, out: Path, checkpoint: str, args: argparse.Namespace
 ) -> dict[str, Any]:
     from pi05_ros.sim.evaluation.ros_session import run_session
-    from pi05_ros.sim.evaluation.session import write_session
+    from pi05_ros.sim.evaluation.session_results import write_session
 
     print(f"{job.name}:", flush=True)
     session = run_session(
@@ -289,10 +289,25 @@ def _checkpoint(given: str | None) -> str:
 
 
 def _progress() -> Callable[[int, int], None]:
+    """Show on stderr how many episodes are done: a bar on a terminal, else a line now and then."""
+    if not sys.stderr.isatty():
+        return _progress_lines
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("episodes")
+    bar.start()
+
     def show(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{done}/{total} episodes", end="\n" if done == total else "", file=sys.stderr)
-        elif done == total or done % 50 == 0:
-            print(f"{done}/{total} episodes", file=sys.stderr)
+        bar.update(task, completed=done, total=total)
+        if done == total:
+            bar.stop()
 
     return show
+
+
+def _progress_lines(done: int, total: int) -> None:
+    if done == total or done % 50 == 0:
+        print(f"{done}/{total} episodes", file=sys.stderr)

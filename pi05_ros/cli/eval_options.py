@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pi05_ros.errors import InvalidValueError
 
 if TYPE_CHECKING:
-    from pi05_ros.sim.evaluation.episode import Setting
+    from pi05_ros.sim.evaluation.setting import Setting
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Setting")

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pi05_ros.policy import load_profile
-from pi05_ros.policy.libero import axis_angle, libero_state
 from pi05_ros.policy.transforms.aloha import (
     aloha_actions_from_pi,
     aloha_actions_to_pi,
@@ -22,6 +21,7 @@ from pi05_ros.policy.transforms.transforms import (
     pad_to,
     state_to_model,
 )
+from pi05_ros.sim.libero.benchmark import axis_angle, libero_state
 
 vectors = st.lists(st.floats(-10, 10), min_size=14, max_size=14).map(np.array)
 

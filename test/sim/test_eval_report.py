@@ -8,9 +8,11 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from pi05_ros.sim.evaluation import latency, paired, plots
-from pi05_ros.sim.evaluation.episode import Result, Setting
-from pi05_ros.sim.evaluation.run import Job, summarize
+from pi05_ros.sim.evaluation import latency, paired, success_plots
+from pi05_ros.sim.evaluation.episode import Result
+from pi05_ros.sim.evaluation.evaluate import EpisodeJob
+from pi05_ros.sim.evaluation.setting import Setting
+from pi05_ros.sim.evaluation.success_rates import summarize
 
 FP32, FP8 = Setting(), Setting(backend="cuda", precision="auto")
 
@@ -71,22 +73,22 @@ def test_settings_without_common_episodes_are_not_judged():
 
 
 def point(latency_ms, success):
-    return plots.Point(
-        values={}, rate=plots.Rate(success, 100), seam_mean=0.0, fresh_share=1.0,
+    return success_plots.Point(
+        values={}, rate=success_plots.Rate(success, 100), seam_mean=0.0, fresh_share=1.0,
         latency_ms=latency_ms,
     )  # fmt: skip
 
 
 def test_the_front_holds_what_nothing_beats():
     points = [point(5, 90), point(1, 80), point(3, 80), point(9, 88), point(2, 85), point(5, 89)]
-    front = [(p.latency_ms, p.rate.successes) for p in plots.front(points)]
+    front = [(p.latency_ms, p.rate.successes) for p in success_plots.front(points)]
     assert front == [(1, 80), (2, 85), (5, 90)]
 
 
 def test_points_hold_all_tasks_but_no_wrong_prompts():
     given = [row(FP32, k, k < 3, task) for task in ("pick_red", "push_blue") for k in range(5)]
     given.append({**given[0], "prompted": "push_blue", "success": False})
-    (found,) = plots.points(summarize(given))
+    (found,) = success_plots.points(summarize(given))
     assert (found.rate.successes, found.rate.episodes) == (6, 10)
 
 
@@ -100,16 +102,16 @@ def test_everything_that_varies_is_drawn(tmp_path):
         Setting(drop_wrist=0.5),
     ]
     summary = summarize([r for setting in settings for r in rows(setting, [1, 1, 0])])
-    assert "success_latency.png" not in {p.name for p in plots.draw(summary, tmp_path)}
+    assert "success_latency.png" not in {p.name for p in success_plots.draw(summary, tmp_path)}
     for index, entry in enumerate(summary):
         entry["latency_ms"] = 1.0 + 10 * index
-    made = {path.name for path in plots.draw(summary, tmp_path)}
+    made = {path.name for path in success_plots.draw(summary, tmp_path)}
     assert made == {
         "success_latency.png", "success_delay.png", "seam_delay.png", "success_steps.png",
         "success_kv_reuse.png", "success_drop_wrist.png",
     }  # fmt: skip
     assert all((tmp_path / name).stat().st_size > 3000 for name in made)
-    assert plots.draw(summary[:1], tmp_path) == []
+    assert success_plots.draw(summary[:1], tmp_path) == []
 
 
 class FakeRunner:
@@ -132,7 +134,7 @@ class FakeRunner:
 
 def test_each_engine_is_timed_once_and_remembered(tmp_path):
     jobs = [
-        Job(setting, "pick_red", "pick_red", seed)
+        EpisodeJob(setting, "pick_red", "pick_red", seed)
         for setting in (FP32, Setting(delay_ms=100), Setting(denoise_steps=2))
         for seed in (0, 1)
     ]

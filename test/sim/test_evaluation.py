@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from pi05_ros.cli.main import main
-from pi05_ros.sim.evaluation import run
-from pi05_ros.sim.evaluation.episode import Setting
-from pi05_ros.sim.evaluation.run import Job, Rate, evaluate, jobs, markdown, mcnemar, summarize
+from pi05_ros.sim.evaluation import evaluate as evaluate_module
+from pi05_ros.sim.evaluation.evaluate import RESULTS, EpisodeJob, evaluate, jobs
+from pi05_ros.sim.evaluation.setting import Setting
+from pi05_ros.sim.evaluation.success_rates import Rate, markdown, mcnemar, summarize
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,8 @@ def checkpoint(tmp_path_factory):
     import torch
 
     from pi05_ros.sim.training.demonstrations import Demonstrations, generate
-    from pi05_ros.sim.training.train import Recipe, Trainer, save_policy, write_stats
+    from pi05_ros.sim.training.objective import TrainingRecipe, write_stats
+    from pi05_ros.sim.training.train import Trainer, save_policy
     from pi05_ros.sim.training.vocabulary import train_tokenizer
 
     torch.set_num_threads(1)
@@ -28,7 +30,7 @@ def checkpoint(tmp_path_factory):
     generate(root / "data", episodes=3, workers=1)
     write_stats(root / "ckpt", Demonstrations.read(root / "data"))
     train_tokenizer(root / "ckpt" / "tokenizer.model")
-    trainer = Trainer(torch.device("cpu"), Recipe(), compiled=False)
+    trainer = Trainer(torch.device("cpu"), TrainingRecipe(), compiled=False)
     save_policy(trainer.averaged(), root / "ckpt")
     return str(root / "ckpt")
 
@@ -49,15 +51,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(checkpoint, tmp_path, mo
     ]
     todo = jobs(short, ["pick_red"], [0, 1])
     calls = []
-    original = run.run_episode
+    original = evaluate_module.run_episode
 
     def counted(*args):
         calls.append(args[5])
         return original(*args)
 
-    monkeypatch.setattr(run, "run_episode", counted)
+    monkeypatch.setattr(evaluate_module, "run_episode", counted)
     first = evaluate(todo[:3], tmp_path, checkpoint)
-    with (tmp_path / run.RESULTS).open("a") as file:
+    with (tmp_path / RESULTS).open("a") as file:
         file.write('{"key": "cut o')
     assert len(calls) == 3
     rows = evaluate(todo[:3], tmp_path, checkpoint)
@@ -76,7 +78,7 @@ def test_one_worker_computes_as_many_do(checkpoint, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        runner = run.Runner(checkpoint)
+        runner = evaluate_module.ArmRunner(checkpoint)
         assert torch.get_num_threads() == 1
         runner.close()
         alone = evaluate(todo, tmp_path / "1", checkpoint)
@@ -221,9 +223,9 @@ def test_pictures_of_rays_and_of_opengl_are_not_mixed(checkpoint, tmp_path, caps
 
 
 def test_jobs_are_told_apart_by_all_their_parts():
-    base = Job(Setting(), "pick_red", "pick_red", 1)
-    assert base.key != Job(Setting(replan=4), "pick_red", "pick_red", 1).key
-    assert base.key != Job(Setting(), "pick_red", "push_blue", 1).key
+    base = EpisodeJob(Setting(), "pick_red", "pick_red", 1)
+    assert base.key != EpisodeJob(Setting(replan=4), "pick_red", "pick_red", 1).key
+    assert base.key != EpisodeJob(Setting(), "pick_red", "push_blue", 1).key
 
 
 def test_joint_steps_are_told_apart_by_where_they_are():
@@ -235,14 +237,14 @@ def test_joint_steps_are_told_apart_by_where_they_are():
 
 
 def test_every_policy_sees_the_same_scenes_first(checkpoint):
-    runner = run.Runner(checkpoint)
-    job = Job(Setting(denoise_steps=1, max_steps=12), "pick_red", "pick_red", 3)
+    runner = evaluate_module.ArmRunner(checkpoint)
+    job = EpisodeJob(Setting(denoise_steps=1, max_steps=12), "pick_red", "pick_red", 3)
     policy = runner.policies.get(job.setting)
     seen = []
     infer = policy.infer
     policy.infer = lambda obs, **options: seen.append(obs) or infer(obs, **options)
     first, again = runner.run(job), runner.run(job)
-    assert [obs.prompt for obs in seen] == [task.prompt for task in run.TASKS.values()]
+    assert [obs.prompt for obs in seen] == [task.prompt for task in evaluate_module.TASKS.values()]
     assert first == again
     assert len(first.infer_ms) == first.inferences
     assert first.boundary_step_max >= first.boundary_step_mean > 0

@@ -16,9 +16,9 @@ from pi05_ros.cli.main import main
 from pi05_ros.model import Pi05Config
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.chunking.chunk_generator import ChunkGenerator
-from pi05_ros.sim.evaluation.run import Job
+from pi05_ros.sim.evaluation.evaluate import EpisodeJob
 from pi05_ros.sim.libero import benchmark
-from pi05_ros.sim.libero.episode import LiberoRunner, LiberoSetting, suite_totals
+from pi05_ros.sim.libero.libero_episode import LiberoRunner, LiberoSetting, suite_totals
 
 STAND_IN = Path(__file__).parent / "libero_stand_in"
 SETTLING = [[0.0] * 6 + [-1.0]] * 10
@@ -41,7 +41,7 @@ def stand_in(monkeypatch, tmp_path):
     monkeypatch.delenv("MUJOCO_GL")
     forget_libero()
     benchmark.prepare(tmp_path)
-    import benchmark.libero.envs as envs
+    import libero.libero.envs as envs
 
     envs.OPENED.clear()
     yield envs
@@ -58,7 +58,7 @@ def quick(**changed):
 
 def episode(tasks, trial=0, setting=None, task=0, frames=None, **options):
     label = tasks[task].label
-    job = Job(setting or quick(), label, label, trial)
+    job = EpisodeJob(setting or quick(), label, label, trial)
     return runner(tasks, **options).run(job, frames)
 
 
@@ -68,7 +68,7 @@ def actions(env):
 
 def test_prepare_answers_liberos_question_without_touching_the_home(stand_in, tmp_path):
     assert not (tmp_path / "home" / ".libero").exists()
-    from benchmark.libero import get_libero_path
+    from libero.libero import get_libero_path
 
     assert Path(get_libero_path("bddl_files")) == STAND_IN / "libero" / "libero" / "bddl_files"
 
@@ -164,7 +164,7 @@ def test_an_environment_is_kept_for_its_task_and_closed_after_it(stand_in):
     tasks = benchmark.Libero().tasks("libero_spatial")
     one = runner(tasks, seed=100)
     for task, trial in ((0, 0), (0, 1), (1, 0)):
-        one.run(Job(quick(max_steps=1), tasks[task].label, tasks[task].label, trial))
+        one.run(EpisodeJob(quick(max_steps=1), tasks[task].label, tasks[task].label, trial))
     assert [env.closed for env in stand_in.OPENED] == [True, False]
     assert [c for c in stand_in.OPENED[0].log if c[0] == "seed"] == [("seed", 100), ("seed", 101)]
     one.close()
@@ -313,7 +313,7 @@ def test_totals_count_all_tasks_of_a_suite(stand_in):
     for task in tasks:
         one = runner(tasks)
         for trial in (0, 1):
-            result = one.run(Job(setting, task.label, task.label, trial))
+            result = one.run(EpisodeJob(setting, task.label, task.label, trial))
             rows.append({**LiberoSetting.__dict__, **setting.__dict__, **result.row()})
     (total,) = suite_totals(rows)
     assert (total["task"], total["episodes"], total["success"]) == ("libero_spatial", 4, 0.5)

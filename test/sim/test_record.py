@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pi05_ros.bags.bag import Bag
-from pi05_ros.sim.arm.expert import expert_target
+from pi05_ros.sim.arm.scripted_expert import expert_target
 from pi05_ros.sim.arm.tasks import TASKS
 from pi05_ros.sim.arm.world import World
 from pi05_ros.sim.training.record import KEY, main

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pi05_ros.cli.main import main
-from pi05_ros.sim.evaluation.episode import Setting
 from pi05_ros.sim.evaluation.ros_grid import RESULTS, TABLE, ros_jobs, run_grid
+from pi05_ros.sim.evaluation.setting import Setting
 
 FAST = Setting(denoise_steps=3, chunking="rtc-trained")
 
@@ -110,7 +110,7 @@ def test_what_nodes_do_not_have_is_refused(tmp_path, capsys):
 
 def test_the_split_adds_up_to_the_whole():
     from pi05_ros import msg
-    from pi05_ros.sim.evaluation.session import PARTS, split
+    from pi05_ros.sim.evaluation.session_results import PARTS, split
 
     chunk = msg.ActionChunk()
     times = {"queue": 5, "convert": 3, "preprocess": 2, "vision": 10, "prefill": 20}

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pi05_ros.model import load_checkpoint
-from pi05_ros.sim.evaluation.episode import Setting
-from pi05_ros.sim.evaluation.run import evaluate, jobs
+from pi05_ros.sim.evaluation.evaluate import evaluate, jobs
+from pi05_ros.sim.evaluation.setting import Setting
 from pi05_ros.sim.training.shipped import CHECKPOINT, CONFIG
 
 
@@ -85,11 +85,11 @@ def test_chunks_count_while_an_episode_is_watched():
 
     from pi05_ros.ros.processes.domain import free_domain_id
     from pi05_ros.sim.evaluation.ros_session import SessionWatcher
-    from pi05_ros.sim.evaluation.session import Session
+    from pi05_ros.sim.evaluation.session_results import RosSession
 
     context = rclpy.Context()  # other tests of this process have the default one
     rclpy.init(context=context, domain_id=free_domain_id())
-    session = Session()
+    session = RosSession()
     referee = SessionWatcher(session, context=context)
     try:
         referee._on_chunk(ActionChunk())
@@ -118,7 +118,7 @@ import rclpy
 from pi05_ros.ros.processes.children import ros_environment
 from pi05_ros.ros.processes.children import Children
 from pi05_ros.ros.processes.bring_up import bring_up
-from pi05_ros.sim.evaluation.episode import Setting
+from pi05_ros.sim.evaluation.setting import Setting
 from pi05_ros.sim.evaluation.ros_grid import RosJob
 from pi05_ros.sim.evaluation.ros_session import start_nodes
 from pi05_ros.sim.training.shipped import CHECKPOINT

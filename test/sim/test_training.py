@@ -16,19 +16,13 @@ from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.sim.arm.tasks import TASKS
 from pi05_ros.sim.arm.world import World
 from pi05_ros.sim.training.demonstrations import Demonstrations, episode, generate
+from pi05_ros.sim.training.objective import TrainingRecipe, prepare, write_stats
 from pi05_ros.sim.training.rollout import rollout
 from pi05_ros.sim.training.shipped import CONFIG, HORIZON
-from pi05_ros.sim.training.train import (
-    Recipe,
-    Trainer,
-    batched_policy,
-    prepare,
-    save_policy,
-    write_stats,
-)
+from pi05_ros.sim.training.train import Trainer, batched_policy, put_in_place, save_policy
 from pi05_ros.sim.training.vocabulary import train_tokenizer
 
-RECIPE = Recipe(batch=4, draws=2, warmup=2)
+RECIPE = TrainingRecipe(batch=4, draws=2, warmup=2)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +127,48 @@ def test_a_resumed_run_is_compiled_where_its_schedule_is(
     assert all(share >= seconds / 3 for share in progress)
     assert bool(progress) == (seconds < 3)
     assert f"resumed at step 0, {seconds:.0f} s of 3" in capsys.readouterr().out
+
+
+def test_a_run_that_is_killed_leaves_the_checkpoint_as_it_was(checkpoint, tmp_path, monkeypatch):
+    """New statistics beside old weights would move the arm to other places, and say nothing."""
+    from pi05_ros.sim.training import train
+
+    root, _, _ = checkpoint
+    out = tmp_path / "ckpt"
+    words = f"{out} --data {root / 'data'} --batch 2 --eval-seeds 0 --device cpu --minutes 0.0001"
+    assert train.main(words.split()) == 0
+    before = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {"model.safetensors", "norm_stats.json", "tokenizer.model"} <= set(before)
+
+    def killed(self, data, share):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*words.split()[:-1], "1"])
+    after = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert after == before
+    assert train.main(words.split()) == 0  # and the next run is not disturbed by what was left
+    assert (tmp_path / "ckpt.previous" / "model.safetensors").is_file()
+    assert not (tmp_path / "ckpt.new").exists()
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_directory_takes_the_place_of_another_whole(tmp_path, monkeypatch, exchange):
+    from pi05_ros.sim.training import train
+
+    if not exchange:  # a file system that cannot
+        monkeypatch.setattr(train, "_exchange", lambda one, other: False)
+    place = tmp_path / "place"
+    for content in ("1", "2", "3"):
+        new = tmp_path / "new"
+        new.mkdir()
+        (new / "file").write_text(content)
+        put_in_place(new, place)
+        assert (place / "file").read_text() == content
+    assert (tmp_path / "place.previous" / "file").read_text() == "2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["place", "place.previous"]
 
 
 def test_parts_of_an_interrupted_run_do_not_stay(tmp_path):

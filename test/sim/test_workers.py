@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from pi05_ros.sim.evaluation.workers import as_done
+from pi05_ros.sim.workers import as_done
 
 
 def test_every_job_is_done_once():

@@ -17,9 +17,22 @@ from typing import Any, Protocol
 import numpy as np
 
 from pi05_ros.errors import InvalidValueError, Pi05Error
-from pi05_ros.sim.arm.physics import mujoco
+
+# Importing mujoco looks for OpenGL, and fails where MUJOCO_GL names a library that is missing or a
+# renderer that only we have. OpenGL is opened below, and an error says what is missing.
+_asked = os.environ.get("MUJOCO_GL")
+os.environ["MUJOCO_GL"] = "disable"
+try:
+    import mujoco
+finally:
+    if _asked is None:
+        del os.environ["MUJOCO_GL"]
+    else:
+        os.environ["MUJOCO_GL"] = _asked
 
 BACKENDS = ("egl", "osmesa", "ray")
+RENDER_SIZE = 224
+"""Width and height of the images that the policy of the arm is trained and run with."""
 RAY_WIDTH = 64
 """Widest picture that is really cast by "ray"; larger ones are enlarged from it."""
 

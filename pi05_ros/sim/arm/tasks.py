@@ -22,7 +22,7 @@ MAX_STEPS = round(8 * CONTROL_HZ)
 
 
 @dataclass(frozen=True)
-class Task:
+class ArmTask:
     """One instruction: the prompt, the block it is about and what must happen to it."""
 
     name: str
@@ -39,17 +39,17 @@ class Task:
         return bool(y > PUSHED_Y and z < 0.05 and 0.1 < x < 0.6)
 
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, ArmTask] = {
     task.name: task
     for task in (
-        Task("pick_red", "pick up the red block", "pick", "red"),
-        Task("pick_green", "pick up the green block", "pick", "green"),
-        Task("push_blue", "push the blue block to the left", "push", "blue"),
+        ArmTask("pick_red", "pick up the red block", "pick", "red"),
+        ArmTask("pick_green", "pick up the green block", "pick", "green"),
+        ArmTask("push_blue", "push the blue block to the left", "push", "blue"),
     )
 }
 
 
-def task_by_name(name: str) -> Task:
+def task_by_name(name: str) -> ArmTask:
     """Task of that name, or of that prompt; ValueError names the accepted ones."""
     for task in TASKS.values():
         if name in (task.name, task.prompt):

@@ -12,8 +12,7 @@ import numpy as np
 
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.sim.arm.kinematics import inverse
-from pi05_ros.sim.arm.physics import mujoco
-from pi05_ros.sim.arm.render import Renderer, make_renderer
+from pi05_ros.sim.arm.render import Renderer, make_renderer, mujoco
 
 MODEL_PATH = Path(__file__).with_name("arm.xml")
 JOINT_NAMES = ("joint1", "joint2", "joint3", "joint4", "joint5", "joint6", "gripper")

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pi05_ros.sim.evaluation.episode import Setting
-from pi05_ros.sim.evaluation.run import EpisodeRunner, Job
+from pi05_ros.sim.evaluation.evaluate import EpisodeJob, EpisodeRunner
+from pi05_ros.sim.evaluation.setting import Setting
 from pi05_ros.small_files import read_json
 
 FILE = "latency.json"
@@ -29,7 +29,7 @@ def engine_key(values: dict[str, object]) -> str:
 
 
 def measure(
-    todo: Sequence[Job], out: Path, make: Callable[[], EpisodeRunner]
+    todo: Sequence[EpisodeJob], out: Path, make: Callable[[], EpisodeRunner]
 ) -> dict[str, dict[str, object]]:
     """Mean and median inference time of every engine among the jobs, by `engine_key`.
 
@@ -41,7 +41,7 @@ def measure(
     if path.is_file():
         with contextlib.suppress(ValueError):  # cut off while it was written
             known = dict(read_json(path))
-    wanted: dict[str, Job] = {}
+    wanted: dict[str, EpisodeJob] = {}
     for job in todo:
         wanted.setdefault(engine_key(asdict(job.setting)), job)
     missing = {key: job for key, job in wanted.items() if key not in known}

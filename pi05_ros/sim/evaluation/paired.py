@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
-from pi05_ros.sim.evaluation.episode import Setting
-from pi05_ros.sim.evaluation.run import Z95, mcnemar
+from pi05_ros.sim.evaluation.setting import Setting
+from pi05_ros.sim.evaluation.success_rates import mcnemar
 from pi05_ros.tables import markdown_table
 
+Z95 = 1.959964
 Row = dict[str, object]
 FEW = 10
 """Discordant pairs below which half a pair is added to each of the four cells (Agresti, Min
@@ -17,7 +18,7 @@ FEW = 10
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """One setting against the first, over the episodes (task, seed) that both have.
 
     Attributes:
@@ -48,7 +49,7 @@ class Comparison:
         return asdict(self)
 
 
-def compare(rows: Sequence[Row], setting_type: type[Setting] = Setting) -> list[Comparison]:
+def compare(rows: Sequence[Row], setting_type: type[Setting] = Setting) -> list[PairedComparison]:
     """Every setting against the first, in order of appearance; rows as `evaluate` returns them.
 
     Episodes with a wrong prompt are left out: success is not what is wanted there.
@@ -69,7 +70,7 @@ def compare(rows: Sequence[Row], setting_type: type[Setting] = Setting) -> list[
 
 def _compare(
     label: str, first: dict[tuple[object, ...], Row], other: dict[tuple[object, ...], Row]
-) -> Comparison:
+) -> PairedComparison:
     both = [episode for episode in other if episode in first]
     n = len(both)
     a = [bool(first[episode]["success"]) for episode in both]
@@ -80,7 +81,7 @@ def _compare(
     low, high = (0.0, 0.0) if other is first else _interval(gained, lost, n)
     inferences = sum(int(str(other[episode]["inferences"])) for episode in both)
     fresh = sum(int(str(other[episode]["fresh"])) for episode in both)
-    return Comparison(
+    return PairedComparison(
         setting=label,
         pairs=n,
         success=sum(b) / n if n else math.nan,
@@ -106,7 +107,7 @@ def _interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     return max(-1.0, center - half), min(1.0, center + half)
 
 
-def markdown(comparisons: Sequence[Comparison]) -> str:
+def markdown(comparisons: Sequence[PairedComparison]) -> str:
     """Table for people."""
     head = ("setting", "pairs", "success", "fresh KV", "points", "95 %", "gained / lost", "p")
     table: list[Sequence[object]] = []

@@ -19,7 +19,7 @@ from pi05_ros.ros.parameter_server import declare
 from pi05_ros.ros.processes.children import ChildError
 from pi05_ros.runtime.parameter_specs import ParameterError, param
 from pi05_ros.sim.evaluation.ros_session import SessionWatcher, watch_episodes
-from pi05_ros.sim.evaluation.session import Session, write_session
+from pi05_ros.sim.evaluation.session_results import RosSession, write_session
 
 REMIND_S = 20.0
 
@@ -42,7 +42,7 @@ def main(args: list[str] | None = None) -> int:
     stop = process.start(args)
     if stop is None:
         return 2
-    node, executor = SessionWatcher(Session()), SingleThreadedExecutor()
+    node, executor = SessionWatcher(RosSession()), SingleThreadedExecutor()
     node.session.real_time = not node.get_parameter("use_sim_time").value
 
     def check() -> None:

@@ -18,7 +18,7 @@ from pi05_ros.errors import InvalidValueError
 from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.sim.evaluation import results_file
-from pi05_ros.sim.evaluation.episode import Setting, chunk_mode
+from pi05_ros.sim.evaluation.setting import Setting, chunk_mode
 from pi05_ros.tables import markdown_table
 
 RESULTS = "ros.jsonl"

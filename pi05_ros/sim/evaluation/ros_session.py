@@ -30,9 +30,9 @@ from pi05_ros.ros import qos
 from pi05_ros.ros.processes.bring_up import bring_up
 from pi05_ros.ros.processes.children import ChildError, Children, ros_environment
 from pi05_ros.runtime.conversion import image_to_rgb, stamp_ns
+from pi05_ros.sim.evaluation.evaluate import LIMITS_FILE
 from pi05_ros.sim.evaluation.ros_grid import RosJob
-from pi05_ros.sim.evaluation.run import LIMITS_FILE
-from pi05_ros.sim.evaluation.session import Session, split
+from pi05_ros.sim.evaluation.session_results import RosSession, split
 
 EPISODE_S = 15.0
 """Time an episode may take, on the clock of the nodes."""
@@ -53,7 +53,7 @@ _STAGES = ("queue", "preprocess", "vision", "prefill", "denoise", "model", "tota
 class SessionWatcher(Node):
     """Watches the topics of a session; keyword arguments are those of rclpy's Node."""
 
-    def __init__(self, session: Session, **kwargs: Any) -> None:
+    def __init__(self, session: RosSession, **kwargs: Any) -> None:
         super().__init__("referee", **kwargs)
         self.session = session
         self.task_done = False
@@ -124,7 +124,7 @@ def run_session(
     logs: Path,
     renderer: str | None = None,
     progress: Callable[[int, bool], None] = lambda seed, done: None,
-) -> Session:
+) -> RosSession:
     """Run one episode per seed.
 
     Args:
@@ -140,7 +140,7 @@ def run_session(
 
     """
     environment, domain = ros_environment()
-    session = Session(real_time=job.real_time)
+    session = RosSession(real_time=job.real_time)
     # Ctrl-C is ours: rclpy's handlers would end the context under the executor.
     rclpy.init(args=[], domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
     node = watcher(session)
@@ -158,7 +158,7 @@ def run_session(
     return session
 
 
-def watcher(session: Session) -> SessionWatcher:
+def watcher(session: RosSession) -> SessionWatcher:
     """Node that watches a session on the clock of its nodes."""
     simulated = Parameter("use_sim_time", value=not session.real_time)
     return SessionWatcher(session, parameter_overrides=[simulated])

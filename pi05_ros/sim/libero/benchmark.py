@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +23,6 @@ import numpy as np
 
 from pi05_ros.errors import InvalidValueError, Pi05Error
 from pi05_ros.policy import Observation, Policy
-from pi05_ros.policy.libero import libero_state
 from pi05_ros.strict_yaml import dump_yaml
 
 SUITES = {
@@ -62,7 +62,7 @@ class LiberoError(Pi05Error, ValueError):
 
 
 @dataclass(frozen=True)
-class Task:
+class LiberoTask:
     """One task of a suite; ``index`` is LIBERO's own number of it."""
 
     suite: str
@@ -140,7 +140,7 @@ class Libero:
         self._classes: Mapping[str, Any] = benchmark.get_benchmark_dict()
         self._suites: dict[str, Any] = {}
 
-    def tasks(self, suite: str) -> list[Task]:
+    def tasks(self, suite: str) -> list[LiberoTask]:
         """All tasks of a suite, in LIBERO's order.
 
         Raises:
@@ -149,13 +149,13 @@ class Libero:
         """
         loaded = self._suite(suite)
         given = [loaded.get_task(index) for index in range(loaded.n_tasks)]
-        return [Task(suite, i, str(t.name), str(t.language)) for i, t in enumerate(given)]
+        return [LiberoTask(suite, i, str(t.name), str(t.language)) for i, t in enumerate(given)]
 
-    def initial_states(self, task: Task) -> np.ndarray:
+    def initial_states(self, task: LiberoTask) -> np.ndarray:
         """Flattened simulator states ``[trials, n]`` that episodes start from."""
         return np.asarray(self._suite(task.suite).get_task_init_states(task.index))
 
-    def environment(self, task: Task) -> Any:
+    def environment(self, task: LiberoTask) -> Any:
         """LIBERO's OffScreenRenderEnv of a task.
 
         Raises:
@@ -201,7 +201,7 @@ class Libero:
             )
 
 
-def choose(tasks: Iterable[Task], text: str) -> list[Task]:
+def choose(tasks: Iterable[LiberoTask], text: str) -> list[LiberoTask]:
     """Tasks by "all", or by numbers and names separated by commas.
 
     Raises:
@@ -269,6 +269,23 @@ def observation(raw: Mapping[str, Any], prompt: str) -> Observation:
         np.asarray(raw["robot0_gripper_qpos"], dtype=np.float64),
     )
     return Observation(images=pictures(raw), state=state, prompt=prompt)
+
+
+def axis_angle(quaternion: np.ndarray) -> np.ndarray:
+    """Rotation vector ``[3]`` in radians of a quaternion (x, y, z, w); zero for no rotation."""
+    x, y, z, w = (float(v) for v in quaternion)
+    w = min(1.0, max(-1.0, w))
+    length = math.sqrt(1.0 - w * w)
+    if math.isclose(length, 0.0):
+        return np.zeros(3)
+    return np.array([x, y, z]) * 2.0 * math.acos(w) / length
+
+
+def libero_state(
+    position: np.ndarray, quaternion: np.ndarray, gripper_qpos: np.ndarray
+) -> np.ndarray:
+    """State ``[8]``: end-effector position (m), axis-angle (rad), two finger positions (m)."""
+    return np.concatenate([position, axis_angle(quaternion), gripper_qpos])
 
 
 @contextlib.contextmanager

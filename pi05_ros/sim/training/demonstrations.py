@@ -17,16 +17,16 @@ import numpy as np
 
 from pi05_ros.backends.resize import resize_with_pad_pillow
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.sim.arm.expert import expert_target
 from pi05_ros.sim.arm.kinematics import inverse
-from pi05_ros.sim.arm.tasks import MAX_STEPS, TASKS, Referee, Task
+from pi05_ros.sim.arm.render import RENDER_SIZE
+from pi05_ros.sim.arm.scripted_expert import expert_target
+from pi05_ros.sim.arm.tasks import MAX_STEPS, TASKS, ArmTask, Referee
 from pi05_ros.sim.arm.world import CAMERAS, World
-from pi05_ros.sim.evaluation.workers import as_done
 from pi05_ros.sim.training.shipped import CONFIG, HORIZON
+from pi05_ros.sim.workers import as_done
 
 TRAIN_SEED = 1_000_000
 """Episodes for training have seeds from here on; evaluation uses smaller ones."""
-RENDER_SIZE = 224
 AFTER_DONE = 8
 """Frames kept after success: holding still is learnt too."""
 FACTS = "demonstrations.json"
@@ -60,7 +60,7 @@ def observe(world: World, size: int = CONFIG.vision.image_size) -> np.ndarray:
     )
 
 
-def episode(world: World, task: Task, seed: int, disturbed: bool = True) -> list[Frame]:
+def episode(world: World, task: ArmTask, seed: int, disturbed: bool = True) -> list[Frame]:
     """Run the expert once; empty if it failed.
 
     Args:

@@ -22,8 +22,8 @@ from pi05_ros.bags.messages import (
     joint_state_message,
     string_message,
 )
-from pi05_ros.sim.arm.expert import expert_target
-from pi05_ros.sim.arm.tasks import MAX_STEPS, TASKS, Referee, Task
+from pi05_ros.sim.arm.scripted_expert import expert_target
+from pi05_ros.sim.arm.tasks import MAX_STEPS, TASKS, ArmTask, Referee
 from pi05_ros.sim.arm.world import CAMERAS, CONTROL_DT, JOINT_NAMES, World
 from pi05_ros.sim.training.demonstrations import AFTER_DONE, RENDER_SIZE
 
@@ -31,7 +31,7 @@ START_NS = 100 * NS
 KEY = "pi05_demonstration"
 
 
-def record_episode(world: World, task: Task, seed: int, path: Path) -> bool:
+def record_episode(world: World, task: ArmTask, seed: int, path: Path) -> bool:
     """Write one episode; returns whether the expert did the task.
 
     The bag's custom data (key "pi05_demonstration") is JSON with task, prompt, seed.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pi05_ros.sim.arm.tasks import MAX_STEPS, Referee, Task
+from pi05_ros.sim.arm.tasks import MAX_STEPS, ArmTask, Referee
 from pi05_ros.sim.arm.world import World
 from pi05_ros.sim.training.demonstrations import observe
 
@@ -16,7 +16,7 @@ Act = Callable[[np.ndarray, np.ndarray, Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RolloutOutcome:
     """How one episode ended: tasks that were done, in order, and its length in steps."""
 
     seed: int
@@ -26,12 +26,12 @@ class Outcome:
 
 def rollout(
     act: Act,
-    task: Task,
+    task: ArmTask,
     seeds: Sequence[int],
     replan: int = 8,
     renderer: str | None = None,
     max_steps: int = MAX_STEPS,
-) -> list[Outcome]:
+) -> list[RolloutOutcome]:
     """Run one episode per seed; each executes ``replan`` steps of every chunk.
 
     Episodes end when the asked task is done; another task being done does not end them.
@@ -57,6 +57,6 @@ def rollout(
         active = [i for i in active if not referees[i].done(task.name)]
     first.close()
     return [
-        Outcome(seed, tuple(referee.done_at), referee.steps)
+        RolloutOutcome(seed, tuple(referee.done_at), referee.steps)
         for seed, referee in zip(seeds, referees, strict=True)
     ]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pi05_ros.model import Pi05, Pi05Config
-from pi05_ros.sim.evaluation.fake_quant import FakeQuantLinear, fake_quantize, rounded
+from pi05_ros.sim.evaluation.imitated_precision import FakeQuantLinear, fake_quantize, rounded
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("fp8", 2**-4), ("int8", 1 / 127)])

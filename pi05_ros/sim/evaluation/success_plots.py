@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pi05_ros.sim.evaluation.episode import Setting
-from pi05_ros.sim.evaluation.run import Rate
+from pi05_ros.sim.evaluation.setting import Setting
+from pi05_ros.sim.evaluation.success_rates import Rate
 
 Entry = dict[str, object]
 SIZE = (7.0, 4.4)

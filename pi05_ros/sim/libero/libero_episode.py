@@ -10,8 +10,10 @@ import numpy as np
 
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.policy.chunking.chunk_generator import ChunkGenerator
-from pi05_ros.sim.evaluation.episode import Chunking, Result, Setting, chunk_generator
-from pi05_ros.sim.evaluation.run import Job, PolicyOfSetting, summarize
+from pi05_ros.sim.evaluation.episode import Chunking, Result, chunk_generator
+from pi05_ros.sim.evaluation.evaluate import EpisodeJob, PolicyOfSetting
+from pi05_ros.sim.evaluation.setting import Setting
+from pi05_ros.sim.evaluation.success_rates import summarize
 from pi05_ros.sim.libero import benchmark
 
 
@@ -37,7 +39,7 @@ class LiberoSetting(Setting):
 def run_episode(
     environment: Any,
     initial_state: np.ndarray,
-    task: benchmark.Task,
+    task: benchmark.LiberoTask,
     maker: ChunkGenerator,
     setting: Setting,
     trial: int,
@@ -114,7 +116,7 @@ class LiberoRunner:
         renderer: str | None = None,
         device: str = "auto",
         *,
-        tasks: tuple[benchmark.Task, ...],
+        tasks: tuple[benchmark.LiberoTask, ...],
         robot: str = "libero",
         tokenizer: str | None = None,
         seed: int = benchmark.DEFAULT_SEED,
@@ -124,9 +126,9 @@ class LiberoRunner:
         self.policies = PolicyOfSetting(checkpoint, robot, device, tokenizer)
         self.seed = seed
         self._tasks = {task.label: task for task in tasks}
-        self._open: tuple[benchmark.Task, Any, np.ndarray] | None = None
+        self._open: tuple[benchmark.LiberoTask, Any, np.ndarray] | None = None
 
-    def run(self, job: Job, frames: list[np.ndarray] | None = None) -> Result:
+    def run(self, job: EpisodeJob, frames: list[np.ndarray] | None = None) -> Result:
         """One episode; the job's seed is the number of the trial.
 
         Raises:
@@ -160,7 +162,7 @@ class LiberoRunner:
             self._open[1].close()
             self._open = None
 
-    def _environment(self, task: benchmark.Task) -> tuple[Any, np.ndarray]:
+    def _environment(self, task: benchmark.LiberoTask) -> tuple[Any, np.ndarray]:
         if self._open is None or self._open[0] != task:
             self.close()
             states = self.libero.initial_states(task)

@@ -22,7 +22,7 @@ until the next command is received, so half a control period at the least on ave
 
 
 @dataclass
-class Session:
+class RosSession:
     """What came out of the episodes.
 
     Attributes:
@@ -101,7 +101,7 @@ def split(chunk: ActionChunk, input_ms: float, output_ms: float) -> dict[str, fl
     return {part: float(value) for part, value in parts.items()}
 
 
-def write_session(session: Session, stem: Path) -> list[Path]:
+def write_session(session: RosSession, stem: Path) -> list[Path]:
     """Numbers, latency plot and video as ``stem``.json, .png and .gif; the files written.
 
     Raises:

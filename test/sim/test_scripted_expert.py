@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pi05_ros.sim.arm.expert import expert_target
+from pi05_ros.sim.arm.scripted_expert import expert_target
 from pi05_ros.sim.arm.tasks import MAX_STEPS, TASKS, Referee, task_by_name
 from pi05_ros.sim.arm.world import World
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from pi05_ros.sim.arm.kinematics import inverse
-from pi05_ros.sim.arm.tasks import PUSHED_Y, Task
+from pi05_ros.sim.arm.tasks import PUSHED_Y, ArmTask
 from pi05_ros.sim.arm.world import World
 
 STEP = 0.022
@@ -23,7 +23,7 @@ BEHIND = 0.052
 """Distance of the closed fingers behind the block before they push, meters."""
 
 
-def expert_target(world: World, task: Task) -> np.ndarray:
+def expert_target(world: World, task: ArmTask) -> np.ndarray:
     """Joint targets [7] for the next control step of ``task``."""
     move = _pick if task.kind == "pick" else _push
     goal, gripper = move(world, task.block)
