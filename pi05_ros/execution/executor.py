@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.execution.chunk_gate import CLOCK_TOLERANCE_NS, ChunkGate
 from pi05_ros.execution.chunk_watch import ChunkWatch
-from pi05_ros.execution.executor_settings import ExecutorSettings
+from pi05_ros.execution.executor_settings import LIMITING, ExecutorSettings
 from pi05_ros.execution.joint_limits import JointLimits
 from pi05_ros.execution.joint_track import JointTrack
 from pi05_ros.execution.motion_filter import MotionFilter
+from pi05_ros.execution.path_filter import PathFilter
 from pi05_ros.execution.strategies import Strategy
 from pi05_ros.execution.timed_chunk import ChunkRefusedError, TimedChunk
 
@@ -42,6 +44,15 @@ class Command:
     reason: str
 
 
+def make_filter(limits: JointLimits, settings: ExecutorSettings) -> MotionFilter | PathFilter:
+    """What keeps commands within the limits, as the settings say."""
+    if settings.limiting == "joint":
+        return MotionFilter(limits, settings.period_s)
+    if settings.limiting == "path":
+        return PathFilter(limits, settings.period_s, settings.speed_scale_max)
+    raise InvalidValueError(f"limiting {settings.limiting!r}; accepted: {', '.join(LIMITING)}")
+
+
 class Executor:
     """Checks chunks, follows them through the strategy and the limits, holds otherwise.
 
@@ -61,7 +72,7 @@ class Executor:
         self.settings = settings or ExecutorSettings()
         self.limits = limits
         self.strategy = strategy
-        self.filter = MotionFilter(limits, self.settings.period_s)
+        self.filter = make_filter(limits, self.settings)
         self.gate = ChunkGate(self.settings, len(limits.names))
         self.watch = ChunkWatch(limits)
         self.clipped = 0
@@ -225,13 +236,14 @@ class Executor:
                 return waiting
             target = self.strategy.target(now_ns)
         if self._stopped:
-            return Command(self.filter.step(None), STOPPED, self._stopped)
+            return Command(self.filter.brake(), STOPPED, self._stopped)
         if unseen:
-            return Command(self.filter.step(None), HOLDING, unseen)
-        if target is None:
+            return Command(self.filter.brake(), HOLDING, unseen)
+        command = None if target is None else self.filter.follow(self.strategy, now_ns)
+        if command is None:
             reason = "the clock jumped back" if self._rewound else "no fresh chunk"
-            return Command(self.filter.step(None), HOLDING, self._why(reason))
-        return Command(self.filter.step(target), FOLLOWING, "")
+            return Command(self.filter.brake(), HOLDING, self._why(reason))
+        return Command(command, FOLLOWING, "")
 
     def _watch(self, now_ns: int, age_s: float) -> None:
         """Let go of an arm at rest that is moved by somebody else, or may be: nobody sees it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LIMITING = ("path", "joint")
+
 
 @dataclass(frozen=True)
 class ExecutorSettings:
@@ -19,6 +21,9 @@ class ExecutorSettings:
             that is farther has been moved by somebody else.
         gripping: joints that what they hold may keep far from their commands; they do not count.
         settle_s: commands start only after joint states have been coming for this long.
+        limiting: "path" slows time along the path where limits bind; "joint" limits each joint on
+            its own.
+        speed_scale_max: how fast the path catches up with the clock, seconds per second.
         random_weights_allowed: chunks of random weights are refused unless this is set, which
             is only right for a simulation.
 
@@ -32,4 +37,6 @@ class ExecutorSettings:
     following_lag_s: float = 0.1
     gripping: tuple[str, ...] = ()
     settle_s: float = 0.0
+    limiting: str = "path"
+    speed_scale_max: float = 1.25
     random_weights_allowed: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pi05_ros.execution.joint_limits import JointLimits
+from pi05_ros.execution.strategies import Strategy
 
 
 class MotionFilter:
@@ -70,6 +71,15 @@ class MotionFilter:
         upper = np.maximum(self.limits.upper, position)
         self.position = np.clip(moved, lower, upper)
         return self.position.copy()
+
+    def follow(self, strategy: Strategy, now_ns: int) -> np.ndarray | None:
+        """Next command ``[n]`` towards the strategy's target at a time; None if it has none."""
+        target = strategy.target(now_ns)
+        return None if target is None else self.step(target)
+
+    def brake(self) -> np.ndarray:
+        """Next command ``[n]`` of braking to a stop."""
+        return self.step(None)
 
     @property
     def resting(self) -> bool:

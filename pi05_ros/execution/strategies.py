@@ -14,6 +14,8 @@ DEFAULT_REPLACE_AFTER = 8
 DEFAULT_ENSEMBLE_DECAY = 0.01
 """m of the weights exp(-m i), i = 0 for the oldest prediction (ACT's value)."""
 MAX_ENSEMBLE = 64
+MAX_PAST_STEPS = 20
+"""How far an ensemble's path reaches back: an arm that was slowed down lags behind the clock."""
 
 
 class Strategy(Protocol):
@@ -24,6 +26,9 @@ class Strategy(Protocol):
 
     def target(self, now_ns: int) -> np.ndarray | None:
         """Target ``[n]`` for a time, None if no chunk reaches it."""
+
+    def path(self, now_ns: int) -> TimedChunk | None:
+        """Targets from now on as a chunk, the same object while nothing changes; None as above."""
 
     def shift(self, offset: np.ndarray) -> None:
         """Add an offset ``[n]`` to all chunks: whole turns of continuous joints."""
@@ -53,13 +58,18 @@ class ReplaceAfter:
 
     def target(self, now_ns: int) -> np.ndarray | None:
         """Target ``[n]`` for a time, None if no chunk reaches it."""
+        chunk = self.path(now_ns)
+        return None if chunk is None else chunk.at(now_ns)
+
+    def path(self, now_ns: int) -> TimedChunk | None:
+        """The chunk that is executed, None if it has run out."""
         if self._next is not None and self._next.end_ns <= now_ns:
             self._next = None
         if self._next is not None and self._may_switch(now_ns):
             self._current, self._next, self._since_ns = self._next, None, now_ns
         if self._current is None or now_ns >= self._current.end_ns:
             return None
-        return self._current.at(now_ns)
+        return self._current
 
     def shift(self, offset: np.ndarray) -> None:
         """Add an offset ``[n]`` to all chunks: whole turns of continuous joints."""
@@ -89,10 +99,12 @@ class Ensemble:
             raise InvalidValueError(f"ensemble_decay is {decay}; accepted: 0 or more")
         self.decay = decay
         self._chunks: list[TimedChunk] = []
+        self._path: TimedChunk | None = None
 
     def add(self, chunk: TimedChunk) -> None:
         """Take over a newer chunk."""
         self._chunks = [*self._chunks, chunk][-MAX_ENSEMBLE:]
+        self._path = None
 
     def target(self, now_ns: int) -> np.ndarray | None:
         """Target ``[n]`` for a time, None if no chunk reaches it."""
@@ -103,14 +115,45 @@ class Ensemble:
         weights = np.exp(-self.decay * np.arange(len(saying)))
         return np.average(saying, axis=0, weights=weights)
 
+    def path(self, now_ns: int) -> TimedChunk | None:
+        """Mean of the chunks from now on, in steps of the shortest; None if none reaches now."""
+        if self._path is None or now_ns >= self._path.end_ns:
+            self._path = self._mean(now_ns)
+        return self._path
+
+    def _mean(self, now_ns: int) -> TimedChunk | None:
+        self._chunks = [c for c in self._chunks if now_ns < c.end_ns]
+        if not any(c.index(now_ns) >= 0 for c in self._chunks):
+            return None
+        step_ns = min(c.step_ns for c in self._chunks)
+        past = max(0, (now_ns - min(c.start_ns for c in self._chunks)) // step_ns)
+        begin_ns = now_ns - min(past, MAX_PAST_STEPS) * step_ns  # an arm that lags is there
+        horizon = -((begin_ns - max(c.end_ns for c in self._chunks)) // step_ns)
+        times = begin_ns + step_ns * np.arange(horizon)
+        sums = np.zeros((horizon, self._chunks[0].positions.shape[1]))
+        total = np.zeros((horizon, 1))
+        rank = np.zeros((horizon, 1))  # of a chunk among those that say something at a time
+        for chunk in self._chunks:
+            saying = ((times >= chunk.start_ns) & (times < chunk.end_ns))[:, None]
+            weights = np.where(saying, np.exp(-self.decay * rank), 0.0)
+            sums += weights * chunk.at_times(times)
+            total += weights
+            rank += saying
+        silent = np.flatnonzero(total[:, 0] == 0)  # times of which nobody says anything
+        first = int(np.max(silent[times[silent] < now_ns], initial=-1)) + 1
+        last = int(np.min(silent[times[silent] > now_ns], initial=horizon))
+        mean = sums[first:last] / total[first:last]
+        return TimedChunk(int(times[first]), step_ns, mean)
+
     def shift(self, offset: np.ndarray) -> None:
         """Add an offset ``[n]`` to all chunks: whole turns of continuous joints."""
         if offset.any():
+            self._path = None
             self._chunks = [chunk.shifted(offset) for chunk in self._chunks]
 
     def clear(self) -> None:
         """Forget all chunks."""
-        self._chunks = []
+        self._chunks, self._path = [], None
 
 
 def make_strategy(

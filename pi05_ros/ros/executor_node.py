@@ -68,6 +68,8 @@ class ExecutorNode(Node):
             following_lag_s=p.following_lag_s,
             gripping=(p.gripper_joint,),
             settle_s=SETTLE_S,
+            limiting=p.limiting,
+            speed_scale_max=p.speed_scale_max,
             random_weights_allowed=p.allow_random_weights,
         )
         strategy = make_strategy(p.strategy, p.replace_after, p.ensemble_decay)

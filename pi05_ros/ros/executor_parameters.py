@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pi05_ros.execution.executor import ExecutorSettings
+from pi05_ros.execution.executor_settings import LIMITING, ExecutorSettings
 from pi05_ros.execution.strategies import (
     DEFAULT_ENSEMBLE_DECAY,
     DEFAULT_REPLACE_AFTER,
@@ -64,6 +64,19 @@ class ExecutorParameters:
         "Command type: `trajectory` (joint_trajectory_controller) or `forward` "
         "(forward_command_controller).",
         choices=OUTPUTS,
+    )
+    limiting: str = param(
+        ExecutorSettings.limiting,
+        "Where velocity or acceleration limits bind: `path` slows time along the chunk's path, "
+        "`joint` limits each joint on its own, which leaves the path.",
+        choices=LIMITING,
+    )
+    speed_scale_max: float = param(
+        ExecutorSettings.speed_scale_max,
+        "With limiting path: how fast the arm catches up with the clock, seconds of the path per "
+        "second.",
+        low=1.0,
+        high=10.0,
     )
     strategy: str = param(
         "replace",

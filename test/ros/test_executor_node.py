@@ -52,6 +52,7 @@ def rig():
 def follow(rig, number=1, **changes):
     client = rig.client
     assert rig.until(lambda: rig.node.core.measured is not None, each=client.send_state)
+    rig.until(lambda: False, 0.3, each=client.send_state)  # they have to come for a while
     client.send_chunk(number, **changes)
 
 

@@ -1,0 +1,146 @@
+"""Path-consistent motion: where limits bind, time slows down along the path."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pi05_ros.execution.joint_limits import JointLimits
+from pi05_ros.execution.path_join import join
+from pi05_ros.execution.polyline import Bounds, Place, Polyline
+from pi05_ros.execution.strategies import Strategy
+from pi05_ros.execution.timed_chunk import TimedChunk
+
+DEFAULT_SPEED_SCALE_MAX = 1.25
+CATCH_UP_S = 0.2
+"""The path catches up with the clock in this time, if speed_scale_max and the limits allow it."""
+_SEARCH_STEPS = 6
+
+
+class PathFilter:
+    """Moves along the path of the chunks; every command lies on it.
+
+    Each period takes the farthest place on the path that is not ahead of the clock, within the
+    velocity and acceleration limits of the recorded commands, and from which braking comes to
+    rest on the path, which is tried out step by step. Braking from there is therefore possible
+    whatever comes next, and stays on the path too. Progress never runs backwards; after it was
+    slowed it catches up with the clock by at most ``speed_scale_max`` seconds per second.
+
+    A new chunk is joined by a smooth transition (`path_join`). Until one is found from which the
+    arm can stop, it brakes on the path it is on.
+
+    Args:
+        limits: of all joints, complete.
+        period_s: control period; every call of `follow` and `brake` stands for one.
+        speed_scale_max: fastest progress, seconds of the path per second.
+
+    """
+
+    def __init__(
+        self,
+        limits: JointLimits,
+        period_s: float,
+        speed_scale_max: float = DEFAULT_SPEED_SCALE_MAX,
+    ) -> None:
+        if not (np.isfinite(speed_scale_max) and speed_scale_max >= 1):
+            raise ValueError(f"speed_scale_max is {speed_scale_max}; accepted: 1 or more")
+        self.limits = limits.require_complete()
+        self.period_s = period_s
+        self.speed_scale_max = speed_scale_max
+        self.speed_scale = 1.0
+        self.position: np.ndarray | None = None
+        self._bounds = Bounds.of(limits.velocity, limits.acceleration, period_s)
+        self._reach = 4 * speed_scale_max * period_s
+        self._path: Polyline | None = None
+        self._place: Place | None = None
+        self._chunk: TimedChunk | None = None
+
+    def reset(self, position: np.ndarray) -> None:
+        """Start at rest at a measured position ``[n]``, wherever it is."""
+        self.position = np.array(position, dtype=np.float64)
+        self._path = self._place = self._chunk = None
+
+    @property
+    def resting(self) -> bool:
+        """Whether the last command did not move any joint."""
+        return self._place is None or self._place.resting
+
+    @property
+    def velocity(self) -> np.ndarray:
+        """Velocity ``[n]`` of the last period."""
+        if self._place is None:
+            return np.zeros(len(self.limits.names))
+        return np.array(self._place.move) / self.period_s
+
+    def lag_s(self, now_ns: int) -> float:
+        """How far the path is behind the clock."""
+        if self._chunk is None or self._place is None:
+            return 0.0
+        return max(0.0, (now_ns - self._chunk.start_ns) / 1e9 - self._place.s)
+
+    def follow(self, strategy: Strategy, now_ns: int) -> np.ndarray | None:
+        """Next command ``[n]`` towards where the strategy's path is at a time.
+
+        None if no chunk reaches the time; then nothing has changed: call `brake`.
+        """
+        chunk = strategy.path(now_ns)
+        if chunk is None:
+            return None
+        if self.position is None:
+            raise RuntimeError("the filter has no start position yet")
+        clock = max(0.0, (now_ns - chunk.start_ns) / 1e9)
+        if chunk is not self._chunk:
+            move = None if self.resting or self._place is None else self._place.move
+            joined = join(
+                chunk, self.position, move, clock, self.limits, self._bounds, self.period_s,
+                self.speed_scale_max,
+            )  # fmt: skip
+            for path, place in joined:
+                if path.can_stop(place, self._reach):
+                    self._path, self._place, self._chunk = path, place, chunk
+                    break
+            else:
+                return self.brake()
+        return self._advance(clock)
+
+    def brake(self) -> np.ndarray:
+        """Next command ``[n]`` of the hardest braking that stays on the path."""
+        if self.position is None:
+            raise RuntimeError("the filter has no start position yet")
+        if self._path is not None and self._place is not None and not self._place.resting:
+            return self._go(self._path.brake(self._place, self._reach))
+        return self.position.copy()
+
+    def _advance(self, clock: float) -> np.ndarray:
+        """Farthest safe place that is not ahead of the clock."""
+        path, place = self._path, self._place
+        assert path is not None
+        assert place is not None
+        catch_up = min(self.speed_scale_max, 1 + (clock - place.s) / CATCH_UP_S)
+        scale = self.speed_scale if self.speed_scale < 1 else catch_up
+        want = min(clock, place.s + scale * self.period_s)
+        least = path.brake(place, self._reach)
+        if least is None or want <= least.s:
+            return self._go(least)
+        best = least
+        low, high = least.s, want
+        for trial in range(_SEARCH_STEPS + 1):
+            goal = high if trial == 0 else (low + high) / 2
+            there = path.advance(place, low, goal, least=False)
+            if there is not None and path.can_stop(there, self._reach):
+                best, low = there, max(low, there.s)
+                if trial == 0:
+                    break
+            else:
+                high = goal
+        return self._go(best)
+
+    def _go(self, place: Place | None) -> np.ndarray:
+        if place is None:
+            raise AssertionError("no braking on the path: a place was taken without trying it out")
+        assert self._path is not None
+        assert self.position is not None
+        moved = not place.resting
+        self._place = place
+        if moved:
+            self.position = np.array(self._path.at(place.s, place.piece))
+        return self.position.copy()

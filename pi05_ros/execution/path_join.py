@@ -1,0 +1,212 @@
+"""From the present command onto the path of a new chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pi05_ros.execution.joint_limits import JointLimits
+from pi05_ros.execution.polyline import Bounds, Place, Polyline, Row
+from pi05_ros.execution.timed_chunk import TimedChunk
+
+ON_PATH = 1e-6
+"""A command this near to the path (rad, m) is on it."""
+_SHARE = 0.5
+"""Part of the velocity and acceleration limits that a transition uses."""
+_SAMPLES = 12
+
+
+def join(
+    chunk: TimedChunk,
+    position: np.ndarray,
+    move: Row | None,
+    clock: float,
+    limits: JointLimits,
+    bounds: Bounds,
+    period_s: float,
+    speed_scale_max: float,
+) -> Iterator[tuple[Polyline, Place]]:
+    """Paths onto a chunk, the best one first, each with the place of the present command on it.
+
+    At rest: a straight line to where the chunk is now. In motion: the chunk's path plus an offset
+    that decays, with the present velocity at its start. A command that lies on the chunk's path
+    already, now or before, goes on from there without a transition.
+
+    Args:
+        chunk: the new one.
+        position: present command ``[n]``.
+        move: joint move of the last period; None at rest.
+        clock: progress of the chunk that belongs to the present time.
+        limits, bounds, period_s, speed_scale_max: as in `PathFilter`.
+
+    """
+    grid = np.arange(chunk.horizon) * (chunk.step_ns / 1e9)
+    zero = (0.0,) * len(position)
+    entry = _entry(grid, chunk.positions, position, clock)
+    if entry is not None:
+        path = _polyline(grid, chunk.positions, entry, position, limits, bounds)
+        if move is None:
+            yield path, Place(0, entry, zero, 0.0)
+            return
+        yield path, Place(0, entry, move)
+    exact = _at(grid, chunk.positions, clock)
+    here = np.clip(exact, limits.lower, limits.upper)
+    offset = position - here
+    if move is None:
+        travel = float(np.max(np.abs(offset) / limits.velocity, initial=0.0))
+        start = clock - max(travel, period_s)
+        s = np.concatenate([[start, clock], grid[grid > clock + 1e-9]])
+        rows = np.vstack([position, here, chunk.positions[grid > clock + 1e-9]])
+        path = _bounded(s, rows, limits, bounds)
+        yield path, Place(0, start, zero, 0.0)
+        return
+    velocity = np.array(move) / period_s
+    slope = np.where(here == exact, _slope(grid, chunk.positions, clock), 0.0)
+    for share in (_SHARE, 0.25):
+        for ahead in _velocity_offsets(velocity, slope, limits, period_s, speed_scale_max):
+            yield (
+                _blended(grid, chunk, clock, position, offset, ahead, limits, bounds, share),
+                Place(0, clock, move),
+            )
+
+
+def _velocity_offsets(
+    velocity: np.ndarray,
+    slope: np.ndarray,
+    limits: JointLimits,
+    period_s: float,
+    speed_scale_max: float,
+) -> Iterator[np.ndarray]:
+    """Velocity that the transition has to add: none if the arm moves along the chunk's path."""
+    weight = 1 / limits.acceleration**2
+    length = float(np.sum(weight * slope * slope))
+    scale = float(np.sum(weight * velocity * slope)) / length if length > 0 else 0.0
+    scale = min(max(scale, 0.0), speed_scale_max)
+    rest = np.abs(velocity - scale * slope)
+    if (rest <= _SHARE * limits.acceleration * period_s).all():
+        yield np.zeros_like(velocity)
+    yield velocity - slope
+
+
+def _blended(
+    grid: np.ndarray,
+    chunk: TimedChunk,
+    clock: float,
+    position: np.ndarray,
+    offset: np.ndarray,
+    ahead: np.ndarray,
+    limits: JointLimits,
+    bounds: Bounds,
+    share: float,
+) -> Polyline:
+    """The chunk's path plus a cubic that starts with an offset and a velocity and ends with none.
+
+    ``e(x) = offset (1 - 3x^2 + 2x^3) + T ahead (x - 2x^2 + x^3)``, ``x = (s - clock) / T``, whose
+    largest second derivative is at most ``6 offset / T^2 + 4 ahead / T``.
+    """
+    a, v = share * limits.acceleration, share * limits.velocity
+    far, fast = np.abs(offset), np.abs(ahead)
+    duration = np.max(
+        np.maximum((4 * fast + np.sqrt(16 * fast**2 + 24 * a * far)) / (2 * a), 1.5 * far / v)
+    )
+    duration = max(float(duration), 1e-3)
+    samples = clock + duration * np.linspace(0, 1, _SAMPLES + 1)
+    s = np.unique(np.concatenate([samples, grid[grid > clock + 1e-9]]))
+    x = np.clip((s - clock) / duration, 0, 1)[:, None]
+    wave = offset * (1 - 3 * x**2 + 2 * x**3) + duration * ahead * (x - 2 * x**2 + x**3)
+    points = _at_many(grid, chunk.positions, s)
+    rows = np.clip(points, limits.lower, limits.upper) + wave
+    rows[0] = position
+    return _bounded(s, rows, limits, bounds)
+
+
+def _polyline(
+    grid: np.ndarray,
+    positions: np.ndarray,
+    entry: float,
+    position: np.ndarray,
+    limits: JointLimits,
+    bounds: Bounds,
+) -> Polyline:
+    """The chunk's path from a progress on, where the present command is."""
+    later = grid > entry + 1e-9
+    s = np.concatenate([[entry], grid[later]])
+    return _bounded(s, np.vstack([position, positions[later]]), limits, bounds)
+
+
+def _bounded(s: np.ndarray, rows: np.ndarray, limits: JointLimits, bounds: Bounds) -> Polyline:
+    """Path clipped into the position limits, exactly: with vertices where it crosses one.
+
+    The first vertex is the present command and stays, also outside the limits.
+    """
+    above, below = rows > limits.upper, rows < limits.lower
+    dense, every = rows, s
+    if above[1:].any() or below[1:].any():
+        cuts = [s]
+        for bound in (limits.lower, limits.upper):
+            side = rows - bound
+            i, column = np.nonzero(side[:-1] * side[1:] < 0)
+            share = side[i, column] / (side[i, column] - side[i + 1, column])
+            cuts.append(s[i] + share * (s[i + 1] - s[i]))
+        every = np.unique(np.concatenate(cuts))
+        every = every[np.concatenate([[True], np.diff(every) > 1e-9])]
+        dense = np.clip(_at_many(s, rows, every), limits.lower, limits.upper)
+        dense[0] = rows[0]
+    if len(every) == 1:
+        every = np.array([every[0], every[0] + 1e-3])
+        dense = np.vstack([dense, np.clip(dense, limits.lower, limits.upper)])
+    return Polyline(every, dense, bounds)
+
+
+def _entry(
+    grid: np.ndarray, points: np.ndarray, position: np.ndarray, clock: float
+) -> float | None:
+    """Last progress up to the clock at which the path passes the present command, or None."""
+    count = min(int(np.searchsorted(grid, clock, side="right")) + 1, len(grid))
+    begin, end = points[: count - 1], points[1:count]
+    if len(begin):
+        along = end - begin
+        length = np.sum(along * along, axis=1)
+        safe = np.where(length > 0, length, 1.0)
+        share = np.clip(np.sum((position - begin) * along, axis=1) / safe, 0, 1)
+        share = np.where(length > 0, share, 1.0)
+        step = grid[1:count] - grid[: count - 1]
+        place = np.minimum(grid[: count - 1] + share * step, clock)
+        share = (place - grid[: count - 1]) / step
+        near = np.abs(begin + share[:, None] * along - position).max(axis=1) <= ON_PATH
+        hits = np.flatnonzero(near & (place >= grid[: count - 1]))
+        if len(hits):
+            return float(place[hits[-1]])
+    first = points[0] if clock <= grid[0] or len(grid) == 1 else points[-1]
+    if (len(grid) == 1 or clock >= grid[-1] or clock <= grid[0]) and (
+        np.abs(first - position).max() <= ON_PATH
+    ):
+        return float(min(max(clock, grid[0]), grid[-1]))
+    return None
+
+
+def _at(grid: np.ndarray, points: np.ndarray, s: float) -> np.ndarray:
+    """Point ``[n]`` of a path at a progress; the ends are held."""
+    i = int(np.clip(np.searchsorted(grid, s, side="right") - 1, 0, max(0, len(grid) - 2)))
+    if len(grid) == 1:
+        return np.asarray(points[0])
+    share = min(max((s - grid[i]) / (grid[i + 1] - grid[i]), 0.0), 1.0)
+    return np.asarray((1 - share) * points[i] + share * points[i + 1])
+
+
+def _at_many(grid: np.ndarray, points: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Points ``[k, n]`` of a path at progresses ``[k]``, as `_at`."""
+    low = np.clip(np.searchsorted(grid, s, side="right") - 1, 0, max(0, len(grid) - 2))
+    high = np.minimum(low + 1, len(grid) - 1)
+    span = np.where(high > low, grid[high] - grid[low], 1.0)
+    share = np.clip((s - grid[low]) / span, 0.0, 1.0)[:, None]
+    return np.asarray((1 - share) * points[low] + share * points[high])
+
+
+def _slope(grid: np.ndarray, points: np.ndarray, s: float) -> np.ndarray:
+    """Change of a path per unit of progress just behind ``s``; 0 behind its end."""
+    if len(grid) == 1 or s >= grid[-1]:
+        return np.zeros(points.shape[1])
+    i = int(np.searchsorted(grid, s, side="right") - 1)
+    return np.asarray((points[i + 1] - points[i]) / (grid[i + 1] - grid[i]))
