@@ -27,6 +27,7 @@ class Context:
     parameters: PolicyParameters
     info: Any | None = None  # PolicyInfo while a policy is loaded
     health: EngineHealth = field(default_factory=EngineHealth)
+    problem: str = ""  # why the engine cannot answer
 
     @property
     def hardware_id(self) -> str:
@@ -173,6 +174,8 @@ class Diagnostics:
             failing += f" ({age_s:.0f} s ago)" if age_s > 2 * PERIOD_S else ""
         if not context.active:
             return _status("inference", context, DiagnosticStatus.STALE, context.state, values)
+        if context.problem:
+            return _status("inference", context, DiagnosticStatus.ERROR, context.problem, values)
         if failing:
             return _status("inference", context, DiagnosticStatus.ERROR, failing, values)
         period_ms = 1e3 / context.parameters.rate_hz

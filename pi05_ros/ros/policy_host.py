@@ -14,6 +14,7 @@ from rclpy.node import Node
 from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.ros.managed import ManagedPart
 from pi05_ros.runtime.inference import Job, PolicyLike
+from pi05_ros.runtime.isolation.isolated_policy import IsolatedPolicy
 from pi05_ros.runtime.loop import InferenceLoop
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.statistics import Statistics
@@ -30,7 +31,8 @@ class PolicyHost(ManagedPart):
         make: makes the policy from the parameters, in the worker thread.
         stop: set when the process has been asked to end; configure gives up then.
         meanwhile: called in the executor thread again and again while the policy loads.
-        on_idle: called in the executor thread each time an inference has ended.
+        on_idle: called in the executor thread each time an inference has ended, and when
+            `problem` has changed.
         statistics: shared with diagnostics.
 
     """
@@ -76,6 +78,11 @@ class PolicyHost(ManagedPart):
         """Whether no thread is left that may still compute."""
         return not self._workers
 
+    @property
+    def problem(self) -> str:
+        """Why an engine in a process of its own cannot answer now, empty if it can."""
+        return self._policy.problem if isinstance(self._policy, IsolatedPolicy) else ""
+
     def health(self) -> EngineHealth:
         """What the engine's supervision of itself has found."""
         ask: Callable[[], EngineHealth] = getattr(self._policy, "health", EngineHealth)
@@ -108,6 +115,8 @@ class PolicyHost(ManagedPart):
         if task.error is not None:
             raise task.error
         self._policy = task.result
+        if isinstance(self._policy, IsolatedPolicy):
+            self._policy.on_change(self._wake)
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until nothing computes; False if that took longer than all together may."""

@@ -30,7 +30,7 @@ from pi05_ros.ros.subscriptions import Subscriptions
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inference import PolicyLike
 from pi05_ros.runtime.parameters import PolicyParameters
-from pi05_ros.runtime.policy_loading import load_policy
+from pi05_ros.runtime.policy_loading import host_policy
 from pi05_ros.runtime.refusal import is_plain_reason, reason
 from pi05_ros.runtime.statistics import Statistics
 from pi05_ros.runtime.text import first_line, printable
@@ -60,7 +60,7 @@ class PolicyNode(LifecycleNode):
     def __init__(
         self,
         *,
-        policy_factory: Callable[[PolicyParameters], PolicyLike] = load_policy,
+        policy_factory: Callable[[PolicyParameters], PolicyLike] = host_policy,
         stop: threading.Event | None = None,
         **kwargs: Any,
     ) -> None:
@@ -68,6 +68,7 @@ class PolicyNode(LifecycleNode):
         self._primary_state = PolicyStatus.STATE_UNCONFIGURED
         self._message = ""
         self._next_report_s = 0.0
+        self._engine_problem = ""
         self._library_logs = LibraryLogs(self)
         self._statistics = Statistics()
         self._log = EdgeLog(self.get_logger())
@@ -75,7 +76,7 @@ class PolicyNode(LifecycleNode):
         self._params = ParameterServer(self, self._on_parameters)
         self._host = PolicyHost(
             self, policy_factory, stop or threading.Event(), self._while_loading,
-            lambda: self._loop.on_worker_idle(), self._statistics,
+            self._on_worker_idle, self._statistics,
         )  # fmt: skip
         self._output = ChunkOutput(self)
         self._intake = Subscriptions(self, self._host, lambda: self._loop.on_sample(), self._log)
@@ -225,6 +226,14 @@ class PolicyNode(LifecycleNode):
             part.apply(parameters)
         self._publish_status()
 
+    def _on_worker_idle(self) -> None:
+        self._loop.on_worker_idle()
+        if self._host.problem != self._engine_problem:
+            self._engine_problem = self._host.problem
+            self._message = self._engine_problem
+            self._publish_status()
+            self._publish_diagnostics()
+
     def _while_loading(self) -> None:
         """Answer and report while `on_configure` keeps the executor from doing so."""
         process.answer_state_requests(self)
@@ -245,6 +254,7 @@ class PolicyNode(LifecycleNode):
             parameters=self._params.current,
             info=self._host.info,
             health=self._host.health(),
+            problem=self._host.problem,
         )
         array = self._diagnostics.build(
             context,

@@ -180,6 +180,15 @@ def from_values(kind: type[T], values: Mapping[str, Any]) -> T:
     )
 
 
+def to_values(parameters: Any) -> dict[str, Any]:
+    """The inverse of `from_values`: plain values by ROS name."""
+    return {
+        spec.name: list(value) if isinstance(value, tuple) else value
+        for attribute, spec in ((item.name, _spec(item)) for item in fields(parameters))
+        for value in (getattr(parameters, attribute),)
+    }
+
+
 def _spec(item: Field[Any]) -> Spec:
     data = item.metadata
     return Spec(

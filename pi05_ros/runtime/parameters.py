@@ -31,6 +31,7 @@ REMOTE = "remote"
 TRANSPORTS = ("raw", "compressed")
 RELIABILITIES = ("auto", "best_effort", "reliable")
 ZERO_STAMPS = ("reject", "receive_time")
+ISOLATIONS = ("thread", "process")
 LEROBOT_ERAS = ("auto", "0.4", "0.5")
 
 
@@ -295,6 +296,26 @@ class PolicyParameters:
         dynamic=True,
         low=0.0,
         high=1.0,
+    )
+    isolation: str = param(
+        "thread",
+        "Where the engine computes: `process` keeps the node alive whatever happens to the "
+        "engine, and starts it again; `thread` needs less memory.",
+        choices=ISOLATIONS,
+    )
+    engine_restart_s: float = param(
+        1.0,
+        "With isolation `process`: wait before a lost engine is started again; doubled for each "
+        "further start, up to 30 s.",
+        low=0.1,
+        high=30.0,
+    )
+    engine_timeout_s: float = param(
+        0.0,
+        "With isolation `process`: an inference that takes longer hangs, and the engine is "
+        "started again; 0: 20 times the slowest one so far, at least 2 s.",
+        low=0.0,
+        high=600.0,
     )
     stop_timeout_s: float = param(
         2.0,

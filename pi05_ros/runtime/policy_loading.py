@@ -10,10 +10,44 @@ from pi05_ros.backends.engine import Precision
 from pi05_ros.policy.remote.key_file import read_keys
 from pi05_ros.policy.remote.remote_policy import is_remote
 from pi05_ros.runtime.inference import PolicyLike
+from pi05_ros.runtime.parameter_specs import to_values
 from pi05_ros.runtime.parameters import REMOTE, ParameterError, PolicyParameters
 
 if TYPE_CHECKING:
     from pi05_ros.policy import Policy
+
+
+IN_PROCESS = "pi05_ros.runtime.policy_loading:load_policy"
+
+
+def host_policy(parameters: PolicyParameters) -> PolicyLike:
+    """The policy of a node: in this process, or with isolation `process` in one of its own.
+
+    Raises:
+        ParameterError: parameters that do not go together.
+        Exception: see `load_policy`.
+
+    """
+    if parameters.isolation != "process" or is_remote(parameters.checkpoint):
+        return load_policy(parameters)
+    if parameters.overlap:
+        raise ParameterError("overlap needs isolation:=thread; with process leave it false")
+    if not parameters.checkpoint:
+        return load_policy(parameters)  # which says so
+    from pi05_ros.policy.checkpoints.loading import read_recipe
+    from pi05_ros.runtime.isolation.isolated_policy import IsolatedPolicy, IsolationOptions
+
+    recipe = read_recipe(
+        parameters.checkpoint,
+        robot=parameters.robot or None,
+        camera_roles=parameters.camera_features or None,
+        lerobot_era=parameters.lerobot_era,
+        control_hz=parameters.control_hz or None,
+    )
+    options = IsolationOptions(
+        timeout_s=parameters.engine_timeout_s, backoff_s=parameters.engine_restart_s
+    )
+    return IsolatedPolicy(IN_PROCESS, to_values(parameters), recipe.profile, options)
 
 
 def load_policy(

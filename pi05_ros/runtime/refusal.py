@@ -32,6 +32,13 @@ def reason(error: BaseException) -> str:
     return first_line(error)
 
 
+def ruins_the_process(error: BaseException) -> bool:
+    """Whether a process cannot go on computing after it: broken CUDA context, no memory."""
+    name = f"{type(error).__module__}.{type(error).__name__}"
+    cuda = "AcceleratorError" in name or "cuda error" in str(error).lower()
+    return cuda or _is_out_of_memory(error) or isinstance(error, (SystemExit, SystemError))
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, MemoryError) or (
