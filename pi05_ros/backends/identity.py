@@ -16,8 +16,21 @@ from torch import Tensor
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.model import Pi05
 
-KEY_SCHEMA = 1
+KEY_SCHEMA = 2  # 1: engines without flavor and target
 _KNOWN: weakref.WeakKeyDictionary[Pi05, tuple[Any, str]] = weakref.WeakKeyDictionary()
+
+
+def parse_version(text: str, package: str = "TensorRT") -> tuple[int, int]:
+    """Major and minor of "10.13.3.9".
+
+    Raises:
+        BackendError: not a version.
+
+    """
+    match = re.match(r"(\d+)\.(\d+)", text)
+    if match is None:
+        raise BackendError(f"cannot read the {package} version {text!r}")
+    return int(match[1]), int(match[2])
 
 
 def weights_id(model: Pi05) -> str:
@@ -73,17 +86,34 @@ def key_document(
     graph_hash: str,
     weights: str,
     shapes: dict[str, Any],
+    flavor: str,
     tensorrt: str,
+    target: str,
     machine: dict[str, Any],
     flags: dict[str, Any],
 ) -> dict[str, Any]:
-    """Everything an engine depends on; equal documents mean interchangeable engines."""
+    """Everything an engine depends on; equal documents mean interchangeable engines.
+
+    Args:
+        graph_hash: of the export.
+        weights: `weights_id` of the checkpoint.
+        shapes: `StageShapes.as_dict`.
+        flavor: "tensorrt" or "tensorrt_rtx".
+        tensorrt: its release.
+        target: compute capability ("sm89") of a plan that was compiled for another machine; empty
+            if it was built on the GPU it is for.
+        machine: `machine_facts`; empty for plans that every machine with such a GPU can load.
+        flags: build flags, preset, precision, layout.
+
+    """
     return {
         "schema": KEY_SCHEMA,
         "graph_hash": graph_hash,
         "weights": weights,
         "shapes": shapes,
+        "flavor": flavor,
         "tensorrt": tensorrt,
+        "target": target,
         "machine": machine,
         "flags": flags,
     }
@@ -97,14 +127,6 @@ def canonical(document: dict[str, Any]) -> bytes:
 def engine_key(document: dict[str, Any]) -> str:
     """sha256 of the canonical key document."""
     return hashlib.sha256(canonical(document)).hexdigest()
-
-
-def parse_version(text: str, package: str = "TensorRT") -> tuple[int, int]:
-    """Major and minor of "10.13.3.9"."""
-    match = re.match(r"(\d+)\.(\d+)", text)
-    if match is None:
-        raise BackendError(f"cannot read the {package} version {text!r}")
-    return int(match[1]), int(match[2])
 
 
 class Fingerprint:

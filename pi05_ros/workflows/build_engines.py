@@ -8,10 +8,25 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.quantization.calibration import Calibration
+from pi05_ros.backends.tensorrt.flavor import (
+    RTX,
+    WORDS,
+    Capability,
+    Flavor,
+    parse_targets,
+    require_any,
+    require_fp8_targets,
+    sm,
+    usable_flavor,
+)
+from pi05_ros.backends.verification.judgment import Judge, judge_kernels
 from pi05_ros.workflows.check_engines import check_engines
 from pi05_ros.workflows.engine_requests import BuildRequest, CheckRequest, GraphRequest
 from pi05_ros.workflows.export_graphs import export_subject
@@ -41,19 +56,90 @@ class BuildAttempt:
     note: str = ""
 
 
-def build_attempts(request: BuildRequest) -> list[BuildAttempt]:
-    """Optimization level 3, then 2, then the prefill in FP16; what the user fixed stays fixed."""
+def build_attempts(request: BuildRequest, flavor: Flavor) -> list[BuildAttempt]:
+    """Optimization level 3, then 2, then the prefill in FP16; what the user fixed stays fixed.
+
+    TensorRT for RTX has no levels: the prefill in FP16 is its only other attempt.
+    """
     level, graphs = request.optimization_level, request.graphs
     levels = FALLBACK_LEVELS if level is None else (level,)
+    if flavor.ahead_of_time:
+        levels = levels[:1]
     attempts = [BuildAttempt(levels[0], graphs.prefill)]
     for above, level in itertools.pairwise(levels):
         note = f"optimization level {level}: {above} was refused by its check"
         attempts.append(BuildAttempt(level, graphs.prefill, note))
     if graphs.precision == "fp8" and graphs.prefill is None:
-        tried = " and ".join(map(str, levels))
-        note = f"prefill in FP16: quantized it was refused by its check at level {tried}"
+        tried = "" if flavor.ahead_of_time else f" at level {' and '.join(map(str, levels))}"
+        note = f"prefill in FP16: quantized it was refused by its check{tried}"
         attempts.append(BuildAttempt(levels[-1], "fp16", note))
     return attempts
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where engines are for.
+
+    Attributes:
+        flavor: which TensorRT builds them.
+        device: the GPU they can be checked on; the CPU if it is not here.
+        target: compute capability; None for full TensorRT.
+        here: whether the device is what they are for.
+
+    """
+
+    flavor: Flavor
+    device: torch.device
+    target: Capability | None
+    here: bool = True
+
+
+def places(request: BuildRequest) -> list[Place]:
+    """What to build for: the GPU of this machine, or the targets that were named.
+
+    Raises:
+        BackendError: no such TensorRT, GPU or target, or a GPU without FP8 where it is needed.
+
+    """
+    from pi05_ros.backends import tensorrt
+    from pi05_ros.backends.tensorrt.binding import capability_of
+
+    named = re.fullmatch(r"cuda(:\d+)?", request.model.device)
+    near = torch.device(request.model.device) if named else None
+    fp8 = needs_fp8(request.graphs)
+    if request.targets:
+        RTX.require()
+        targets = parse_targets(",".join(request.targets))
+        if fp8:
+            require_fp8_targets(targets)
+        cpu = torch.device("cpu")
+        there = torch.cuda.is_available()
+        device = tensorrt.require_gpu(fp8=False, near=near) if there else cpu
+        capability = capability_of(device)
+        return [
+            Place(RTX, device if t == capability else cpu, t, t == capability) for t in targets
+        ]
+    if request.flavor == "auto":
+        require_any()
+    else:
+        WORDS[request.flavor].require()
+    try:
+        device = tensorrt.require_gpu(fp8=fp8, near=near)
+    except BackendError as error:
+        if request.flavor == "rtx" and not torch.cuda.is_available():
+            raise BackendError(
+                f"{error}. {RTX.title} compiles without one for a GPU that you name: --target "
+                + ", ".join(map(sm, RTX.targets))
+            ) from None
+        raise
+    capability = capability_of(device)
+    auto = request.flavor == "auto"
+    flavor = usable_flavor(capability) if auto else WORDS[request.flavor]
+    if flavor.ahead_of_time and capability not in flavor.targets:
+        raise BackendError(
+            f"{flavor.title} does not run on {sm(capability)}; this GPU needs --flavor tensorrt"
+        )
+    return [Place(flavor, device, capability if flavor.ahead_of_time else None)]
 
 
 def needs_fp8(graphs: GraphRequest) -> bool:
@@ -85,43 +171,62 @@ def build(
         BackendError, CalibrationError: not built.
 
     """
-    from pi05_ros.backends.tensorrt import require_gpu
-    from pi05_ros.backends.tensorrt.binding import require_tensorrt
+    results = [_build_for(place, request, outlets, phases) for place in places(request)]
+    return all(results)
 
-    version = require_tensorrt()
-    model = request.model
-    named = re.fullmatch(r"cuda(:\d+)?", model.device)
-    near = torch.device(model.device) if named else None
-    device = require_gpu(fp8=needs_fp8(request.graphs), near=near)
+
+def _build_for(
+    place: Place,
+    request: BuildRequest,
+    outlets: Outlets,
+    phases: Callable[[], AbstractContextManager[Phases]],
+) -> bool:
     from pi05_ros.backends.tensorrt.compile import BuildFlags
     from pi05_ros.backends.tensorrt.engine_store import build_engines
 
+    flavor, model = place.flavor, request.model
+    version = flavor.require()
     subject = load_subject(model, "fp32")
-    passed = False
     golden: Golden | None = None
-    for attempt in build_attempts(request):
+    for attempt in build_attempts(request, flavor):
         if attempt.note:
             outlets.say(f"RETRY, {attempt.note}")
-        flags = BuildFlags(optimization_level=attempt.level, workspace_mib=request.workspace_mib)
+        flags = BuildFlags(attempt.level, request.workspace_mib, flavor, place.target)
         graphs = replace(request.graphs, prefill=attempt.prefill)
         check = CheckRequest(model, graphs, request.samples)
         export, document = export_subject(model, graphs, subject)
-        if golden is None and request.check:  # missing ones must show before the long part
+        # Missing observations must show before the long part.
+        if golden is None and request.check and place.here:
             golden = golden_samples(check, subject, document["calibration"], outlets)
-        outlets.say(f"TensorRT {version}, optimization level {attempt.level}, graphs {export}")
+        how = f"for {sm(place.target)}" if place.target else f"optimization level {attempt.level}"
+        outlets.say(f"{flavor.title} {version}, {how}, graphs {export}")
         with phases() as show:
-            engines = build_engines(export, flags, device, root=model.cache, progress=show)
+            engines = build_engines(export, flags, place.device, root=model.cache, progress=show)
         outlets.warn((engines.folder / "build.log").read_text(encoding="utf-8"))
         outlets.say(f"built {engines.folder}")
         if golden is None:
+            if _kernels_refused(engines, export, outlets):
+                continue
             outlets.say(
                 "not checked: nothing will load these engines until `pi05 check` has passed"
+                + ("" if place.here else f" on a machine with {sm(place.target or (0, 0))}")
             )
             return True
-        passed = check_engines(check, subject, engines, export, golden, outlets, attempt.note)
-        if passed:
+        if check_engines(check, subject, engines, export, golden, outlets, attempt.note):
             if attempt.note:
                 outlets.say(f"NOTE: these engines are a second choice, {attempt.note}")
             return True
     outlets.say("refused, all of it. Try --precision fp16; the reports say which stage is off")
-    return passed
+    return False
+
+
+def _kernels_refused(engines: Any, export: Path, outlets: Outlets) -> bool:
+    """Judge what can be judged without the GPU: the kernels of the engines."""
+    from pi05_ros.backends.tensorrt.proof import kernel_facts
+
+    judge = Judge()
+    judge_kernels(judge, kernel_facts(engines, export))
+    refused = [finding for finding in judge.findings if not finding.ok]
+    for finding in refused:
+        outlets.say(f"REFUSED: {finding.item}: {finding.value:.6g}, limit {finding.limit:g}")
+    return bool(refused)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.small_files import MIB, read_text
 from pi05_ros.workflows.engine_requests import CheckRequest, Say
 from pi05_ros.workflows.export_graphs import export_subject
 from pi05_ros.workflows.golden import Golden, golden_samples
@@ -103,17 +102,11 @@ def check_engines(
     ``retry`` says why they are not what was asked for, if so; it stays with the report.
     """
     from pi05_ros.backends.export.export import read_export, verify_export
-    from pi05_ros.backends.quantization.presets import preset
+    from pi05_ros.backends.identity import machine_facts
     from pi05_ros.backends.tensorrt.binding import EngineFailedError
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
-    from pi05_ros.backends.tensorrt.engine_store import (
-        HOW_TO,
-        UnprovenEngineError,
-        plan_digests,
-        retry_of,
-        write_report,
-    )
-    from pi05_ros.backends.verification.inspector import quantized_products, read_layers
+    from pi05_ros.backends.tensorrt.engine_set import HOW_TO, UnprovenEngineError, plan_digests
+    from pi05_ros.backends.tensorrt.proof import kernel_facts, retry_of, write_report
     from pi05_ros.backends.verification.report import write_files
 
     document = read_export(export)
@@ -122,19 +115,11 @@ def check_engines(
             f"the graphs in {export} are not those of the engines any more; {HOW_TO}"
         )
     verify_export(export, document)
-    facts = {}
-    kind = preset(document["preset"]).weights if document["preset"] else "fp8"
-    for stage in engines.graphs:
-        expected = quantized_products(str(export / f"{stage}.onnx"))
-        layers = engines.folder / f"layers_{stage}.json"
-        try:
-            found = read_layers(read_text(layers, 256 * MIB), expected, kind)
-        except ValueError as error:
-            raise UnprovenEngineError(f"{layers} cannot be read ({error}); {HOW_TO}") from None
-        facts[stage] = (found, len(expected))
+    facts = kernel_facts(engines, export)
+    device = _device(subject)
     plans = plan_digests(engines)  # of what is loaded now: a build may replace them meanwhile
     try:
-        engine = TensorrtEngine(subject.model, engines, _device(subject))
+        engine = TensorrtEngine(subject.model, engines, device)
         try:
             report, dry_run = check_subject(
                 request, subject, engine, document, golden, outlets, facts
@@ -146,8 +131,7 @@ def check_engines(
         outlets.say(f"REFUSED: {error}")
         return False
     retry = retry or retry_of(engines)  # of the build, when this is a later check
-    write_report(engines, report, golden.digest, plans, retry, dry_run=dry_run)
-    machine = engines.document["machine"]
+    write_report(engines, report, golden.digest, plans, device, retry, dry_run=dry_run)
     path = write_files(
         report,
         engines.folder,
@@ -157,8 +141,9 @@ def check_engines(
             "engine key": engines.folder.name,
             "preset": document["preset"] or "not quantized",
             "layout": document["layout"],
-            "TensorRT": engines.document["tensorrt"],
-            **{f"machine {key}": value for key, value in machine.items()},
+            engines.flavor.title: engines.document["tensorrt"],
+            **({"target": engines.document["target"]} if engines.document["target"] else {}),
+            **{f"machine {key}": value for key, value in machine_facts(device).items()},
         },
     )
     return tell(report, path, outlets.say)
@@ -263,15 +248,15 @@ def _engine_of(request: CheckRequest, subject: Subject, say: Say) -> tuple[Any, 
 def _check_tensorrt(request: CheckRequest, outlets: Outlets) -> bool:
     from pi05_ros.backends.export.export import read_export
     from pi05_ros.backends.files import model_folder
-    from pi05_ros.backends.tensorrt.binding import require_tensorrt
-    from pi05_ros.backends.tensorrt.engine_store import (
+    from pi05_ros.backends.tensorrt.engine_set import (
         UnprovenEngineError,
         export_of,
         open_set,
         require_match,
     )
+    from pi05_ros.backends.tensorrt.flavor import require_any
 
-    require_tensorrt()
+    require_any()
     subject = load_subject(request.model, "fp32")
     folder = request.engine and request.engine.resolve()
     if folder is None:

@@ -13,6 +13,7 @@ from pi05_ros.errors import InvalidValueError
 
 PRECISIONS = ("fp8", "fp16", "fp32")
 LAYOUTS = ("stages", "mlp_only")
+FLAVORS = ("auto", "tensorrt", "rtx")
 CHECKED_BACKENDS = ("tensorrt", "onnx", "simulated", "scaled_mm", "torch_tensorrt")
 
 Say = Callable[[str], None]
@@ -161,6 +162,9 @@ class BuildRequest:
         optimization_level: 0 to 5; None: 3, and 2 if the check refuses that.
         workspace_mib: scratch memory limit; 0: TensorRT's own.
         check: whether to check; engines stay unusable until then.
+        flavor: one of `FLAVORS`; auto: what suits the GPU of this machine.
+        targets: compute capabilities ("sm89", ...) to compile for with flavor rtx, also without
+            such a GPU; empty: the GPU of this machine.
 
     """
 
@@ -170,6 +174,15 @@ class BuildRequest:
     optimization_level: int | None = None
     workspace_mib: int = 0
     check: bool = True
+    flavor: str = FLAVORS[0]
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse flavors that do not exist, and targets of one that has none."""
+        if self.flavor not in FLAVORS:
+            raise InvalidValueError(f"flavor is {self.flavor!r}; accepted: {', '.join(FLAVORS)}")
+        if self.targets and self.flavor == "tensorrt":
+            raise InvalidValueError("--target goes with --flavor rtx: TensorRT builds on the GPU")
 
 
 @dataclass(frozen=True)

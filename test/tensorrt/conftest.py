@@ -187,21 +187,13 @@ def fake_module() -> ModuleType:
     return fake_tensorrt
 
 
-# The modules that import `tensorrt` when they are imported.
-NATIVE = ("native", "compile", "runtime", "engine")
-
-
 @pytest.fixture
-def install(
-    monkeypatch: pytest.MonkeyPatch, fake_module: ModuleType
-) -> Iterator[Callable[..., Any]]:
+def install(monkeypatch: pytest.MonkeyPatch, fake_module: ModuleType) -> Callable[..., Any]:
     """Put a fake TensorRT and a fake GPU (the CPU) in place; returns its faults."""
 
     def put(version: str = "10.13.3.9") -> Any:
         faults = fake_module.Faults()
         monkeypatch.setitem(sys.modules, "tensorrt", fake_module.make_fake(version, faults))
-        for name in NATIVE:
-            monkeypatch.delitem(sys.modules, f"pi05_ros.backends.tensorrt.{name}", raising=False)
         import pi05_ros.backends.tensorrt as package
         from pi05_ros.backends.tensorrt import binding
 
@@ -213,6 +205,4 @@ def install(
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a fake GPU")
         return faults
 
-    yield put
-    for name in NATIVE:  # they hold the fake's classes
-        sys.modules.pop(f"pi05_ros.backends.tensorrt.{name}", None)
+    return put

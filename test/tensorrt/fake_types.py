@@ -42,6 +42,45 @@ class TensorIOMode(enum.Enum):
     OUTPUT = 2
 
 
+class LayerType(enum.Enum):
+    SOFTMAX = 17
+    REDUCE = 12
+    UNARY = 11
+    DEQUANTIZE = 36
+    MATRIX_MULTIPLY = 14
+
+
+class UnaryOperation(enum.Enum):
+    SQRT = 2
+    RECIP = 3
+    EXP = 0
+    COS = 7
+    SIN = 6
+
+
+class ILayer:
+    """The fake parses nothing: its networks have no layers. Parsing is tested on the real one."""
+
+    name = ""
+    type = LayerType.SOFTMAX
+
+    def get_input(self, index: int) -> Any:
+        raise NotImplementedError
+
+    def get_output(self, index: int) -> Any:
+        raise NotImplementedError
+
+
+class IUnaryLayer(ILayer):
+    op = UnaryOperation.SQRT
+
+
+class ITensor:
+    name = ""
+    dtype = DataType.FLOAT
+    shape = ()
+
+
 class ILogger:
     class Severity(enum.Enum):
         INTERNAL_ERROR = 0
@@ -106,7 +145,9 @@ class IProgressMonitor:
         raise NotImplementedError
 
 
-class IHostMemory(bytes):
+class IHostMemory(bytearray):
+    """A buffer, not bytes."""
+
     @property
     def nbytes(self) -> int:
         return len(self)
@@ -125,6 +166,13 @@ class INetworkDefinition:
         self.flags = flags
         self.path = ""
 
+    @property
+    def num_layers(self) -> int:
+        return 0
+
+    def get_layer(self, index: int) -> ILayer:
+        raise IndexError(index)
+
 
 class ParserError:
     def __init__(self, node: str, text: str) -> None:
@@ -138,3 +186,6 @@ class ParserError:
 
     def node_name(self) -> str:
         return self._node
+
+    def node_operator(self) -> str:
+        return "MatMul"

@@ -120,7 +120,8 @@ def test_refusals_are_one_line_and_exit_code_2(
         in capsys.readouterr().err
     )
     assert main(["check", CHECKPOINT, "--cache", str(tmp_path)]) == 2
-    assert "tensorrt is not installed" in capsys.readouterr().err
+    error = capsys.readouterr().err  # TensorRT for RTX is there on some platforms
+    assert "tensorrt is not installed" in error or "no engines in" in error
     assert main(["build", "no/such/checkpoint", "--cache", str(tmp_path)]) == 2
 
 

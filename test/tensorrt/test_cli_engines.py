@@ -19,6 +19,7 @@ from pi05_ros.backends import BackendError, Precision, tensorrt
 from pi05_ros.backends.export.artifacts import find_calibration, find_golden
 from pi05_ros.backends.files import sha256_file
 from pi05_ros.backends.quantization.samples import load_samples, save_samples
+from pi05_ros.backends.tensorrt.flavor import TENSORRT
 from pi05_ros.cli.engines import build as build_command
 from pi05_ros.cli.engines import engine_options
 from pi05_ros.cli.main import main
@@ -285,11 +286,8 @@ def test_a_report_is_about_the_plans_that_ran(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another build may replace the plans while they are checked."""
-    from pi05_ros.backends.tensorrt.engine_store import (
-        UnprovenEngineError,
-        open_set,
-        require_proof,
-    )
+    from pi05_ros.backends.tensorrt.engine_set import UnprovenEngineError, open_set
+    from pi05_ros.backends.tensorrt.proof import require_proof
 
     root = tmp_path / "cache"
     shutil.copytree(cache, root)
@@ -308,7 +306,7 @@ def test_a_report_is_about_the_plans_that_ran(
     monkeypatch.setattr(engine_options, "show_progress", replace_plan)
     main(["check", *words])
     with pytest.raises(UnprovenEngineError, match="not about these plans"):
-        require_proof(open_set(key.parent))
+        require_proof(open_set(key.parent), torch.device("cpu"))
 
 
 def test_the_gpu_that_was_asked_for_is_the_one_that_is_judged(
@@ -353,6 +351,6 @@ def test_what_the_user_fixed_stays_fixed(words: list[str], expected: list[Any]) 
     parser = argparse.ArgumentParser()
     build_command.add_arguments(parser)
     request = build_command.build_request(parser.parse_args([CHECKPOINT, *words]))
-    rungs = build_attempts(request)
+    rungs = build_attempts(request, TENSORRT)
     assert [(rung.level, rung.prefill) for rung in rungs] == expected
     assert [bool(rung.note) for rung in rungs] == [False] + [True] * (len(rungs) - 1)

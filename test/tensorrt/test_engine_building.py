@@ -13,9 +13,7 @@ from pi05_ros.backends import files
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export.export import read_export
 from pi05_ros.backends.tensorrt import preflight
-from pi05_ros.backends.tensorrt.engine_store import (
-    build_engines,
-)
+from pi05_ros.backends.tensorrt.engine_store import build_engines
 
 
 def test_timing_cache_is_reused_and_stale_ones_are_replaced(
@@ -42,7 +40,7 @@ def test_builder_failures_name_their_reasons(
         build(graphs_fp16, tmp_path)
     faults.builder_is_null = False
     faults.parser_errors = [("/layers/0/x", "unsupported"), ("", "bad shape")]
-    with pytest.raises(BackendError, match=r"/layers/0/x: unsupported\n.*node 7: bad shape"):
+    with pytest.raises(BackendError, match=r"/layers/0/x \(MatMul\): unsupported\n.*node 7"):
         build(graphs_fp16, tmp_path)
     faults.parser_errors = []
     faults.build_returns_none = True

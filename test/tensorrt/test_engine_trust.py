@@ -22,14 +22,11 @@ from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.identity import engine_key, weights_id
 from pi05_ros.backends.quantization.samples import Sample
 from pi05_ros.backends.staged.engine import StagedEngine
-from pi05_ros.backends.tensorrt import binding, engine_store
-from pi05_ros.backends.tensorrt.engine_store import (
-    UnprovenEngineError,
-    find_proven,
-    open_set,
-    require_match,
-    require_proof,
-)
+from pi05_ros.backends.tensorrt import binding, engine_set, engine_store
+from pi05_ros.backends.tensorrt.engine_set import UnprovenEngineError, open_set, require_match
+from pi05_ros.backends.tensorrt.engine_store import find_proven
+from pi05_ros.backends.tensorrt.flavor import TENSORRT
+from pi05_ros.backends.tensorrt.proof import require_proof
 from pi05_ros.model import Pi05
 
 
@@ -47,15 +44,15 @@ def test_only_the_exact_key_is_loaded(
     found = build(graphs_fp16, tmp_path)
     keep(found, check(found, graphs_fp16, reference, fake_quant, samples))
     weights = weights_id(model)
-    require_proof(found)
+    require_proof(found, CPU)
     require_match(open_set(found.folder), weights, CPU)
     with pytest.raises(UnprovenEngineError, match="are of weights"):
         require_match(found, "sha256:other", CPU)
-    facts = engine_store.machine_facts(CPU)
-    monkeypatch.setattr(engine_store, "machine_facts", lambda d: {**facts, "gpu": "another"})
+    facts = engine_set.machine_facts(CPU)
+    monkeypatch.setattr(engine_set, "machine_facts", lambda d: {**facts, "gpu": "another"})
     with pytest.raises(UnprovenEngineError, match="with gpu 'cpu', here it is 'another'"):
         find_proven(weights, found.shapes, Precision(), CPU, tmp_path)
-    monkeypatch.setattr(engine_store, "machine_facts", lambda d: facts)
+    monkeypatch.setattr(engine_set, "machine_facts", lambda d: facts)
     install("11.4.0.106")
     with pytest.raises(
         UnprovenEngineError, match=r"built by TensorRT 10\.13\.3\.9, this is 11\.4"
@@ -135,7 +132,7 @@ def test_keys_that_cannot_be_read_hide_no_good_engines(
     """Another version's folder, say: named, and passed over in the search."""
     install()
     good = build(graphs_fp16, tmp_path)
-    monkeypatch.setattr(engine_store, "require_proof", lambda found: {})
+    monkeypatch.setattr(engine_store, "require_proof", lambda found, device: {})
     content = json.loads((good.folder / "key.json").read_text())
     change(content["document"])
     content["key"] = engine_key(content["document"])
@@ -161,7 +158,7 @@ def test_a_refusing_report_that_is_damaged_still_refuses(
     for findings in (None, 3, [3], [{"ok": False}]):
         (found.folder / "check.json").write_text(json.dumps({**content, "findings": findings}))
         with pytest.raises(UnprovenEngineError, match="failed their check"):
-            require_proof(found)
+            require_proof(found, CPU)
 
 
 def test_reports_of_other_plans_or_refusals_do_not_count(
@@ -179,13 +176,13 @@ def test_reports_of_other_plans_or_refusals_do_not_count(
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "plans": {}}))
     with pytest.raises(UnprovenEngineError, match="not about these plans"):
-        require_proof(found)
+        require_proof(found, CPU)
     faults.perturb = 0.3
     bad = check(found, graphs_fp16, reference, fake_quant, samples)
     assert not bad.ok
     keep(found, bad)
     with pytest.raises(UnprovenEngineError, match=r"failed their check .*--optimization-level 2"):
-        require_proof(found)
+        require_proof(found, CPU)
 
 
 def test_folder_of_others_is_refused(install: Install, graphs_fp16: Path, tmp_path: Path) -> None:
@@ -215,16 +212,16 @@ def test_absent_old_and_new_tensorrt(
 ) -> None:
     assert not binding.usable()[0]
     with pytest.raises(BackendError, match="not installed: pip install tensorrt"):
-        binding.require_tensorrt()
+        TENSORRT.require()
     for version in ("10.12.0.36", "12.0.0.1", "8.6.1"):
         install(version)
         with pytest.raises(BackendError, match=r"needed are 10\.13 up to 11\.x"):
-            binding.require_tensorrt()
+            TENSORRT.require()
     with pytest.raises(BackendError, match="cannot read"):
         identity.parse_version("unknown")
     works, why = backend.proven(model, Precision(), 2, 10, 12)
     assert not works
-    assert "not supported" in why
+    assert "not supported" in why or "no CUDA device" in why
 
 
 @pytest.mark.parametrize("error", [OSError("libnvinfer.so.10"), RuntimeError("no driver"), None])
@@ -238,11 +235,11 @@ def test_a_tensorrt_that_does_not_load_is_not_taken(
         (package / "__init__.py").write_text(f"raise {name}({str(error)!r})")
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    works, why = backend.proven(model, Precision(), 2, 10, 12)
+    with pytest.raises(BackendError, match="is there but does not load") as caught:
+        TENSORRT.require()
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    assert not works
-    assert "is there but does not load" in why
-    assert error is None or str(error) in why
+    assert error is None or str(error) in str(caught.value)
+    assert not backend.proven(model, Precision(), 2, 10, 12)[0]
 
 
 def test_gpu_without_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,11 +20,9 @@ from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.samples import Sample
 from pi05_ros.backends.staged.engine import StagedEngine
 from pi05_ros.backends.staged.shapes import STAGES
-from pi05_ros.backends.tensorrt.engine_store import (
-    UnprovenEngineError,
-    load_runners,
-    require_proof,
-)
+from pi05_ros.backends.tensorrt.engine_set import UnprovenEngineError
+from pi05_ros.backends.tensorrt.engine_store import load_runners
+from pi05_ros.backends.tensorrt.proof import require_proof
 from pi05_ros.backends.verification.verify import check_engine
 from pi05_ros.model import Pi05
 
@@ -81,8 +79,9 @@ def test_errors_are_recorded_and_counted(install: Install) -> None:
 
     from pi05_ros.backends.tensorrt import callbacks
 
-    logger = callbacks.Logger()
-    recorder = callbacks.ErrorRecorder(logger)
+    classes = callbacks.callbacks_of(trt)
+    logger = classes.logger()
+    recorder = classes.error_recorder(logger)
     for index in range(callbacks.KEPT + 1):
         assert not recorder.has_overflowed()
         assert recorder.report_error(trt.ErrorCodeTRT.INTERNAL_ERROR, f"error {index}")
@@ -118,7 +117,7 @@ def test_runtime_failures(install: Install, graphs_fp16: Path, tmp_path: Path) -
         with pytest.raises(BackendError, match=message):
             load_runners(found, CPU)
         setattr(faults, name, before)
-    runners = load_runners(found, CPU)
+    runners = load_runners(found, CPU).runners
     faults.execute_returns_false = True
     buffers = runners["vision"].buffers
     with pytest.raises(BackendError, match=r"failed to run: .*FAILED_EXECUTION: .*illegal access"):
@@ -135,7 +134,7 @@ def test_runtime_failures(install: Install, graphs_fp16: Path, tmp_path: Path) -
 
 def test_stages_share_scratch_memory(install: Install, graphs_fp16: Path, tmp_path: Path) -> None:
     install()
-    runners = load_runners(build(graphs_fp16, tmp_path), CPU)
+    runners = load_runners(build(graphs_fp16, tmp_path), CPU).runners
     assert len({id(runner.scratch) for runner in runners.values()}) == 1
 
 
@@ -208,7 +207,7 @@ def test_engines_that_are_not_what_was_asked_for_are_refused(
     assert not any("cosine" in finding.item for finding in report.failures)
     keep(found, report)
     with pytest.raises(UnprovenEngineError, match="failed their check"):
-        require_proof(found)
+        require_proof(found, CPU)
 
 
 def test_everything_happens_on_the_device_of_the_engine(
@@ -243,7 +242,8 @@ def test_everything_happens_on_the_device_of_the_engine(
 
         monkeypatch.setattr(owner, name, call)
 
-    trt = runtime.trt
+    import tensorrt as trt
+
     for module in (engine_store, runtime, flow_loop):
         monkeypatch.setattr(module, "on_device", on_device)
     only_there(trt.Builder, "build_serialized_network")

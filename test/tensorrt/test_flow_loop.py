@@ -21,6 +21,10 @@ class BoundStage:
             "keys": torch.ones(1, device=device),
         }
         self.runs = 0
+        self.capture = True
+
+    def capturable(self, stream: int) -> bool:
+        return self.capture
 
     def enqueue(self) -> None:
         self.runs += 1
@@ -35,10 +39,11 @@ def expected(noise: torch.Tensor, table: torch.Tensor, key: float) -> torch.Tens
     return x
 
 
-def run_on(device: str, *, capture: bool) -> BoundStage:
+def run_on(device: str, *, capture: bool, capturable: bool = True) -> BoundStage:
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(STEPS, 3, ACTIONS, generator=generator)
     stage = BoundStage(device)
+    stage.capture = capturable
     loop = FlowLoop(stage, table.to(device), capture=capture)
     for key in (1.0, 2.0):  # the second time a graph is replayed, with another prefix
         stage.buffers["keys"].fill_(key)
@@ -61,3 +66,9 @@ def test_step_by_step() -> None:
 def test_as_one_cuda_graph() -> None:
     # Two warm-up loops, one captured; replays run no Python.
     assert run_on("cuda", capture=True).runs == 3 * STEPS
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_engine_that_cannot_be_captured_runs_step_by_step() -> None:
+    assert run_on("cuda", capture=True, capturable=False).runs == (2 + 3) * STEPS

@@ -27,7 +27,7 @@ class Blocker:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 BLOCKED = {"onnx", "onnxscript", "onnx_ir", "onnxruntime", "modelopt", "tensorrt", "matplotlib",
-           "torch_tensorrt"}
+           "torch_tensorrt", "tensorrt_rtx"}
 sys.meta_path.insert(0, Blocker())
 import importlib.util
 real = importlib.util.find_spec
@@ -99,7 +99,9 @@ def test_every_part_of_the_key_counts() -> None:
         "graph_hash": "g",
         "weights": "w",
         "shapes": {"views": 2},
+        "flavor": "tensorrt",
         "tensorrt": "10.13.3.9",
+        "target": "",
         "machine": {"gpu": "Thor", "driver": "1"},
         "flags": {"optimization_level": 3},
     }

@@ -15,9 +15,10 @@ from torch import Tensor
 from pi05_ros.backends.quantization.samples import Sample, edge_cases
 from pi05_ros.backends.staged.engine import StagedEngine, StageRunner
 from pi05_ros.backends.verification.inspector import EngineFacts, read_layers
+from pi05_ros.backends.verification.judgment import Thresholds
 from pi05_ros.backends.verification.metrics import distance, duplicate_layers
 from pi05_ros.backends.verification.report import markdown, write_files, write_json
-from pi05_ros.backends.verification.verify import Report, Thresholds, check_engine
+from pi05_ros.backends.verification.verify import Report, check_engine
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 

@@ -26,7 +26,8 @@ from pi05_ros.backends.identity import weights_id
 from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.staged.shapes import StageShapes
 from pi05_ros.backends.tensorrt import engine_store, proven
-from pi05_ros.backends.tensorrt.engine_store import UnprovenEngineError, build_engines, find_proven
+from pi05_ros.backends.tensorrt.engine_set import EngineSet, UnprovenEngineError, open_set
+from pi05_ros.backends.tensorrt.engine_store import build_engines, find_proven
 from pi05_ros.model import Pi05
 
 CPU = torch.device("cpu")
@@ -73,12 +74,12 @@ def test_places_that_cannot_be_written_are_known_before(tmp_path: Path) -> None:
 def test_failed_build_keeps_the_engines_that_were_there(
     install: Callable[..., Any], graphs_fp16: Path, tmp_path: Path
 ) -> None:
-    from pi05_ros.backends.tensorrt.engine_store import open_set
+    from pi05_ros.backends.tensorrt.engine_set import open_set
 
     faults = install()
     from pi05_ros.backends.tensorrt.compile import BuildFlags
 
-    def build(root: Path) -> engine_store.EngineSet:
+    def build(root: Path) -> EngineSet:
         return build_engines(graphs_fp16, BuildFlags(), CPU, root=root)
 
     found = build(tmp_path / "a")
@@ -105,7 +106,7 @@ def test_a_folder_of_others_does_not_hide_a_good_one(
     good = build_engines(graphs_fp16, BuildFlags(), CPU, root=tmp_path)
     bad = build_engines(graphs_fp16, BuildFlags(optimization_level=2), CPU, root=tmp_path)
     bad.folder.chmod(0o777)
-    monkeypatch.setattr(engine_store, "require_proof", lambda found: {})
+    monkeypatch.setattr(engine_store, "require_proof", lambda found, device: {})
     weights = weights_id(model)
     assert find_proven(weights, shapes, Precision(), CPU, tmp_path).folder == good.folder
     good.folder.chmod(0o777)
@@ -181,7 +182,7 @@ def test_engines_can_be_built_after_an_export_under_any_umask(
         found = build_engines(graphs, BuildFlags(), CPU, root=tmp_path)
     finally:
         os.umask(before)
-    assert engine_store.open_set(found.folder).graphs == found.graphs
+    assert open_set(found.folder).graphs == found.graphs
 
 
 def test_a_user_without_a_home(

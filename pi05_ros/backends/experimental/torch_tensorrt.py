@@ -95,9 +95,9 @@ def load_compiler() -> tuple[Any, dict[str, Any]]:
             "torch-tensorrt is not installed: pip install torch-tensorrt (the release of your "
             f"torch {torch.__version__})"
         )
-    from pi05_ros.backends.tensorrt.binding import require_tensorrt
+    from pi05_ros.backends.tensorrt.flavor import TENSORRT
 
-    tensorrt = require_tensorrt()
+    tensorrt = TENSORRT.require()
     try:
         module = importlib.import_module("torch_tensorrt")
     except (ImportError, OSError, RuntimeError) as error:

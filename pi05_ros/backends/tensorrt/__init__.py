@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from pi05_ros.backends.engine import ASKED_FOR, Engine, Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.binding import require_gpu, require_tensorrt, usable
+from pi05_ros.backends.tensorrt.binding import require_gpu, usable
 from pi05_ros.model import Pi05
 
 __all__ = ["create", "proven", "usable"]
@@ -44,20 +46,21 @@ def create(
             reason and what to run.
 
     """
-    version = require_tensorrt()
     fp8 = "fp8" in (precision.prefill, precision.denoise)
     device = require_gpu(fp8=fp8, near=model.device)
     from pi05_ros.backends.identity import weights_id
     from pi05_ros.backends.staged.shapes import StageShapes
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
-    from pi05_ros.backends.tensorrt.engine_store import dry_run_of, find_proven, retry_of
+    from pi05_ros.backends.tensorrt.engine_store import find_proven
+    from pi05_ros.backends.tensorrt.proof import dry_run_of, retry_of
 
     shapes = StageShapes.of(model.config, views, max_prompt_tokens, horizon)
     root = Path(cache) if cache is not None else None
     engines = find_proven(weights_id(model), shapes, precision, device, root)
     preset = engines.document["flags"]["preset"] or "not quantized"
     name = engines.folder.name[:12]
-    reason += f"; TensorRT {version}, engine {name} ({preset}) with a passing report"
+    title = f"{engines.flavor.title} {engines.document['tensorrt']}"
+    reason += f"; {title}, engine {name} ({preset}) with a passing report"
     retry = retry_of(engines)
     if retry:
         reason += f"; second choice, {retry}"
@@ -89,4 +92,6 @@ def proven(
         engines = find_proven(weights_id(model), shapes, precision, device, root)
     except (BackendError, ValueError) as error:
         return False, str(error)
-    return True, f"{why}, engine {engines.folder.name[:12]}"
+    title = f"{engines.flavor.title} {engines.document['tensorrt']}"
+    name = engines.folder.name[:12]
+    return True, f"{title} on {torch.cuda.get_device_name(device)}, engine {name}"

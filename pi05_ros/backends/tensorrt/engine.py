@@ -13,7 +13,8 @@ from pi05_ros.backends.engine import ASKED_FOR, Images
 from pi05_ros.backends.export.export import DTYPES
 from pi05_ros.backends.export.mlp_only import join_runners
 from pi05_ros.backends.staged.engine import StagedEngine, StagedKVCache
-from pi05_ros.backends.tensorrt.engine_store import EngineSet, load_runners
+from pi05_ros.backends.tensorrt.engine_set import EngineSet
+from pi05_ros.backends.tensorrt.engine_store import load_runners
 from pi05_ros.backends.tensorrt.flow_loop import FlowLoop
 from pi05_ros.model import Pi05
 
@@ -39,7 +40,9 @@ class TensorrtEngine(StagedEngine):
         cuda_graph: bool = True,
         reason: str = ASKED_FOR,
     ) -> None:
-        self._plans: dict[str, Any] = dict(load_runners(engines, device))
+        loaded = load_runners(engines, device)
+        self._plans: dict[str, Any] = dict(loaded.runners)
+        self._kernels = loaded.kernels
         dtype = DTYPES[engines.document["flags"]["activation"]]
         super().__init__(
             model,
@@ -79,7 +82,11 @@ class TensorrtEngine(StagedEngine):
         )
         if steps not in self._loops:
             self._loops[steps] = FlowLoop(stage, self.modulation(steps), capture=self._capture)
-        return self._loops[steps].run(x)
+        actions = self._loops[steps].run(x)
+        if self._kernels is not None:
+            self._kernels.save()  # of the first runs; no kernel is compiled later
+            self._kernels = None
+        return actions
 
     def close(self) -> None:
         """CUDA graphs first, then contexts, then engines: the order TensorRT needs."""

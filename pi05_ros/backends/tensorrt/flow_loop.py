@@ -6,12 +6,15 @@ engine's own buffers hold everything: noise in, actions out, modulation of all s
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pi05_ros.backends.tensorrt.binding import on_device
+
+log = logging.getLogger(__name__)
 
 
 class BoundStage(Protocol):
@@ -21,6 +24,9 @@ class BoundStage(Protocol):
 
     def enqueue(self) -> None:
         """Run on the current stream with what is in the buffers."""
+
+    def capturable(self, stream: int) -> bool:
+        """Whether a CUDA graph may capture `enqueue` on a stream."""
 
 
 class FlowLoop:
@@ -58,6 +64,10 @@ class FlowLoop:
             self._loop()
             self._loop()
         torch.cuda.current_stream(self.table.device).wait_stream(stream)
+        if not self.stage.capturable(int(stream.cuda_stream)):
+            log.warning("the denoise engine cannot be captured: its steps are enqueued one by one")
+            self.capture = False
+            return
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._loop()
@@ -67,12 +77,11 @@ class FlowLoop:
         """Noise ``[1, H, A]`` float32 to actions, a new tensor."""
         with on_device(self.table.device):
             self._noise.copy_(noise)
-            if not self.capture:
+            if self.capture and self.graph is None:
+                self._record()
+            if self.graph is None:
                 self._loop()
             else:
-                if self.graph is None:
-                    self._record()
-                assert self.graph is not None
                 self.graph.replay()
             return self.stage.buffers["x_t"].clone()
 

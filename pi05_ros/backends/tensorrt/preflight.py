@@ -39,7 +39,12 @@ def available_memory() -> int | None:
 
 
 def require_room(
-    export: Path, document: dict[str, Any], target: Path, device: torch.device
+    export: Path,
+    document: dict[str, Any],
+    target: Path,
+    device: torch.device,
+    *,
+    on_gpu: bool = True,
 ) -> None:
     """Look whether the engines of an export can be built here.
 
@@ -48,6 +53,7 @@ def require_room(
         document: its ``export.json``.
         target: folder of the plans.
         device: the GPU.
+        on_gpu: the builder holds weights on the GPU too; TensorRT for RTX does not.
 
     Raises:
         BackendError: too little disk, GPU memory or host memory, with what is there and needed.
@@ -69,7 +75,7 @@ def require_room(
             f"{need >> 20} MiB; stop other programs, or build the prefill in parts with "
             "--layout mlp_only"
         )
-    if device.type == "cuda":
+    if on_gpu and device.type == "cuda":
         need = int(GPU_FACTOR * sizes[largest])
         memory = torch.cuda.mem_get_info(device)[0]
         if memory < need:

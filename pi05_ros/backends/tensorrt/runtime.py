@@ -1,4 +1,4 @@
-"""Run engine plans on torch's stream. Importing this imports `tensorrt`.
+"""Run engine plans on torch's stream.
 
 Buffers are allocated once and their addresses bound once; a call copies its inputs in and hands
 out the output buffers. The stages run one after the other and share one scratch memory.
@@ -9,21 +9,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import tensorrt as trt
 import torch
 
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.staged.shapes import StageSpec
 from pi05_ros.backends.tensorrt.binding import EngineFailedError, on_device
-from pi05_ros.backends.tensorrt.callbacks import ErrorRecorder, Logger
+from pi05_ros.backends.tensorrt.callbacks import callbacks_of
+from pi05_ros.backends.tensorrt.compile import require_alive
+from pi05_ros.backends.tensorrt.flavor import Flavor
+from pi05_ros.backends.tensorrt.kernel_cache import KernelCache
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 # FP8 stays inside engines (trt.nptype knows no FP8 either); these are all types of our I/O.
-TORCH_DTYPES = {
-    trt.DataType.FLOAT: torch.float32,
-    trt.DataType.HALF: torch.float16,
-    trt.DataType.INT32: torch.int32,
-}
+TORCH_DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "INT32": torch.int32}
 
 
 class Scratch:
@@ -42,31 +44,52 @@ class Scratch:
 class PlanFile:
     """A deserialized engine with its runtime, logger and error recorder, which must outlive it."""
 
-    def __init__(self, path: Path) -> None:
-        self.logger = Logger()
+    def __init__(self, path: Path, flavor: Flavor) -> None:
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = flavor.load()
+        title = f"{flavor.title} {trt.__version__}"
+        classes = callbacks_of(flavor.load())
+        self.trt: Any = trt
+        self.logger = classes.logger()
         try:
-            self.runtime = trt.Runtime(self.logger)
+            runtime = trt.Runtime(self.logger)
         except TypeError:
             raise BackendError(
-                f"TensorRT {trt.__version__} cannot create a runtime: {self.logger.last_errors()}"
+                f"{title} cannot create a runtime: {self.logger.last_errors()}"
             ) from None
-        self.recorder = ErrorRecorder(self.logger)
+        require_alive(runtime, self.logger, "runtime", flavor)
+        self.runtime = runtime
+        self.recorder = classes.error_recorder(self.logger)
         self.runtime.error_recorder = self.recorder  # engine and contexts inherit it
         # Plans with host code could run anything; ours have none.
         self.runtime.engine_host_code_allowed = False
         engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             raise EngineFailedError(
-                f"TensorRT {trt.__version__} cannot load {path}: {self.logger.last_errors()}. "
-                "Plans only load on the release and GPU that built them; build again: pi05 build"
+                f"{title} cannot load {path}: {self.logger.last_errors()}. Plans only load on the "
+                "release and GPU that they were built for; build again: pi05 build"
             )
-        self.engine = engine
+        self.engine: trt.ICudaEngine = engine
         self.path = path
 
     def layers_json(self) -> str:
         """The inspector's description of all layers."""
         inspector = self.engine.create_engine_inspector()
-        return inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        return str(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
+
+    def create_context(self, kernels: KernelCache | None) -> trt.IExecutionContext | None:
+        """Context with scratch memory of the caller; with a kernel cache, that of RTX."""
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if kernels is None:
+            return self.engine.create_execution_context(strategy)
+        engine: Any = self.engine
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        kernels.attach(config)
+        context: trt.IExecutionContext | None = engine.create_execution_context(config)
+        return context
 
 
 class TrtRunner:
@@ -76,18 +99,23 @@ class TrtRunner:
         plan: the engine.
         spec: inputs and outputs it must have.
         scratch: shared with the other stages, large enough already.
+        kernels: of TensorRT for RTX, shared with the other stages.
 
     """
 
-    def __init__(self, plan: PlanFile, spec: StageSpec, scratch: Scratch) -> None:
+    def __init__(
+        self,
+        plan: PlanFile,
+        spec: StageSpec,
+        scratch: Scratch,
+        kernels: KernelCache | None = None,
+    ) -> None:
         self.plan = plan
         self.device = scratch.device
         self.buffers = self._allocate(spec)
         self.inputs = tuple(tensor.name for tensor in spec.inputs)
         self.outputs = tuple(tensor.name for tensor in spec.outputs)
-        context = plan.engine.create_execution_context(
-            trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
+        context = plan.create_context(kernels)
         if context is None:
             raise EngineFailedError(
                 f"no execution context for {plan.path.name}: {plan.logger.last_errors()}"
@@ -110,7 +138,8 @@ class TrtRunner:
 
     def _allocate(self, spec: StageSpec) -> dict[str, torch.Tensor]:
         """Buffers by name; the engine's I/O must be exactly that of the stage."""
-        engine = self.plan.engine
+        engine, trt = self.plan.engine, self.plan.trt
+        dtypes = {getattr(trt.DataType, name): dtype for name, dtype in TORCH_DTYPES.items()}
         wanted = {t.name: (t, trt.TensorIOMode.INPUT) for t in spec.inputs}
         wanted |= {t.name: (t, trt.TensorIOMode.OUTPUT) for t in spec.outputs}
         found = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
@@ -122,7 +151,7 @@ class TrtRunner:
         buffers = {}
         for name, (tensor, mode) in wanted.items():
             shape = tuple(engine.get_tensor_shape(name))
-            dtype = TORCH_DTYPES.get(engine.get_tensor_dtype(name))
+            dtype = dtypes.get(engine.get_tensor_dtype(name))
             if (shape, dtype, engine.get_tensor_mode(name)) != (tensor.shape, tensor.dtype, mode):
                 raise BackendError(
                     f"{name} of {self.plan.path.name} is {engine.get_tensor_dtype(name)} {shape}, "
@@ -151,6 +180,11 @@ class TrtRunner:
             raise EngineFailedError(
                 f"{self.plan.path.name} failed to run: {self.plan.logger.last_errors()}"
             )
+
+    def capturable(self, stream: int) -> bool:
+        """Whether a CUDA graph may capture this engine on a stream; TensorRT does not tell."""
+        ask = getattr(self.context, "is_stream_capturable", None)
+        return True if ask is None else bool(ask(stream))
 
     def load(self, inputs: Mapping[str, torch.Tensor]) -> None:
         """Copy inputs into the buffers; shapes and types must be exact."""

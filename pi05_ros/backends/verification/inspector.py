@@ -1,8 +1,10 @@
-"""Read TensorRT's engine inspector: are the FP8 kernels really there, is no softmax in half?
+"""Judge the kernels of an engine: are the FP8 products there, is no softmax in half?
 
 Asking for FP8 without Q/DQ nodes, or a builder that drops them, gives an engine that works and
-is not FP8; the same goes for INT8. The JSON differs between releases: 10.x has "Format/Datatype"
-in one string, 11.x splits it. Fused kernels name the ONNX nodes they came from in "Metadata".
+is not FP8; the same goes for INT8. The kernels come from the engine inspector or from the log of
+the builder (`kernels`), with the types of the parsed network beside them. The JSON differs between
+releases: 10.x has "Format/Datatype" in one string, 11.x splits it. Fused kernels name the ONNX
+nodes they came from in "Metadata".
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pi05_ros.backends.verification.kernels import half_island, is_copy, is_fused_attention
 from pi05_ros.small_files import parse_json
 
 CODE_WORDS = {"fp8": ("fp8", "e4m3"), "int8": ("int8",)}
 HALF_WORDS = ("fp16", "half")
+DOUBLE_WORDS = ("fp64", "double")
 ISLAND_TYPES = ("softmax", "reduce")
 
 
@@ -26,8 +30,13 @@ class EngineFacts:
         layers: number of layers (kernels).
         quantized: ONNX products that run in a layer with quantized inputs.
         missing: expected ones that do not.
-        half_islands: softmax or reduce layers that read half precision.
+        half_islands: softmax or norm statistics in half precision, by kernel or network layer.
         detailed: False if the engine was built without detailed profiling, so nothing is known.
+        bare_codes: products that store a sum of codes in half precision and scale it afterwards.
+        attentions: softmax layers of the network, 0 if it was not looked at.
+        fused_attentions: kernels that hold a whole attention.
+        copies: kernels that only move or convert values.
+        doubles: kernels with float64 values.
 
     """
 
@@ -36,6 +45,11 @@ class EngineFacts:
     missing: list[str] = field(default_factory=list)
     half_islands: list[str] = field(default_factory=list)
     detailed: bool = True
+    bare_codes: list[str] = field(default_factory=list)
+    attentions: int = 0
+    fused_attentions: int = 0
+    copies: int = 0
+    doubles: list[str] = field(default_factory=list)
 
 
 def _list(document: Any, key: str) -> list[Any]:
@@ -68,18 +82,21 @@ def read_layers(text: str, expected: list[str], kind: str = "fp8") -> EngineFact
     """Judge one engine.
 
     Args:
-        text: JSON of the inspector.
+        text: JSON of the inspector, or of `compile.Plan.layers`.
         expected: names of the ONNX products that must run on quantized inputs.
         kind: their number type, "fp8" or "int8".
 
     """
-    layers = _list(parse_json(text, "the inspector's report"), "Layers")
+    document = parse_json(text, "the list of kernels")
+    layers = _list(document, "Layers")
+    network = document.get("Network") if isinstance(document, dict) else None
     detailed = [layer for layer in layers if isinstance(layer, dict)]
     if not detailed:
         return EngineFacts(len(layers), 0, list(expected), [], detailed=False)
     named: set[str] = set()
     anonymous = 0
-    half_islands = []
+    half_islands = [str(name) for name in _list(network, "half_islands")]
+    doubles = []
     for layer in detailed:
         inputs = list(_types(layer, "Inputs"))
         layer_type = str(layer.get("LayerType", "")).lower()
@@ -88,13 +105,24 @@ def read_layers(text: str, expected: list[str], kind: str = "fp8") -> EngineFact
             named |= names
             if not names and any(word in layer_type for word in ("gemm", "matmul", "matrix")):
                 anonymous += 1
-        if any(word in layer_type for word in ISLAND_TYPES) and _mentions(HALF_WORDS, inputs):
+        island = any(word in layer_type for word in ISLAND_TYPES)
+        if (island and _mentions(HALF_WORDS, inputs)) or half_island(layer):
             half_islands.append(str(layer.get("Name", layer_type)))
+        if _mentions(DOUBLE_WORDS, [*inputs, *_types(layer, "Outputs")]):
+            doubles.append(str(layer.get("Name", layer_type)))
     missing = [name for name in expected if name not in named]
     # Kernels whose origin is not told count for that many unnamed products.
     found = min(len(expected), len(named) + anonymous)
     return EngineFacts(
-        len(detailed), found, missing if found < len(expected) else [], half_islands
+        len(detailed),
+        found,
+        missing if found < len(expected) else [],
+        half_islands,
+        bare_codes=[str(name) for name in _list(network, "bare_codes")],
+        attentions=len(_list(network, "softmax")),
+        fused_attentions=sum(is_fused_attention(layer) for layer in detailed),
+        copies=sum(is_copy(layer) for layer in detailed),
+        doubles=doubles,
     )
 
 

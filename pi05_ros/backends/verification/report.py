@@ -68,7 +68,8 @@ def markdown(report: Report, facts: dict[str, Any]) -> str:
     if report.inspector:
         lines += ["", "## Layers of the engines", ""]
         rows = [{"stage": stage, **found} for stage, found in report.inspector.items()]
-        lines += _table(rows, ["stage", "layers", "quantized", "expected"])
+        columns = ["stage", "layers", "quantized", "expected"]
+        lines += _table(rows, [*columns, "attentions", "fused_attentions", "copies"])
     lines += ["", "## Limits", ""]
     lines += [f"- {name}: {value}" for name, value in report.as_dict()["thresholds"].items()]
     return "\n".join(lines) + "\n"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -22,70 +22,20 @@ from torch import Tensor
 from pi05_ros.backends.quantization.samples import Sample
 from pi05_ros.backends.staged.engine import StagedEngine, StagedKVCache
 from pi05_ros.backends.verification.inspector import EngineFacts
-from pi05_ros.backends.verification.metrics import Distance, distance, duplicate_layers
+from pi05_ros.backends.verification.judgment import (
+    Finding,
+    Judge,
+    StageResult,
+    Thresholds,
+    judge_actions,
+    judge_kernels,
+    judge_stages,
+    plain,
+    worst,
+)
+from pi05_ros.backends.verification.metrics import distance, duplicate_layers
 
 REPORT_SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What refuses an engine; kept in the report. A comparison with NaN refuses."""
-
-    vision_cosine: float = 0.9995
-    vision_relative: float = 0.02
-    ratio: float = 1.5
-    ratio_warn: float = 1.2
-    prefill_cosine: float = 0.98
-    denoise_cosine: float = 0.99
-    actions_cosine: float = 0.995
-    plain_cosine: float = 0.9995
-    actions_mean_abs: float = 0.02
-    actions_ratio: float = 2.0
-
-
-@dataclass
-class Finding:
-    """One number that was judged."""
-
-    item: str
-    value: float
-    limit: float
-    ok: bool
-    level: str = "refuse"
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
-
-
-@dataclass
-class StageResult:
-    """Distances of one output over samples, for engine and simulation."""
-
-    engine: list[Distance] = field(default_factory=list)
-    fake: list[Distance] = field(default_factory=list)
-
-    def worst_cosine(self) -> float:
-        """Smallest cosine of the engine; NaN if any is."""
-        return _worst(min, [d.cosine for d in self.engine])
-
-    def ratio(self) -> float:
-        """Error of the engine over error of the simulation, both summed over samples."""
-        theirs = sum(d.relative for d in self.fake)
-        if not self.fake or theirs < 1e-5:
-            return math.nan  # nothing is quantized here: only the distances count
-        return sum(d.relative for d in self.engine) / theirs
-
-
-def _worst(pick: Callable[[list[float]], float], values: list[float]) -> float:
-    return math.nan if any(math.isnan(v) for v in values) else pick(values)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 @dataclass
@@ -137,35 +87,13 @@ class Report:
         }
 
 
-class _Judge:
-    def __init__(self) -> None:
-        self.findings: list[Finding] = []
-
-    def at_least(self, item: str, value: float, limit: float) -> None:
-        self.findings.append(Finding(item, value, limit, bool(value >= limit)))
-
-    def at_most(self, item: str, value: float, limit: float, level: str = "refuse") -> None:
-        self.findings.append(Finding(item, value, limit, bool(value <= limit), level))
-
-    def ratio(self, item: str, value: float, refuse: float, warn: float) -> None:
-        """Where nothing is quantized there is no ratio and nothing to judge."""
-        if math.isnan(value):
-            return
-        self.at_most(item, value, refuse)
-        if value <= refuse:
-            self.at_most(f"{item} (warning)", value, warn, level="warn")
-
-    def never(self, item: str, happened: bool) -> None:
-        self.findings.append(Finding(item, float(happened), 0.0, not happened))
-
-
 def _row(result: StageResult) -> dict[str, Any]:
     return {
-        "cosine": _plain(result.worst_cosine()),
-        "relative": _plain(_mean([d.relative for d in result.engine])),
-        "fake_relative": _plain(_mean([d.relative for d in result.fake])),
-        "max_abs": _plain(_worst(max, [d.max_abs for d in result.engine])),
-        "ratio": _plain(result.ratio()),
+        "cosine": plain(result.worst_cosine()),
+        "relative": plain(_mean([d.relative for d in result.engine])),
+        "fake_relative": plain(_mean([d.relative for d in result.fake])),
+        "max_abs": plain(worst(max, [d.max_abs for d in result.engine])),
+        "ratio": plain(result.ratio()),
     }
 
 
@@ -200,15 +128,15 @@ def check_engine(
 
     """
     limits = thresholds or Thresholds()
-    found = _Measured(engine.shapes.depth, steps)
+    found = _Measurement(engine.shapes.depth, steps)
     for index, sample in enumerate(samples):
         found.add(engine, reference, fake_quant, sample)
         if progress is not None:
             progress(index + 1, len(samples))
-    judge = _Judge()
-    _judge_stages(judge, limits, found)
-    _judge_actions(judge, limits, found.final, quantized=fake_quant is not None)
-    facts = _judge_inspector(judge, inspector or {})
+    judge = Judge()
+    judge_stages(judge, limits, found)
+    judge_actions(judge, limits, found.final, quantized=fake_quant is not None)
+    facts = judge_kernels(judge, inspector or {})
     return Report(
         ok=all(f.ok for f in judge.findings if f.level == "refuse"),
         findings=judge.findings,
@@ -228,7 +156,7 @@ def check_engine(
     )
 
 
-class _Measured:
+class _Measurement:
     """Distances of all samples so far, by stage."""
 
     def __init__(self, depth: int, steps: int) -> None:
@@ -260,8 +188,8 @@ class _Measured:
         self.actions.append(
             {
                 "name": sample.name,
-                **{key: _plain(v) for key, v in self.final.engine[-1].as_dict().items()},
-                "fake_relative": _plain(self.final.fake[-1].relative) if fake_quant else None,
+                **{key: plain(v) for key, v in self.final.engine[-1].as_dict().items()},
+                "fake_relative": plain(self.final.fake[-1].relative) if fake_quant else None,
             }
         )
 
@@ -338,59 +266,3 @@ def _velocity(engine: StagedEngine, cache: StagedKVCache, x: Tensor, row: Tensor
         }
     )
     return result["velocity"].clone()
-
-
-def _judge_stages(judge: _Judge, limits: Thresholds, found: _Measured) -> None:
-    vision, cache, flow, duplicates = found.vision, found.cache, found.flow, found.duplicates
-    judge.at_least("vision: cosine", vision.worst_cosine(), limits.vision_cosine)
-    judge.at_most(
-        "vision: relative error",
-        _worst(max, [d.relative for d in vision.engine]),
-        limits.vision_relative,
-    )
-    for name, results in cache.items():
-        for layer, result in enumerate(results):
-            item = f"prefill: {name} of layer {layer}"
-            judge.at_least(f"{item}: cosine", result.worst_cosine(), limits.prefill_cosine)
-            judge.ratio(f"{item}: error ratio", result.ratio(), limits.ratio, limits.ratio_warn)
-    for index, result in enumerate(flow):
-        item = f"denoise: step {index}"
-        judge.at_least(f"{item}: cosine", result.worst_cosine(), limits.denoise_cosine)
-        judge.ratio(f"{item}: error ratio", result.ratio(), limits.ratio, limits.ratio_warn)
-    everything = [vision, *flow, *(r for results in cache.values() for r in results)]
-    judge.never("NaN or infinity", any(not d.finite for r in everything for d in r.engine))
-    judge.never("an output is constant", any(d.constant for r in everything for d in r.engine))
-    judge.never(
-        "two layers are equal" + (f" ({', '.join(sorted(duplicates)[:3])})" if duplicates else ""),
-        bool(duplicates),
-    )
-
-
-def _judge_actions(
-    judge: _Judge, limits: Thresholds, final: StageResult, *, quantized: bool
-) -> None:
-    needed = limits.actions_cosine if quantized else limits.plain_cosine
-    judge.at_least("actions, chained: cosine", final.worst_cosine(), needed)
-    judge.at_most(
-        "actions, chained: mean absolute error",
-        _worst(max, [d.mean_abs for d in final.engine]),
-        limits.actions_mean_abs,
-    )
-    judge.ratio(
-        "actions, chained: error ratio", final.ratio(), limits.actions_ratio, limits.actions_ratio
-    )
-    judge.never("actions are not finite", any(not d.finite for d in final.engine))
-    judge.never("actions are constant", any(d.constant for d in final.engine))
-
-
-def _judge_inspector(
-    judge: _Judge, inspector: Mapping[str, tuple[EngineFacts, int]]
-) -> dict[str, dict[str, Any]]:
-    facts = {}
-    for stage, (found, expected) in inspector.items():
-        facts[stage] = {**asdict(found), "expected": expected}
-        judge.never(f"{stage}: engine built without layer details", not found.detailed)
-        if expected:
-            judge.at_least(f"{stage}: quantized products", found.quantized, expected)
-        judge.never(f"{stage}: softmax or norm in half precision", bool(found.half_islands))
-    return facts

@@ -18,7 +18,7 @@ from pi05_ros.cli.engines.engine_options import (
     sample_request,
     terminal,
 )
-from pi05_ros.workflows.engine_requests import BuildRequest
+from pi05_ros.workflows.engine_requests import FLAVORS, BuildRequest
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -37,6 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="0 to 5; default 3, and 2 if the check refuses that (after that, unless --prefill is "
         "given, the prefill in fp16)",
     )
+    parser.add_argument(
+        "--flavor",
+        default=FLAVORS[0],
+        choices=FLAVORS,
+        help="tensorrt, or rtx: TensorRT for RTX (default: what suits the GPU of this machine)",
+    )
+    parser.add_argument(
+        "--target",
+        default=(),
+        type=lambda text: tuple(text.split(",")),
+        metavar="sm89,sm120",
+        help="with --flavor rtx: GPUs to compile for, on a machine that has none of them",
+    )
     parser.add_argument("--workspace-mib", type=int, default=0, help="scratch memory limit")
     parser.add_argument("--no-check", action="store_true", help="engines stay unusable until then")
 
@@ -50,6 +63,8 @@ def build_request(args: argparse.Namespace) -> BuildRequest:
         args.optimization_level,
         args.workspace_mib,
         check=not args.no_check,
+        flavor=args.flavor,
+        targets=args.target,
     )
 
 
