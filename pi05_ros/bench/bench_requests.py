@@ -84,3 +84,36 @@ class NodeBenchRequest:
             if not low <= value <= high:
                 option = name.replace("_", "-")
                 raise InvalidValueError(f"--{option} is {value}; accepted: {low} to {high} {unit}")
+
+
+@dataclass(frozen=True)
+class ServeBenchRequest:
+    """What `pi05 bench serve` measures.
+
+    Attributes:
+        checkpoint: of the server; None: a policy that answers at once.
+        robot: robot profile.
+        robots: numbers of clients, one after the other.
+        rate: requests per second of each.
+        seconds: for each number of robots.
+        image: height and width of the two raw images, pixels.
+        deadline_ms: answers later than this are counted as missed.
+        serve: further options of `pi05 serve`.
+
+    """
+
+    checkpoint: str | None = None
+    robot: str = "droid"
+    robots: tuple[int, ...] = (1,)
+    rate: float = 10.0
+    seconds: float = 10.0
+    image: tuple[int, int] = (224, 224)
+    deadline_ms: float = 100.0
+    serve: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        numbers = (self.rate, self.seconds, self.deadline_ms, *self.robots, *self.image)
+        if not self.robots or not all(number > 0 for number in numbers):
+            raise InvalidValueError(
+                "robots, rate, seconds, image and deadline-ms are accepted above 0 only"
+            )

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pi05_ros.bench.bench_requests import ModelBenchRequest, NodeBenchRequest
+from pi05_ros.bench.bench_requests import ModelBenchRequest, NodeBenchRequest, ServeBenchRequest
 
 MODEL_PRESETS = ("pi05", "tiny")
 MIXES = ("bf16", "fp8", "fp8-w8a16")
 """Words of `model.config.PRESETS` and `cuda.workload.MIXES`, which --help does not import."""
-_MODEL, _NODE = ModelBenchRequest(), NodeBenchRequest()
+_MODEL, _NODE, _SERVE = ModelBenchRequest(), NodeBenchRequest(), ServeBenchRequest()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text, add, run_bench in (
         ("model", "stages, totals and roofline of the cuda backend", _add_model, _run_model),
         ("node", "overhead, delivery, memory and CPU of the policy node", _add_node, _run_node),
+        ("serve", "what the policy server adds; robots per GPU", _add_serve, _run_serve),
         ("roofline", "copy bandwidth and product rates of this GPU", _add_json, _run_roofline),
     ):
         one = benches.add_parser(name, help=text, description=text)
@@ -152,6 +153,55 @@ def _run_node(args: argparse.Namespace) -> int:
         for text, met in limits:
             print(f"{'met' if met else 'NOT MET':32} {text}")
     return 1 if args.check and not all(met for _, met in limits) else 0
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """``1,2,4`` to numbers."""
+    return tuple(at_least_one(word) for word in text.split(","))
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("checkpoint", nargs="?", help="without one: a policy that answers at once")
+    add("--robot", default=_SERVE.robot, help="robot profile")
+    add("--robots", type=counts, default=_SERVE.robots, help="clients at a time: 1,2,4,8")
+    add("--rate", type=float, default=_SERVE.rate, help="requests per second of each")
+    add("--seconds", type=float, default=_SERVE.seconds, help="for each number of robots")
+    add("--image", type=frame_size, default=_SERVE.image, help="of two raw images, WxH (224x224)")
+    add("--deadline-ms", type=float, default=_SERVE.deadline_ms, help="later answers are missed")
+    add("--serve", default="", help="further options of pi05 serve, as one text")
+    _add_json(parser)
+
+
+def _run_serve(args: argparse.Namespace) -> int:
+    from pi05_ros.bench.serve import Row, measure_serving
+
+    request = ServeBenchRequest(
+        args.checkpoint,
+        args.robot,
+        args.robots,
+        args.rate,
+        args.seconds,
+        args.image,
+        args.deadline_ms,
+        tuple(args.serve.split()),
+    )
+    height, width = request.image
+    print(f"{request.checkpoint or 'a policy that answers at once'}, {request.rate:g} Hz each, "
+          f"two images {width}x{height}")  # fmt: skip
+    print("robots requests errors missed   round trip p50/p99 ms   added p50/p99 ms   "
+          "policy ms   server CPU ms")  # fmt: skip
+
+    def show(row: Row) -> None:
+        trip, added = row.round_trip_ms, row.added_ms
+        print(f"{row.robots:6d} {row.requests:8d} {row.errors:6d} {row.missed:6d}   "
+              f"{trip[0]:10.2f} / {trip[1]:8.2f}   {added[0]:7.2f} / {added[1]:6.2f}   "
+              f"{row.infer_ms:9.2f}   {row.server_cpu_ms:13.2f}", flush=True)  # fmt: skip
+
+    rows = measure_serving(request, show)
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 0
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
