@@ -17,7 +17,7 @@ NAMES_SHOWN = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `pi05 inspect`."""
-    parser.add_argument("checkpoint", help="safetensors file or directory (openpi or LeRobot)")
+    parser.add_argument("checkpoint", help="safetensors file, directory or hub id")
     parser.add_argument("--robot", help="robot profile, a shipped name or a .yaml file")
     parser.add_argument("--hash", action="store_true", help="also hash the weights (reads all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pi05_ros.model import CheckpointError, checkpoint_hash
-from pi05_ros.model.checkpoint.open import ACCEPTED
+from pi05_ros.model.checkpoint.discovery import ACCEPTED
+from pi05_ros.model.checkpoint.hub import locate
 from pi05_ros.model.checkpoint.summary import WeightReport, describe
 from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
 from pi05_ros.policy.checkpoints.recipe import (
@@ -47,7 +48,7 @@ def inspect_checkpoint(
     report["assumed"] = list(weights.inferred.notes)
     report["doubts"] = []
     report.update({"robot": None, "prompt": None, "normalisation": None})
-    folder = Path(checkpoint)
+    folder = locate(checkpoint)
     report["norm_stats"] = _norm_stats(folder if folder.is_dir() else folder.parent)
     try:
         lerobot = is_lerobot(folder)

@@ -585,6 +585,23 @@ def test_broken_statistics(tmp_path, content):
         lerobot_recipe(tmp_path)
 
 
+def test_copies_without_the_real_files_are_named(tmp_path):
+    """Git LFS pointers, and links into a cache that was cleaned."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    for name in (STATE_FILE, ACTION_FILE, *JSON_FILES):
+        write_lerobot(tmp_path)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(pointer)
+        with pytest.raises(PolicyError, match=f"{name} is a Git LFS pointer"):
+            lerobot_recipe(tmp_path)
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to("../../blobs/gone")
+        with pytest.raises(PolicyError, match=f"{name} is a link to ../../blobs/gone"):
+            lerobot_recipe(tmp_path)
+        (tmp_path / name).unlink()
+        (tmp_path / name).write_bytes(content)
+
+
 def test_telling_lerobot_from_openpi(tmp_path):
     assert is_lerobot(write_lerobot(tmp_path / "a"))
     (tmp_path / "b").mkdir()

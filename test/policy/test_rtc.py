@@ -21,7 +21,7 @@ from pi05_ros.policy.chunking.rtc import (
 from pi05_ros.policy.transforms.normalize import Normalizer
 
 CLOCK = "exact"  # LeRobot's, which the recorded samples were made with
-DATA = Path(__file__).parents[2] / "data" / "openpi_tiny"
+DATA = Path(__file__).parents[1] / "data" / "openpi_tiny"
 
 
 @pytest.fixture(scope="module")

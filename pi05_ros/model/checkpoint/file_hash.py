@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from pi05_ros.model.checkpoint.open import find_files
+from pi05_ros.model.checkpoint.discovery import find_files
 from pi05_ros.model.errors import CheckpointError
 
 

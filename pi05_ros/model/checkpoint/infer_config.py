@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pi05_ros.model.checkpoint.open import ACCEPTED, Checkpoint, shorten
+from pi05_ros.model.checkpoint.discovery import ACCEPTED, shorten
+from pi05_ros.model.checkpoint.open import Checkpoint
 from pi05_ros.model.config import (
     GEMMA_2B,
     GEMMA_300M,

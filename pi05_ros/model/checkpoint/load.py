@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pi05_ros.model.checkpoint.discovery import ACCEPTED, WEIGHTS, shorten
 from pi05_ros.model.checkpoint.infer_config import VARIANTS, infer_config
-from pi05_ros.model.checkpoint.open import ACCEPTED, WEIGHTS, Checkpoint, open_checkpoint, shorten
+from pi05_ros.model.checkpoint.open import Checkpoint, open_checkpoint
 from pi05_ros.model.checkpoint.safetensors_file import (
     FLOAT_DTYPES,
     TensorEntry,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pi05_ros.model import CheckpointError
-from pi05_ros.model.checkpoint.open import find_files
+from pi05_ros.model.checkpoint.discovery import find_files
 from pi05_ros.model.checkpoint.safetensors_file import read_header
 from pi05_ros.model.config import MAX_PROMPT_TOKENS
 from pi05_ros.model.expert import MAX_PERIOD, MIN_PERIOD
@@ -55,7 +56,7 @@ _NEW_CONFIG_KEYS = (
 def is_lerobot(checkpoint: Path) -> bool:
     """Whether a path is a LeRobot policy directory (or the weights in one)."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    if (folder / PREPROCESSOR).is_file():
+    if os.path.lexists(folder / PREPROCESSOR):
         return True
     config = read_json(folder / "config.json")
     return "input_features" in config and "type" in config

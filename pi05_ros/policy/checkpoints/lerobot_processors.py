@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from pi05_ros.policy.checkpoints.norm_stats import stays_inside
 from pi05_ros.policy.checkpoints.recipe import read_json
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.transforms.normalize import LEROBOT_EPS, NEEDED, Normalizer
+from pi05_ros.small_files import FileError, MissingFileError, read_bytes
 
 PREPROCESSOR = "policy_preprocessor.json"
 POSTPROCESSOR = "policy_postprocessor.json"
@@ -47,7 +49,7 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
         PolicyError: no such file, or a step whose meaning is not known.
 
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise PolicyError(
             f"{path} is missing: without it, relative actions and statistics of the checkpoint "
             f"are not known; copy {PREPROCESSOR}, {POSTPROCESSOR} and the .safetensors files they "
@@ -213,7 +215,7 @@ def named_tokenizer(folder: Path, config: Mapping[str, Any]) -> str | None:
         return None
     try:
         path = folder / name
-        inside = stays_inside(name) and (path / "tokenizer.json").is_file()
+        inside = stays_inside(name) and os.path.lexists(path / "tokenizer.json")
     except (OSError, ValueError):  # too long, or with a null character
         return None
     return str(path) if inside else None
@@ -226,19 +228,21 @@ def _read_stats(
     name = step.get("state_file")
     if name is None:
         return {}, []
+    path = folder / str(name)
     try:
-        path = folder / str(name)
-        inside = stays_inside(str(name)) and path.is_file()
-    except (OSError, ValueError):  # too long, or with a null character
-        inside = False
-    if not inside:
+        if not stays_inside(str(name)):
+            raise MissingFileError("it lies elsewhere")
+        content = read_bytes(path)
+    except MissingFileError as error:
         raise PolicyError(
-            f"state_file {name!r:.80} is not a file in {folder}; copy it from the training run or "
-            "the hub"
-        )
+            f"state_file {name!r:.80} is not a file in {folder} ({error}); copy it from the "
+            "training run or the hub"
+        ) from error
+    except FileError as error:
+        raise PolicyError(f"state_file {error}") from error
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        tensors = load(content)
+    except (SafetensorError, ValueError, TypeError) as error:
         raise PolicyError(f"{path} is not a readable safetensors file: {error}") from error
     wanted = {stat for pair in NEEDED.values() for stat in pair}
     found: dict[str, dict[str, torch.Tensor]] = {}

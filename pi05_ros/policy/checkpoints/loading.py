@@ -16,6 +16,7 @@ from pi05_ros.backends import Engine, Precision, create_engine, parse_precision
 from pi05_ros.backends.create import check_backend
 from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
 from pi05_ros.model.checkpoint.file_hash import checkpoint_hash, file_states
+from pi05_ros.model.checkpoint.hub import locate
 from pi05_ros.model.checkpoint.infer_config import infer_config
 from pi05_ros.model.checkpoint.open import open_checkpoint
 from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
@@ -59,11 +60,12 @@ def read_recipe(
     if name.startswith(RANDOM_PREFIX):
         recipe = random_recipe(robot)
     else:
-        path = Path(os.path.expanduser(checkpoint))
-        if not os.path.exists(path):  # False also for a name that is too long
+        path = locate(checkpoint)
+        if not os.path.lexists(path):  # False also for a name that is too long
             raise PolicyError(
-                f"checkpoint {name} does not exist; accepted: a directory, a .safetensors file, "
-                f"or {' / '.join(RANDOM_PREFIX + p for p in PRESETS)}"
+                f"checkpoint {name} does not exist; accepted: a directory, a .safetensors file, a "
+                "hub id (hf://ORGANIZATION/NAME), or "
+                f"{' / '.join(RANDOM_PREFIX + p for p in PRESETS)}"
             )
         if is_lerobot(path):
             return lerobot_recipe(path, robot, camera_roles, lerobot_era, control_hz)
@@ -119,7 +121,7 @@ def load(
         model = Pi05.random(config, weight_seed, dtype, target)
         digest = f"random:{preset}:{weight_seed}"
     else:
-        path = Path(os.path.expanduser(checkpoint))
+        path = locate(checkpoint)
         # From the headers alone: a wrong tokenizer shows before gigabytes are read.
         states = file_states(path)
         config = infer_config(open_checkpoint(path)).config

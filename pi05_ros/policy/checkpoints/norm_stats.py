@@ -31,7 +31,7 @@ def find_norm_stats(checkpoint: Path, asset_id: str | None) -> Path:
     assets = folder / "assets"
     if asset_id and stays_inside(asset_id):
         wanted = assets / asset_id / FILE_NAME
-        if os.path.isfile(wanted):  # False also for a name that is too long
+        if os.path.lexists(wanted):  # False also for a name that is too long
             return wanted
     found = sorted(assets.rglob(FILE_NAME)) if assets.is_dir() else []
     if (folder / FILE_NAME).is_file():

@@ -169,7 +169,7 @@ def load_tokenizer(
         return ByteTokenizer(vocab_size)
     if tokenizer is None:
         candidates = tokenizer_candidates(checkpoint)
-        path = next((p for p in candidates if p.is_file()), None)
+        path = next((p for p in candidates if os.path.lexists(p)), None)
         if path is None:
             raise PolicyError(
                 "paligemma_tokenizer.model not found; looked for: "
@@ -182,7 +182,7 @@ def load_tokenizer(
         path = Path(os.path.expanduser(tokenizer))
         if os.path.isdir(path):
             names = ("paligemma_tokenizer.model", "tokenizer.model", "tokenizer.json")
-            path = next((path / n for n in names if (path / n).is_file()), path)
+            path = next((path / n for n in names if os.path.lexists(path / n)), path)
         try:
             require_regular(path)
         except FileError as error:
