@@ -2,18 +2,25 @@
 SHELL := /bin/bash
 ENV = source .venv/ros_env.sh
 
-.PHONY: demo test lint env clean
+.PHONY: demo test test-fast lint env clean
 
 demo:  ## A rendered scene replayed into the policy node, then the simulated arm in closed loop.
 	@scripts/setup_env.sh run
 	@$(ENV) && pi05 demo $(DEMO_ARGS)
 	@$(ENV) && pi05 eval --ros --tasks pick_red --seeds 0:2 --no-resume --out out/demo/closed_loop
 
+ifdef T
+test: env  ## One file or test: make test T=test/policy/test_policy.py
+	@$(ENV) && scripts/test.sh $(T) $(TEST_ARGS)
+else
 test: lint  ## Everything that CI runs.
 	@$(ENV) && scripts/test.sh $(TEST_ARGS)
+endif
 
-lint:  ## ruff, mypy, package.xml and CMake checks.
-	@scripts/setup_env.sh dev
+test-fast: env  ## Unit tests: no ROS nodes, no rendering, no compilers.
+	@$(ENV) && scripts/test.sh --fast $(TEST_ARGS)
+
+lint: env  ## ruff, mypy, spelling and CMake checks.
 	@$(ENV) && scripts/lint.sh
 
 env:  ## Only set up .venv and build the package.

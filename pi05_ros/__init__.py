@@ -9,4 +9,4 @@ from pkgutil import extend_path
 # source tree comes first on sys.path, this joins the two so that both stay importable.
 __path__ = extend_path(__path__, __name__)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

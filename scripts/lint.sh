@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style and type checks. ruff stands for ament_flake8 and ament_pep257 and cmakelint for
+# Style, spelling and type checks. ruff stands for ament_flake8 and ament_pep257 and cmakelint for
 # ament_lint_cmake; package.xml and the launch files are checked by test/packaging and test/launch.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -8,5 +8,9 @@ ruff check --quiet .
 ruff format --check --quiet .
 echo "[lint] mypy"
 mypy --no-error-summary
+echo "[lint] spelling"
+# American English; scripts/words.txt has the words that are right where they stand.
+git ls-files -z -- '*.py' '*.md' '*.yaml' '*.msg' '*.cu' '*.cuh' '*.sh' '*.cfg' '*.toml' Makefile \
+  | xargs -0 codespell --builtin clear,rare,en-GB_to_en-US --ignore-words scripts/words.txt
 echo "[lint] cmake"
 cmakelint --quiet --filter=-linelength,-convention/filename CMakeLists.txt

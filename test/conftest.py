@@ -10,8 +10,56 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
+import pytest
+
 from pi05_ros.ros.processes.domain import free_domain_id
 
 # Workers of pytest-xdist and what they start talk in a domain, and so on ports, of their own.
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["ROS_DOMAIN_ID"] = str(free_domain_id())
+
+# What a test file needs, by path below test/; the first entry that fits wins, an empty tuple is a
+# plain unit test. `make test-fast` leaves out everything that is marked.
+NEEDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("ros/test_conversion.py", ()),
+    ("ros/test_executor_parameters.py", ()),
+    ("ros/test_inputs.py", ()),
+    ("ros/test_parameters.py", ()),
+    ("ros/test_node_onnx.py", ("ros", "compile")),
+    ("ros/", ("ros",)),
+    ("launch/", ("ros", "render")),
+    ("cli/test_bench.py", ("ros",)),
+    ("cli/test_demo.py", ("ros", "render")),
+    ("cli/test_doctor.py", ("ros", "render")),
+    ("cli/test_live.py", ("ros",)),
+    ("cli/test_replay_cli.py", ("slow",)),
+    ("replay/test_demo_bag.py", ("render",)),
+    ("replay/test_offline.py", ("slow",)),
+    ("replay/test_release_0_1_0.py", ("slow",)),
+    ("sim/test_driver_node.py", ("ros", "render")),
+    ("sim/test_driver_parameters.py", ()),
+    ("sim/test_eval_report.py", ()),
+    ("sim/test_fake_quant.py", ()),
+    ("sim/test_lock_step.py", ("ros", "render")),
+    ("sim/test_results_file.py", ()),
+    ("sim/test_ros_session.py", ("ros", "render")),
+    ("sim/test_run_identity.py", ()),
+    ("sim/", ("render",)),
+    ("tensorrt/", ("compile",)),
+    ("backends/test_cuda_hopper_compile.py", ("compile",)),
+    ("backends/test_cuda_interpreter.py", ("compile",)),
+    ("backends/test_onnx.py", ("compile",)),
+    ("packaging/test_build.py", ("compile",)),
+    ("serving/test_server.py", ("slow",)),
+    ("serving/test_remote.py", ("slow",)),
+    ("gpu/", ("gpu",)),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test by what its file needs."""
+    here = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(here).as_posix()
+        for mark in next((marks for start, marks in NEEDS if path.startswith(start)), ()):
+            item.add_marker(mark)

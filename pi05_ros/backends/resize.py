@@ -97,7 +97,7 @@ def resize_with_pad_pillow(image: np.ndarray, size: int) -> np.ndarray:
     """Fit uint8 ``[H, W, 3]`` into ``[size, size, 3]`` on black, with Pillow's own filter.
 
     What openpi's client and server do before the model (image_tools.resize_with_pad): bilinear,
-    antialiased when shrinking, aspect kept, new sides truncated, centred.
+    antialiased when shrinking, aspect kept, new sides truncated, centered.
     """
     height, width = image.shape[:2]
     if (height, width) == (size, size):

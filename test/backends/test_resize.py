@@ -80,7 +80,7 @@ def test_fitted_size_truncates(shape, expected):
     assert fitted_size(*shape, 224) == expected
 
 
-def test_borders_are_black_and_centred():
+def test_borders_are_black_and_centered():
     image = np.full((480, 640, 3), 200, dtype=np.uint8)
     out = resize_with_pad_pillow(image, 224)
     assert not out[:28].any()

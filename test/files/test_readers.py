@@ -117,7 +117,11 @@ READERS: dict[str, tuple[str, Callable[[Path], object], dict[str, Callable[[Path
     "SentencePiece": ("t.model", lambda path: load_tokenizer(path, None, 2**31), FILES),
     "tokenizer.json": ("t.json", lambda path: load_tokenizer(path, None, 2**31), JSON),
     "calibration": ("calibration.json", lambda path: Calibration.load(path.parent), JSON),
-    "scales": ("scales.json", lambda path: scales.Calibration.load(path.with_suffix("")), JSON),
+    "scales": (
+        "scales.json",
+        lambda path: scales.ActivationScales.load(path.with_suffix("")),
+        JSON,
+    ),
     "export": ("export.json", lambda path: read_export(path.parent), JSON),
     "samples": ("golden.safetensors", load_samples, FILES),
     "play plan": ("plan.json", PlayPlan.read, {k: v for k, v in JSON.items() if k != "list"}),

@@ -47,40 +47,19 @@ LONG_FOLDERS: dict[str, str] = {}
 # Not yet moved; every entry names what it breaks.
 KNOWN_UPWARD: set[tuple[str, str]] = set()
 KNOWN_CIRCLES: list[set[str]] = []
-KNOWN_FOLDER_CIRCLES: list[set[str]] = [{"pi05_ros/sim/evaluation", "pi05_ros/sim/training"}]
+KNOWN_FOLDER_CIRCLES: list[set[str]] = []
 KNOWN_FILE_NAMES: set[str] = {
     "compile.py",
-    "episode.py",
-    "expert.py",
-    "fake_quant.py",
     "messages.py",
     "metrics.py",
-    "plots.py",
-    "run.py",
-    "session.py",
     "summary.py",
     "verify.py",
 }
 KNOWN_CLASS_NAMES: set[str] = {
-    "Calibration",
     "ClockWatch",
-    "Comparison",
-    "DenoiseStage",
-    "Inputs",
-    "Job",
-    "Options",
-    "Outcome",
-    "Plan",
-    "PrefixLayer",
-    "Recipe",
-    "Runner",
+    "Place",
     "Sample",
-    "Session",
     "Source",
-    "Task",
-    "TensorSpec",
-    "VisionLayer",
-    "VisionStage",
 }
 KNOWN_LONG_MODULES: set[str] = {
     "pi05_ros/backends/cuda/engine.py",
@@ -89,17 +68,14 @@ KNOWN_LONG_MODULES: set[str] = {
     "pi05_ros/backends/cuda/weights.py",
     "pi05_ros/backends/export/export.py",
     "pi05_ros/backends/quantization/calibrate.py",
-    "pi05_ros/backends/tensorrt/engine_store.py",
-    "pi05_ros/backends/verification/verify.py",
     "pi05_ros/policy/policy.py",
     "pi05_ros/policy/remote/remote_policy.py",
     "pi05_ros/runtime/joint_states.py",
     "pi05_ros/runtime/observation_buffer.py",
-    "pi05_ros/sim/evaluation/episode.py",
-    "pi05_ros/sim/evaluation/run.py",
-    "pi05_ros/sim/training/train.py",
+    "pi05_ros/runtime/parameters.py",
 }
 KNOWN_LONG_FOLDERS: set[str] = {
+    "pi05_ros/execution",
     "pi05_ros/ros",
     "pi05_ros/runtime",
 }

@@ -114,6 +114,24 @@ def test_readme_installs_what_comes_from_pip():
     assert set(re.split(r", | and ", said)) <= set(line[1].split())
 
 
+def test_hooks_and_lint_use_the_tools_that_are_pinned():
+    pinned = {
+        line.partition("==")[0] for line in (ROOT / "requirements/dev.txt").read_text().split()
+    }
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    for tool in re.findall(r"entry: \.venv/bin/(\w+)", hooks):
+        assert tool == "python" or tool in pinned, tool
+
+
+def test_every_mark_is_given_and_declared():
+    """Marks of test/conftest.py, of pyproject.toml and of `make test-fast` are the same."""
+    given = set(re.findall(r'"(\w+)"[,)]', (ROOT / "test/conftest.py").read_text()))
+    declared = set(re.findall(r'^  "(\w+): ', (ROOT / "pyproject.toml").read_text(), re.M))
+    left_out = re.search(r'-m "not \((.*?)\)"', (ROOT / "scripts/test.sh").read_text())
+    assert declared <= given
+    assert set(left_out[1].split(" or ")) == declared
+
+
 def test_the_demo_drives_the_arm_each_time():
     """Kept sessions of `pi05 eval` would make the second demo a table of the first."""
     (line,) = re.findall(r"pi05 eval --ros .*", (ROOT / "Makefile").read_text())

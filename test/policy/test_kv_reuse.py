@@ -23,11 +23,11 @@ from pi05_ros.policy.chunking.kv_reuse import (
 )
 from pi05_ros.policy.chunking.vision_cache import VisionCache
 
-GREY = np.full((96, 128, 3), 100, np.uint8)
+GRAY = np.full((96, 128, 3), 100, np.uint8)
 
 
 def with_patch(value):
-    return {"base": np.full_like(GREY, value), "wrist": GREY}
+    return {"base": np.full_like(GRAY, value), "wrist": GRAY}
 
 
 def test_every_n():
@@ -56,7 +56,7 @@ def test_slow_drift_does_not_go_unseen():
 
 
 def test_cameras_that_come_go_or_resize_count_as_change():
-    blocks = thumbnail(GREY)
+    blocks = thumbnail(GRAY)
     assert blocks.shape == (32, 32)
     assert thumbnail(np.zeros((5, 7, 3), np.uint8)).shape == (5, 7)
     assert change({}, {"a": blocks}) == float("inf")

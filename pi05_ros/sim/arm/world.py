@@ -21,7 +21,7 @@ BLOCKS = ("red", "green", "blue")
 CONTROL_HZ = 20.0
 CONTROL_DT = 1.0 / CONTROL_HZ
 FINGER_TRAVEL = 0.038
-"""Metres each finger moves between open and closed."""
+"""Meters each finger moves between open and closed."""
 BLOCK_HALF = 0.02
 """Half of a block's edge, meters; also its height when it lies on the table."""
 

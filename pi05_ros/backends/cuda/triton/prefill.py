@@ -126,9 +126,9 @@ def residual_layernorm(
     tl.store(x_ptr + offset, stored, mask=live)
     x = stored.to(tl.float32)
     mean = tl.sum(x, axis=0) / D
-    centred = tl.where(live, x - mean, 0.0)
-    r = tl.rsqrt(tl.sum(centred * centred, axis=0) / D + 1e-6)
-    out = centred * r * tl.load(w_ptr + d, mask=live, other=0.0)
+    centered = tl.where(live, x - mean, 0.0)
+    r = tl.rsqrt(tl.sum(centered * centered, axis=0) / D + 1e-6)
+    out = centered * r * tl.load(w_ptr + d, mask=live, other=0.0)
     out += tl.load(b_ptr + d, mask=live, other=0.0)
     store_quantized(out_ptr + offset, out, live, out_scale, amax_ptr, MONITOR)
 
