@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class NodeBenchRequest:
         width, height: of the images, pixels.
         camera_hz, joint_hz: rates of the messages.
         threads: CPU threads of the model.
+        backend, precision: of the engine, precision of all three stages.
         out: folder for logs and the recording.
 
     """
@@ -69,6 +71,8 @@ class NodeBenchRequest:
     camera_hz: float = 30.0
     joint_hz: float = 100.0
     threads: int = 1
+    backend: str = "auto"
+    precision: str = "auto"
     out: Path = Path("out/bench_node")
 
     def __post_init__(self) -> None:
@@ -117,3 +121,76 @@ class ServeBenchRequest:
             raise InvalidValueError(
                 "robots, rate, seconds, image and deadline-ms are accepted above 0 only"
             )
+
+
+@dataclass(frozen=True)
+class CameraLoad:
+    """Size, pixels, and rate of the images of every camera."""
+
+    width: int
+    height: int
+    hz: float
+
+    def __str__(self) -> str:
+        """As it is given: 640x480@30."""
+        return f"{self.width}x{self.height}@{self.hz:g}"
+
+    @classmethod
+    def parse(cls, text: str) -> CameraLoad:
+        """Read WxH@HZ; raises InvalidValueError naming what is accepted."""
+        found = re.fullmatch(r"(\d{1,4})x(\d{1,4})@(\d{1,4}(?:\.\d+)?)", text.strip())
+        if not found:
+            raise InvalidValueError(f"--grid {text!r}; accepted: WxH@HZ, as 640x480@30")
+        width, height, hz = int(found[1]), int(found[2]), float(found[3])
+        if not (1 <= width <= 4096 and 1 <= height <= 4096 and 0.1 <= hz <= 1000):
+            raise InvalidValueError(
+                f"--grid {text!r}; accepted: up to 4096 pixels a side, 0.1 to 1000 Hz"
+            )
+        return cls(width, height, hz)
+
+
+@dataclass(frozen=True)
+class NodeGridRequest:
+    """Camera settings times inference rates for one policy node that is loaded once.
+
+    Attributes:
+        grid: loads, one after the other.
+        rates: inferences per second, all of them under every load.
+        seconds: of each cell; direct_seconds: of each series of direct calls.
+        checkpoint, robot, prompt, backend, precision: of the node, as its parameters.
+        denoise_steps, threads, overlap: of the node, too.
+        cameras: how many of the robot's cameras are used.
+        joint_hz: joint states per second.
+        out: folder for logs, grid.json and grid.md.
+
+    """
+
+    grid: tuple[CameraLoad, ...]
+    rates: tuple[float, ...] = (10.0, 30.0, 60.0)
+    seconds: float = 6.0
+    direct_seconds: float = 2.0
+    checkpoint: str = "random:tiny"
+    robot: str = "sim_arm"
+    prompt: str = "pick up the red block"
+    backend: str = "auto"
+    precision: str = "auto"
+    denoise_steps: int = 10
+    threads: int = 1
+    overlap: bool = False
+    cameras: int = 2
+    joint_hz: float = 100.0
+    out: Path = Path("out/bench_node")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        if not self.grid or not self.rates:
+            raise InvalidValueError("--grid and --rates name one setting at least")
+        for name, low, high in (("seconds", 1, 3600), ("joint_hz", 0.1, 10000)):
+            if not low <= getattr(self, name) <= high:
+                option = name.replace("_", "-")
+                raise InvalidValueError(
+                    f"--{option} is {getattr(self, name)}; accepted: {low} to {high}"
+                )
+        for rate in self.rates:
+            if not 0.1 <= rate <= 200:
+                raise InvalidValueError(f"--rates {rate:g}; accepted: 0.1 to 200 Hz")

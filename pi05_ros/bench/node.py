@@ -119,6 +119,8 @@ def measure_node(request: NodeBenchRequest) -> NodeFigures:
         "robot": request.robot,
         "rate_hz": float(request.rate),
         "threads": request.threads,
+        "backend": request.backend,
+        **{f"precision.{stage}": request.precision for stage in ("vision", "prefill", "denoise")},
         "camera_roles": list(roles),
     }
     PolicyParameters.from_values(values)

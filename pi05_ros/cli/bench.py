@@ -8,7 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pi05_ros.bench.bench_requests import ModelBenchRequest, NodeBenchRequest, ServeBenchRequest
+from pi05_ros.bench.bench_requests import (
+    CameraLoad,
+    ModelBenchRequest,
+    NodeBenchRequest,
+    NodeGridRequest,
+    ServeBenchRequest,
+)
+from pi05_ros.errors import InvalidValueError
 
 MODEL_PRESETS = ("pi05", "tiny")
 MIXES = ("bf16", "fp8", "fp8-w8a16")
@@ -117,6 +124,18 @@ def _add_node(parser: argparse.ArgumentParser) -> None:
     add("--camera-hz", type=float, default=_NODE.camera_hz)
     add("--joint-hz", type=float, default=_NODE.joint_hz)
     add("--threads", type=int, default=_NODE.threads, help="CPU threads of the model")
+    add("--backend", default=_NODE.backend, help="engine of the node (default auto)")
+    add("--precision", default=_NODE.precision, help="of all three stages (default auto)")
+    add(
+        "--grid",
+        help="camera settings WxH@HZ, separated by commas: measures all --rates under each of "
+        "them, beside the same call without load (instead of --width, --height, --camera-hz, "
+        "--rate and --duration)",
+    )
+    add("--rates", default="10,30,60", help="with --grid: inferences per second")
+    add("--seconds", type=float, default=6.0, help="with --grid: of each cell")
+    add("--prompt", default="pick up the red block", help="with --grid")
+    add("--overlap", action="store_true", help="with --grid: overlap prefill and denoising")
     add("--out", type=Path, default=_NODE.out)
     add("--json", action="store_true", help="print JSON")
     add("--markdown", action="store_true", help="print a Markdown table")
@@ -127,6 +146,8 @@ def _run_node(args: argparse.Namespace) -> int:
     from pi05_ros.bench.node import measure_node, rows
     from pi05_ros.tables import markdown_table
 
+    if args.grid is not None:
+        return _run_grid(args)
     request = NodeBenchRequest(
         args.duration,
         args.rate,
@@ -138,6 +159,8 @@ def _run_node(args: argparse.Namespace) -> int:
         args.camera_hz,
         args.joint_hz,
         args.threads,
+        args.backend,
+        args.precision,
         args.out,
     )
     figures = measure_node(request)
@@ -201,6 +224,39 @@ def _run_serve(args: argparse.Namespace) -> int:
     rows = measure_serving(request, show)
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 0
+
+
+def _run_grid(args: argparse.Namespace) -> int:
+    from pi05_ros.bench.node_grid import measure_grid, write_table
+
+    loads = tuple(CameraLoad.parse(word) for word in args.grid.split(",") if word.strip())
+    try:
+        rates = tuple(float(word) for word in args.rates.split(",") if word.strip())
+    except ValueError:
+        raise InvalidValueError(
+            f"--rates {args.rates!r}; accepted: numbers separated by commas"
+        ) from None
+    figures = measure_grid(
+        NodeGridRequest(
+            grid=loads,
+            rates=rates,
+            seconds=args.seconds,
+            checkpoint=args.checkpoint,
+            robot=args.robot,
+            prompt=args.prompt,
+            backend=args.backend,
+            precision=args.precision,
+            threads=args.threads,
+            overlap=args.overlap,
+            cameras=args.cameras,
+            joint_hz=args.joint_hz,
+            out=args.out,
+        ),
+        say=lambda text: None if args.json else print(text, flush=True),
+    )
+    text = write_table(figures, args.out / "grid.md")
+    print(json.dumps(asdict(figures), indent=1) if args.json else "\n" + text)
     return 0
 
 

@@ -25,6 +25,22 @@ def test_node_benchmark_reports_its_figures(
     assert len(report["limits"]) == 4
 
 
+def test_grid_compares_the_node_with_its_bare_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"--grid 64x48@10 --rates 2,5 --seconds 2 --out {tmp_path}"
+    assert main(["bench", "node", *words.split(), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [cell["rate_hz"] for cell in report["cells"]] == [2.0, 5.0]
+    for cell in report["cells"]:
+        assert cell["cameras"] == "64x48@10"
+        assert 0 < cell["chunks"] <= cell["asked"] + 1
+        assert cell["newest_image_to_chunk_ms"]["p50"] > cell["inference_ms"]["p50"] > 0
+        assert min(cell["direct_p50_ms"], cell["cpu_share"]) > 0
+    assert report["engine"]["backend"] == "eager"
+    assert "| 64x48@10 | 5 |" in (tmp_path / "grid.md").read_text()
+
+
 def test_unknown_benchmark() -> None:
     with pytest.raises(SystemExit) as caught:
         main(["bench", "coffee"])
@@ -39,6 +55,12 @@ def test_unknown_benchmark() -> None:
         ("node --cameras 9", "--cameras is 9; accepted: 1 to 2"),
         ("node --camera-hz 0", "--camera-hz is 0.0; accepted: 0.1 to 1000"),
         ("node --joint-hz nan", "--joint-hz is nan; accepted: 0.1 to"),
+        ("node --grid 640", "--grid '640'; accepted: WxH@HZ"),
+        ("node --grid 64x48@0", "accepted: up to 4096 pixels a side, 0.1 to 1000 Hz"),
+        ("node --grid ,", "--grid and --rates name one setting at least"),
+        ("node --grid 64x48@10 --rates fast", "--rates 'fast'; accepted: numbers"),
+        ("node --grid 64x48@10 --rates 900", "--rates 900; accepted: 0.1 to 200 Hz"),
+        ("node --grid 64x48@10 --backend gpu", "backend"),
         ("node --width 0", "--width is 0; accepted: 1 to"),
     ],
 )

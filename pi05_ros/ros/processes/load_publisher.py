@@ -3,14 +3,17 @@
     python -m pi05_ros.ros.processes.load_publisher --node /pi05_policy --seconds 30
 
 Stamps are the wall clock at publication. Joint names come from the robot profile. Events are
-JSON lines on stdout: `ready`, `done`, `error`; it starts when "go" arrives on stdin.
+JSON lines on stdout: `ready`, `done`, `error`; it starts when "go" arrives on stdin. Without
+--node it brings nothing up, and plays until the next line on stdin.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import struct
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
@@ -109,6 +112,14 @@ def main() -> int:
             if not told_to_go():
                 raise BringUpError("the parent process ended")
 
+        if not args.node:
+            wait_for_go()
+            stop = threading.Event()
+            threading.Thread(target=_set_at_next_line, args=(stop,), daemon=True).start()
+            play(streams, math.inf, stop)
+            late_ns = [late for stream in streams for late in stream.late_ns]
+            say_done(late_ns, sent={stream.name: stream.sent for stream in streams})
+            return 0
         # Activated after "go", so that no tick comes before the load.
         bring_up(node, args.node, args.configure_timeout, wait_for_go)
         play(streams, args.seconds)
@@ -119,11 +130,16 @@ def main() -> int:
     return run_child("pi05_load_publisher", work, ValueError)
 
 
-def play(streams: Sequence[Stream], seconds: float) -> None:
-    """Send every stream at its rate for so long."""
+def _set_at_next_line(stop: threading.Event) -> None:
+    sys.stdin.readline()
+    stop.set()
+
+
+def play(streams: Sequence[Stream], seconds: float, stop: threading.Event | None = None) -> None:
+    """Send every stream at its rate for so long, or until the event is set."""
     start_ns = time.monotonic_ns()
-    end_ns = start_ns + round(seconds * NS)
-    while True:
+    end_ns = start_ns + seconds * NS
+    while stop is None or not stop.is_set():
         stream = min(streams, key=lambda item: item.due_ns(start_ns))
         due_ns = stream.due_ns(start_ns)
         if due_ns >= end_ns:
