@@ -97,7 +97,7 @@ def tensorrt() -> list[Check]:
 def modelopt() -> list[Check]:
     """NVIDIA ModelOpt: optional quantization."""
     from pi05_ros.backends.errors import BackendError
-    from pi05_ros.backends.quantization.calibrate import modelopt_version
+    from pi05_ros.backends.quantization.modelopt_quantizers import modelopt_version
 
     try:
         modelopt_version()

@@ -77,7 +77,7 @@ def build_attempts(request: BuildRequest, flavor: Flavor) -> list[BuildAttempt]:
 
 
 @dataclass(frozen=True)
-class Place:
+class BuildTarget:
     """Where engines are for.
 
     Attributes:
@@ -94,7 +94,7 @@ class Place:
     here: bool = True
 
 
-def places(request: BuildRequest) -> list[Place]:
+def build_targets(request: BuildRequest) -> list[BuildTarget]:
     """What to build for: the GPU of this machine, or the targets that were named.
 
     Raises:
@@ -116,9 +116,8 @@ def places(request: BuildRequest) -> list[Place]:
         there = torch.cuda.is_available()
         device = tensorrt.require_gpu(fp8=False, near=near) if there else cpu
         capability = capability_of(device)
-        return [
-            Place(RTX, device if t == capability else cpu, t, t == capability) for t in targets
-        ]
+        here = {target: target == capability for target in targets}
+        return [BuildTarget(RTX, device if here[t] else cpu, t, here[t]) for t in targets]
     if request.flavor == "auto":
         require_any()
     else:
@@ -139,7 +138,7 @@ def places(request: BuildRequest) -> list[Place]:
         raise BackendError(
             f"{flavor.title} does not run on {sm(capability)}; this GPU needs --flavor tensorrt"
         )
-    return [Place(flavor, device, capability if flavor.ahead_of_time else None)]
+    return [BuildTarget(flavor, device, capability if flavor.ahead_of_time else None)]
 
 
 def needs_fp8(graphs: GraphRequest) -> bool:
@@ -171,12 +170,12 @@ def build(
         BackendError, CalibrationError: not built.
 
     """
-    results = [_build_for(place, request, outlets, phases) for place in places(request)]
+    results = [_build_for(where, request, outlets, phases) for where in build_targets(request)]
     return all(results)
 
 
 def _build_for(
-    place: Place,
+    where: BuildTarget,
     request: BuildRequest,
     outlets: Outlets,
     phases: Callable[[], AbstractContextManager[Phases]],
@@ -184,24 +183,24 @@ def _build_for(
     from pi05_ros.backends.tensorrt.compile import BuildFlags
     from pi05_ros.backends.tensorrt.engine_store import build_engines
 
-    flavor, model = place.flavor, request.model
+    flavor, model = where.flavor, request.model
     version = flavor.require()
     subject = load_subject(model, "fp32")
     golden: Golden | None = None
     for attempt in build_attempts(request, flavor):
         if attempt.note:
             outlets.say(f"RETRY, {attempt.note}")
-        flags = BuildFlags(attempt.level, request.workspace_mib, flavor, place.target)
+        flags = BuildFlags(attempt.level, request.workspace_mib, flavor, where.target)
         graphs = replace(request.graphs, prefill=attempt.prefill)
         check = CheckRequest(model, graphs, request.samples)
         export, document = export_subject(model, graphs, subject)
         # Missing observations must show before the long part.
-        if golden is None and request.check and place.here:
+        if golden is None and request.check and where.here:
             golden = golden_samples(check, subject, document["calibration"], outlets)
-        how = f"for {sm(place.target)}" if place.target else f"optimization level {attempt.level}"
+        how = f"for {sm(where.target)}" if where.target else f"optimization level {attempt.level}"
         outlets.say(f"{flavor.title} {version}, {how}, graphs {export}")
         with phases() as show:
-            engines = build_engines(export, flags, place.device, root=model.cache, progress=show)
+            engines = build_engines(export, flags, where.device, root=model.cache, progress=show)
         outlets.warn((engines.folder / "build.log").read_text(encoding="utf-8"))
         outlets.say(f"built {engines.folder}")
         if golden is None:
@@ -209,7 +208,7 @@ def _build_for(
                 continue
             outlets.say(
                 "not checked: nothing will load these engines until `pi05 check` has passed"
-                + ("" if place.here else f" on a machine with {sm(place.target or (0, 0))}")
+                + ("" if where.here else f" on a machine with {sm(where.target or (0, 0))}")
             )
             return True
         if check_engines(check, subject, engines, export, golden, outlets, attempt.note):

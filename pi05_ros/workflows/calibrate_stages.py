@@ -10,12 +10,9 @@ from pi05_ros.backends.files import (
     require_writable,
     whole_folder,
 )
-from pi05_ros.backends.quantization.calibrate import (
-    calibrate,
-    modelopt_version,
-    require_intent,
-)
+from pi05_ros.backends.quantization.calibrate import calibrate, require_intent
 from pi05_ros.backends.quantization.calibration import Calibration
+from pi05_ros.backends.quantization.modelopt_quantizers import modelopt_version
 from pi05_ros.backends.quantization.presets import preset
 from pi05_ros.backends.quantization.samples import save_samples
 from pi05_ros.workflows.engine_requests import Say, StageCalibrationRequest

@@ -101,7 +101,7 @@ def check_engines(
 
     ``retry`` says why they are not what was asked for, if so; it stays with the report.
     """
-    from pi05_ros.backends.export.export import read_export, verify_export
+    from pi05_ros.backends.export.export_document import read_export, verify_export
     from pi05_ros.backends.identity import machine_facts
     from pi05_ros.backends.tensorrt.binding import EngineFailedError
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
@@ -158,9 +158,9 @@ def _device(subject: Subject) -> torch.device:
 def simulated_engine(
     request: CheckRequest, subject: Subject, say: Say
 ) -> tuple[Any, dict[str, Any]]:
-    """A calibration's quantization simulated in torch, and what it stands for."""
+    """A calibration's engines simulated in torch, and what they stand for."""
     from pi05_ros.backends.export.artifacts import find_calibration
-    from pi05_ros.backends.quantization.calibrate import reference_engine
+    from pi05_ros.backends.quantization.engine_arithmetic import compiled_engine
 
     stages = request.graphs.quantized_stages
     if not stages:
@@ -169,7 +169,7 @@ def simulated_engine(
         subject.weights, request.graphs.calibration, request.model.cache
     )
     say(f"preset {calibration.preset}: {calibration.choice.summary}")
-    engine = reference_engine(
+    engine = compiled_engine(
         subject.model,
         subject.shapes,
         calibration=calibration,
@@ -246,7 +246,7 @@ def _engine_of(request: CheckRequest, subject: Subject, say: Say) -> tuple[Any, 
 
 
 def _check_tensorrt(request: CheckRequest, outlets: Outlets) -> bool:
-    from pi05_ros.backends.export.export import read_export
+    from pi05_ros.backends.export.export_document import read_export
     from pi05_ros.backends.files import model_folder
     from pi05_ros.backends.tensorrt.engine_set import (
         UnprovenEngineError,

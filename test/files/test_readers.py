@@ -11,7 +11,7 @@ import pytest
 
 from pi05_ros.backends.cuda import scales, tuning
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.export.export import read_export
+from pi05_ros.backends.export.export_document import read_export
 from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.samples import load_samples
 from pi05_ros.bags.bag import Bag

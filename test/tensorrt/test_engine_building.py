@@ -11,7 +11,7 @@ from engine_sets import CPU, Install, build
 
 from pi05_ros.backends import files
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.export.export import read_export
+from pi05_ros.backends.export.export_document import read_export
 from pi05_ros.backends.tensorrt import preflight
 from pi05_ros.backends.tensorrt.engine_store import build_engines
 

@@ -14,7 +14,7 @@ from engine_sets import CPU, SIZES, Install, build, check, keep
 from pi05_ros.backends import tensorrt as backend
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.export.export import read_export
+from pi05_ros.backends.export.export_document import read_export
 from pi05_ros.backends.quantization.calibrate import reference_engine
 from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.samples import Sample

@@ -13,7 +13,7 @@ from pi05_ros.backends import onnx as onnx_backend
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export import export
-from pi05_ros.backends.export.export import graph_hash, read_export
+from pi05_ros.backends.export.export_document import graph_hash, read_export
 from pi05_ros.backends.onnx import engine as onnx_engine
 from pi05_ros.backends.onnx.engine import OrtRunner
 from pi05_ros.backends.quantization.calibration import Calibration

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from pi05_ros.backends.export.export import DTYPES
+from pi05_ros.backends.export.export_document import DTYPES
 from pi05_ros.backends.export.graph_checks import GraphError, check_graph, check_model
 from pi05_ros.backends.export.onnx_graph import Expectation, onnx_type
 from pi05_ros.backends.staged.shapes import StageShapes, stage_spec

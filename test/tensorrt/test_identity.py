@@ -37,7 +37,7 @@ importlib.util.find_spec = lambda name, package=None: (
 from pi05_ros.backends import BackendError, create_engine, onnx, tensorrt
 from pi05_ros.backends.experimental import torch_tensorrt
 from pi05_ros.backends.export import export, mlp_only
-from pi05_ros.backends.quantization import calibrate
+from pi05_ros.backends.quantization import modelopt_quantizers
 from pi05_ros.backends.verification import report, verify
 from pi05_ros.workflows import build_engines, calibrate_stages, check_engines, export_graphs
 from pi05_ros.model import Pi05, Pi05Config
@@ -46,7 +46,7 @@ print(tensorrt.usable()[1])
 model = Pi05.random(Pi05Config.preset("tiny"), 0)
 for action in (
     export.require_onnx,
-    calibrate.modelopt_version,
+    modelopt_quantizers.modelopt_version,
     torch_tensorrt.load_compiler,
     lambda: create_engine(model, "onnx"),
     lambda: create_engine(model, "tensorrt"),

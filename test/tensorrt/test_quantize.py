@@ -15,13 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pi05_ros.backends.identity import weights_id
-from pi05_ros.backends.quantization import calibrate as quantize_module
-from pi05_ros.backends.quantization.calibrate import (
-    assert_exact_set,
-    calibrate,
-    modelopt_quantize,
-    reference_engine,
-)
+from pi05_ros.backends.quantization import modelopt_quantizers
+from pi05_ros.backends.quantization.calibrate import calibrate, reference_engine
 from pi05_ros.backends.quantization.calibration import Calibration, CalibrationError
 from pi05_ros.backends.quantization.fake_quant import (
     LARGEST,
@@ -29,6 +24,7 @@ from pi05_ros.backends.quantization.fake_quant import (
     quantize,
     scale_from_amax,
 )
+from pi05_ros.backends.quantization.modelopt_quantizers import assert_exact_set, modelopt_quantize
 from pi05_ros.backends.quantization.modules import apply_calibration
 from pi05_ros.backends.quantization.presets import PRESETS, expected_quantizers, preset
 from pi05_ros.backends.quantization.samples import (
@@ -200,14 +196,14 @@ def test_old_modelopt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(modelopt, "__version__", "0.42.0")
     with pytest.raises(RuntimeError, match=r"0\.42\.0 is too old"):
-        quantize_module.modelopt_version()
+        modelopt_quantizers.modelopt_version()
 
 
 def test_modelopt_without_what_it_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its wheels import packages that they do not ask for."""
     monkeypatch.setitem(sys.modules, "modelopt.torch.quantization", None)
     with pytest.raises(RuntimeError, match=r"does not load: .*requirements/tensorrt\.txt lists"):
-        quantize_module.modelopt_version()
+        modelopt_quantizers.modelopt_version()
 
 
 def test_calibration_file_round_trip(calibration: Calibration, tmp_path: Path) -> None:

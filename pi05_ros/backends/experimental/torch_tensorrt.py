@@ -119,7 +119,10 @@ def modelopt_module(
             torch-tensorrt converts for FP8.
 
     """
-    from pi05_ros.backends.quantization.calibrate import enabled_quantizers, modelopt_quantize
+    from pi05_ros.backends.quantization.modelopt_quantizers import (
+        enabled_quantizers,
+        modelopt_quantize,
+    )
     from pi05_ros.backends.quantization.presets import preset
 
     choice = calibration.choice

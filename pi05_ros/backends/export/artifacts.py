@@ -10,9 +10,9 @@ from typing import Any
 
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.export.export import (
+from pi05_ros.backends.export.export import export_all
+from pi05_ros.backends.export.export_document import (
     QUANTIZED,
-    export_all,
     read_export,
     stage_precision,
     verify_export,

@@ -95,7 +95,7 @@ def create(
     if not works:
         raise BackendError(f"backend onnx cannot be used: {why}")
     from pi05_ros.backends.export.artifacts import find_calibration, given_graphs, graphs_for
-    from pi05_ros.backends.export.export import QUANTIZED
+    from pi05_ros.backends.export.export_document import QUANTIZED
     from pi05_ros.backends.identity import weights_id
     from pi05_ros.backends.onnx.engine import engine_of
     from pi05_ros.backends.staged.shapes import StageShapes

@@ -15,7 +15,7 @@ import torch
 
 from pi05_ros.backends.engine import ASKED_FOR, Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.export.export import DTYPES, stage_precision
+from pi05_ros.backends.export.export_document import DTYPES, stage_precision
 from pi05_ros.backends.export.mlp_only import join_runners
 from pi05_ros.backends.onnx_runtime import load_runtime
 from pi05_ros.backends.staged.engine import StagedEngine

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pi05_ros.backends.engine import ASKED_FOR, Images
-from pi05_ros.backends.export.export import DTYPES
+from pi05_ros.backends.export.export_document import DTYPES
 from pi05_ros.backends.export.mlp_only import join_runners
 from pi05_ros.backends.staged.engine import StagedEngine, StagedKVCache
 from pi05_ros.backends.tensorrt.engine_set import EngineSet

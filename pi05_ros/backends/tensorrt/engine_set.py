@@ -15,7 +15,7 @@ import torch
 from pi05_ros.backends.cache import require_private
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.export.export import DTYPES
+from pi05_ros.backends.export.export_document import DTYPES
 from pi05_ros.backends.files import sha256_file
 from pi05_ros.backends.identity import KEY_SCHEMA, engine_key, machine_facts
 from pi05_ros.backends.quantization.presets import preset

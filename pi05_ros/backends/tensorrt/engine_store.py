@@ -14,7 +14,12 @@ import torch
 
 from pi05_ros.backends.cache import private_folder, require_private
 from pi05_ros.backends.engine import Precision
-from pi05_ros.backends.export.export import DTYPES, read_export, stage_precision, verify_export
+from pi05_ros.backends.export.export_document import (
+    DTYPES,
+    read_export,
+    stage_precision,
+    verify_export,
+)
 from pi05_ros.backends.files import (
     model_folder,
     sha256_file,

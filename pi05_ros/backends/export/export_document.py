@@ -1,0 +1,101 @@
+"""``export.json``: what a folder of graphs was exported from, and whether it still is that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pi05_ros.backends.engine import Precision
+from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.files import sha256_file
+from pi05_ros.backends.quantization.presets import preset
+from pi05_ros.backends.staged.shapes import StageShapes, graphs_of
+from pi05_ros.small_files import FileError, MissingFileError, read_json
+
+SCHEMA = 2  # 1: scales per channel on the weights, attention that does not fuse
+QUANTIZED = ("prefill", "denoise_step")
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+def graph_hash(document: dict[str, Any]) -> str:
+    """Identity of an export: its files, weights, shapes and calibration."""
+    parts = {key: document[key] for key in ("schema", "weights", "shapes", "calibration")}
+    parts["files"] = {
+        stage: [entry["sha256"], entry["data_sha256"]]
+        for stage, entry in document["stages"].items()
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def read_export(directory: Path) -> dict[str, Any]:
+    """Content of ``export.json``.
+
+    Raises:
+        BackendError: missing, damaged, or from another version.
+
+    """
+    path = directory / "export.json"
+    try:
+        document: dict[str, Any] = read_json(path)
+    except MissingFileError:
+        raise BackendError(
+            f"no exported graphs in {directory}; make them with: pi05 export"
+        ) from None
+    except FileError as error:
+        raise BackendError(f"{error}; export again: pi05 export") from None
+    if not isinstance(document, dict):
+        raise BackendError(f"{path} is damaged (not a mapping); export again: pi05 export")
+    if document.get("schema") != SCHEMA:
+        raise BackendError(
+            f"{path} has schema {document.get('schema')!r}, this version reads {SCHEMA}; "
+            "export again: pi05 export"
+        )
+    try:
+        _require_whole(document)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BackendError(
+            f"{path} is damaged ({type(error).__name__}: {error}); export again: pi05 export"
+        ) from None
+    return document
+
+
+def _require_whole(document: dict[str, Any]) -> None:
+    """Validate the schema of ``export.json``; raises on missing or wrong fields."""
+    if document["activation"] not in DTYPES:
+        raise ValueError(f"activation {document['activation']!r}")
+    Precision(**stage_precision(document))
+    depth = StageShapes(**document["shapes"]).depth
+    stages = document["stages"]
+    missing = set(graphs_of(document["layout"], depth)) - set(stages)
+    if missing:
+        raise ValueError(f"no {min(missing)}")
+    graph_hash(document)
+    texts = [document["weights"], document["graph_hash"]]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("weights or graph_hash is no text")
+
+
+def verify_export(directory: Path, document: dict[str, Any]) -> None:
+    """Raise BackendError unless the files are those that ``export.json`` was written for."""
+    for stage, entry in document["stages"].items():
+        for name, digest in ((f"{stage}.onnx", "sha256"), (f"{stage}.onnx.data", "data_sha256")):
+            path = directory / name
+            if not path.is_file() or sha256_file(path) != entry[digest]:
+                raise BackendError(f"{path} is not what was exported; export again: pi05 export")
+
+
+def stage_precision(document: dict[str, Any]) -> dict[str, str]:
+    """Precision of each stage of an export, by the names of `Precision`."""
+    quantized = set(document["quantised_stages"])
+    word = "fp8"
+    if document["preset"] and preset(document["preset"]).weights != "fp8":
+        word = document["activation"]  # INT8 presets have no word of their own in Precision
+    return {
+        "vision": document["activation"],
+        "prefill": word if "prefill" in quantized else document["activation"],
+        "denoise": word if "denoise_step" in quantized else document["activation"],
+    }
