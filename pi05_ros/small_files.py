@@ -1,4 +1,4 @@
-"""Read small files that may be anything: pipes, devices, huge, cut off or nested without end.
+"""Read small files that may be anything (pipes, devices, huge, deeply nested); write them whole.
 
 Everything the package reads apart from weights, bags and engines comes through here: regular files
 only, up to a stated size, JSON without duplicate keys and up to a stated depth. Every failure is a
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,29 @@ def parse_json(text: str | bytes, where: str, *, max_depth: int | None = MAX_DEP
     if max_depth is not None and _deeper(value, max_depth):
         raise FileError(f"{where} is nested too deeply; {_accepted(max_depth)}")
     return value
+
+
+def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a file, making its folder; after a crash either the old or the new file exists.
+
+    Args:
+        path: the file.
+        content: text is written as UTF-8.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be made or written.
+
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,10 +17,10 @@ import hashlib
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from pi05_ros import small_files
 from pi05_ros.backends.cache import cache_place, private_folder
 from pi05_ros.backends.errors import BackendError
 
@@ -181,22 +181,13 @@ def whole_folder(directory: Path, last: str, mode: int = 0o777) -> Iterator[Path
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write beside the target, flush to disk, rename. Never leaves half a file.
+    """Write a file; after a crash either the old or the new one exists.
 
     Raises:
         BackendError: the disk is full or the folder cannot be written.
 
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        small_files.write_atomically(path, content)
     except OSError as error:
         raise BackendError(f"cannot write {path}: {error.strerror or error}") from None

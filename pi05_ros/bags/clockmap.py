@@ -11,7 +11,7 @@ import json
 from bisect import bisect_right
 from pathlib import Path
 
-from pi05_ros.small_files import MIB, read_json
+from pi05_ros.small_files import MIB, read_json, write_atomically
 
 TOLERANCE_NS = 200_000
 
@@ -41,12 +41,8 @@ class ClockMap:
 
     def write(self, path: Path) -> None:
         """Write as JSON, in one step."""
-        part = path.with_suffix(".part")
-        part.write_text(
-            json.dumps({"speed": self.speed, "mono_ns": self._mono, "clock_ns": self._clock}),
-            encoding="utf-8",
-        )
-        part.replace(path)
+        data = {"speed": self.speed, "mono_ns": self._mono, "clock_ns": self._clock}
+        write_atomically(path, json.dumps(data))
 
     @classmethod
     def read(cls, path: Path) -> ClockMap:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pi05_ros.bags.topics import Source
-from pi05_ros.small_files import read_json
+from pi05_ros.small_files import read_json, write_atomically
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class PlayPlan:
 
     def write(self, path: Path) -> None:
         """Write as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> PlayPlan:

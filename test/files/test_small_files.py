@@ -24,6 +24,7 @@ from pi05_ros.small_files import (
     read_bytes,
     read_json,
     read_text,
+    write_atomically,
 )
 from pi05_ros.strict_yaml import MAX_DEPTH, dump_yaml, parse_yaml, read_yaml
 
@@ -325,3 +326,18 @@ def test_memory_stays_small_while_a_huge_file_is_refused(tmp_path):
         "try:\n    read_json(sys.argv[1])\nexcept FileError:\n    sys.exit(7)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 7
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "file"
+    write_atomically(path, "gr\u00fcn")
+    assert path.read_bytes() == "gr\u00fcn".encode()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"other")
+    assert path.read_bytes() == "gr\u00fcn".encode()
+    assert list(path.parent.iterdir()) == [path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -76,12 +77,12 @@ def test_who_is_killed_while_noting_it_can_go_on(tmp_path, monkeypatch):
     claim(tmp_path, "random:tiny", True)
     with_results(tmp_path)
 
-    def killed(path, text, encoding):
-        path.write_bytes(text.encode(encoding)[:5])
+    def killed(handle):
+        os.ftruncate(handle, 5)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.write_text", killed)
+        patch.setattr("os.fsync", killed)
         with pytest.raises(KeyboardInterrupt):
             claim(tmp_path, "random:tiny", True)
     claim(tmp_path, "random:tiny", True)

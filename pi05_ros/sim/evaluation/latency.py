@@ -16,7 +16,7 @@ import torch
 
 from pi05_ros.sim.evaluation.evaluate import EpisodeJob, EpisodeRunner
 from pi05_ros.sim.evaluation.setting import Setting
-from pi05_ros.small_files import read_json
+from pi05_ros.small_files import read_json, write_atomically
 
 FILE = "latency.json"
 ENGINE = ("backend", "precision", "denoise_steps", "chunking", "max_guidance", "kv_reuse")
@@ -59,7 +59,7 @@ def measure(
                     "inferences": len(times),
                     "device": device_name(job.setting),
                 }
-                path.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+                write_atomically(path, json.dumps(known, indent=1) + "\n")
         finally:
             runner.close()
             torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ from pathlib import Path
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.model import checkpoint_hash
 from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
-from pi05_ros.small_files import read_json
+from pi05_ros.small_files import read_json, write_atomically
 
 FILE = "run.json"
 RESULT_FILES = ("results.jsonl", "ros.jsonl", "latency.json")
@@ -50,9 +50,7 @@ def claim(out: Path, checkpoint: str, resume: bool, **facts: str | int) -> None:
                 f"{out} holds results of {other[0]} {before[other[0]]}, not "
                 f"{now[other[0]]}; take another --out, or --no-resume to put them aside"
             )
-    whole = path.with_name(FILE + ".new")  # whoever is killed here leaves the old or the new one
-    whole.write_text(json.dumps({**now, "checkpoint": checkpoint}, indent=1) + "\n", "utf-8")
-    whole.replace(path)
+    write_atomically(path, json.dumps({**now, "checkpoint": checkpoint}, indent=1) + "\n")
 
 
 def _read(path: Path) -> dict[str, object]:
