@@ -13,8 +13,8 @@ from pi05_ros.backends import Precision
 from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.hopper import compile as compiler
 from pi05_ros.backends.cuda.hopper import products
+from pi05_ros.backends.cuda.pack_model import pack
 from pi05_ros.backends.cuda.stages import choice, modulation
-from pi05_ros.backends.cuda.weights import pack
 from pi05_ros.model import Pi05, Pi05Config
 
 FULL = Pi05Config.preset("pi05")

@@ -14,8 +14,8 @@ from pi05_ros.backends.cuda import packing, tuning
 from pi05_ros.backends.cuda.hopper import compile as compiler
 from pi05_ros.backends.cuda.hopper import prefill
 from pi05_ros.backends.cuda.hopper.products import MAX_SHARED
+from pi05_ros.backends.cuda.pack_model import pack
 from pi05_ros.backends.cuda.stages import choice, modulation
-from pi05_ros.backends.cuda.weights import pack
 from pi05_ros.model import Pi05, Pi05Config
 
 FULL = Pi05Config.preset("pi05")

@@ -98,7 +98,7 @@ got = engine.sample(pixels, tokens, noise.clone().requires_grad_(), 1)
 torch.testing.assert_close(got, out, atol=1e-3, rtol=0)
 assert not got.requires_grad and not engine.buffers.noise.requires_grad
 # prompts longer than the largest bucket share one
-engine.prompt_buckets = (8,)
+engine.call_inputs.buckets = (8,)
 for n, bucket in ((8, 8), (9, 24), (13, 24)):
     cache = engine.prefill(images[:0], tokens[:n])
     assert cache.bucket == bucket

@@ -11,8 +11,9 @@ from fp8_simulation import Simulation
 
 from pi05_ros.backends import BackendError, Precision, create_engine
 from pi05_ros.backends.cuda import resolve, scales, tuning, usable
+from pi05_ros.backends.cuda.pack_model import pack
 from pi05_ros.backends.cuda.stages import modulation
-from pi05_ros.backends.cuda.weights import alternate, pack, quantize, rope_pairs
+from pi05_ros.backends.cuda.weights import alternate, quantize, rope_pairs
 from pi05_ros.model import Pi05, Pi05Config
 
 BF16 = Precision("bf16", "bf16", "bf16")

@@ -239,11 +239,11 @@ def test_prompts_of_one_bucket_match_their_exact_size(bf16):
     for prompt in (33, 50, 64):
         images, tokens, noise = example(prompt=prompt, seed=9)
         bucketed = bf16.sample(images, tokens, noise)
-        buckets, bf16.prompt_buckets = bf16.prompt_buckets, (prompt,)
+        buckets, bf16.call_inputs.buckets = bf16.call_inputs.buckets, (prompt,)
         try:
             exact = bf16.sample(images, tokens, noise)
         finally:
-            bf16.prompt_buckets = buckets
+            bf16.call_inputs.buckets = buckets
         assert cos(bucketed, exact) > 0.99999
 
 

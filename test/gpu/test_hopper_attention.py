@@ -159,7 +159,7 @@ def test_denoising_agrees_with_the_triton_pair(precision, horizon):
         engine = create(
             model, Precision("bf16", "bf16", precision), horizon=horizon, tuning=tuning
         )
-        assert engine.denoise_stage.clusters == (kind == "cluster")
+        assert engine.denoise_stage.attention.clusters == (kind == "cluster")
         for _ in range(3):  # these set the activation scales
             engine.sample(images, tokens, noise)
         results.append(engine.sample(images, tokens, noise))

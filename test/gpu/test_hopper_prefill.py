@@ -143,7 +143,7 @@ def engines():
         if kernels == "triton":
             scales = made["hopper"].buffers.scales
             made[kernels].buffers.scales.copy_(scales)
-            made[kernels].first_runs = 0
+            made[kernels].scales.first_runs = 0
         else:
             for seed in range(3):
                 made[kernels].sample(*observation(2, 20, 50, seed))

@@ -166,7 +166,7 @@ def test_the_policy_on_first_run_scales_and_after_them():
     try:
         policy.allow_overlap()
         policy.warm_up()
-        assert policy.engine.engine.first_runs == 2  # both slots, counted once
+        assert policy.engine.engine.scales.first_runs == 2  # both slots, counted once
         rng = np.random.default_rng(0)
         frames = [
             Observation(
@@ -189,7 +189,7 @@ def test_the_policy_on_first_run_scales_and_after_them():
 
         first = run()
         assert all(np.isfinite(chunk.normalized).all() for chunk in first)
-        assert policy.engine.engine.first_runs == 0
+        assert policy.engine.engine.scales.first_runs == 0
         alone = [policy.infer(frame, seed=n) for n, frame in enumerate(frames)]
         for chunk, want in zip(run(), alone, strict=True):
             assert np.array_equal(chunk.actions, want.actions)

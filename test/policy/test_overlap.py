@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ import torch
 from pi05_ros.backends import BackendError, Precision
 from pi05_ros.backends.create import overlapped
 from pi05_ros.backends.cuda.pipeline import Pipeline
+from pi05_ros.backends.cuda.scales import EngineScales
 from pi05_ros.backends.engine import Capabilities
 from pi05_ros.policy import Observation, Policy, PolicyError
 from pi05_ros.policy.chunking.continuation import DelayEstimator
@@ -226,30 +226,25 @@ class FakeCuda:
     device = torch.device("cpu")
     horizon = 10
     capabilities = Capabilities(("identity",), frozen=True)
-    first_runs = 3
 
     def __init__(self, slots=2):
         self.buffers = SimpleNamespace(slots=[None] * slots)
         self.serial = [0] * slots
         self.fail = False
+        self.scales = EngineScales(None, None)
+        self.scales.first_runs = 3
 
     def prefill(self, images, tokens, *, camera_keys=None, slot=0):
         self.serial[slot] += 1
         if self.fail:
             raise BackendError("prompt too long")
-        self.first_runs = max(0, self.first_runs - 1)
+        self.scales.first_runs = max(0, self.scales.first_runs - 1)
         return SimpleNamespace(slot=slot, serial=self.serial[slot], images=images)
 
     def denoise(self, cache, noise, *, steps, guidance=None, frozen=None):
         if cache.serial != self.serial[cache.slot]:
             raise BackendError("overwritten")
         return cache.images + noise
-
-    @contextlib.contextmanager
-    def first_runs_kept(self):
-        left = self.first_runs
-        yield
-        self.first_runs = left
 
 
 def test_pipeline_keeps_the_last_two_caches():
@@ -286,6 +281,6 @@ def test_warm_up_fills_both_slots_and_counts_once():
     slots = []
     pipeline.warm_up(lambda: slots.append(pipeline.prefill(0, None).slot))
     assert slots == [0, 1]
-    assert engine.first_runs == 2
+    assert engine.scales.first_runs == 2
     with pytest.raises(BackendError, match="two KV slots"):
         Pipeline(FakeCuda(slots=1))

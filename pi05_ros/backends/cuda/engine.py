@@ -10,35 +10,33 @@ as `pipeline.Pipeline` does: there is one set of buffers.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pi05_ros.backends.cuda import scales
-from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_STEPS, CudaKVCache
-from pi05_ros.backends.cuda.graphs import Graphs
+from pi05_ros.backends.cuda.buffers import MAX_STEPS, CudaKVCache
+from pi05_ros.backends.cuda.graphs import Graphs, on_device
 from pi05_ros.backends.cuda.inputs import (
+    MAX_VIEWS,
     FrameInputs,
-    check_noise,
-    check_range,
+    PromptAndNoise,
+    check_sizes,
     check_steps,
-    check_tokens,
 )
 from pi05_ros.backends.cuda.kept_inputs import EmbeddingReuse
-from pi05_ros.backends.cuda.monitor import Monitor
-from pi05_ros.backends.cuda.scales import ActivationScales, Saturation
-from pi05_ros.backends.cuda.stages import modulation
+from pi05_ros.backends.cuda.monitor import GraphRunner, Monitor
+from pi05_ros.backends.cuda.scales import ActivationScales, EngineScales, Saturation
 from pi05_ros.backends.cuda.stages.assembly import Sizes, assemble
-from pi05_ros.backends.cuda.stages.launches import Launches
+from pi05_ros.backends.cuda.stages.launches import Kinds, Launches
+from pi05_ros.backends.cuda.stages.modulation import Modulation, ModulationTables
 from pi05_ros.backends.cuda.steering import CORRECTIONS, Steering
 from pi05_ros.backends.cuda.stopwatch import Stopwatch
 from pi05_ros.backends.cuda.tuning import load as load_tuning
@@ -58,11 +56,10 @@ from pi05_ros.model.sampler import DENOISE_STEPS
 
 log = logging.getLogger("pi05_ros.cuda")
 
-PROMPT_BUCKETS = (32, 64, 128, 200)
-MAX_VIEWS = 3
-FIRST_RUNS = 3  # observations that set the FP8 scales where no calibration was given
 MONITOR_EVERY = 200  # a recording call takes longer, so it must stay rarer than one in a hundred
 BOTH = ("prefill", "denoise")
+_FREED = ("weights", "buffers", "prefix_stages", "denoise_stage", "launches", "inputs",
+          "call_inputs", "modulation_tables", "_kept", "_steering", "_runner")  # fmt: skip
 _SERIALS = itertools.count(1)  # of all engines: a KV cache of one fits no other
 
 
@@ -86,11 +83,7 @@ class CudaEngine(Engine):
         tuning: dict[str, Any] | None = None,
         reason: str = ASKED_FOR,
     ) -> None:
-        check_range("horizon", horizon, 1, ACTION_ROWS)
-        check_range("views", views, 0, MAX_VIEWS)
-        check_range("max_prompt_tokens", max_prompt_tokens, 1)
-        check_range("slots", slots, 1)
-        check_range("monitor_every", monitor_every, 0)
+        check_sizes(horizon, views, max_prompt_tokens, slots, monitor_every)
         if model.config.vlm.num_kv_heads != 1:
             raise BackendError("the cuda backend needs one K/V head, as pi0.5 has")
         self._closed = False
@@ -98,11 +91,7 @@ class CudaEngine(Engine):
         self.device = model.device
         self.precision = precision
         self.horizon = horizon
-        self.max_prompt_tokens = max_prompt_tokens
-        self.prompt_buckets = PROMPT_BUCKETS
         self.tuning = load_tuning(self.device, tuning)
-        if dependent_launch is None:
-            dependent_launch = self.tuning.flag("dependent_launch")
         with self._on_device():
             parts = assemble(
                 model,
@@ -118,28 +107,19 @@ class CudaEngine(Engine):
         self.prefix_stages = parts.prefix
         self.denoise_stage = parts.denoise
         self.inputs = FrameInputs(self.device, model.config.vision.image_size)
-        self.launches = Launches(self.prefix_stages, self.inputs)
-        self._modulation: dict[int, modulation.Modulation] = {}
+        self.call_inputs = PromptAndNoise(self.buffers, model.config.vocab, max_prompt_tokens)
+        self.launches = Launches(self.prefix_stages, self.denoise_stage, self.inputs)
+        self.modulation_tables = ModulationTables(self.weights)
         self._serial = [0] * slots
-        self._length = [-1] * slots
         self._lock = threading.RLock()
         self._kept = EmbeddingReuse(self.inputs, self.launches, self.graphs, MAX_VIEWS)
         self._steering = Steering(self.buffers, model.config.clock)
         self._watch = Stopwatch(self.device)
-        self._observing = False
-        if not any(self.weights.quantized):
-            monitor_every = 0
-        self.monitor = Monitor(
-            monitor_every, self.weights.sites, self.buffers.amax, self.buffers.scales
-        )
-        self.scales_source = "the first observations"
-        self.first_runs = 0  # observations that are still to set the FP8 scales
+        self.monitor = Monitor.of(monitor_every, self.weights, self.buffers)
+        self._runner = GraphRunner(self.graphs, self.monitor, self.prefix_stages)
+        self.scales = EngineScales(self.weights, self.buffers)
         if "fp8" in (precision.vision, precision.prefill, precision.denoise):
-            self.first_runs = FIRST_RUNS
-            if calibration is not None:
-                self.use_calibration(calibration)
-            else:
-                self._find_calibration()
+            self.scales.prepare(calibration)
 
     def sample(
         self,
@@ -167,7 +147,7 @@ class CudaEngine(Engine):
             views = self.inputs.views(images, MAX_VIEWS)
             horizon = self._load_noise(noise, seed, frozen)
             # last, because it writes the slot's length: a KV cache stays valid if this call fails
-            _, bucket = self._load_prompt(tokens, len(views), 0)
+            _, bucket = self.call_inputs.load_prompt(tokens, len(views), 0)
             for camera, view in enumerate(views):
                 self.inputs.load(camera, view)
             self._kept.forget()
@@ -176,20 +156,18 @@ class CudaEngine(Engine):
             drawn = noise is None
             rows = len(views) * self.buffers.tokens + bucket
             mod = self.modulation_tables(steps)
-            if self.first_runs:
+            if self.scales.first_runs:
                 if drawn:
                     self.launches.noise(horizon)
                 self._calibrate_here(kinds, bucket, horizon, mod, 0)
 
             def launch() -> None:
                 self.launches.prefix(kinds, bucket, 0)
-                if drawn:
-                    self.launches.noise(horizon)
-                self.denoise_stage.run(horizon, mod, self.buffers.slots[0], rows)
+                self.launches.denoise(horizon, mod, 0, rows, drawn=drawn)
 
             self._watch.forget("prefix", "prefill", "denoised")
             self._watch.mark("sample")
-            self._run(("sample", kinds, bucket, horizon, steps, drawn), launch, BOTH)
+            self._runner.run(("sample", kinds, bucket, horizon, steps, drawn), launch, BOTH)
             self._watch.mark("sampled")
             return self.buffers.actions[:horizon].clone()
 
@@ -217,11 +195,11 @@ class CudaEngine(Engine):
                 raise BackendError(f"slot {slot}; accepted: 0 to {len(self._serial) - 1}")
             if camera_keys is not None and len(camera_keys) != len(views):
                 raise BackendError(f"{len(camera_keys)} camera keys for {len(views)} images")
-            n, bucket = self._load_prompt(tokens, len(views), slot)
+            n, bucket = self.call_inputs.load_prompt(tokens, len(views), slot)
             kinds = tuple(view.kind for view in views)
             self._serial[slot] = next(_SERIALS)
             cache = CudaKVCache(slot, self._serial[slot], len(views), bucket, n)
-            if self.first_runs:
+            if self.scales.first_runs:
                 for camera, view in enumerate(views):
                     self.inputs.load(camera, view)
                 self._load_noise(None, 0, None)
@@ -236,7 +214,7 @@ class CudaEngine(Engine):
                 for camera, view in enumerate(views):
                     self.inputs.load(camera, view)
                 self._kept.forget()
-                self._run(
+                self._runner.run(
                     ("prefix", kinds, bucket, slot),
                     lambda: self.launches.prefix(kinds, bucket, slot),
                     BOTH[:1],
@@ -244,7 +222,7 @@ class CudaEngine(Engine):
             else:
                 self._kept.renew(views, tokens, camera_keys, bucket, slot)
                 self._watch.mark("prefill")
-                self._run(
+                self._runner.run(
                     ("prefill", len(views), bucket, slot),
                     lambda: self.launches.prefill(len(views), bucket, slot),
                     BOTH[:1],
@@ -275,17 +253,14 @@ class CudaEngine(Engine):
             guided = self._steering.guide(guidance, horizon, steps)
             mod = self.modulation_tables(steps)
             rows = self.buffers.rows_of(cache)
-            slot = self.buffers.slots[cache.slot]
 
             def launch() -> None:
-                if drawn:
-                    self.launches.noise(horizon)
-                self.denoise_stage.run(horizon, mod, slot, rows, guided)
+                self.launches.denoise(horizon, mod, cache.slot, rows, guided, drawn=drawn)
 
             self._watch.forget("sampled")
             self._watch.mark("denoise")
             key = ("denoise", rows, horizon, steps, cache.slot, drawn, guided)
-            self._run(key, launch, BOTH[1:])
+            self._runner.run(key, launch, BOTH[1:])
             self._watch.mark("denoised")
             return self.buffers.actions[:horizon].clone()
 
@@ -305,41 +280,26 @@ class CudaEngine(Engine):
     def health(self) -> EngineHealth:
         """What the saturation monitor has found; callable from any thread, waits for nothing."""
         found = self.monitor.health()
-        return EngineHealth({"fp8_scales": self.scales_source, **found.values}, found.warning)
+        return EngineHealth({"fp8_scales": self.scales.source, **found.values}, found.warning)
 
     def use_calibration(self, calibration: str | Path | ActivationScales) -> None:
         """Take activation scales from a file; refused where they belong to other weights."""
-        if not isinstance(calibration, ActivationScales):
-            calibration = ActivationScales.load(Path(calibration))
-        w = self.weights
-        amax = calibration.amax_for(w.sites, w.fingerprint, w.quantized)
-        self.buffers.scales.copy_(scales.scale_of(amax).to(self.device))
-        self.first_runs = 0
-        self.scales_source = f"{calibration.observations} observations"
+        self.scales.use(calibration)
 
     def start_calibration(self) -> None:
         """Forget the largest magnitudes seen so far."""
-        self.buffers.amax.zero_()
+        self.scales.start()
 
     def observe(
         self, images: Images, tokens: Tensor, noise: Tensor, steps: int = DENOISE_STEPS
     ) -> None:
         """Run one observation with the recorder of magnitudes on (for `calibration`)."""
-        with self._lock:
-            self._observing = True
-            try:
-                self.sample(images, tokens, noise, steps)
-            finally:
-                self._observing = False
+        with self._lock, self._runner.observing():
+            self.sample(images, tokens, noise, steps)
 
     def calibration(self, observations: int) -> ActivationScales:
         """What was recorded since `start_calibration`."""
-        return ActivationScales(
-            tuple(self.weights.sites),
-            self.buffers.amax.to("cpu", copy=True),
-            self.weights.fingerprint,
-            observations,
-        )
+        return self.scales.recorded(observations)
 
     def saturation(self) -> list[Saturation]:
         """Sites that left their FP8 range in monitored calls since the last report."""
@@ -353,94 +313,27 @@ class CudaEngine(Engine):
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # replays of any stream use what is freed
             self.graphs.clear()
-            parts = "weights buffers prefix_stages denoise_stage launches inputs _kept _steering"
-            for name in parts.split():
+            self.scales.release()
+            for name in _FREED:
                 self.__dict__.pop(name, None)
-            self._modulation.clear()
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    @contextlib.contextmanager
-    def _on_device(self) -> Iterator[None]:
-        """FrameInputs that require gradients must not tie static buffers to their history.
-
-        Raises:
-            BackendError: the engine is closed.
-
-        """
+    def _on_device(self) -> AbstractContextManager[None]:
         if self._closed:
             raise BackendError("this engine is closed")
-        on_gpu = self.device.type == "cuda"
-        with torch.no_grad(), torch.cuda.device(self.device) if on_gpu else nullcontext():
-            yield
-
-    def _load_prompt(self, tokens: Tensor, views: int, slot: int) -> tuple[int, int]:
-        n = check_tokens(tokens, self.max_prompt_tokens, self.weights.config.vocab)
-        longest = self.max_prompt_tokens
-        bucket = min(next((size for size in self.prompt_buckets if n <= size), longest), longest)
-        self.buffers.prompt[:n].copy_(tokens, non_blocking=True)
-        length = views * self.buffers.tokens + n
-        if self._length[slot] != length:
-            self.buffers.slots[slot].length.fill_(length)
-            self._length[slot] = length
-        return n, bucket
+        return on_device(self.device)
 
     def _load_noise(self, noise: Tensor | None, seed: int | None, frozen: Tensor | None) -> int:
-        b = self.buffers
-        A = self.weights.config.action_dim
-        if noise is None:
-            if seed is None:
-                raise BackendError("give noise or a seed")
-            horizon = self.horizon
-            b.seed.fill_(seed)
-        else:
-            horizon = check_noise(noise, A, ACTION_ROWS)
-            b.noise[:horizon].copy_(noise, non_blocking=True)
+        horizon = self.call_inputs.load_noise(noise, seed, self.horizon)
         if frozen is not None and noise is None:
             raise BackendError("frozen actions need noise given, not a seed")
         self._steering.freeze(frozen, horizon)
         return horizon
 
-    def modulation_tables(self, steps: int) -> modulation.Modulation:
-        """The expert's modulation for a number of steps, computed on first use."""
-        if steps not in self._modulation:
-            with torch.no_grad():
-                self._modulation[steps] = modulation.build(self.weights, steps)
-        return self._modulation[steps]
-
-    def _find_calibration(self) -> None:
-        """Take the scales that `pi05 calibrate` left for these weights, if there are any."""
-        path = scales.default_path(self.weights.fingerprint)
-        try:
-            if scales.files_of(path)[1].is_file():
-                self.use_calibration(path)
-                log.info("FP8 scales from %s", path)
-        except BackendError as error:
-            log.warning("FP8 scales come from the first observations: %s", error)
-
-    def _run(self, key: Hashable, launch: Callable[[], None], parts: Sequence[str]) -> None:
-        """Replay or capture; with the monitor on, now and then the recording form."""
-
-        def recording() -> None:
-            with self.prefix_stages.recording():
-                launch()
-
-        if self._observing:
-            self.graphs.run((key, "observing"), recording)
-            return
-        due = self.monitor.due(parts)
-        self.graphs.run(key, launch, recording if self.monitor.every else None, due)
-        if due:
-            self.monitor.drain(parts)
-
     def _calibrate_here(
-        self,
-        kinds: tuple[tuple[str, int, int], ...],
-        bucket: int,
-        horizon: int,
-        mod: modulation.Modulation,
-        slot: int,
+        self, kinds: Kinds, bucket: int, horizon: int, mod: Modulation, slot: int
     ) -> None:
         """One of the first runs, which set the scales where no calibration was given."""
         rows = len(kinds) * self.buffers.tokens + bucket
@@ -448,19 +341,6 @@ class CudaEngine(Engine):
         def record() -> None:
             with self.prefix_stages.recording():
                 self.launches.prefix(kinds, bucket, slot)
-                self.denoise_stage.run(horizon, mod, self.buffers.slots[slot], rows)
+                self.launches.denoise(horizon, mod, slot, rows)
 
-        first = self.first_runs == FIRST_RUNS
-        scales.first_run(self.buffers.amax, self.buffers.scales, record, first)
-        if first:
-            log.info("no calibration given: FP8 scales come from the first observations")
-        self.first_runs -= 1
-
-    @contextlib.contextmanager
-    def first_runs_kept(self) -> Iterator[None]:
-        """Runs within set FP8 scales and do not count as observations that did."""
-        left = self.first_runs
-        try:
-            yield
-        finally:
-            self.first_runs = left
+        self.scales.first_run(record)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
 
 _CAPTURE = threading.Lock()  # one capture at a time in the process, whichever engine
+
+
+@contextlib.contextmanager
+def on_device(device: torch.device) -> Iterator[None]:
+    """Without gradients, so that inputs tie no static buffer to their history."""
+    with torch.no_grad():
+        if device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(device):
+            yield
 
 
 class Graphs:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pi05_ros.backends.cuda.buffers import ACTION_ROWS, Buffers
 from pi05_ros.backends.errors import BackendError
 
+MAX_VIEWS = 3
 Kind = tuple[str, int, int]  # ("frame", Hc, Wc) uint8 or ("pixels", S, S) float
 
 
@@ -101,11 +103,73 @@ class FrameInputs:
             target.copy_(source.reshape(target.shape), non_blocking=True)
 
 
+class PromptAndNoise:
+    """Brings prompt ids and flow noise into the static buffers.
+
+    Attributes:
+        buckets: prompt lengths that graphs are captured for, besides the longest.
+
+    """
+
+    buckets: tuple[int, ...] = (32, 64, 128, 200)
+
+    def __init__(self, buffers: Buffers, vocab: int, most: int) -> None:
+        self._buffers = buffers
+        self._vocab = vocab
+        self._most = most
+        self._length = [-1] * len(buffers.slots)
+
+    def load_prompt(self, tokens: Tensor, views: int, slot: int) -> tuple[int, int]:
+        """Copy the ids and set the slot's length; returns their number and bucket.
+
+        Raises:
+            BackendError: see `check_tokens`; nothing has been written then.
+
+        """
+        b = self._buffers
+        n = check_tokens(tokens, self._most, self._vocab)
+        bucket = min(next((size for size in self.buckets if n <= size), self._most), self._most)
+        b.prompt[:n].copy_(tokens, non_blocking=True)
+        length = views * b.tokens + n
+        if self._length[slot] != length:
+            b.slots[slot].length.fill_(length)
+            self._length[slot] = length
+        return n, bucket
+
+    def load_noise(self, noise: Tensor | None, seed: int | None, horizon: int) -> int:
+        """Copy noise ``[H, A]``, or the seed that it is drawn from for `horizon` rows; returns H.
+
+        Raises:
+            BackendError: neither is given, or see `check_noise`.
+
+        """
+        b = self._buffers
+        if noise is None:
+            if seed is None:
+                raise BackendError("give noise or a seed")
+            b.seed.fill_(seed)
+            return horizon
+        horizon = check_noise(noise, b.noise.shape[1], ACTION_ROWS)
+        b.noise[:horizon].copy_(noise, non_blocking=True)
+        return horizon
+
+
 def check_range(name: str, value: int, least: int, most: int | None = None) -> None:
     """Raise BackendError unless an option of the engine is within its range."""
     if value < least or (most is not None and value > most):
         accepted = f"{least} or more" if most is None else f"{least} to {most}"
         raise BackendError(f"{name} is {value}; accepted: {accepted}")
+
+
+def check_sizes(
+    horizon: int, views: int, max_prompt_tokens: int, slots: int, monitor_every: int
+) -> None:
+    """Raise BackendError unless an engine can be made for these sizes."""
+    check_range("horizon", horizon, 1, ACTION_ROWS)
+    check_range("views", views, 0, MAX_VIEWS)
+    check_range("max_prompt_tokens", max_prompt_tokens, 1)
+    check_range("slots", slots, 1)
+    check_range("monitor_every", monitor_every, 0)
 
 
 def check_tokens(tokens: Tensor, most: int, vocab: int) -> int:

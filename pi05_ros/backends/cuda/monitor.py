@@ -7,16 +7,22 @@ call or when somebody asks.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pi05_ros.backends.cuda import scales
+from pi05_ros.backends.cuda.buffers import Buffers
+from pi05_ros.backends.cuda.graphs import Graphs
 from pi05_ros.backends.cuda.scales import Saturation
+from pi05_ros.backends.cuda.weights import Weights
 from pi05_ros.backends.engine import EngineHealth
 
 log = logging.getLogger("pi05_ros.cuda")
@@ -74,6 +80,13 @@ class Monitor:
         self._recent: deque[list[Saturation]] = deque(maxlen=RECENT)
         self._unreported: dict[str, Saturation] = {}
         self._lock = threading.Lock()  # diagnostics ask from a thread of their own
+
+    @classmethod
+    def of(cls, every: int, weights: Weights, buffers: Buffers) -> Monitor:
+        """For an engine's sites; off where no input is quantized."""
+        if not any(weights.quantized):
+            every = 0
+        return cls(every, weights.sites, buffers.amax, buffers.scales)
 
     def due(self, parts: Sequence[str]) -> bool:
         """Count a call of "prefill", "denoise" or both; whether it is to record."""
@@ -147,3 +160,44 @@ class Monitor:
                 self._unreported[row.site] = row
         for row in found[:3] if first else ():
             log.warning("FP8 saturation at %s: %.3g > %.3g", row.site, row.largest, row.limit)
+
+
+class Recording(Protocol):
+    """Stages whose kernels can record (`stages.stage.Stage`)."""
+
+    def recording(self) -> AbstractContextManager[None]:
+        """Kernels launched within record."""
+
+
+class GraphRunner:
+    """Runs launch sequences as graphs; now and then, or while observing, in recording form."""
+
+    def __init__(self, graphs: Graphs, monitor: Monitor, stages: Recording) -> None:
+        self._graphs = graphs
+        self._monitor = monitor
+        self._stages = stages
+        self._observing = False
+
+    @contextlib.contextmanager
+    def observing(self) -> Iterator[None]:
+        """All sequences run within record (for a calibration) and are not monitored."""
+        self._observing = True
+        try:
+            yield
+        finally:
+            self._observing = False
+
+    def run(self, key: Hashable, launch: Callable[[], None], parts: Sequence[str]) -> None:
+        """Replay the graph of `key`, or capture it; `parts` as for `Monitor.due`."""
+
+        def recording() -> None:
+            with self._stages.recording():
+                launch()
+
+        if self._observing:
+            self._graphs.run((key, "observing"), recording)
+            return
+        due = self._monitor.due(parts)
+        self._graphs.run(key, launch, recording if self._monitor.every else None, due)
+        if due:
+            self._monitor.drain(parts)

@@ -151,7 +151,7 @@ class Pipeline(Engine):
         Together they count as one of the first runs that set FP8 scales.
         """
         inference()
-        with self.engine.first_runs_kept():
+        with self.engine.scales.first_runs_kept():
             for _ in range(1, SLOTS):
                 inference()
 
@@ -169,7 +169,7 @@ class Pipeline(Engine):
                     cache = self.engine.prefill(images, tokens, camera_keys=camera_keys, slot=slot)
                 else:
                     stream.wait_event(self._read[slot])
-                    first_run = bool(self.engine.first_runs)
+                    first_run = bool(self.engine.scales.first_runs)
                     if first_run:  # it denoises too, and there is one set of buffers for that
                         stream.wait_stream(self._streams[1])
                     cache = self.engine.prefill(images, tokens, camera_keys=camera_keys, slot=slot)

@@ -12,8 +12,10 @@ lie under the fingerprint in the user's cache by themselves.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +25,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pi05_ros.backends.cache import cache_folder
+from pi05_ros.backends.cuda.buffers import Buffers
+from pi05_ros.backends.cuda.weights import Weights
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.files import write_atomically
 from pi05_ros.small_files import read_json, require_regular
 
+log = logging.getLogger("pi05_ros.cuda")
+
+FIRST_RUNS = 3  # observations that set the scales where no calibration was given
 MARGIN = 2.0
 FP8_MAX = 448.0
 FORMAT = "pi05_ros activation scales 1"
@@ -156,3 +163,75 @@ def saturated(sites: list[str], amax: Tensor, scales: Tensor) -> list[Saturation
         for i in torch.nonzero(over > 1.0).flatten().tolist()
     ]
     return sorted(rows, key=lambda row: row.limit / row.largest)
+
+
+class EngineScales:
+    """The scales of one engine: of a calibration, or of its first observations.
+
+    Attributes:
+        source: where they come from, for diagnostics.
+        first_runs: observations that are still to set them.
+
+    """
+
+    def __init__(self, weights: Weights, buffers: Buffers) -> None:
+        self._weights = weights
+        self._buffers = buffers
+        self.source = "the first observations"
+        self.first_runs = 0
+
+    def prepare(self, calibration: str | Path | ActivationScales | None) -> None:
+        """Take what was given, else what `pi05 calibrate` left for these weights, else wait."""
+        self.first_runs = FIRST_RUNS
+        if calibration is not None:
+            self.use(calibration)
+            return
+        path = default_path(self._weights.fingerprint)
+        try:
+            if files_of(path)[1].is_file():
+                self.use(path)
+                log.info("FP8 scales from %s", path)
+        except BackendError as error:
+            log.warning("FP8 scales come from the first observations: %s", error)
+
+    def use(self, calibration: str | Path | ActivationScales) -> None:
+        """Take scales from a file; refused where they belong to other weights."""
+        if not isinstance(calibration, ActivationScales):
+            calibration = ActivationScales.load(Path(calibration))
+        w, b = self._weights, self._buffers
+        amax = calibration.amax_for(w.sites, w.fingerprint, w.quantized)
+        b.scales.copy_(scale_of(amax).to(b.scales.device))
+        self.first_runs = 0
+        self.source = f"{calibration.observations} observations"
+
+    def start(self) -> None:
+        """Forget the largest magnitudes seen so far."""
+        self._buffers.amax.zero_()
+
+    def recorded(self, observations: int) -> ActivationScales:
+        """What was recorded since `start`."""
+        amax = self._buffers.amax.to("cpu", copy=True)
+        w = self._weights
+        return ActivationScales(tuple(w.sites), amax, w.fingerprint, observations)
+
+    def first_run(self, record: Callable[[], None]) -> None:
+        """One of the first runs, which set the scales where no calibration was given."""
+        first = self.first_runs == FIRST_RUNS
+        first_run(self._buffers.amax, self._buffers.scales, record, first)
+        if first:
+            log.info("no calibration given: FP8 scales come from the first observations")
+        self.first_runs -= 1
+
+    def release(self) -> None:
+        """Let go of the engine's memory; `source` stays."""
+        for name in ("_weights", "_buffers"):
+            self.__dict__.pop(name, None)
+
+    @contextlib.contextmanager
+    def first_runs_kept(self) -> Iterator[None]:
+        """Runs within set the scales and do not count as observations that did."""
+        left = self.first_runs
+        try:
+            yield
+        finally:
+            self.first_runs = left

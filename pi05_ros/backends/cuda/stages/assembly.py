@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pi05_ros.backends.cuda.buffers import Buffers
+from pi05_ros.backends.cuda.pack_model import pack
 from pi05_ros.backends.cuda.stages import choice
 from pi05_ros.backends.cuda.stages.denoise import DenoiseKernels
 from pi05_ros.backends.cuda.stages.hopper_denoise import HopperDenoiseKernels
 from pi05_ros.backends.cuda.stages.hopper_prefill import HopperPrefixKernels
 from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
 from pi05_ros.backends.cuda.tuning import Tuning
-from pi05_ros.backends.cuda.weights import Weights, pack
+from pi05_ros.backends.cuda.weights import Weights
 from pi05_ros.backends.engine import Precision
 from pi05_ros.model import Pi05
 
@@ -43,7 +44,7 @@ def assemble(
     sizes: Sizes,
     *,
     release: bool,
-    dependent: bool,
+    dependent: bool | None,
 ) -> Assembly:
     """Pack a model for the kernels that `tuning` asks for and this device can run.
 
@@ -53,7 +54,7 @@ def assemble(
         tuning: kernel choices.
         sizes: what to make room for.
         release: empty the model's modules on the way.
-        dependent: launch kernels before those in front have finished.
+        dependent: launch kernels before those in front have finished; None: as tuned.
 
     """
     config, device = model.config, model.device
@@ -70,6 +71,8 @@ def assemble(
     )
     parts = choice.part_rows(tuning, rows) if image else 0
     buffers = Buffers(weights, sizes.views, sizes.prompt_tokens, sizes.slots, device, parts)
+    if dependent is None:
+        dependent = tuning.flag("dependent_launch")
     prefix = prefix_stages(weights, buffers, tuning, dependent)
     return Assembly(weights, buffers, prefix, denoise_stage(weights, buffers, tuning, prefix))
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 
-import triton
 from torch import Tensor
 
 from pi05_ros.backends.cuda.buffers import (
     ACTION_ROWS,
     MAX_RESIDUAL_SPLIT,
-    MAX_SPLITS,
     SUM_PARTS,
     Buffers,
     Slot,
 )
-from pi05_ros.backends.cuda.hopper import attention as cluster_attention
-from pi05_ros.backends.cuda.stages.choice import attention_options
+from pi05_ros.backends.cuda.stages.denoise_attention import DenoiseAttention
 from pi05_ros.backends.cuda.stages.modulation import Modulation
 from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
 from pi05_ros.backends.cuda.stages.stage import LOG2E
-from pi05_ros.backends.cuda.triton import attention, denoise
+from pi05_ros.backends.cuda.triton import denoise, flow_step
 from pi05_ros.backends.cuda.tuning import Tuning
-from pi05_ros.backends.cuda.weights import FP8, Linear, PackedExpertLayer, Weights
+from pi05_ros.backends.cuda.weights import Linear, PackedExpertLayer, Weights
 from pi05_ros.backends.errors import BackendError
 
 
@@ -62,10 +59,7 @@ class DenoiseKernels:
         self.prefix = prefix
         self.pdl = prefix.pdl
         self.launch = prefix.launch
-        self.clusters = (
-            tuning.values["denoise_attention"] == "cluster"
-            and cluster_attention.unavailable(buffers.dq.device) is None
-        )
+        self.attention = DenoiseAttention(weights, buffers, tuning, prefix, self.image)
         config = weights.config.expert
         kind = weights.precision.denoise
         D, F = config.width, config.mlp_dim
@@ -179,7 +173,7 @@ class DenoiseKernels:
             **self._common(options),
         )
 
-        self._attention(horizon, rows_cap, slot, index, layer.out)
+        self.attention.run(horizon, rows_cap, slot, index, layer.out)
         self._residual(
             b.dattn, layer.out, "out", first[2], second[0], mod_stride, b.sum_mlp,
             layer.gate_up, step, steps, horizon,
@@ -218,74 +212,6 @@ class DenoiseKernels:
             b.dact, layer.down, "down", second[2], third[0], mod_stride, b.sum_attn,
             following, step, steps, horizon, monitored,
         )  # fmt: skip
-
-    def _attention(
-        self, horizon: int, rows_cap: int, slot: Slot, index: int, target: Linear
-    ) -> None:
-        """Queries `dq` against the cache -> `dattn`: one launch of clusters, or two of Triton."""
-        if self.clusters and self._cluster_attention(horizon, rows_cap, slot, index, target):
-            return
-        b, config = self.buffers, self.weights.config.expert
-        k, v = slot.k[index], slot.v[index]
-        rows = horizon * config.num_heads
-        scale, amax = self.prefix.site(target)
-        options = self.tuning.kernel("denoise", "attention")
-        BN = options["BN"]
-        splits = triton.cdiv(rows_cap + horizon, BN)
-        if splits > MAX_SPLITS:
-            raise BackendError(f"{rows_cap + horizon} keys need more than {MAX_SPLITS} splits")
-        stride = ACTION_ROWS * config.num_heads
-        attention.attend[(triton.cdiv(rows, options["BM"]), splits)](
-            b.dq,
-            k,
-            v,
-            slot.length,
-            b.dparts,
-            b.dlse,
-            scale,
-            amax,
-            rows,
-            horizon,
-            BN,
-            stride,
-            HEAD_DIM=config.head_dim,
-            BM=options["BM"],
-            BN=BN,
-            STAGES=1,
-            ONE_BLOCK=True,
-            DIRECT=False,
-            PDL=self.pdl,
-            MONITOR=False,
-            num_warps=options["warps"],
-            **self.launch,
-        )
-        self.prefix.combine((b.dparts, b.dlse, b.dattn), rows, splits, stride, target)
-
-    def _cluster_attention(
-        self, horizon: int, rows_cap: int, slot: Slot, index: int, target: Linear
-    ) -> bool:
-        """The same as one launch of clusters; False where no choice takes this workload."""
-        b = self.buffers
-        options = attention_options(self.tuning, self.weights.config, rows_cap, horizon)
-        if options is None:
-            return False
-        scale, amax = self.prefix.site(target)
-        layout = "image" if self.image else "e4m3" if b.dattn.dtype == FP8 else "bf16"
-        cluster_attention.launch(
-            b.dq,
-            slot.k[index],
-            slot.v[index],
-            slot.length,
-            b.dattn,
-            scale,
-            amax if self.monitor and target.fp8 else None,
-            horizon=horizon,
-            prefix_rows=rows_cap,
-            output=layout,
-            options=options,
-            dependent=self.pdl,
-        )
-        return True
 
     def _residual(
         self,
@@ -348,7 +274,7 @@ class DenoiseKernels:
         chunk = options["CHUNK"]
         while D % chunk:  # the kernel takes whole chunks, of a power of two columns
             chunk //= 2
-        denoise.euler_step[(horizon,)](
+        flow_step.euler_step[(horizon,)](
             b.dx,
             b.state,
             *w.action_out,

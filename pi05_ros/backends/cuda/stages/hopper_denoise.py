@@ -68,7 +68,7 @@ class HopperDenoiseKernels(DenoiseKernels):
                 *clock, LOG2E / math.sqrt(hd),
             ),
         )  # fmt: skip
-        if not self._cluster_attention(horizon, rows_cap, slot, index, layer.out):
+        if not self.attention.run_clusters(horizon, rows_cap, slot, index, layer.out):
             raise BackendError(f"no attention kernel takes {rows_cap} rows and {horizon} actions")
         mods = mod.mod[0, 2 * index : 2 * index + 3]
         self._project(

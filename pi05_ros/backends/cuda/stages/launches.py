@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pi05_ros.backends.cuda.inputs import FrameInputs, Kind
+from pi05_ros.backends.cuda.stages.denoise import DenoiseKernels
+from pi05_ros.backends.cuda.stages.modulation import Modulation
 from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
 from pi05_ros.backends.cuda.stages.vision import ResizeTables
 from pi05_ros.backends.cuda.triton import preprocess
@@ -13,8 +15,11 @@ Kinds = tuple[Kind, ...]
 class Launches:
     """Enqueue parts of an inference on the static buffers."""
 
-    def __init__(self, stages: PrefixKernels, inputs: FrameInputs) -> None:
+    def __init__(
+        self, stages: PrefixKernels, denoise: DenoiseKernels, inputs: FrameInputs
+    ) -> None:
         self.stages = stages
+        self._denoise = denoise
         self.inputs = inputs
         self.buffers = stages.buffers
         self.weights = stages.weights
@@ -53,6 +58,20 @@ class Launches:
         self.vision(kinds)
         self.prompt(len(kinds), bucket, slot)
         self.prefill(len(kinds), bucket, slot)
+
+    def denoise(
+        self,
+        horizon: int,
+        mod: Modulation,
+        slot: int,
+        rows: int,
+        guided: bool = False,
+        drawn: bool = False,
+    ) -> None:
+        """Noise -> actions, see `DenoiseKernels.run`; `drawn`: the noise comes from the seed."""
+        if drawn:
+            self.noise(horizon)
+        self._denoise.run(horizon, mod, self.buffers.slots[slot], rows, guided)
 
     def noise(self, horizon: int) -> None:
         """Draw the noise from the seed on the device."""

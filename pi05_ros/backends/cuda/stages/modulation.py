@@ -69,3 +69,18 @@ def build(weights: Weights, steps: int) -> Modulation:
         columns.append(mod[:, 2 * index + 1, 1] @ dequantize(layer.gate_up).t())
     bias = torch.cat(columns, dim=1).reshape(steps + 1, len(weights.expert), -1).contiguous()
     return Modulation(steps, mod, bias)
+
+
+class ModulationTables:
+    """Tables of one engine by number of steps, computed on first use."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._made: dict[int, Modulation] = {}
+
+    def __call__(self, steps: int) -> Modulation:
+        """Those for `steps` Euler steps."""
+        if steps not in self._made:
+            with torch.no_grad():
+                self._made[steps] = build(self._weights, steps)
+        return self._made[steps]
