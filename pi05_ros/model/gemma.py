@@ -61,15 +61,19 @@ class AdaRMSNorm(nn.Module):
         return y.to(x.dtype), gate.to(x.dtype)
 
 
+def rope_frequencies(head_dim: int, kind: str, device: torch.device) -> Tensor:
+    """``10000^(-2i/d)``, float32 ``[head_dim / 2]``; `kind` is `Pi05Config.rope`."""
+    steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
+    frequencies: Tensor = 1.0 / (ROPE_BASE ** (steps / head_dim))
+    return frequencies.bfloat16().float() if kind == "openpi-bf16" else frequencies
+
+
 def rope(positions: Tensor, head_dim: int, dtype: torch.dtype, kind: str) -> Rope:
     """Rotary angles of integer positions ``[B, T]``: cos and sin ``[B, 1, T, head_dim]``.
 
     Angles are float32 products ``position * 10000^(-2i/d)``; `kind` is `Pi05Config.rope`.
     """
-    steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
-    frequencies = 1.0 / (ROPE_BASE ** (steps / head_dim))
-    if kind == "openpi-bf16":
-        frequencies = frequencies.bfloat16().float()
+    frequencies = rope_frequencies(head_dim, kind, positions.device)
     angles = positions[:, None, :, None].float() * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pi05_ros.backends.cuda import packing
 from pi05_ros.backends.cuda.packing import CHUNK
 from pi05_ros.backends.cuda.weights import FP8, PATCH_DTYPE, Weights, half, patch_columns
+from pi05_ros.model.gemma import rope_frequencies
 
 ACTION_ROWS = 64  # rows of the denoise kernels: horizons up to 64
 MAX_SPLITS = 64  # key splits of attention in denoise
@@ -158,10 +159,7 @@ class Buffers:
         self.one = torch.ones((), dtype=f32, device=device)
         self.ones = torch.ones(2 * max(vlm.mlp_dim, expert.mlp_dim), dtype=f32, device=device)
         # rotary tables, float32 [positions, head_dim / 2]
-        steps = torch.arange(0, hd, 2, dtype=f32, device=device)
-        frequencies = 1.0 / (10000.0 ** (steps / hd))
-        if config.rope == "openpi-bf16":
-            frequencies = frequencies.bfloat16().float()
+        frequencies = rope_frequencies(hd, config.rope, device)
         angles = torch.arange(rows + ACTION_ROWS, device=device).float()[:, None] * frequencies
         self.cos, self.sin = angles.cos().contiguous(), angles.sin().contiguous()
 

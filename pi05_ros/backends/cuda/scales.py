@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pi05_ros.backends.cache import cache_folder
 from pi05_ros.backends.cuda.buffers import Buffers
-from pi05_ros.backends.cuda.weights import Weights
+from pi05_ros.backends.cuda.weights import FP8_MAX, Weights
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.files import write_atomically
 from pi05_ros.small_files import read_json, require_regular
@@ -35,7 +35,6 @@ log = logging.getLogger("pi05_ros.cuda")
 
 FIRST_RUNS = 3  # observations that set the scales where no calibration was given
 MARGIN = 2.0
-FP8_MAX = 448.0
 FORMAT = "pi05_ros activation scales 1"
 
 

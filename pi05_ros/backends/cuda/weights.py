@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from pi05_ros.backends.engine import Precision
+from pi05_ros.backends.quantization.fake_quant import LARGEST
+from pi05_ros.backends.quantization.fake_quant import quantize as quantize_with
 from pi05_ros.model import Pi05Config
 
 FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
+FP8_MAX = LARGEST["fp8"]
 PATCH_DTYPE = torch.float16
 
 
@@ -122,7 +124,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize ``[N, K]`` to e4m3 with one scale per row: ``weight ~ q * scale[:, None]``."""
     w = weight.float()
     scale = (w.abs().amax(dim=1) / FP8_MAX).clamp_min(1e-12)
-    return (w / scale[:, None]).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
+    return quantize_with(w, scale[:, None], "fp8"), scale
 
 
 def rope_pairs(rows: Tensor, head_dim: int) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pi05_ros.errors import InvalidValueError
 
-LARGEST = {"fp8": 448.0, "int8": 127.0}
 CODE_DTYPE = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+LARGEST = {"fp8": torch.finfo(torch.float8_e4m3fn).max, "int8": 127.0}
 # Below these a float16 scale would be subnormal or zero. FP8 codes are themselves floating
 # point, so a scale held at the smallest normal half costs no accuracy; INT8 gets the finest
 # scale that still has four significant bits.

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.quantization.calibration import CalibrationError
+from pi05_ros.backends.quantization.fake_quant import LARGEST
 from pi05_ros.backends.quantization.presets import FP4_BLOCK, PRESETS, Preset
 
 LARGEST_CODE = 6.0
-LARGEST_BLOCK_SCALE = 448.0
+LARGEST_BLOCK_SCALE = LARGEST["fp8"]
 
 
 def tensor_scale(amax: Tensor) -> Tensor:

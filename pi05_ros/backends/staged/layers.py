@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pi05_ros.model.gemma import RMS_NORM_EPS, ROPE_BASE
+from pi05_ros.model.gemma import RMS_NORM_EPS, rope_frequencies
 
 
 def frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
@@ -95,11 +95,7 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, kind: str, device: torch.device) -> None:
         super().__init__()
-        steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
-        frequencies = 1.0 / (ROPE_BASE ** (steps / head_dim))
-        if kind == "openpi-bf16":
-            frequencies = frequencies.bfloat16().float()
-        self.register_buffer("frequencies", frequencies)
+        self.register_buffer("frequencies", rope_frequencies(head_dim, kind, device))
         self.frequencies: Tensor
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,29 +7,23 @@ four action heads stay as they are: these are the precision islands of the quant
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pi05_ros.backends.quantization.fake_quant import LARGEST, quantize
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.model import Pi05
 
 KINDS = ("fp8", "int8")
 IMITATED = "fake-"
 """Prefix of precisions that are imitated: fake-fp8, fake-int8."""
-FP8_MAX = 448.0
-"""Largest finite value of float8_e4m3fn."""
-INT8_MAX = 127.0
 _PARTS = ("vision", "vlm", "expert")
 
 
 def rounded(x: Tensor, largest: Tensor, kind: str) -> Tensor:
     """X as it is after a trip through 8 bits with ``largest`` as the end of the range."""
-    if kind == "fp8":
-        scale = (largest / FP8_MAX).clamp(min=1e-12)
-        return (x / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).to(x.dtype) * scale
-    scale = (largest / INT8_MAX).clamp(min=1e-12)
-    return (x / scale).round().clamp(-INT8_MAX, INT8_MAX) * scale
+    scale = (largest / LARGEST[kind]).clamp(min=1e-12)
+    return quantize(x, scale, kind).to(x.dtype) * scale
 
 
 class FakeQuantLinear(nn.Module):

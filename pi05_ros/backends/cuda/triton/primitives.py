@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
-FP8_MAX = tl.constexpr(448.0)  # largest finite e4m3
+FP8_MAX = tl.constexpr(torch.finfo(torch.float8_e4m3fn).max)
 
 
 @triton.jit
