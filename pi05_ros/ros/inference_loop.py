@@ -30,6 +30,8 @@ from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.statistics import Statistics
 from pi05_ros.runtime.text import printable
 
+LOOK_AGAIN_NS = 2_000_000  # while it is not known when frames come
+
 
 class NodeClocks:
     """The node's clock, and the monotonic one."""
@@ -191,20 +193,26 @@ class TimedLoop(ManagedPart):
 
     def reset(self) -> None:
         """Start over with fresh samples and the first seed; a running inference is dropped."""
+        self._subscriptions.take()  # what came before must not be found afterwards
         if self._loop is not None:
             self._loop.reset()
         self._statistics.clear_latencies()
 
     def on_sample(self) -> None:
         """Start the inference that waits for pictures, if one does."""
-        if self._loop is not None and self._loop.due_since_ns is not None:
+        if self._subscriptions.on_demand or self._loop is None:
+            return  # `_look` does, when all sources have been asked
+        if self._loop.due_since_ns is not None:
             self._try_start()
 
     def on_worker_idle(self) -> None:
         """Account for what the worker left behind and start what has become due meanwhile."""
         if self._loop is not None:
             self._loop.account()
-        self._try_start()
+        if self._subscriptions.on_demand:
+            self._look()
+        else:
+            self._try_start()
 
     def _start_timers(self) -> None:
         self._period_s = 1.0 / self._parameters().rate_hz
@@ -223,16 +231,43 @@ class TimedLoop(ManagedPart):
         if self._loop is None or self._timers is None:
             return
         self._loop.tick()
+        if self._subscriptions.on_demand:
+            self._look()
+            return
         wait_ns = self._loop.wait_ns
         if not self._try_start() and wait_ns:  # also while the worker is busy: it may end in time
+            self._wake_in(wait_ns)
+
+    def _look(self) -> None:
+        """Take messages and start the due inference, or look again when frames are expected."""
+        loop = self._loop
+        if loop is None or self._timers is None or loop.due_since_ns is None:
+            return
+        if loop.runner.busy:
+            return  # its end looks again
+        now_ns, over_ns = time.monotonic_ns(), loop.due_since_ns + loop.wait_ns
+        expected_ns = self._subscriptions.next_look_ns(loop.due_since_ns)
+        if now_ns < over_ns and expected_ns is not None and now_ns < expected_ns:
+            self._wake_in(min(expected_ns, over_ns) - now_ns)
+            return
+        self._subscriptions.take()
+        if not self._try_start(waited=now_ns >= over_ns):
+            self._wake_in(max(min(LOOK_AGAIN_NS, over_ns - now_ns), 1))
+
+    def _wake_in(self, time_ns: int) -> None:
+        if self._timers is not None:
             wait = self._timers[1]
-            wait.timer_period_ns = wait_ns
+            wait.timer_period_ns = time_ns
             wait.reset()
 
     def _wait_over(self) -> None:
-        self._try_start(waited=True)
-        if self._timers is not None:
-            self._timers[1].cancel()
+        if self._timers is None:
+            return
+        self._timers[1].cancel()
+        if self._subscriptions.on_demand:
+            self._look()
+        else:
+            self._try_start(waited=True)
 
     def _try_start(self, *, waited: bool = False) -> bool:
         if self._loop is None or self._timers is None:

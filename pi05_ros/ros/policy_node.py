@@ -242,6 +242,7 @@ class PolicyNode(LifecycleNode):
 
     def _once_a_second(self) -> None:
         self._intake.follow_publishers()
+        self._intake.take()  # ages and rates are of now, also between ticks and while inactive
         self._publish_diagnostics()
 
     def _publish_diagnostics(self) -> None:

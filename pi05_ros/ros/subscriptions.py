@@ -1,17 +1,21 @@
 """Subscriptions to the cameras and the joint states, feeding `Inputs`.
 
-Callbacks check the few header fields that decide whether a message is usable and keep a
-reference; pixels are touched in the worker thread, and only those that are used.
+Taking an image out of the middleware copies it under the GIL, which inference needs as well; so
+images are taken when an inference is due and not as they come. Then the few header fields that
+decide whether a message is usable are checked; pixels are touched in the worker thread, and only
+those that are used.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rclpy.callback_groups import CallbackGroup
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
@@ -22,44 +26,105 @@ from pi05_ros.ros.managed import ManagedPart
 from pi05_ros.ros.policy_host import PolicyHost
 from pi05_ros.runtime import conversion
 from pi05_ros.runtime.edge_log import EdgeLog
-from pi05_ros.runtime.observation_buffer import Inputs
+from pi05_ros.runtime.frame_clock import FrameClock
+from pi05_ros.runtime.observation_buffer import NS, Inputs
 from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
 from pi05_ros.runtime.sources import JOINTS, camera_source, limits, make_inputs
 
+LONGEST_WAIT_NS = 60 * NS  # of a message in the middleware
+FRAME_JITTER_NS = 1_500_000
 
-class _CameraSubscription:
-    """Subscription of one camera that follows the reliability of its publishers."""
+
+class _TakenOnDemand(CallbackGroup):
+    """Keeps the executor from taking messages: they stay in the middleware until `take`."""
+
+    def can_execute(self, entity: Any) -> bool:
+        """Nothing: what waits for events of a reader wakes up for its messages, too."""
+        return False
+
+    def beginning_execution(self, entity: Any) -> bool:
+        """Always possible: there is one executor thread."""
+        return True
+
+    def ending_execution(self, entity: Any) -> None:
+        """Nothing to release."""
+
+
+class _Reader:
+    """One subscription, whose messages are taken by the executor or on demand.
+
+    Args:
+        node: creates the subscription.
+        kind, topic: message type and name.
+        received: gets a message and the monotonic time at which it came.
+        malformed: gets the error of a message that could not be read.
+        wanted: returns the QoS profile that is right now.
+        options: further arguments of create_subscription.
+        group: of messages that are taken on demand; None leaves them to the executor.
+
+    """
 
     def __init__(
         self,
         node: Node,
         kind: Any,
         topic: str,
-        received: Callable[[Any], None],
-        reliability: str,
+        received: Callable[[Any, int], None],
+        malformed: Callable[[Exception], None],
+        wanted: Callable[[QoSProfile | None], QoSProfile],
+        options: Mapping[str, Any],
+        group: CallbackGroup | None,
     ) -> None:
         self._node = node
         self._kind = kind
         self._topic = topic
         self._received = received
-        self._reliability = reliability
+        self._malformed = malformed
+        self._wanted = wanted
+        self._options = dict(options)
+        if group is not None:
+            self._options["callback_group"] = group
+            self._options["event_callbacks"] = SubscriptionEventCallbacks(
+                use_default_callbacks=False
+            )
         self._subscription: Subscription | None = None
         self._profile: QoSProfile | None = None
+        self.frames = FrameClock()
+        self.overwritten = 0
         self.follow()
 
     def follow(self) -> None:
-        """Subscribe again if another reliability is wanted now."""
-        wanted = self._wanted()
+        """Subscribe again if another QoS profile is wanted now."""
+        wanted = self._wanted(self._profile)
         if wanted is not self._profile:
             self.destroy()
             self._profile = wanted
+            self.frames = FrameClock()
             self._subscription = self._node.create_subscription(
-                self._kind,
-                self._topic,
-                self._received,
-                qos.own(wanted),
-                qos_overriding_options=qos.overridable_depth(),
+                self._kind, self._topic, self._executed, qos.own(wanted), **self._options
             )
+
+    def take(self) -> None:
+        """Take every message that is there; the queue is as deep as its QoS says."""
+        subscription = self._subscription
+        while subscription is not None:
+            try:
+                with subscription.handle:
+                    taken = subscription.handle.take_message(subscription.msg_type, False)
+            except Exception as error:  # a text that is not UTF-8, for example
+                self._malformed(error)
+                continue
+            if taken is None:
+                return
+            message, info = taken
+            now_ns, mono_ns = time.time_ns(), time.monotonic_ns()
+            came_ns = int(info.get("received_timestamp", 0)) or now_ns
+            # The middleware stamps with the system clock, which may have been set meanwhile.
+            waited_ns = now_ns - came_ns if 0 <= now_ns - came_ns <= LONGEST_WAIT_NS else 0
+            sequence = int(info.get("publication_sequence_number", 0))
+            published = self.frames.observe(mono_ns - waited_ns, sequence)
+            self.overwritten += published - 1
+            self._received(message, mono_ns - waited_ns)
 
     def destroy(self) -> None:
         """Remove the subscription."""
@@ -67,17 +132,8 @@ class _CameraSubscription:
             self._node.destroy_subscription(self._subscription)
             self._subscription = self._profile = None
 
-    def _wanted(self) -> QoSProfile:
-        if self._reliability != "auto":
-            return qos.INPUT_RELIABLE if self._reliability == "reliable" else qos.INPUT
-        topic = self._node.resolve_topic_name(self._topic)
-        publishers = self._node.get_publishers_info_by_topic(topic)
-        if not publishers:
-            return self._profile or qos.INPUT
-        reliable = all(
-            item.qos_profile.reliability == ReliabilityPolicy.RELIABLE for item in publishers
-        )
-        return qos.INPUT_RELIABLE if reliable else qos.INPUT
+    def _executed(self, message: Any) -> None:
+        self._received(message, time.monotonic_ns())
 
 
 class Subscriptions(ManagedPart):
@@ -88,6 +144,9 @@ class Subscriptions(ManagedPart):
         host: brings the robot profile.
         on_sample: called after each accepted message.
         log: told about bad messages.
+
+    Messages are taken on demand, by `take`, unless the node runs on simulated time: that may wait
+    for an answer to its last message, so the executor takes them as they come.
 
     Attributes:
         inputs: the buffers; without sources while the node is not configured.
@@ -102,8 +161,8 @@ class Subscriptions(ManagedPart):
         self._host = host
         self._on_sample = on_sample
         self._log = log
-        self._camera_subscriptions: list[_CameraSubscription] = []
-        self._joint_subscription: Subscription | None = None
+        self._readers: dict[str, _Reader] = {}  # by source; the joints are last
+        self._group: CallbackGroup | None = None
         self._roles: tuple[str, ...] = ()
         self.cameras: dict[str, tuple[str, Callable[[Any], np.ndarray]]] = {}
         self.inputs = Inputs((), limits(PolicyParameters(), ()))
@@ -115,15 +174,47 @@ class Subscriptions(ManagedPart):
         check_roles(roles, robot)
         self._roles = tuple(roles)
         self.inputs = make_inputs(parameters, self._roles, robot.state_names)
+        on_demand = not self._node.get_parameter("use_sim_time").value
+        self._group = _TakenOnDemand() if on_demand else None
         for role in roles:
             self._add_camera(role, parameters.transport(role), parameters.camera_reliability)
-        self._joint_subscription = self._node.create_subscription(
+        self._readers[JOINTS] = _Reader(
+            self._node,
             JointState,
             JOINTS,
             self._receive_joints,
-            qos.own(qos.JOINTS),
-            qos_overriding_options=qos.overridable(),
+            lambda error: self._reject(JOINTS, "malformed", str(error)),
+            lambda current: qos.JOINTS,
+            {"qos_overriding_options": qos.overridable()},
+            self._group,
         )
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether `take` has to be called for messages to come."""
+        return self._group is not None
+
+    def take(self) -> None:
+        """Take what has come; without effect where the executor does."""
+        if self._group is None:
+            return
+        for name, reader in self._readers.items():
+            overwritten = reader.overwritten
+            reader.take()
+            self.inputs.sources[name].received += reader.overwritten - overwritten
+
+    def next_look_ns(self, since_ns: int) -> int | None:
+        """Monotonic time at which every camera should have a frame that came after another time.
+
+        None if a camera's period is not known: look again and again then.
+        """
+        expected = [
+            reader.frames.next_after(since_ns)
+            for name, reader in self._readers.items()
+            if name != JOINTS and not self.inputs.complete_since((name,), since_ns)
+        ]
+        known = [time_ns for time_ns in expected if time_ns is not None]
+        return max(known) + FRAME_JITTER_NS if known and len(known) == len(expected) else None
 
     def apply(self, parameters: PolicyParameters) -> None:
         """Take over changed limits."""
@@ -131,19 +222,16 @@ class Subscriptions(ManagedPart):
 
     def cleanup(self) -> None:
         """Remove the subscriptions; samples are freed."""
-        while self._camera_subscriptions:
-            self._camera_subscriptions.pop().destroy()
-        if self._joint_subscription is not None:
-            self._node.destroy_subscription(self._joint_subscription)
-            self._joint_subscription = None
+        while self._readers:
+            self._readers.popitem()[1].destroy()
         self._roles = ()
         self.cameras = {}
         self.inputs = Inputs((), limits(PolicyParameters(), ()))
 
     def follow_publishers(self) -> None:
         """Adapt the reliability of camera subscriptions; to be called now and then."""
-        for subscription in self._camera_subscriptions:
-            subscription.follow()
+        for reader in self._readers.values():
+            reader.follow()
 
     def _add_camera(self, role: str, transport: str, reliability: str) -> None:
         name = camera_source(role)
@@ -160,41 +248,69 @@ class Subscriptions(ManagedPart):
             kind = Image
             check, convert = conversion.check_image, conversion.image_to_rgb
         self.cameras[role] = (name, convert)
-        self._camera_subscriptions.append(
-            _CameraSubscription(
-                self._node, kind, topic, self._receiver(name, _keep(check)), reliability
-            )
+        self._readers[name] = _Reader(
+            self._node,
+            kind,
+            topic,
+            self._receiver(name, check),
+            lambda error: self._reject(name, "malformed", str(error)),
+            lambda current: self._camera_qos(topic, reliability, current),
+            {"qos_overriding_options": qos.overridable_depth()},
+            self._group,
         )
 
-    def _receive_joints(self, message: JointState) -> None:
+    def _camera_qos(self, topic: str, reliability: str, current: QoSProfile | None) -> QoSProfile:
+        """Profile that follows the reliability of the publishers."""
+        if reliability == "best_effort":
+            return qos.INPUT
+        publishers = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(topic))
+        reliable = all(
+            item.qos_profile.reliability == ReliabilityPolicy.RELIABLE for item in publishers
+        )
+        if reliability == "reliable":
+            if not reliable:
+                self._log.report(
+                    topic,
+                    "qos",
+                    "a publisher is best effort, so that with camera_reliability:=reliable its "
+                    "messages do not come",
+                )
+            return qos.INPUT_RELIABLE
+        if not publishers:
+            return current or qos.INPUT
+        return qos.INPUT_RELIABLE if reliable else qos.INPUT
+
+    def _receive_joints(self, message: JointState, mono_ns: int) -> None:
         source = self.inputs.sources[JOINTS]
         dropped = source.dropped.total()
         stamp_ns = conversion.stamp_ns(message.header.stamp)
         now_ns = self._node.get_clock().now().nanoseconds
-        if self.inputs.offer_joints(JOINTS, message, stamp_ns, now_ns, time.monotonic_ns()):
+        if self.inputs.offer_joints(JOINTS, message, stamp_ns, now_ns, mono_ns):
             self._on_sample()
         if source.dropped.total() != dropped:
             self._log.report(JOINTS, "dropped", source.last_error)
 
-    def _receiver(self, name: str, accept: Callable[[Any], Any]) -> Callable[[Any], None]:
-        """Subscription callback: `accept` turns a message into the payload that is kept."""
+    def _receiver(self, name: str, check: Callable[[Any], None]) -> Callable[[Any, int], None]:
+        """What is done with each message of a camera."""
 
-        def received(message: Any) -> None:
-            mono_ns = time.monotonic_ns()
+        def received(message: Any, mono_ns: int) -> None:
             try:
-                payload = accept(message)
+                check(message)
                 stamp_ns = conversion.stamp_ns(message.header.stamp)
             except conversion.ConversionError as error:
-                self.inputs.reject(name, error.code, str(error), mono_ns)
-                self._log.report(name, error.code, str(error))
+                self._reject(name, error.code, str(error), mono_ns)
                 return
             now_ns = self._node.get_clock().now().nanoseconds
-            if self.inputs.offer(name, payload, stamp_ns, now_ns, mono_ns):
+            if self.inputs.offer(name, message, stamp_ns, now_ns, mono_ns):
                 self._on_sample()
             else:
                 self._log.report(name, "dropped", self.inputs.sources[name].last_error)
 
         return received
+
+    def _reject(self, name: str, code: str, text: str, mono_ns: int | None = None) -> None:
+        self.inputs.reject(name, code, text, time.monotonic_ns() if mono_ns is None else mono_ns)
+        self._log.report(name, code, text)
 
 
 def check_roles(roles: Sequence[str], robot: Any) -> None:
@@ -208,11 +324,3 @@ def check_roles(roles: Sequence[str], robot: Any) -> None:
     missing = [role for role in robot.required_roles if role not in roles]
     if missing:
         raise ParameterError(f"camera_roles lacks {', '.join(missing)}, which {robot.name} needs")
-
-
-def _keep(check: Callable[[Any], None]) -> Callable[[Any], Any]:
-    def accept(message: Any) -> Any:
-        check(message)
-        return message
-
-    return accept

@@ -397,7 +397,7 @@ def test_bad_values_at_start_leave_the_process_alive(lone_client):
         assert client.state() == "unconfigured"
         assert client.until(lambda: client.statuses and client.statuses[-1].message)
         message = client.statuses[-1].message
-        assert "denoise_steps is 50; accepted: 1 to 20" in message
+        assert "denoise_steps is 50; accepted: 0 to 20" in message
         assert "precision.denoise is 'int3'; accepted: auto, fp32" in message
         assert "backend is 5" in message
         assert "rate_hz" not in message  # 10 is a fine double
