@@ -29,7 +29,7 @@ def robot(name: str | None) -> tuple[list[Check], tuple[str, ...]]:
 
 def checkpoint(path: str | None) -> list[Check]:
     """Whether a checkpoint's files are those of a pi0.5 model and whole, from headers alone."""
-    from pi05_ros.model.checkpoint.summary import describe
+    from pi05_ros.model.checkpoint.weight_report import describe
     from pi05_ros.model.errors import CheckpointError
     from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
 

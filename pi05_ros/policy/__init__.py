@@ -14,6 +14,7 @@ from pi05_ros.policy.interface import (
     PolicyInfo,
     StageTimings,
 )
+from pi05_ros.policy.policy_config import PolicyConfig
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.robots.profile_yaml import available_robots, load_profile
 from pi05_ros.resources import config_dir
@@ -27,6 +28,7 @@ __all__ = [
     "ActionUnit",
     "Observation",
     "Policy",
+    "PolicyConfig",
     "PolicyError",
     "PolicyInfo",
     "RobotProfile",

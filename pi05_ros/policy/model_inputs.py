@@ -9,12 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pi05_ros.policy.argument_checks import check_text
 from pi05_ros.policy.checkpoints.recipe import Recipe
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.interface import Observation
 from pi05_ros.policy.prompt.prompt import PromptEncoder
+from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.transforms.images import lerobot_image, to_hwc, to_uint8_hwc
 from pi05_ros.policy.transforms.transforms import pad_to, state_to_model
+
+_WARM_UP_PICTURE = (480, 640)
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,32 @@ class ModelInputs:
     images: list[torch.Tensor]
     tokens: torch.Tensor
     state: np.ndarray
+
+
+def black_observation(robot: RobotProfile, prompt: str | None) -> Observation:
+    """Observation to warm up with: all cameras black, joints at 0."""
+    black = np.zeros((*_WARM_UP_PICTURE, 3), dtype=np.uint8)
+    return Observation(
+        images=dict.fromkeys(robot.camera_roles, black),
+        state=np.zeros(len(robot.state_names)),
+        prompt=prompt or robot.default_prompt or "warm up",
+    )
+
+
+def choose_prompt(prompt: str | None, robot: RobotProfile) -> str:
+    """Return a prompt, or the robot's default where there is none.
+
+    Raises:
+        PolicyError: neither is there, or it is not a text.
+
+    """
+    prompt = prompt or robot.default_prompt
+    if prompt is None:
+        raise PolicyError(
+            f"no prompt: the observation has none and robot {robot.name!r} has no default; set "
+            "`prompt` (of the node: parameter or topic)"
+        )
+    return check_text(prompt)
 
 
 class ObservationReader:

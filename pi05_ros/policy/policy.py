@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from pi05_ros.backends import Engine, EngineTimings, Precision
+from pi05_ros.backends import Engine, EngineTimings
 from pi05_ros.backends.create import overlapped
 from pi05_ros.backends.engine import EngineHealth, Guidance, KVCache
-from pi05_ros.policy.checkpoints.loading import Loaded, load
-from pi05_ros.policy.checkpoints.recipe import DEFAULT_DENOISE_STEPS, Recipe
+from pi05_ros.policy.argument_checks import check_count, check_seed, check_text
+from pi05_ros.policy.checkpoints.loading import describe_policy, load, prompt_encoder
+from pi05_ros.policy.checkpoints.recipe import Recipe
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.interface import (
     MAX_DENOISE_STEPS,
@@ -29,42 +27,17 @@ from pi05_ros.policy.interface import (
     PolicyInfo,
     StageTimings,
 )
-from pi05_ros.policy.model_inputs import ModelInputs, ObservationReader
+from pi05_ros.policy.model_inputs import (
+    ModelInputs,
+    ObservationReader,
+    black_observation,
+    choose_prompt,
+)
+from pi05_ros.policy.policy_config import PolicyConfig
+from pi05_ros.policy.prefilled import CameraKeys, Prefilled, make_chunk, seeded_noise
 from pi05_ros.policy.prompt.prompt import PromptEncoder, clean_prompt
-from pi05_ros.policy.remote.remote_policy import is_remote, load_remote
+from pi05_ros.policy.remote.from_config import remote_from_config
 from pi05_ros.policy.robots.profile import RobotProfile
-from pi05_ros.policy.transforms.transforms import actions_from_model
-
-logger = logging.getLogger(__name__)
-_WARM_UP_PICTURE = (480, 640)
-
-
-@dataclass(frozen=True)
-class Prefilled:
-    """An observation whose KV cache is there, see `Policy.prefill`.
-
-    Attributes:
-        cache: KV cache, as the engine gave it.
-        reused: whether it is that of an earlier observation.
-        model_state: state ``[n]`` in the model's conventions, which deltas refer to.
-        prompt: the cleaned prompt.
-        seed: of the flow noise.
-        steps: Euler steps of the flow.
-        timings: of preprocessing, vision and prefill; ``model_ms`` is that of the KV cache.
-
-    """
-
-    cache: KVCache
-    model_state: np.ndarray
-    prompt: str
-    seed: int
-    steps: int
-    timings: StageTimings
-    reused: bool = False
-
-
-CameraKeys = Callable[[Sequence[torch.Tensor]], Sequence[Hashable]]
-"""Keys of the model's images, see `Policy.prefill`."""
 
 
 class Policy:
@@ -108,137 +81,35 @@ class Policy:
             self.set_prompt(prompt)
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        *,
-        robot: str | Path | None = None,
-        tokenizer: str | Path | None = None,
-        backend: str = "auto",
-        precision: Precision | Mapping[str, str] | str | None = None,
-        denoise_steps: int = 0,
-        horizon: int | None = None,
-        device: str = "auto",
-        seed: int = 0,
-        prompt: str | None = None,
-        threads: int | None = None,
-        camera_roles: Mapping[str, str] | None = None,
-        lerobot_era: str = "auto",
-        control_hz: float | None = None,
-        backend_options: Mapping[str, Any] | None = None,
-    ) -> Policy:
-        """Load a checkpoint for a robot.
-
-        Args:
-            checkpoint: an openpi or LeRobot directory (or its model.safetensors), or
-                "random:tiny" / "random:pi05" for seeded random weights ("random:tiny:7" for
-                weight seed 7), or the address of a policy server, ``ws://host:port``: then a
-                `RemotePolicy` is returned, with the same interface, and ``backend_options`` are
-                the fields of `RemoteOptions`.
-            robot: shipped profile or YAML file. None: what the checkpoint says, "sim_arm" for
-                random weights.
-            tokenizer: SentencePiece ``.model``, ``tokenizer.json``, a directory with one, or
-                "bytes". None looks beside the checkpoint and in openpi's cache; random weights
-                use bytes.
-            backend: "auto", "eager", "cuda", "onnx", "tensorrt", "remote".
-            precision: per stage ("auto", "fp32", "bf16", ...).
-            denoise_steps: Euler steps of the flow; 0 takes those of the checkpoint's config.json
-                (num_inference_steps or num_steps), or 10 where it says none.
-            horizon: steps kept of each chunk; None keeps all.
-            device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
-            seed: of the flow noise; inference number i without a seed of its own uses seed + i.
-            prompt: replaces the profile's default prompt.
-            threads: CPU threads of torch in this whole process; None leaves torch's choice.
-            camera_roles: LeRobot only: role -> image feature.
-            lerobot_era: LeRobot only: "auto", "0.4", "0.5".
-            control_hz: replaces the profile's rate.
-            backend_options: passed to the backend.
+    def load(cls, checkpoint: str | Path, **options: Any) -> Policy:
+        """Load a checkpoint for a robot; the options are the fields of `PolicyConfig`.
 
         Raises:
             PolicyError, RobotProfileError, CheckpointError, BackendError: one clear line each.
 
         """
-        _check_count("denoise_steps", denoise_steps, MAX_DENOISE_STEPS, least=0)
-        _check_seed(seed)
-        if is_remote(str(checkpoint)) or backend == "remote":
-            remote: Any = load_remote(
-                str(checkpoint),
-                backend=backend,
-                robot=None if robot is None else str(robot),
-                seed=seed,
-                denoise_steps=denoise_steps,
-                prompt=prompt,
-                options=backend_options,
-            )
-            return remote  # type: ignore[no-any-return]
-        loaded = load(
-            checkpoint,
-            robot=robot,
-            tokenizer=tokenizer,
-            backend=backend,
-            precision=precision,
-            device=device,
-            threads=threads,
-            camera_roles=camera_roles,
-            lerobot_era=lerobot_era,
-            control_hz=control_hz,
-            backend_options=backend_options,
-        )
-        return cls._from_loaded(loaded, str(checkpoint), denoise_steps, horizon, seed, prompt)
+        return cls.from_config(PolicyConfig(checkpoint, **options))
 
     @classmethod
-    def _from_loaded(
-        cls,
-        loaded: Loaded,
-        checkpoint: str,
-        denoise_steps: int,
-        horizon: int | None,
-        seed: int,
-        prompt: str | None,
-    ) -> Policy:
-        profile = loaded.recipe.profile
-        full = loaded.horizon
-        kept = full if horizon is None else _check_count("horizon", horizon, full)
-        stated, assumptions = loaded.recipe.denoise_steps, loaded.recipe.assumptions
-        if stated is not None and denoise_steps not in (0, stated):
-            note = f"denoise_steps {denoise_steps} is used, not {stated} of the checkpoint's files"
-            logger.info("assumed: %s", note)
-            assumptions = (*assumptions, note)
-        info = PolicyInfo(
-            checkpoint=checkpoint,
-            checkpoint_hash=loaded.checkpoint_hash,
-            random_weights=loaded.recipe.family == "random",
-            robot=profile.name,
-            backend=loaded.engine.backend,
-            backend_reason=loaded.engine.reason,
-            device=str(loaded.engine.device),
-            precision=loaded.engine.precision,
-            denoise_steps=denoise_steps or stated or DEFAULT_DENOISE_STEPS,
-            horizon=kept,
-            step_s=profile.step_s,
-            action_names=profile.action_names,
-            camera_roles=profile.camera_roles,
-            state_names=profile.state_names,
-            tokenizer=loaded.tokenizer.name,
-            assumptions=assumptions,
-            doubts=loaded.recipe.doubts,
-        )
-        encoder = PromptEncoder(
-            loaded.tokenizer,
-            profile.discrete_state,
-            loaded.recipe.max_prompt_tokens,
-            loaded.recipe.prompt_bos,
-        )
+    def from_config(cls, config: PolicyConfig) -> Policy:
+        """Load what a configuration asks for; see `load`.
+
+        A policy server's address gives a `RemotePolicy`, which has the same interface.
+        """
+        remote: Any = remote_from_config(config)
+        if remote is not None:
+            return remote  # type: ignore[no-any-return]
+        loaded = load(config)
         return cls(
             loaded.engine,
             loaded.recipe,
-            encoder,
-            info,
-            model_horizon=full,
+            prompt_encoder(loaded.recipe, loaded.tokenizer),
+            describe_policy(loaded, config),
+            model_horizon=loaded.horizon,
             image_size=loaded.image_size,
             action_dim=loaded.action_dim,
-            seed=seed,
-            prompt=prompt,
+            seed=config.seed,
+            prompt=config.prompt,
         )
 
     @property
@@ -253,7 +124,7 @@ class Policy:
 
     def set_prompt(self, text: str) -> None:
         """Prompt of observations that bring none; empty text means the profile's default."""
-        self._prompt = text if clean_prompt(_text(text)) else None
+        self._prompt = text if clean_prompt(check_text(text)) else None
 
     def infer(
         self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
@@ -264,8 +135,8 @@ class Policy:
         is made absolute with the state of this same observation.
 
         Raises:
-            PolicyError: a required camera is missing, a picture, the state or the prompt is not
-                as accepted.
+            PolicyError: a required camera is missing, or an image, the state or the prompt is
+                not as accepted.
 
         """
         with self._prefill_lock, self._denoise_lock:
@@ -290,8 +161,8 @@ class Policy:
             reuse: KV cache of an earlier observation, to be used in place of a new one.
             camera_keys: key of each image, given the model's images; see `Engine.prefill`.
 
-        On an engine with few KV caches (cuda: 1, with overlap 2) a result must be denoised before
-        as many further ones are asked for.
+        On an engine with N KV caches (cuda: 1, with overlap 2) a result must be denoised before N
+        more are asked for.
         """
         with self._prefill_lock:
             steps, seed = self._steps_and_seed(denoise_steps, seed)
@@ -342,8 +213,7 @@ class Policy:
 
         """
         with self._denoise_lock:
-            if self._closed:
-                raise PolicyError("the policy is closed; load it again")
+            self._check_open()
             start = time.perf_counter()
             noise = seeded_noise(prefilled.seed, self._model_horizon, self._action_dim)
             normalized = self.engine.denoise(
@@ -363,7 +233,7 @@ class Policy:
             timings = dataclasses.replace(
                 before, denoise_ms=denoise_ms, model_ms=before.model_ms + elapsed_ms
             )
-            return self._chunk(output, prefilled, timings)
+            return make_chunk(output, prefilled, self.recipe, self.info.horizon, timings)
 
     def allow_overlap(self) -> None:
         """Let `prefill` of one observation run while the one before is denoised.
@@ -404,12 +274,7 @@ class Policy:
                 consume seeds.
 
         """
-        black = np.zeros((*_WARM_UP_PICTURE, 3), dtype=np.uint8)
-        obs = Observation(
-            images=dict.fromkeys(self.robot.camera_roles, black),
-            state=np.zeros(len(self.robot.state_names)),
-            prompt=self._prompt or self.robot.default_prompt or "warm up",
-        )
+        obs = black_observation(self.robot, self._prompt)
         start = time.perf_counter()
         with self._prefill_lock, self._denoise_lock:
             if inference is not None:
@@ -436,9 +301,9 @@ class Policy:
     def _steps_and_seed(self, denoise_steps: int | None, seed: int | None) -> tuple[int, int]:
         """What was asked for, or the defaults; counts the inference."""
         steps = denoise_steps or self.info.denoise_steps
-        _check_count("denoise_steps", steps, MAX_DENOISE_STEPS)
+        check_count("denoise_steps", steps, MAX_DENOISE_STEPS)
         if seed is not None:
-            _check_seed(seed)
+            check_seed(seed)
             return steps, seed
         seed = (self._seed + self._counter) % (MAX_SEED + 1)
         self._counter += 1
@@ -451,18 +316,15 @@ class Policy:
             PolicyError: neither it nor the policy nor the robot has one, or it is not a text.
 
         """
-        prompt = obs.prompt or self._prompt or self.robot.default_prompt
-        if prompt is None:
-            raise PolicyError(
-                f"no prompt: the observation has none and robot {self.robot.name!r} has no "
-                "default; set `prompt` (of the node: parameter or topic)"
-            )
-        return _text(prompt)
+        return choose_prompt(obs.prompt or self._prompt, self.robot)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PolicyError("the policy is closed; load it again")
 
     def _open(self, obs: Observation) -> tuple[str, ModelInputs]:
         """Check an observation: its prompt, and what the model gets."""
-        if self._closed:
-            raise PolicyError("the policy is closed; load it again")
+        self._check_open()
         prompt = self.prompt_of(obs)
         return clean_prompt(prompt), self._reader.read(obs, prompt)
 
@@ -476,61 +338,11 @@ class Policy:
         done = time.perf_counter()
         engine = self.engine.timings
         timings = StageTimings(
-            preprocess_ms=1e3 * (prepared - start),
-            vision_ms=engine.vision_ms,
-            prefill_ms=engine.prefill_ms,
-            denoise_ms=engine.denoise_ms,
+            1e3 * (prepared - start),
+            engine.vision_ms,
+            engine.prefill_ms,
+            engine.denoise_ms,
             model_ms=1e3 * (done - prepared),
         )
-        return self._chunk(output, Prefilled(None, inputs.state, prompt, seed, steps, timings))
-
-    def _chunk(
-        self, output: np.ndarray, of: Prefilled, timings: StageTimings | None = None
-    ) -> ActionChunk:
-        """Model output ``[H, 32]`` in robot units, with what it answers."""
-        start = time.perf_counter()
-        output = output[: self.info.horizon]
-        actions = actions_from_model(
-            self.robot, self.recipe.normalization.actions.unnormalize(output), of.model_state
-        )
-        return ActionChunk(
-            actions=np.ascontiguousarray(actions, dtype=np.float32),
-            normalized=np.ascontiguousarray(output),
-            names=self.robot.action_names,
-            meanings=self.robot.action_meanings,
-            units=self.robot.command_units,
-            dt=self.robot.step_s,
-            prompt=of.prompt,
-            seed=of.seed,
-            denoise_steps=of.steps,
-            timings=dataclasses.replace(
-                timings or of.timings, postprocess_ms=1e3 * (time.perf_counter() - start)
-            ),
-        )
-
-
-def seeded_noise(seed: int, horizon: int, action_dim: int) -> torch.Tensor:
-    """Flow noise ``[horizon, action_dim]`` float32, drawn on the CPU to be the same anywhere."""
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    return torch.randn(horizon, action_dim, generator=generator, dtype=torch.float32)
-
-
-def _check_count(name: str, value: Any, most: int, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise PolicyError(f"{name} is {value!r}; accepted: a whole number from {least} to {most}")
-    return value
-
-
-def _check_seed(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
-        raise PolicyError(f"seed is {value!r}; accepted: a whole number from 0 to 2^63 - 1")
-
-
-def _text(prompt: object) -> str:
-    if not isinstance(prompt, str):
-        raise PolicyError(f"prompt is {type(prompt).__name__}; accepted: a text")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:  # half of a surrogate pair: bytes that were no UTF-8
-        raise PolicyError(f"prompt {prompt!r:.80} is not Unicode text: {error.reason}") from error
-    return prompt
+        of = Prefilled(None, inputs.state, prompt, seed, steps, timings)
+        return make_chunk(output, of, self.recipe, self.info.horizon, timings)

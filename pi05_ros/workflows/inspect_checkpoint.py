@@ -11,7 +11,7 @@ from typing import Any
 from pi05_ros.model import CheckpointError, checkpoint_hash
 from pi05_ros.model.checkpoint.discovery import ACCEPTED
 from pi05_ros.model.checkpoint.hub import locate
-from pi05_ros.model.checkpoint.summary import WeightReport, describe
+from pi05_ros.model.checkpoint.weight_report import WeightReport, describe
 from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
 from pi05_ros.policy.checkpoints.recipe import (
     DEFAULT_DENOISE_STEPS,

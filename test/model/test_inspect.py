@@ -7,7 +7,7 @@ from layouts import LEROBOT_CONFIG, write_layout
 from model_fixtures import DATA, weights
 
 from pi05_ros.cli.main import main
-from pi05_ros.model.checkpoint.summary import describe
+from pi05_ros.model.checkpoint.weight_report import describe
 
 
 def as_json(capsys, *words):

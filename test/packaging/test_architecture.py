@@ -52,7 +52,6 @@ KNOWN_FILE_NAMES: set[str] = {
     "compile.py",
     "messages.py",
     "metrics.py",
-    "summary.py",
     "verify.py",
 }
 KNOWN_CLASS_NAMES: set[str] = {
@@ -68,7 +67,6 @@ KNOWN_LONG_MODULES: set[str] = {
     "pi05_ros/backends/cuda/weights.py",
     "pi05_ros/backends/export/export.py",
     "pi05_ros/backends/quantization/calibrate.py",
-    "pi05_ros/policy/policy.py",
     "pi05_ros/policy/remote/remote_policy.py",
     "pi05_ros/runtime/joint_states.py",
     "pi05_ros/runtime/observation_buffer.py",

@@ -14,7 +14,7 @@ from pi05_ros.backends import BackendError
 from pi05_ros.model import CheckpointError, Pi05, Pi05Config, save_openpi
 from pi05_ros.policy import Observation, Policy, PolicyError, RobotProfileError
 from pi05_ros.policy.checkpoints.loading import read_recipe, with_tokenizer
-from pi05_ros.policy.policy import seeded_noise
+from pi05_ros.policy.prefilled import seeded_noise
 from pi05_ros.policy.prompt.tokenizer import ByteTokenizer
 from pi05_ros.policy.transforms.aloha import aloha_actions_from_pi, aloha_state_to_pi
 from pi05_ros.policy.transforms.images import lerobot_image

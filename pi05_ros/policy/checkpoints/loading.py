@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,9 +18,19 @@ from pi05_ros.model.checkpoint.file_hash import checkpoint_hash, file_states
 from pi05_ros.model.checkpoint.hub import locate
 from pi05_ros.model.checkpoint.infer_config import infer_config
 from pi05_ros.model.checkpoint.open import open_checkpoint
+from pi05_ros.policy.argument_checks import check_count
 from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
-from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX, Recipe, openpi_recipe, random_recipe
+from pi05_ros.policy.checkpoints.recipe import (
+    DEFAULT_DENOISE_STEPS,
+    RANDOM_PREFIX,
+    Recipe,
+    openpi_recipe,
+    random_recipe,
+)
 from pi05_ros.policy.errors import PolicyError
+from pi05_ros.policy.interface import PolicyInfo
+from pi05_ros.policy.policy_config import PolicyConfig
+from pi05_ros.policy.prompt.prompt import PromptEncoder
 from pi05_ros.policy.prompt.tokenizer import Tokenizer, load_tokenizer, tokenizer_doubts
 
 logger = logging.getLogger(__name__)
@@ -82,53 +91,38 @@ def read_recipe(
     )
 
 
-def load(
-    checkpoint: str | Path,
-    *,
-    robot: str | Path | None,
-    tokenizer: str | Path | None,
-    backend: str,
-    precision: Precision | Mapping[str, str] | str | None,
-    device: str,
-    threads: int | None,
-    camera_roles: Mapping[str, str] | None,
-    lerobot_era: str,
-    control_hz: float | None,
-    backend_options: Mapping[str, Any] | None,
-) -> Loaded:
-    """Load what `Policy.load` asks for; cheap checks first, weights last."""
-    stages = parse_precision(precision)
-    check_backend(backend)
-    target = _device(device)
-    if threads is not None:
-        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-            raise PolicyError(f"threads is {threads!r}; accepted: a whole number from 1 to 1024")
-        torch.set_num_threads(threads)
-    preset, weight_seed = _random_name(str(checkpoint))
+def load(config: PolicyConfig) -> Loaded:
+    """Load what a configuration asks for; cheap checks first, weights last."""
+    stages = parse_precision(config.precision)
+    check_backend(config.backend)
+    target = _device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    preset, weight_seed = _random_name(str(config.checkpoint))
     recipe = read_recipe(
-        checkpoint,
-        robot,
-        camera_roles=camera_roles,
-        lerobot_era=lerobot_era,
-        control_hz=control_hz,
+        config.checkpoint,
+        config.robot,
+        camera_roles=config.camera_roles,
+        lerobot_era=config.lerobot_era,
+        control_hz=config.control_hz,
     )
     _log(recipe.assumptions, recipe.doubts)
     dtype = _dtype(stages, target)
-    words = recipe.tokenizer if tokenizer is None else tokenizer
+    words = recipe.tokenizer if config.tokenizer is None else config.tokenizer
     if preset is not None:
-        config = Pi05Config.preset(preset)
-        vocabulary = load_tokenizer(words, None, config.vocab)
-        model = Pi05.random(config, weight_seed, dtype, target)
+        sizes = Pi05Config.preset(preset)
+        vocabulary = load_tokenizer(words, None, sizes.vocab)
+        model = Pi05.random(sizes, weight_seed, dtype, target)
         digest = f"random:{preset}:{weight_seed}"
     else:
-        path = locate(checkpoint)
+        path = locate(config.checkpoint)
         # From the headers alone: a wrong tokenizer shows before gigabytes are read.
         states = file_states(path)
-        config = infer_config(open_checkpoint(path)).config
-        vocabulary = load_tokenizer(words, path, config.vocab)
-        recipe = with_tokenizer(recipe, vocabulary, config.vocab)
+        sizes = infer_config(open_checkpoint(path)).config
+        vocabulary = load_tokenizer(words, path, sizes.vocab)
+        recipe = with_tokenizer(recipe, vocabulary, sizes.vocab)
         clock = "exact" if recipe.family == "lerobot" else None
-        model = load_checkpoint(path, config, dtype=dtype, device=target, clock=clock)
+        model = load_checkpoint(path, sizes, dtype=dtype, device=target, clock=clock)
         digest = checkpoint_hash(path, since=states)
     horizon = recipe.profile.horizon or model.config.horizon
     recipe = dataclasses.replace(
@@ -141,12 +135,12 @@ def load(
         )
     engine = create_engine(
         model,
-        backend,
+        config.backend,
         stages,
         views=len(recipe.profile.cameras),
         horizon=horizon,
         max_prompt_tokens=recipe.max_prompt_tokens,
-        **(backend_options or {}),
+        **(config.backend_options or {}),
     )
     return Loaded(
         engine=engine,
@@ -156,6 +150,51 @@ def load(
         horizon=horizon,
         image_size=model.config.vision.image_size,
         action_dim=model.config.action_dim,
+    )
+
+
+def describe_policy(loaded: Loaded, config: PolicyConfig) -> PolicyInfo:
+    """What a policy says about itself.
+
+    Raises:
+        PolicyError: more steps of a chunk are to be kept than the checkpoint has.
+
+    """
+    recipe, profile = loaded.recipe, loaded.recipe.profile
+    kept = loaded.horizon
+    if config.horizon is not None:
+        kept = check_count("horizon", config.horizon, loaded.horizon)
+    stated, notes = recipe.denoise_steps, []
+    if stated is not None and config.denoise_steps not in (0, stated):
+        notes.append(
+            f"denoise_steps {config.denoise_steps} is used, not {stated} of the checkpoint's files"
+        )
+    _log(notes, ())
+    return PolicyInfo(
+        checkpoint=str(config.checkpoint),
+        checkpoint_hash=loaded.checkpoint_hash,
+        random_weights=recipe.family == "random",
+        robot=profile.name,
+        backend=loaded.engine.backend,
+        backend_reason=loaded.engine.reason,
+        device=str(loaded.engine.device),
+        precision=loaded.engine.precision,
+        denoise_steps=config.denoise_steps or stated or DEFAULT_DENOISE_STEPS,
+        horizon=kept,
+        step_s=profile.step_s,
+        action_names=profile.action_names,
+        camera_roles=profile.camera_roles,
+        state_names=profile.state_names,
+        tokenizer=loaded.tokenizer.name,
+        assumptions=(*recipe.assumptions, *notes),
+        doubts=recipe.doubts,
+    )
+
+
+def prompt_encoder(recipe: Recipe, tokenizer: Tokenizer) -> PromptEncoder:
+    """Encoder of the prompts that a recipe asks for."""
+    return PromptEncoder(
+        tokenizer, recipe.profile.discrete_state, recipe.max_prompt_tokens, recipe.prompt_bos
     )
 
 

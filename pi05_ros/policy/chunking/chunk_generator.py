@@ -17,7 +17,7 @@ from pi05_ros.policy.chunking.continuation import Continuation, continuation, ro
 from pi05_ros.policy.chunking.kv_reuse import MODES, EveryN, RemainingMotion, ReuseRule
 from pi05_ros.policy.chunking.rtc import MAX_GUIDANCE, guidance_weights
 from pi05_ros.policy.chunking.vision_cache import VisionCache
-from pi05_ros.policy.policy import Prefilled
+from pi05_ros.policy.prefilled import Prefilled
 from pi05_ros.policy.transforms.images import to_uint8_hwc
 
 
