@@ -16,7 +16,7 @@ class ModelBenchRequest:
     Attributes:
         checkpoint: weights; None: random ones of `preset`.
         preset: sizes of random weights.
-        precision: "auto" or one of the mixes of `backends.cuda.workload`.
+        precision: "auto" or one of the mixes of `backends.workload`.
         vision: precision of the vision tower apart from that; None: as the mix says.
         views, tokens, horizon: of the inference that is timed.
         steps: denoise step counts, one table each.

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pi05_ros.backends import BackendError, create_engine
-from pi05_ros.backends.cuda.workload import MIXES, STAGES, Workload, random_inputs
+from pi05_ros.backends.workload import MIXES, STAGES, Workload, random_inputs
 from pi05_ros.bench.bench_requests import ModelBenchRequest
 from pi05_ros.bench.ceilings import floor_ms
 from pi05_ros.model import Pi05, Pi05Config, load_checkpoint

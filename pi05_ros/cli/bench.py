@@ -19,7 +19,7 @@ from pi05_ros.errors import InvalidValueError
 
 MODEL_PRESETS = ("pi05", "tiny")
 MIXES = ("bf16", "fp8", "fp8-w8a16")
-"""Words of `model.config.PRESETS` and `cuda.workload.MIXES`, which --help does not import."""
+"""Words of `model.config.PRESETS` and `backends.workload.MIXES`, which --help does not import."""
 _MODEL, _NODE, _SERVE = ModelBenchRequest(), NodeBenchRequest(), ServeBenchRequest()
 
 

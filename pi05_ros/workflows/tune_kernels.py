@@ -9,7 +9,7 @@ import torch
 from pi05_ros.backends import BackendError, cuda
 from pi05_ros.backends.create import create_engine
 from pi05_ros.backends.cuda.inputs import check_range
-from pi05_ros.backends.cuda.workload import MIXES, STAGES, Workload, random_inputs
+from pi05_ros.backends.workload import MIXES, STAGES, Workload, random_inputs
 from pi05_ros.model import Pi05, Pi05Config
 from pi05_ros.workflows.engine_requests import Say, TuneRequest
 

@@ -7,7 +7,7 @@ import random
 
 from PIL import Image
 
-from pi05_ros.backends.cuda.workload import MIXES
+from pi05_ros.backends.workload import MIXES
 from pi05_ros.bench import model_report
 from pi05_ros.bench.model import Timing
 

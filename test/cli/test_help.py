@@ -68,9 +68,9 @@ def test_nested_commands_are_among_them():
 
 
 def test_words_that_help_repeats_are_those_of_the_packages():
-    from pi05_ros.backends.cuda.workload import MIXES
     from pi05_ros.backends.quantization.presets import PRESETS
     from pi05_ros.backends.staged.shapes import LAYOUTS
+    from pi05_ros.backends.workload import MIXES
     from pi05_ros.bags.timeline import TIME_BASES
     from pi05_ros.model import config
     from pi05_ros.workflows import engine_requests

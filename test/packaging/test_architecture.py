@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -56,17 +57,10 @@ KNOWN_FILE_NAMES: set[str] = {
 }
 KNOWN_CLASS_NAMES: set[str] = {
     "ClockWatch",
-    "Place",
     "Sample",
     "Source",
 }
 KNOWN_LONG_MODULES: set[str] = {
-    "pi05_ros/backends/cuda/engine.py",
-    "pi05_ros/backends/cuda/stages/denoise.py",
-    "pi05_ros/backends/cuda/triton/denoise.py",
-    "pi05_ros/backends/cuda/weights.py",
-    "pi05_ros/backends/export/export.py",
-    "pi05_ros/backends/quantization/calibrate.py",
     "pi05_ros/policy/remote/remote_policy.py",
     "pi05_ros/runtime/joint_states.py",
     "pi05_ros/runtime/observation_buffer.py",
@@ -284,3 +278,18 @@ def test_the_execution_side_of_the_wire_needs_no_torch():
         if room(name) == "execution" and {"torch", "safetensors"} & outside_imports(name)
     ]
     assert not broken, f"the robot side runs without torch: {broken}"
+
+
+def test_the_architecture_page_names_every_package_and_only_what_exists():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    missing = {
+        path
+        for path in re.findall(r"`((?:pi05_ros|msg|config|launch|test|scripts)/[\w./]+)`", text)
+        if not (ROOT / path).exists()
+    }
+    assert not missing, f"ARCHITECTURE.md names what is not there: {missing}"
+    table = re.findall(r"^\| (`.*?) \|", text.partition("## Packages")[2], re.M)
+    named = set(re.findall(r"`([\w.]+)/?`", " ".join(table[: len(ORDER) + 4])))
+    packages = {name for line in ORDER for name in line}
+    found = {name.removesuffix(".py") for name in named}
+    assert packages <= found, f"ARCHITECTURE.md lacks {packages - found}"

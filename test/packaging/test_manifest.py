@@ -136,3 +136,9 @@ def test_the_demo_drives_the_arm_each_time():
     """Kept sessions of `pi05 eval` would make the second demo a table of the first."""
     (line,) = re.findall(r"pi05 eval --ros .*", (ROOT / "Makefile").read_text())
     assert "--no-resume" in line
+
+
+def test_each_page_of_the_documentation_starts_with_what_it_is_for():
+    for page in (ROOT / "docs").glob("*.md"):
+        first = " ".join(page.read_text(encoding="utf-8").split("\n\n")[1].split())
+        assert first.startswith("After this page you "), page.name
