@@ -7,23 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pi05_ros.errors import InvalidValueError
 from pi05_ros.execution.chunk_gate import CLOCK_TOLERANCE_NS, ChunkGate
 from pi05_ros.execution.chunk_watch import ChunkWatch
-from pi05_ros.execution.executor_settings import LIMITING, ExecutorSettings
+from pi05_ros.execution.executor_settings import ExecutorSettings
+from pi05_ros.execution.interlocks import Interlocks
 from pi05_ros.execution.joint_limits import JointLimits
 from pi05_ros.execution.joint_track import JointTrack
-from pi05_ros.execution.motion_filter import MotionFilter
-from pi05_ros.execution.path_filter import PathFilter
+from pi05_ros.execution.path_filter import make_filter
+from pi05_ros.execution.placement import elsewhere, outside_limits
 from pi05_ros.execution.strategies import Strategy
+from pi05_ros.execution.teleop import Teleop
 from pi05_ros.execution.timed_chunk import ChunkRefusedError, TimedChunk
+from pi05_ros.execution.tracking import TrackingWatch
 
 FOLLOWING = "following"
 HOLDING = "holding"
 WAITING = "waiting"
 STOPPED = "stopped"
-START_SLACK = 0.02
-"""Share of a joint's range by which it may lie outside its limits when commanding starts."""
+FAULT = "fault"
+TELEOPERATED = "teleoperated"
 MOVED_AFTER_S = 0.5
 """An arm at rest that is elsewhere for this long was moved; braking takes less to settle."""
 
@@ -34,7 +36,7 @@ class Command:
 
     Attributes:
         positions: joint targets ``[n]``; None while nothing may be commanded.
-        mode: FOLLOWING, HOLDING, WAITING or STOPPED.
+        mode: FOLLOWING, HOLDING, WAITING, STOPPED, FAULT or TELEOPERATED.
         reason: why it is not following, else empty.
 
     """
@@ -42,15 +44,6 @@ class Command:
     positions: np.ndarray | None
     mode: str
     reason: str
-
-
-def make_filter(limits: JointLimits, settings: ExecutorSettings) -> MotionFilter | PathFilter:
-    """What keeps commands within the limits, as the settings say."""
-    if settings.limiting == "joint":
-        return MotionFilter(limits, settings.period_s)
-    if settings.limiting == "path":
-        return PathFilter(limits, settings.period_s, settings.speed_scale_max)
-    raise InvalidValueError(f"limiting {settings.limiting!r}; accepted: {', '.join(LIMITING)}")
 
 
 class Executor:
@@ -84,7 +77,16 @@ class Executor:
         self._rewound = False  # and still braking
         self._away_ns: int | None = None  # since when an arm at rest is elsewhere
         self._let_go = ""  # why nothing is commanded until the next chunk
-        self._stopped = ""
+        self.interlocks = Interlocks(self.settings.interlocks)
+        self.teleop = Teleop(limits, self.settings.teleop_timeout_s)
+        self._tracking = TrackingWatch(
+            limits,
+            limits.velocity * self.settings.following_lag_s,
+            self.settings.tracking_error_time_s,
+            self.settings.gripping,
+        )
+        self._blocked = ""  # why nothing was followed in the last period
+        self._steered = False  # by a person in the last period
 
     @property
     def joints(self) -> tuple[str, ...]:
@@ -158,20 +160,42 @@ class Executor:
 
     def stop(self, reason: str) -> None:
         """Brake softly and stay there until `resume`."""
-        self._stopped = reason or "stop requested"
+        self.interlocks.stopped = reason or "stop requested"
         self.strategy.clear()
 
-    def resume(self) -> None:
-        """Follow chunks again; what came before is forgotten.
+    def resume(self) -> str:
+        """Follow chunks again, also after a fault; what came before is forgotten.
 
         Commands start from the measured joints again if the stop had come to rest and the arm
         has been moved since. The small error of an arm that holds its place is no reason to:
         that would be a jump of the command.
+
+        Returns:
+            What still keeps the arm from following (a halt, no permission), else empty.
+
         """
-        if self._stopped and self.filter.resting:
-            self._start_from_measured_if_elsewhere()
-        self._stopped = ""
+        self._release()
+        self.interlocks.resume()
         self.strategy.clear()
+        return self.interlocks.reason
+
+    def _release(self) -> None:
+        if self.interlocks.reason and self.filter.resting:
+            self._start_from_measured_if_elsewhere()
+
+    @property
+    def speed_scale(self) -> float:
+        """Part of the speed of chunks that is used, 0 to 1."""
+        return self.filter.speed_scale
+
+    @speed_scale.setter
+    def speed_scale(self, value: float) -> None:
+        self.filter.speed_scale = value
+
+    @property
+    def intervention(self) -> bool:
+        """Whether a person is in charge; the chunks go on in shadow."""
+        return self._now_ns is not None and self.teleop.active(self._now_ns)
 
     @property
     def _commanding(self) -> bool:
@@ -183,14 +207,7 @@ class Executor:
 
     def _elsewhere(self) -> str:
         """Which joint is not where it is commanded, and how far off; empty if none is."""
-        if self.filter.position is None or self.measured is None:
-            return ""
-        lag = np.abs(self.limits.difference(self.measured, self.filter.position))
-        far = lag > self.limits.velocity * self.settings.following_lag_s
-        for i, name in enumerate(self.joints):
-            if far[i] and name not in self.settings.gripping:
-                return f"{name} is {lag[i]:.3f} from where it is held"
-        return ""
+        return elsewhere(self.limits, self.settings, self.filter.position, self.measured)
 
     def rewind(self) -> None:
         """Take note that the clock has jumped back: what was received before counts no more.
@@ -201,6 +218,7 @@ class Executor:
         self.strategy.clear()
         self.gate.forget()
         self._track.clear()
+        self.teleop.rewind()
         self._away_ns = self._now_ns = None
         self._rewound = True
         self.clock_jumps += 1
@@ -211,39 +229,76 @@ class Executor:
             if self._now_ns - now_ns <= CLOCK_TOLERANCE_NS:
                 return self._now_ns
             self.rewind()
+            self.interlocks.rewind(now_ns)
         self._now_ns = now_ns
         return now_ns
 
     def tick(self, now_ns: int) -> Command:
         """Command of this control period; call it once per period."""
         now_ns = self._read_clock(now_ns)
+        command = self._decide(now_ns)
+        if command.mode not in (FOLLOWING, TELEOPERATED) or command.positions is None:
+            self._tracking.clear()
+            return command
+        problem = self._tracking.check(command.positions, self.measured, now_ns)
+        if problem:
+            self.interlocks.fault = problem
+        return command
+
+    def _decide(self, now_ns: int) -> Command:
         age_s = self._track.age_s(now_ns)
+        blocked = self.interlocks.check(now_ns)
+        if self._blocked and not blocked and self.filter.resting:
+            self._start_from_measured_if_elsewhere()
+        self._blocked = blocked
         unseen = "joint states are stale" if age_s > self.settings.max_state_age_s else ""
         unseen = unseen or self._doubt
-        if unseen:
-            self.strategy.clear()  # what refers to old joint states is not for the next ones
+        if unseen or blocked:
+            self.strategy.clear()  # what came before is not for later
         if self._rewound and (self.filter.position is None or self.filter.resting):
             self._rewound, self._let_go = False, "the clock jumped back"
-        held = bool(self._stopped or unseen or self._rewound)
-        target = None if held else self.strategy.target(now_ns)
+        held = bool(blocked or unseen or self._rewound)
+        steered = self.teleop.active(now_ns)
+        target = None if held else self._target(now_ns, steered)
         if target is None:
             self._watch(now_ns, age_s)
         else:
             self._away_ns = None
         if self.filter.position is None or self._let_go:
-            waiting = self._wait(target, unseen, now_ns)
+            waiting = self._wait(target, blocked, unseen, now_ns)
             if waiting is not None:
                 return waiting
-            target = self.strategy.target(now_ns)
-        if self._stopped:
-            return Command(self.filter.brake(), STOPPED, self._stopped)
+            target = self._target(now_ns, steered)
+        if blocked:
+            return Command(self.filter.brake(), self._blocked_mode, blocked)
         if unseen:
             return Command(self.filter.brake(), HOLDING, unseen)
+        if steered and not self._rewound:
+            if target is None:
+                return Command(self.filter.brake(), TELEOPERATED, "taken over; no target yet")
+            return Command(self.filter.steer(target), TELEOPERATED, "teleoperation")
         command = None if target is None else self.filter.follow(self.strategy, now_ns)
         if command is None:
             reason = "the clock jumped back" if self._rewound else "no fresh chunk"
             return Command(self.filter.brake(), HOLDING, self._why(reason))
         return Command(command, FOLLOWING, "")
+
+    @property
+    def _blocked_mode(self) -> str:
+        return FAULT if self.interlocks.fault else STOPPED
+
+    def _target(self, now_ns: int, steered: bool) -> np.ndarray | None:
+        """Where a person, or else the chunks, want the arm to be now; None if nobody says."""
+        near = self.filter.position if self._commanding else self.measured
+        if steered:
+            self._steered = True
+            return None if near is None else self.teleop.target(near)
+        target = self.strategy.target(now_ns)
+        if self._steered and target is not None and near is not None:
+            self._steered = False  # handed back, perhaps on another turn
+            self.strategy.shift(-self.limits.nearest_turn(near, target))
+            target = self.strategy.target(now_ns)
+        return target
 
     def _watch(self, now_ns: int, age_s: float) -> None:
         """Let go of an arm at rest that is moved by somebody else, or may be: nobody sees it."""
@@ -260,16 +315,18 @@ class Executor:
         else:
             self._away_ns = None
 
-    def _wait(self, target: np.ndarray | None, unseen: str, now_ns: int) -> Command | None:
+    def _wait(
+        self, target: np.ndarray | None, blocked: str, unseen: str, now_ns: int
+    ) -> Command | None:
         """Why commands do not start, or None: they start where the arm is."""
-        if self._stopped:
-            reason = f"{self._stopped}; {self._let_go}" if self._let_go else self._stopped
-            return Command(None, STOPPED, reason)
+        if blocked:
+            reason = f"{blocked}; {self._let_go}" if self._let_go else blocked
+            return Command(None, self._blocked_mode, reason)
         if self.measured is None:
             return Command(None, WAITING, self._doubt or "no joint states yet")
         if unseen:
             return Command(None, WAITING, unseen)
-        outside = self._outside(self.measured)
+        outside = outside_limits(self.limits, self.measured)
         if outside:
             return Command(None, WAITING, self._why(outside))
         if target is None:
@@ -284,18 +341,6 @@ class Executor:
         self.strategy.shift(-self.limits.nearest_turn(self.filter.position, target))
         self._let_go, self._away_ns = "", None
         return None
-
-    def _outside(self, measured: np.ndarray) -> str:
-        """What is wrong with starting here; a little outside is where gravity leaves an arm."""
-        for i, name in enumerate(self.joints):
-            lower, upper = self.limits.lower[i], self.limits.upper[i]
-            slack = START_SLACK * (upper - lower)
-            if not lower - slack <= measured[i] <= upper + slack:
-                return (
-                    f"{name} is at {measured[i]:.3f}, outside its limits {lower:.3f} to "
-                    f"{upper:.3f}; move it back by hand"
-                )
-        return ""
 
     def _why(self, text: str) -> str:
         return f"{text}; last refused: {self.refusal}" if self.refusal else text

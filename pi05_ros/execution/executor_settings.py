@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pi05_ros.execution.interlocks import InterlockSettings
 
 LIMITING = ("path", "joint")
 
@@ -24,6 +26,12 @@ class ExecutorSettings:
         limiting: "path" slows time along the path where limits bind; "joint" limits each joint on
             its own.
         speed_scale_max: how fast the path catches up with the clock, seconds per second.
+        blend_in_s: with limiting path, shortest time to get from rest, or from teleoperation,
+            onto a chunk's path.
+        tracking_error_time_s: a joint that is farther from its commands than following_lag_s
+            allows, for this long, is a fault; 0 watches nothing.
+        teleop_timeout_s: teleoperation that is silent for this long hands the arm back.
+        interlocks: permissions that are needed.
         random_weights_allowed: chunks of random weights are refused unless this is set, which
             is only right for a simulation.
 
@@ -39,4 +47,8 @@ class ExecutorSettings:
     settle_s: float = 0.0
     limiting: str = "path"
     speed_scale_max: float = 1.25
+    blend_in_s: float = 0.0
+    tracking_error_time_s: float = 0.0
+    teleop_timeout_s: float = 0.5
+    interlocks: InterlockSettings = field(default_factory=InterlockSettings)
     random_weights_allowed: bool = False

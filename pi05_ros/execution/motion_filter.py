@@ -30,7 +30,13 @@ class MotionFilter:
         self.period_s = period_s
         self.position: np.ndarray | None = None
         self.velocity = np.zeros(len(limits.names))
+        self.speed_scale = 1.0
         self._target: np.ndarray | None = None
+
+    def take_over(self, position: np.ndarray, velocity: np.ndarray) -> None:
+        """Go on from a command ``[n]`` and its velocity ``[n]`` from which the arm can stop."""
+        self.position, self.velocity = position.copy(), velocity.copy()
+        self._target = None
 
     def reset(self, position: np.ndarray) -> None:
         """Start at rest at a measured position ``[n]``, wherever it is."""
@@ -60,11 +66,13 @@ class MotionFilter:
             pace = np.minimum(np.abs(error) / dt, self._braking(np.abs(error)))
             wanted = drift + np.sign(error) * pace
             self._target = goal
-        wanted = np.clip(wanted, self.velocity - a * dt, self.velocity + a * dt)
-        wanted = np.clip(wanted, -self.limits.velocity, self.limits.velocity)
+        slowest, fastest = self.velocity - a * dt, self.velocity + a * dt
+        top = self.limits.velocity * min(max(self.speed_scale, 0.0), 1.0)
+        wanted = np.clip(np.clip(wanted, -top, top), slowest, fastest)
         up = self._braking(np.maximum(0.0, self.limits.upper - position))
         down = self._braking(np.maximum(0.0, position - self.limits.lower))
-        self.velocity = np.clip(wanted, -down, up)
+        # Nothing but the acceleration limit decides for a state of another filter.
+        self.velocity = np.clip(np.clip(wanted, -down, up), slowest, fastest)
         moved = position + self.velocity * dt
         # Rounding alone could carry a joint over a limit; one that is outside stays where it is.
         lower = np.minimum(self.limits.lower, position)
@@ -76,6 +84,14 @@ class MotionFilter:
         """Next command ``[n]`` towards the strategy's target at a time; None if it has none."""
         target = strategy.target(now_ns)
         return None if target is None else self.step(target)
+
+    def lag_s(self, now_ns: int) -> float:
+        """How far commands are behind the clock; joints that are limited have no such time."""
+        return 0.0
+
+    def steer(self, target: np.ndarray) -> np.ndarray:
+        """Next command ``[n]`` towards a target ``[n]`` that is on no path."""
+        return self.step(target)
 
     def brake(self) -> np.ndarray:
         """Next command ``[n]`` of braking to a stop."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from pi05_ros.errors import InvalidValueError
+from pi05_ros.execution.executor_settings import LIMITING, ExecutorSettings
 from pi05_ros.execution.joint_limits import JointLimits
+from pi05_ros.execution.motion_filter import MotionFilter
 from pi05_ros.execution.path_join import join
 from pi05_ros.execution.polyline import Bounds, Place, Polyline
 from pi05_ros.execution.strategies import Strategy
@@ -32,6 +35,7 @@ class PathFilter:
         limits: of all joints, complete.
         period_s: control period; every call of `follow` and `brake` stands for one.
         speed_scale_max: fastest progress, seconds of the path per second.
+        blend_in_s: shortest time from a start at rest, or from `steer`, onto a path.
 
     """
 
@@ -40,35 +44,41 @@ class PathFilter:
         limits: JointLimits,
         period_s: float,
         speed_scale_max: float = DEFAULT_SPEED_SCALE_MAX,
+        blend_in_s: float = 0.0,
     ) -> None:
         if not (np.isfinite(speed_scale_max) and speed_scale_max >= 1):
             raise ValueError(f"speed_scale_max is {speed_scale_max}; accepted: 1 or more")
         self.limits = limits.require_complete()
         self.period_s = period_s
         self.speed_scale_max = speed_scale_max
+        self.blend_in_s = blend_in_s
         self.speed_scale = 1.0
         self.position: np.ndarray | None = None
         self._bounds = Bounds.of(limits.velocity, limits.acceleration, period_s)
-        self._reach = 4 * speed_scale_max * period_s
+        self._reach = speed_scale_max * period_s  # braking is no faster than that either
         self._path: Polyline | None = None
         self._place: Place | None = None
         self._chunk: TimedChunk | None = None
+        self._free = MotionFilter(limits, period_s)  # moves that are on no path
+        self._blend_until_ns: int | None = None
 
     def reset(self, position: np.ndarray) -> None:
         """Start at rest at a measured position ``[n]``, wherever it is."""
         self.position = np.array(position, dtype=np.float64)
+        self._free.reset(self.position)
+        self._blend_until_ns = None
         self._path = self._place = self._chunk = None
 
     @property
     def resting(self) -> bool:
         """Whether the last command did not move any joint."""
-        return self._place is None or self._place.resting
+        return self._free.resting if self._place is None else self._place.resting
 
     @property
     def velocity(self) -> np.ndarray:
         """Velocity ``[n]`` of the last period."""
         if self._place is None:
-            return np.zeros(len(self.limits.names))
+            return self._free.velocity.copy()
         return np.array(self._place.move) / self.period_s
 
     def lag_s(self, now_ns: int) -> float:
@@ -88,11 +98,17 @@ class PathFilter:
         if self.position is None:
             raise RuntimeError("the filter has no start position yet")
         clock = max(0.0, (now_ns - chunk.start_ns) / 1e9)
+        if self._place is None and self._blend_until_ns is None:
+            self._blend_until_ns = now_ns + int(self.blend_in_s * 1e9)
         if chunk is not self._chunk:
-            move = None if self.resting or self._place is None else self._place.move
+            if self._place is not None:
+                move = self._place.move
+            else:
+                move = tuple((self._free.velocity * self.period_s).tolist())
             joined = join(
-                chunk, self.position, move, clock, self.limits, self._bounds, self.period_s,
-                self.speed_scale_max,
+                chunk, self.position, None if self.resting else move, clock, self.limits,
+                self._bounds, self.period_s, self.speed_scale_max,
+                max(0.0, ((self._blend_until_ns or 0) - now_ns) / 1e9),
             )  # fmt: skip
             for path, place in joined:
                 if path.can_stop(place, self._reach):
@@ -106,8 +122,22 @@ class PathFilter:
         """Next command ``[n]`` of the hardest braking that stays on the path."""
         if self.position is None:
             raise RuntimeError("the filter has no start position yet")
-        if self._path is not None and self._place is not None and not self._place.resting:
+        if self._path is None or self._place is None:
+            self.position = self._free.brake()
+        elif not self._place.resting:
             return self._go(self._path.brake(self._place, self._reach))
+        return self.position.copy()
+
+    def steer(self, target: np.ndarray) -> np.ndarray:
+        """Next command ``[n]`` towards a target ``[n]`` that is on no path: joint by joint."""
+        if self.position is None:
+            raise RuntimeError("the filter has no start position yet")
+        if self._place is not None:
+            self._free.take_over(self.position, self.velocity)
+            self._path = self._place = self._chunk = None
+        self._blend_until_ns = None
+        self._free.speed_scale = self.speed_scale
+        self.position = self._free.step(target)
         return self.position.copy()
 
     def _advance(self, clock: float) -> np.ndarray:
@@ -144,3 +174,12 @@ class PathFilter:
         if moved:
             self.position = np.array(self._path.at(place.s, place.piece))
         return self.position.copy()
+
+
+def make_filter(limits: JointLimits, settings: ExecutorSettings) -> MotionFilter | PathFilter:
+    """What keeps commands within the limits, as the settings say."""
+    if settings.limiting == "joint":
+        return MotionFilter(limits, settings.period_s)
+    if settings.limiting == "path":
+        return PathFilter(limits, settings.period_s, settings.speed_scale_max, settings.blend_in_s)
+    raise InvalidValueError(f"limiting {settings.limiting!r}; accepted: {', '.join(LIMITING)}")

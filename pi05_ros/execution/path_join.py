@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,9 +13,11 @@ from pi05_ros.execution.timed_chunk import TimedChunk
 
 ON_PATH = 1e-6
 """A command this near to the path (rad, m) is on it."""
-_SHARE = 0.5
-"""Part of the velocity and acceleration limits that a transition uses."""
+GENTLE_S = 0.25
+"""A transition takes up to this time with half of the acceleration limit; longer ones hurry."""
+_SOFT, _HARD = 0.5, 4.0
 _SAMPLES = 12
+_FAR = 1e6  # targets farther out are no other targets; their squares would overflow
 
 
 def join(
@@ -26,6 +29,7 @@ def join(
     bounds: Bounds,
     period_s: float,
     speed_scale_max: float,
+    blend_in_s: float = 0.0,
 ) -> Iterator[tuple[Polyline, Place]]:
     """Paths onto a chunk, the best one first, each with the place of the present command on it.
 
@@ -38,10 +42,11 @@ def join(
         position: present command ``[n]``.
         move: joint move of the last period; None at rest.
         clock: progress of the chunk that belongs to the present time.
-        limits, bounds, period_s, speed_scale_max: as in `PathFilter`.
+        limits, bounds, period_s, speed_scale_max, blend_in_s: as in `PathFilter`.
 
     """
     grid = np.arange(chunk.horizon) * (chunk.step_ns / 1e9)
+    chunk = replace(chunk, positions=np.clip(chunk.positions, -_FAR, _FAR))
     zero = (0.0,) * len(position)
     entry = _entry(grid, chunk.positions, position, clock)
     if entry is not None:
@@ -50,12 +55,16 @@ def join(
             yield path, Place(0, entry, zero, 0.0)
             return
         yield path, Place(0, entry, move)
+    if move is not None:
+        clock -= period_s  # the present command belongs to the period before
     exact = _at(grid, chunk.positions, clock)
+    if clock < 0 and move is not None:
+        exact = exact + clock * _slope(grid, chunk.positions, 0.0)
     here = np.clip(exact, limits.lower, limits.upper)
     offset = position - here
     if move is None:
         travel = float(np.max(np.abs(offset) / limits.velocity, initial=0.0))
-        start = clock - max(travel, period_s)
+        start = clock - max(travel, period_s, blend_in_s)
         s = np.concatenate([[start, clock], grid[grid > clock + 1e-9]])
         rows = np.vstack([position, here, chunk.positions[grid > clock + 1e-9]])
         path = _bounded(s, rows, limits, bounds)
@@ -63,12 +72,31 @@ def join(
         return
     velocity = np.array(move) / period_s
     slope = np.where(here == exact, _slope(grid, chunk.positions, clock), 0.0)
-    for share in (_SHARE, 0.25):
-        for ahead in _velocity_offsets(velocity, slope, limits, period_s, speed_scale_max):
-            yield (
-                _blended(grid, chunk, clock, position, offset, ahead, limits, bounds, share),
-                Place(0, clock, move),
-            )
+    for ahead in _velocity_offsets(velocity, slope, limits, period_s, speed_scale_max):
+        for duration in _durations(offset, ahead, limits):
+            path = _blended(
+                grid, chunk, clock, position, offset, ahead, max(duration, blend_in_s), limits,
+                bounds,
+            )  # fmt: skip
+            yield path, Place(0, clock, move)
+
+
+def _durations(offset: np.ndarray, ahead: np.ndarray, limits: JointLimits) -> Iterator[float]:
+    """How long a transition may take, the best first.
+
+    The acceleration of the transition is at most a share of the limit, see `_blended`: a small
+    one for small offsets; far away, more than the limit, and slowing down time does the rest.
+    """
+    far, fast, a = np.abs(offset), np.abs(ahead), limits.acceleration
+
+    def of(share: float) -> float:
+        return float(
+            np.max((4 * fast + np.sqrt(16 * fast**2 + 24 * share * a * far)) / (2 * share * a))
+        )
+
+    yield max(of(_HARD), min(of(_SOFT), GENTLE_S))
+    yield of(1.0)
+    yield of(_SOFT)
 
 
 def _velocity_offsets(
@@ -84,7 +112,7 @@ def _velocity_offsets(
     scale = float(np.sum(weight * velocity * slope)) / length if length > 0 else 0.0
     scale = min(max(scale, 0.0), speed_scale_max)
     rest = np.abs(velocity - scale * slope)
-    if (rest <= _SHARE * limits.acceleration * period_s).all():
+    if (rest <= 0.5 * limits.acceleration * period_s).all():
         yield np.zeros_like(velocity)
     yield velocity - slope
 
@@ -96,26 +124,22 @@ def _blended(
     position: np.ndarray,
     offset: np.ndarray,
     ahead: np.ndarray,
+    duration: float,
     limits: JointLimits,
     bounds: Bounds,
-    share: float,
 ) -> Polyline:
     """The chunk's path plus a cubic that starts with an offset and a velocity and ends with none.
 
     ``e(x) = offset (1 - 3x^2 + 2x^3) + T ahead (x - 2x^2 + x^3)``, ``x = (s - clock) / T``, whose
     largest second derivative is at most ``6 offset / T^2 + 4 ahead / T``.
     """
-    a, v = share * limits.acceleration, share * limits.velocity
-    far, fast = np.abs(offset), np.abs(ahead)
-    duration = np.max(
-        np.maximum((4 * fast + np.sqrt(16 * fast**2 + 24 * a * far)) / (2 * a), 1.5 * far / v)
-    )
-    duration = max(float(duration), 1e-3)
+    duration = max(duration, 1e-3)
     samples = clock + duration * np.linspace(0, 1, _SAMPLES + 1)
     s = np.unique(np.concatenate([samples, grid[grid > clock + 1e-9]]))
     x = np.clip((s - clock) / duration, 0, 1)[:, None]
     wave = offset * (1 - 3 * x**2 + 2 * x**3) + duration * ahead * (x - 2 * x**2 + x**3)
     points = _at_many(grid, chunk.positions, s)
+    points += np.minimum(s - grid[0], 0.0)[:, None] * _slope(grid, chunk.positions, 0.0)
     rows = np.clip(points, limits.lower, limits.upper) + wave
     rows[0] = position
     return _bounded(s, rows, limits, bounds)
@@ -208,5 +232,5 @@ def _slope(grid: np.ndarray, points: np.ndarray, s: float) -> np.ndarray:
     """Change of a path per unit of progress just behind ``s``; 0 behind its end."""
     if len(grid) == 1 or s >= grid[-1]:
         return np.zeros(points.shape[1])
-    i = int(np.searchsorted(grid, s, side="right") - 1)
+    i = max(0, int(np.searchsorted(grid, s, side="right") - 1))
     return np.asarray((points[i + 1] - points[i]) / (grid[i + 1] - grid[i]))

@@ -6,9 +6,28 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from pi05_ros.execution.executor import FOLLOWING, Command, Executor
+from pi05_ros.execution.executor import (
+    FAULT,
+    FOLLOWING,
+    HOLDING,
+    STOPPED,
+    TELEOPERATED,
+    WAITING,
+    Command,
+    Executor,
+)
+from pi05_ros.msg import ExecutorStatus
+from pi05_ros.runtime.conversion import split_ns
 
 LOW_CLOCK = "no time has come on /clock yet (use_sim_time is set)"
+_MODES = {
+    WAITING: ExecutorStatus.MODE_WAITING,
+    FOLLOWING: ExecutorStatus.MODE_FOLLOWING,
+    HOLDING: ExecutorStatus.MODE_HOLDING,
+    STOPPED: ExecutorStatus.MODE_STOPPED,
+    FAULT: ExecutorStatus.MODE_FAULT,
+    TELEOPERATED: ExecutorStatus.MODE_TELEOPERATED,
+}
 STILL_CLOCK = "the clock stands still: nothing is commanded"
 
 
@@ -46,7 +65,7 @@ def ago(then_ns: int | None, now_ns: int) -> str:
     return f"{(now_ns - then_ns) / 1e9:.1f}" if then_ns is not None and now_ns >= then_ns else ""
 
 
-def executor_status(
+def executor_diagnostics(
     name: str,
     core: Executor,
     command: Command,
@@ -74,6 +93,9 @@ def executor_status(
         "mode": command.mode,
         "reason": command.reason,
         "reason_age_s": f"{reason_age_s:.1f}",
+        "speed_scale": core.speed_scale,
+        "lag_ms": f"{1e3 * core.filter.lag_s(now_ns):.0f}",
+        "intervention": core.intervention,
         "accepted": core.accepted,
         "clipped_to_limits": core.clipped,
         **{f"clipped_to_limits.{joint}": n for joint, n in sorted(core.watch.clipped.items())},
@@ -86,11 +108,42 @@ def executor_status(
         "clock_jumps": core.clock_jumps,
         **values,
     }
+    good = command.mode in (FOLLOWING, TELEOPERATED) and not outside
+    level = DiagnosticStatus.OK if good else DiagnosticStatus.WARN
+    if command.mode == FAULT:
+        level = DiagnosticStatus.ERROR
     status = DiagnosticStatus(
-        level=DiagnosticStatus.OK if following and not outside else DiagnosticStatus.WARN,
+        level=level,
         name=f"{name}: executor",
         message=message,
         hardware_id=", ".join(core.joints),
         values=[KeyValue(key=key, value=str(value)) for key, value in shown.items()],
     )
     return DiagnosticArray(status=[status])
+
+
+def status_message(
+    core: Executor, command: Command, now_ns: int, reason_age_s: float
+) -> ExecutorStatus:
+    """The typed status; arguments as of `executor_diagnostics`."""
+    sec, nanosec = split_ns(max(0, now_ns))
+    locks, measured, commanded = core.interlocks, core.measured, core.filter.position
+    message = ExecutorStatus(
+        mode=_MODES[command.mode],
+        reason=command.reason,
+        reason_age_s=float(reason_age_s),
+        policy_id=core.gate.policy_id or "",
+        chunk_id=max(0, core.gate.chunk_id),
+        lag_s=core.filter.lag_s(now_ns),
+        stopped=bool(locks.stopped),
+        halted=locks.halted,
+        enabled=locks.enabled,
+        fault=locks.fault,
+        speed_scale=float(core.speed_scale),
+        intervention=core.intervention,
+        joints=list(core.joints),
+        commanded=[] if commanded is None else commanded.tolist(),
+        measured=[] if measured is None else measured.tolist(),
+    )
+    message.stamp.sec, message.stamp.nanosec = sec, nanosec
+    return message

@@ -2,7 +2,8 @@
 
 Topics (relative unless noted): in `pi05_policy/action_chunk`, `joint_states`; out
 `joint_trajectory_controller/joint_trajectory` or `forward_position_controller/commands`,
-`gripper_controller/commands`, `/diagnostics`. Services `~/stop` and `~/resume`.
+`gripper_controller/commands`, `/diagnostics`, `~/executor_status`. Stops, permission and
+teleoperation: `executor_controls`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from std_msgs.msg import Float64MultiArray
-from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from pi05_ros.execution.executor import (
@@ -29,14 +29,22 @@ from pi05_ros.execution.executor import (
     Executor,
     ExecutorSettings,
 )
+from pi05_ros.execution.interlocks import InterlockSettings
 from pi05_ros.execution.limits import JointLimits, LimitsError
 from pi05_ros.execution.strategies import make_strategy
 from pi05_ros.execution.timed_chunk import ChunkRefusedError
 from pi05_ros.execution.wire import read_chunk
-from pi05_ros.msg import ActionChunk
+from pi05_ros.msg import ActionChunk, ExecutorStatus
 from pi05_ros.policy.interface import ActionUnit
 from pi05_ros.ros import process, qos
-from pi05_ros.ros.executor_diagnostics import ClockWatch, ReasonAge, ago, executor_status
+from pi05_ros.ros.executor_controls import ExecutorControls
+from pi05_ros.ros.executor_diagnostics import (
+    ClockWatch,
+    ReasonAge,
+    ago,
+    executor_diagnostics,
+    status_message,
+)
 from pi05_ros.ros.executor_limits import limits_of_node, read_limits
 from pi05_ros.ros.executor_parameters import ExecutorParameters, declare
 from pi05_ros.ros.joint_state_input import JointStateInput
@@ -70,10 +78,15 @@ class ExecutorNode(Node):
             settle_s=SETTLE_S,
             limiting=p.limiting,
             speed_scale_max=p.speed_scale_max,
+            blend_in_s=p.blend_in_s,
+            tracking_error_time_s=p.tracking_error_time_s,
+            teleop_timeout_s=p.teleop_timeout_s,
+            interlocks=InterlockSettings(p.require_enable, p.heartbeat_timeout_s),
             random_weights_allowed=p.allow_random_weights,
         )
         strategy = make_strategy(p.strategy, p.replace_after, p.ensemble_decay)
         self.core = Executor(limits, strategy, settings)
+        self.core.speed_scale = p.speed_scale
         self._arm = [i for i, name in enumerate(limits.names) if name != p.gripper_joint]
         self._gripper = [i for i, name in enumerate(limits.names) if name == p.gripper_joint]
         if p.gripper_joint and not self._gripper:
@@ -108,8 +121,8 @@ class ExecutorNode(Node):
             )
         except ValueError as error:
             raise ParameterError(f"on_change_joints is {p.on_change_joints}; {error}") from error
-        self.create_service(Trigger, "~/stop", self._on_stop)
-        self.create_service(Trigger, "~/resume", self._on_resume)
+        self._status = self.create_publisher(ExecutorStatus, "~/executor_status", qos.LATCHED)
+        self._controls = ExecutorControls(self, self.core, p.teleop_type, self.publish_status)
         self.create_timer(settings.period_s, self.tick, clock=process.tick_clock(self))
         # Monotonic: diagnostics have to say so when simulated time stands still.
         self.create_timer(1.0, self._on_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -121,6 +134,7 @@ class ExecutorNode(Node):
         before, self._command = self._command, self.core.tick(now)
         self._notice_clock_jump()
         self._send(self._command)
+        self._controls.tell_intervention()
         if (before.mode, before.reason) != (self._command.mode, self._command.reason):
             self.publish_diagnostics()
 
@@ -170,16 +184,6 @@ class ExecutorNode(Node):
                     f"{declared}; the values are taken for {declared}"
                 )
 
-    def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self.core.stop("stop requested")
-        response.success, response.message = True, "braking"
-        return response
-
-    def _on_resume(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self.core.resume()
-        response.success, response.message = True, "following the next chunk"
-        return response
-
     def _send(self, command: Command) -> None:
         if command.positions is None:
             return
@@ -211,7 +215,7 @@ class ExecutorNode(Node):
         now, states = self.get_clock().now(), self._joint_states
         command = self._command
         age_s = self._reason_age.update(command.mode, command.reason, time.monotonic())
-        array = executor_status(
+        array = executor_diagnostics(
             self.get_fully_qualified_name(),
             self.core,
             command,
@@ -223,12 +227,22 @@ class ExecutorNode(Node):
                 "last_bad_joint_state": states.last_bad,
                 "last_bad_joint_state_age_s": ago(states.last_bad_ns, now.nanoseconds),
                 **{f"joint_state_jumps.{name}": n for name, n in states.jumps.items()},
+                "refused.teleop": self.core.teleop.refused,
+                "last_refused_teleop": self.core.teleop.last_refusal,
                 "assumed_units": ", ".join(sorted(self._unit_assumed)),
                 "observation_to_executor_ms": f"{self._latency_ms:.1f}",
             },
         )
         array.header.stamp = now.to_msg()
         self._diagnostics.publish(array)
+        self.publish_status()
+
+    def publish_status(self) -> None:
+        """The latched, typed status."""
+        command = self._command
+        age_s = self._reason_age.update(command.mode, command.reason, time.monotonic())
+        message = status_message(self.core, command, self.get_clock().now().nanoseconds, age_s)
+        self._status.publish(message)
 
     def _read_limits(self, p: ExecutorParameters) -> JointLimits:
         """Limits of the parameters or of the topic; the result is logged as a table."""

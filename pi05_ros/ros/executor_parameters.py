@@ -20,12 +20,13 @@ from pi05_ros.runtime.parameter_specs import main, param, specs_of
 if TYPE_CHECKING:
     from rclpy.node import Node
 
+TELEOP_TYPES = ("joint_state", "joint_trajectory")
 OUTPUTS = ("trajectory", "forward")
 
 
 @dataclass(frozen=True)
 class ExecutorParameters:
-    """Every parameter of the executor node, all read-only."""
+    """Every parameter of the executor node; all but speed_scale are read-only."""
 
     limits_file: str = param(
         "",
@@ -77,6 +78,40 @@ class ExecutorParameters:
         "second.",
         low=1.0,
         high=10.0,
+    )
+    speed_scale: float = param(
+        1.0, "Part of the speed of chunks that is used.", dynamic=True, low=0.0, high=1.0
+    )
+    blend_in_s: float = param(
+        ExecutorSettings.blend_in_s,
+        "With limiting path: shortest time to get from rest, or from teleoperation, onto a chunk.",
+        low=0.0,
+        high=60.0,
+    )
+    require_enable: bool = param(False, "Follow nothing before `~/enable` is called with true.")
+    heartbeat_timeout_s: float = param(
+        0.0,
+        "Longest silence of `~/heartbeat`; then the arm stops until `~/resume`. 0: none needed.",
+        low=0.0,
+        high=60.0,
+    )
+    tracking_error_time_s: float = param(
+        0.5,
+        "A joint that is outside the range of its commands of the last 0.5 s by more than "
+        "following_lag_s at full velocity for this long is a fault, until `~/resume`. 0: off.",
+        low=0.0,
+        high=60.0,
+    )
+    teleop_type: str = param(
+        "joint_state",
+        "Type of `~/teleop`: sensor_msgs/JointState or trajectory_msgs/JointTrajectory.",
+        choices=TELEOP_TYPES,
+    )
+    teleop_timeout_s: float = param(
+        ExecutorSettings.teleop_timeout_s,
+        "Teleoperation that is silent for this long hands the arm back.",
+        low=0.05,
+        high=60.0,
     )
     strategy: str = param(
         "replace",

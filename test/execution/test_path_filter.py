@@ -56,7 +56,7 @@ def drive(filter_, strategy, offers, ticks, dt, brakes=frozenset()):
     return np.array(path), progress
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(INSIDE, min_size=2, max_size=20),
     dt=st.sampled_from(PERIODS),
@@ -79,7 +79,7 @@ def test_one_chunk_is_followed_on_its_path_within_the_limits(rows, dt, step, rep
     assert (steps <= 1.25 * dt + 1e-9).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     start=INSIDE,
     chunks=st.lists(

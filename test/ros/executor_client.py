@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
+from node_rig import NodeRig
 from pi05_ros.msg import ActionChunk
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
+
+from pi05_ros.ros.executor_node import ExecutorNode
 
 LIMITS = Path(__file__).parents[2] / "config" / "sim_arm_limits.yaml"
 JOINTS = [*(f"joint{i}" for i in range(1, 7)), "gripper"]
@@ -73,3 +77,29 @@ class Client(Node):
         for name, value in changes.items():
             setattr(message, name, value)
         self.chunks.publish(message)
+
+
+class Rig(NodeRig):
+    """Executor node and client in one process, spun together."""
+
+    def __init__(self, **parameters):
+        super().__init__(ExecutorNode, Client, {"limits_file": str(LIMITS), **parameters})
+
+    def until(self, condition, seconds=60.0, each=None):
+        end = time.monotonic() + seconds
+        sent = 0.0
+        while time.monotonic() < end:
+            if each is not None and time.monotonic() - sent > 0.02:
+                sent = time.monotonic()
+                each()
+            self.executor.spin_once(timeout_sec=0.01)
+            if condition():
+                return True
+        return False
+
+
+def follow(rig, number=1, **changes):
+    client = rig.client
+    assert rig.until(lambda: rig.node.core.measured is not None, each=client.send_state)
+    rig.until(lambda: False, 0.3, each=client.send_state)  # they have to come for a while
+    client.send_chunk(number, **changes)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import rclpy
 from builtin_interfaces.msg import Duration as DurationMessage
-from executor_client import JOINTS, LIMITS, START, Client
-from node_rig import NodeRig, build_and_close
+from executor_client import JOINTS, LIMITS, START, Rig, follow
+from node_rig import build_and_close
 from rclpy.clock import ClockType
 from rclpy.duration import Duration
 from rclpy.parameter import Parameter
@@ -25,35 +23,9 @@ from pi05_ros.ros.processes.domain import free_domain_id
 from pi05_ros.runtime.parameter_specs import ParameterError
 
 
-class Rig(NodeRig):
-    """Executor node and client in one process, spun together."""
-
-    def __init__(self, **parameters):
-        super().__init__(ExecutorNode, Client, {"limits_file": str(LIMITS), **parameters})
-
-    def until(self, condition, seconds=60.0, each=None):
-        end = time.monotonic() + seconds
-        sent = 0.0
-        while time.monotonic() < end:
-            if each is not None and time.monotonic() - sent > 0.02:
-                sent = time.monotonic()
-                each()
-            self.executor.spin_once(timeout_sec=0.01)
-            if condition():
-                return True
-        return False
-
-
 @pytest.fixture
 def rig():
     yield from build_and_close(Rig)
-
-
-def follow(rig, number=1, **changes):
-    client = rig.client
-    assert rig.until(lambda: rig.node.core.measured is not None, each=client.send_state)
-    rig.until(lambda: False, 0.3, each=client.send_state)  # they have to come for a while
-    client.send_chunk(number, **changes)
 
 
 def test_chunks_become_trajectories_and_gripper_commands_within_limits(rig):
