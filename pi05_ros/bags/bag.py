@@ -19,7 +19,7 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from pi05_ros.bags.bag_parts import BagParts, topic_counts
-from pi05_ros.bags.messages import decode, encode, typestore
+from pi05_ros.bags.cdr_messages import decode, encode, typestore
 from pi05_ros.errors import Pi05Error
 from pi05_ros.small_files import FileError
 

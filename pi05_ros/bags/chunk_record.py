@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pi05_ros.bags.bag import Bag, BagError
-from pi05_ros.bags.messages import (
+from pi05_ros.bags.cdr_messages import (
     ACTION_CHUNK,
     NS,
     duration_message,

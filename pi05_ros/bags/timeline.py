@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from pi05_ros.bags.bag import Bag, BagError, BagMessage
-from pi05_ros.bags.messages import CLOCK, NS, STRING, to_ns
+from pi05_ros.bags.cdr_messages import CLOCK, NS, STRING, to_ns
 from pi05_ros.bags.topics import Source, by_topic
 
 TIME_BASES = ("auto", "clock", "log", "header")

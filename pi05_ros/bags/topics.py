@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pi05_ros.bags.bag import Bag, BagError
-from pi05_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, JOINT_STATE, STRING
+from pi05_ros.bags.cdr_messages import COMPRESSED_IMAGE, IMAGE, JOINT_STATE, STRING
 
 JOINT_STATES = "joint_states"
 PROMPT = "prompt"

@@ -234,7 +234,7 @@ def run(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace, bag: Bag, sources: Any, parameters: PolicyParameters) -> int:
     """Recompute recorded chunks."""
     from pi05_ros.bags.chunk_record import read_chunks
-    from pi05_ros.replay.verify import policy_for, verify
+    from pi05_ros.replay.recompute import policy_for, verify
 
     chunks = read_chunks(args.verify)
     on_change = [name for name in parameters.on_change_joints if name]

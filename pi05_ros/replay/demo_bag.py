@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pi05_ros.bags.bag import Bag, BagError, BagWriter
-from pi05_ros.bags.messages import (
+from pi05_ros.bags.cdr_messages import (
     NS,
     clock_message,
     image_message,

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pi05_ros.bags.bag import Bag, BagError
+from pi05_ros.bags.cdr_messages import DIAGNOSTICS
 from pi05_ros.bags.chunk_record import CHUNKS, ChunkRecord, read_chunks
-from pi05_ros.bags.messages import DIAGNOSTICS
 from pi05_ros.bags.play_plan import PlayPlan
 from pi05_ros.bags.topics import CAMERAS, Source
 from pi05_ros.ros.processes.children import STOP_S, ChildError, Children, ros_environment

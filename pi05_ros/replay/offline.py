@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from pi05_ros.bags.bag import Bag
+from pi05_ros.bags.cdr_messages import NS, decode
 from pi05_ros.bags.chunk_record import ChunkRecord, chunk_message, record_from_message
-from pi05_ros.bags.messages import NS, decode
 from pi05_ros.bags.timeline import TimedMessage, read_timeline
 from pi05_ros.bags.topics import JOINT_STATES, PROMPT, Source
 from pi05_ros.policy.chunking.continuation import DelayEstimator

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from pi05_ros.bags.bag import Bag, BagError, BagWriter, require_place
+from pi05_ros.bags.cdr_messages import ACTION_CHUNK
 from pi05_ros.bags.chunk_record import CHUNK_TOPIC, CHUNKS, ChunkRecord
-from pi05_ros.bags.messages import ACTION_CHUNK
 from pi05_ros.bags.topics import JOINT_STATES, PROMPT, Source, find_sources
 from pi05_ros.policy.checkpoints.loading import read_recipe
 from pi05_ros.policy.checkpoints.recipe import Recipe

@@ -45,7 +45,7 @@ class ReasonAge:
         return now_s - self._since_s
 
 
-class ClockWatch:
+class ExecutorClockWatch:
     """Notices that the node's clock stands still, comparing it with one that always runs."""
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ from pi05_ros.policy.interface import ActionUnit
 from pi05_ros.ros import process, qos
 from pi05_ros.ros.executor_controls import ExecutorControls
 from pi05_ros.ros.executor_diagnostics import (
-    ClockWatch,
+    ExecutorClockWatch,
     ReasonAge,
     ago,
     executor_diagnostics,
@@ -96,7 +96,7 @@ class ExecutorNode(Node):
             )
         self._command = Command(None, WAITING, "not started")
         self._reason_age = ReasonAge()
-        self._clock_watch = ClockWatch()
+        self._clock_watch = ExecutorClockWatch()
         self._clock_jumps = 0
         self._unit_assumed: set[str] = set()
         self._latency_ms = float("nan")

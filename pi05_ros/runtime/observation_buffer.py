@@ -24,7 +24,7 @@ CLOCK_JUMP_NS = 50_000_000
 
 
 @dataclass(frozen=True)
-class Sample:
+class SourceSample:
     """One accepted message: what to convert, when it was taken, when it came."""
 
     payload: Any
@@ -55,11 +55,11 @@ class Limits:
 
 
 @dataclass
-class Source:
+class SourceState:
     """Newest sample and counters of one source."""
 
     name: str
-    newest: Sample | None = None
+    newest: SourceSample | None = None
     received: int = 0
     unrelated: int = 0  # of these, joint states without a wanted joint
     last_received_ns: int | None = None
@@ -84,7 +84,7 @@ class Problem:
 class Snapshot:
     """Samples of one observation, one per source."""
 
-    samples: Mapping[str, Sample]
+    samples: Mapping[str, SourceSample]
 
     @property
     def stamp_ns(self) -> int:
@@ -118,7 +118,7 @@ class Inputs:
         self.limits = limits
         self.joints = joints
         self._joints_name = joints_name
-        self.sources = {name: Source(name) for name in sources}
+        self.sources = {name: SourceState(name) for name in sources}
         self.clock_jumps = 0
         self._last_now_ns: int | None = None
         self._last_used: Snapshot | None = None
@@ -171,7 +171,7 @@ class Inputs:
             )
             source.rejected = True
             return False
-        source.newest = Sample(payload, stamp_ns, mono_ns)
+        source.newest = SourceSample(payload, stamp_ns, mono_ns)
         return True
 
     def offer_joints(
@@ -214,7 +214,7 @@ class Inputs:
             source.rejected = code != "out_of_order"
         if merged is None:
             return False
-        source.newest = Sample(merged.positions.astype(np.float32), merged.stamp_ns, mono_ns)
+        source.newest = SourceSample(merged.positions.astype(np.float32), merged.stamp_ns, mono_ns)
         return True
 
     def reject(self, name: str, code: str, text: str, mono_ns: int) -> None:
@@ -278,14 +278,14 @@ class Inputs:
             self.sources[problem.source].refused[problem.code] += 1
         return problems
 
-    def _arrived(self, name: str, mono_ns: int) -> Source:
+    def _arrived(self, name: str, mono_ns: int) -> SourceState:
         source = self.sources[name]
         source.received += 1
         source.last_received_ns = mono_ns
         source.rejected = False
         return source
 
-    def _stamp(self, source: Source, stamp_ns: int, now_ns: int) -> int | None:
+    def _stamp(self, source: SourceState, stamp_ns: int, now_ns: int) -> int | None:
         """Stamp to use for a message; None if it has none and that is refused."""
         if stamp_ns > 0:
             return stamp_ns
@@ -300,12 +300,12 @@ class Inputs:
         return None
 
     @staticmethod
-    def _drop(source: Source, code: str, text: str) -> None:
+    def _drop(source: SourceState, code: str, text: str) -> None:
         source.dropped[code] += 1
         source.last_error = text
         source.last_error_ns = source.last_received_ns
 
-    def _check_one(self, source: Source, now_ns: int, mono_ns: int) -> Problem | None:
+    def _check_one(self, source: SourceState, now_ns: int, mono_ns: int) -> Problem | None:
         silent_ns = None if source.last_received_ns is None else mono_ns - source.last_received_ns
         if silent_ns is not None and silent_ns > self.limits.dead:
             return Problem(source.name, "dead", f"no message for {silent_ns / NS:.1f} s")

@@ -30,7 +30,7 @@ from pi05_ros.policy.remote.errors import WireError
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.serving.access import Access, check_exposure
 from pi05_ros.serving.errors import ServingError
-from pi05_ros.serving.metrics import ServerMetrics
+from pi05_ros.serving.prometheus import ServerMetrics
 from pi05_ros.serving.queue import DeadlineError, DrainingError, InferenceQueue, ReplacedError
 from pi05_ros.serving.requests import Request, parse_request
 from pi05_ros.serving.session import Session

@@ -180,8 +180,8 @@ def _build_for(
     outlets: Outlets,
     phases: Callable[[], AbstractContextManager[Phases]],
 ) -> bool:
-    from pi05_ros.backends.tensorrt.compile import BuildFlags
     from pi05_ros.backends.tensorrt.engine_store import build_engines
+    from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags
 
     flavor, model = where.flavor, request.model
     version = flavor.require()

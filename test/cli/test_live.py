@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "replay"))  # bags.py
 from bags import edit_bag, write_bag
 
 from pi05_ros.bags.bag import Bag, BagMessage
+from pi05_ros.bags.cdr_messages import encode
 from pi05_ros.bags.chunk_record import read_chunks
-from pi05_ros.bags.messages import encode
 from pi05_ros.cli.main import main
 from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.replay.live import LiveOptions, run_live

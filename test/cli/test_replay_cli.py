@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "replay"))  # bags.py
 from bags import START_NS, delay, edit_bag, write_bag
 
 from pi05_ros.bags.bag import BagMessage, BagWriter
-from pi05_ros.bags.messages import NS, encode, header, string_message, to_ns
+from pi05_ros.bags.cdr_messages import NS, encode, header, string_message, to_ns
 from pi05_ros.cli.main import main
 from pi05_ros.replay.out_claim import claim
 

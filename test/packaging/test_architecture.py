@@ -49,17 +49,8 @@ LONG_FOLDERS: dict[str, str] = {}
 KNOWN_UPWARD: set[tuple[str, str]] = set()
 KNOWN_CIRCLES: list[set[str]] = []
 KNOWN_FOLDER_CIRCLES: list[set[str]] = []
-KNOWN_FILE_NAMES: set[str] = {
-    "compile.py",
-    "messages.py",
-    "metrics.py",
-    "verify.py",
-}
-KNOWN_CLASS_NAMES: set[str] = {
-    "ClockWatch",
-    "Sample",
-    "Source",
-}
+KNOWN_FILE_NAMES: set[str] = set()
+KNOWN_CLASS_NAMES: set[str] = set()
 KNOWN_LONG_MODULES: set[str] = {
     "pi05_ros/policy/remote/remote_policy.py",
     "pi05_ros/runtime/joint_states.py",

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from pi05_ros.bags.bag import Bag, BagMessage, BagWriter
-from pi05_ros.bags.messages import (
+from pi05_ros.bags.cdr_messages import (
     COMPRESSED_IMAGE,
     NS,
     encode,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pi05_ros.bags.bag import Bag, BagError, BagWriter
-from pi05_ros.bags.messages import NS, decode, encode, string_message, time_message, to_ns
+from pi05_ros.bags.cdr_messages import NS, decode, encode, string_message, time_message, to_ns
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])

@@ -16,7 +16,7 @@ from bags import START_NS, write_bag
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from pi05_ros.bags.bag import Bag, BagError, BagMessage, BagWriter
-from pi05_ros.bags.messages import NS, typestore
+from pi05_ros.bags.cdr_messages import NS, typestore
 
 
 def contents(path: Path) -> list[BagMessage]:

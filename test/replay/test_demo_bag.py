@@ -10,7 +10,7 @@ import pytest
 from bags import write_bag
 
 from pi05_ros.bags.bag import Bag, BagError
-from pi05_ros.bags.messages import NS, to_ns
+from pi05_ros.bags.cdr_messages import NS, to_ns
 from pi05_ros.replay.demo_bag import PROMPT, START_NS, SceneOptions, make_demo_bag
 
 SMALL = SceneOptions(seconds=1.0, width=64, height=48, renderer="ray")

@@ -22,12 +22,12 @@ from bags import (
 
 from pi05_ros import resources
 from pi05_ros.bags.bag import Bag, BagError
-from pi05_ros.bags.messages import NS
+from pi05_ros.bags.cdr_messages import NS
 from pi05_ros.policy import Policy, PolicyError
 from pi05_ros.replay.compare import compare
 from pi05_ros.replay.offline import OfflineReplay
+from pi05_ros.replay.recompute import policy_for, verify
 from pi05_ros.replay.run import Outcome, choose, robot_of, run_offline
-from pi05_ros.replay.verify import policy_for, verify
 from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
 
 FIRST, LAST = START_NS + 300_000_000, START_NS + 700_000_000

@@ -9,7 +9,7 @@ import pytest
 from bags import START_NS, delay, edit_bag, write_bag
 
 from pi05_ros.bags.bag import Bag, BagError, BagWriter
-from pi05_ros.bags.messages import NS, clock_message, string_message
+from pi05_ros.bags.cdr_messages import NS, clock_message, string_message
 from pi05_ros.bags.timeline import header_stamp_ns, read_timeline
 from pi05_ros.bags.topics import find_sources, parse_map
 from pi05_ros.replay.run import choose

@@ -9,8 +9,8 @@ import torch
 
 from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.presets import expected_quantizers, preset
-from pi05_ros.backends.tensorrt.compile import BuildFlags, Plan, compile_plan
 from pi05_ros.backends.tensorrt.flavor import RTX, parse_targets
+from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags, Plan, compile_plan
 from pi05_ros.backends.verification.inspector import EngineFacts, quantized_products, read_layers
 from pi05_ros.model import Pi05
 

@@ -23,7 +23,7 @@ SIZES = {"views": 2, "horizon": 10, "max_prompt_tokens": 12}
 
 
 def build(graphs: Path, root: Path, level: int = 3) -> EngineSet:
-    from pi05_ros.backends.tensorrt.compile import BuildFlags
+    from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags
 
     return build_engines(graphs, BuildFlags(optimization_level=level), CPU, root=root)
 

@@ -52,7 +52,7 @@ def test_builder_failures_name_their_reasons(
 
 def test_flags_are_checked(install: Install) -> None:
     install()
-    from pi05_ros.backends.tensorrt.compile import BuildFlags
+    from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags
 
     with pytest.raises(BackendError, match="accepted are 0 to 5"):
         BuildFlags(optimization_level=6)
@@ -62,7 +62,7 @@ def test_flags_are_checked(install: Install) -> None:
 
 def test_progress_reaches_the_caller(install: Install, graphs_fp16: Path, tmp_path: Path) -> None:
     install()
-    from pi05_ros.backends.tensorrt.compile import BuildFlags
+    from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags
 
     seen: list[tuple[str, str, int, int]] = []
     build_engines(

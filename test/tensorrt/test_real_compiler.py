@@ -126,7 +126,7 @@ def test_fp8_for_a_gpu_without_it_and_too_little_workspace(
     graph = graph_of("fp8", "prefill_mlp_00")
     with pytest.raises(BackendError, match=r"could not build .*HW-specific datatypes: fp8"):
         compiled(graph, "sm86")
-    from pi05_ros.backends.tensorrt.compile import BuildFlags, compile_plan
+    from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags, compile_plan
 
     flags = BuildFlags(workspace_mib=1, flavor=RTX, target=(8, 9))
     graph = graph_of("fp8", "prefill")
@@ -165,7 +165,7 @@ LIFETIMES = """
 import gc, sys
 from pathlib import Path
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.compile import BuildFlags, compile_plan
+from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags, compile_plan
 from pi05_ros.backends.tensorrt.flavor import RTX
 
 good, bad = Path(sys.argv[1]), Path(sys.argv[2])

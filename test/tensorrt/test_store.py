@@ -77,7 +77,7 @@ def test_failed_build_keeps_the_engines_that_were_there(
     from pi05_ros.backends.tensorrt.engine_set import open_set
 
     faults = install()
-    from pi05_ros.backends.tensorrt.compile import BuildFlags
+    from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags
 
     def build(root: Path) -> EngineSet:
         return build_engines(graphs_fp16, BuildFlags(), CPU, root=root)
@@ -101,7 +101,7 @@ def test_a_folder_of_others_does_not_hide_a_good_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     install()
-    from pi05_ros.backends.tensorrt.compile import BuildFlags
+    from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags
 
     good = build_engines(graphs_fp16, BuildFlags(), CPU, root=tmp_path)
     bad = build_engines(graphs_fp16, BuildFlags(optimization_level=2), CPU, root=tmp_path)
@@ -174,7 +174,7 @@ def test_engines_can_be_built_after_an_export_under_any_umask(
 ) -> None:
     """Ubuntu gives users the umask 0002."""
     install()
-    from pi05_ros.backends.tensorrt.compile import BuildFlags
+    from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags
 
     before = os.umask(0o002)
     try:

@@ -87,7 +87,7 @@ assert logger.last_errors(1) == "ERROR: FAILED_EXECUTION: lost", logger.kept
 base.clear(recorder)
 assert base.num_errors(recorder) == 0
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.compile import BuildFlags, compile_plan
+from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags, compile_plan
 from pathlib import Path
 try:
     compile_plan(Path("nothing.onnx"), BuildFlags())

@@ -29,7 +29,6 @@ from pi05_ros.backends.files import (
 from pi05_ros.backends.identity import engine_key, key_document, machine_facts
 from pi05_ros.backends.staged.shapes import StageShapes, graphs_of, stage_spec
 from pi05_ros.backends.tensorrt.binding import on_device
-from pi05_ros.backends.tensorrt.compile import BuildFlags, Plan, command_line, compile_plan
 from pi05_ros.backends.tensorrt.engine_set import (
     HOW_TO,
     EngineSet,
@@ -40,6 +39,7 @@ from pi05_ros.backends.tensorrt.engine_set import (
 )
 from pi05_ros.backends.tensorrt.flavor import TENSORRT, sm
 from pi05_ros.backends.tensorrt.kernel_cache import KERNELS, KernelCache
+from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags, Plan, command_line, compile_plan
 from pi05_ros.backends.tensorrt.preflight import require_room
 from pi05_ros.backends.tensorrt.proof import require_proof
 from pi05_ros.backends.tensorrt.runtime import PlanFile, Scratch, TrtRunner

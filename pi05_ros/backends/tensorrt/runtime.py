@@ -17,9 +17,9 @@ from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.staged.shapes import StageSpec
 from pi05_ros.backends.tensorrt.binding import EngineFailedError, on_device
 from pi05_ros.backends.tensorrt.callbacks import callbacks_of
-from pi05_ros.backends.tensorrt.compile import require_alive
 from pi05_ros.backends.tensorrt.flavor import Flavor
 from pi05_ros.backends.tensorrt.kernel_cache import KernelCache
+from pi05_ros.backends.tensorrt.plan_compiler import require_alive
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -24,8 +24,8 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from pi05_ros.bags.bag import Bag, BagError
+from pi05_ros.bags.cdr_messages import NS
 from pi05_ros.bags.clockmap import ClockMap
-from pi05_ros.bags.messages import NS
 from pi05_ros.bags.play_plan import PlayPlan
 from pi05_ros.bags.timeline import TimedMessage, read_timeline
 from pi05_ros.bags.topics import PROMPT

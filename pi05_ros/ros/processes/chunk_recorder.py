@@ -27,8 +27,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.signals import SignalHandlerOptions
 
 from pi05_ros.bags.bag import BagWriter
+from pi05_ros.bags.cdr_messages import ACTION_CHUNK, DIAGNOSTICS, POLICY_STATUS
 from pi05_ros.bags.clockmap import ClockMap
-from pi05_ros.bags.messages import ACTION_CHUNK, DIAGNOSTICS, POLICY_STATUS
 from pi05_ros.msg import ActionChunk, PolicyStatus
 
 

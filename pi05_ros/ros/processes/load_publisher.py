@@ -23,7 +23,7 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image, JointState
 
-from pi05_ros.bags.messages import NS, encode, image_message, joint_state_message
+from pi05_ros.bags.cdr_messages import NS, encode, image_message, joint_state_message
 from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.ros.processes.bring_up import (
     BringUpError,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pi05_ros.bags.bag import BagWriter
-from pi05_ros.bags.messages import (
+from pi05_ros.bags.cdr_messages import (
     NS,
     image_message,
     joint_state_message,

@@ -22,7 +22,7 @@ from pi05_ros.replay.offline import UntimedPolicy, converters
 from pi05_ros.runtime import conversion, inference
 from pi05_ros.runtime.inference import Job, PolicyLike
 from pi05_ros.runtime.joint_states import JointStateMerger, MergedJoints, merge_message
-from pi05_ros.runtime.observation_buffer import Sample, Snapshot
+from pi05_ros.runtime.observation_buffer import Snapshot, SourceSample
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.policy_loading import load_policy
 from pi05_ros.runtime.sources import camera_source
@@ -163,14 +163,14 @@ def _again(
     Joint states in parts give several states of the same age; the chunk used one of them.
     """
     samples = {
-        name: Sample(kept[name, stamp][0].decode(), stamp, 0)
+        name: SourceSample(kept[name, stamp][0].decode(), stamp, 0)
         for name, stamp in chunk.inputs.items()
         if name != JOINT_STATES
     }
     stamp = chunk.inputs[JOINT_STATES]
     results = []
     for state in reversed(kept[JOINT_STATES, stamp]):
-        samples[JOINT_STATES] = Sample(state, stamp, 0)
+        samples[JOINT_STATES] = SourceSample(state, stamp, 0)
         results.append(_compute(chunk, samples, sources, policy, tolerance))
         if not results[-1][1]:
             break
@@ -179,7 +179,7 @@ def _again(
 
 def _compute(
     chunk: ChunkRecord,
-    samples: Mapping[str, Sample],
+    samples: Mapping[str, SourceSample],
     sources: Mapping[str, Source],
     policy: PolicyLike,
     tolerance: float,
