@@ -146,7 +146,7 @@ class EagerEngine(Engine):
         del self.model
 
     def _keep_thread_count(self) -> None:
-        """Compute on as many processors as when the engine was made, whoever calls.
+        """Pin torch's intra-op thread count in every calling thread.
 
         Torch keeps the number per thread, and sums over other shares round differently: a chunk
         would depend on the thread that computes it.

@@ -1,9 +1,9 @@
-"""Fit pictures into the model's square: by Pillow on the CPU, by the same arithmetic elsewhere.
+"""Fit images into the model's square: by Pillow on the CPU, by the same arithmetic elsewhere.
 
-Pillow (Resample.c) filters 8-bit pictures in fixed point: weights rounded to 22 bits, along one
-axis, rounded to 8 bits, then along the other. The same integers give the same picture. Which axis
-comes first depends on Pillow's version and the picture's shape; we take the rows first as Pillow
-before 13 does, so very tall pictures may differ by one level from Pillow 13.
+Pillow (Resample.c) filters 8-bit images in fixed point: weights rounded to 22 bits, along one
+axis, rounded to 8 bits, then along the other. The same integers give the same image. Which axis
+comes first depends on Pillow's version and the image's shape; we take the rows first as Pillow
+before 13 does, so very tall images may differ by one level from Pillow 13.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PRECISION_BITS = 32 - 8 - 2
 
 
 def fitted_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width of a picture fitted into a square, truncated as openpi does, at least 1."""
+    """Height and width of a image fitted into a square, truncated as openpi does, at least 1."""
     ratio = max(width / size, height / size)
     return max(1, int(height / ratio)), max(1, int(width / ratio))
 

@@ -10,7 +10,7 @@ import yaml
 
 from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.policy import Observation, Policy
-from pi05_ros.policy.chunking.continuation import rows_from
+from pi05_ros.policy.chunking.continuation import DelayEstimator, rows_from
 from pi05_ros.policy.chunking.continuing import ContinuingPolicy
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.transforms.aloha import JOINT_SIGNS
@@ -182,6 +182,22 @@ def test_warm_up_runs_the_steered_flow_too(policy):
     assert [guidance is None for guidance in seen] == [True, False]
     continuing.infer(observation(0), seed=1)
     assert seen[-1] is None
+
+
+def test_policies_that_continue_in_other_ways_share_an_engine(policy, monkeypatch):
+    """What a call does is in its arguments: nothing is left behind in policy or engine."""
+    monkeypatch.setattr(DelayEstimator, "steps", lambda self, age_s: 1)  # not the clock's
+    engine = policy.engine
+    alone = {}
+    for mode in ("plain", "identity", "trained"):
+        one = ContinuingPolicy(policy, mode, reuse="2")
+        alone[mode] = [one.infer(observation(n, n), seed=n).normalized for n in range(4)]
+    assert policy.engine is engine
+    mixed = {mode: ContinuingPolicy(policy, mode, reuse="2") for mode in alone}
+    for n in range(4):
+        for mode, one in mixed.items():
+            found = one.infer(observation(n, n), seed=n).normalized
+            assert np.array_equal(found, alone[mode][n]), (mode, n)
 
 
 def test_health_is_the_engine_s(policy):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 
+from pi05_ros.backends.engine import Capabilities, Guidance
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.staged.engine import StagedEngine
 from pi05_ros.backends.staged.shapes import StageShapes, stage_spec
@@ -65,6 +69,26 @@ def test_float_stages_share_the_models_memory(model: Pi05) -> None:
     stage = make_stage(model, "denoise_step", torch.float32)
     ours = stage.get_submodule("layers.2.mlp.up_proj").weight
     assert ours.data_ptr() == model.expert.layers[2].mlp.up_proj.weight.data_ptr()
+
+
+@pytest.mark.parametrize("name", ["camera_keys", "guidance", "frozen"])
+def test_abilities_that_the_engine_does_not_have_are_refused(
+    reference: StagedEngine, name: str
+) -> None:
+    images, tokens, noise = torch.zeros(1, 3, 56, 56), torch.tensor([1]), torch.zeros(10, 32)
+    given: dict[str, Any] = {
+        "camera_keys": [1],
+        "guidance": Guidance(noise, torch.ones(10)),
+        "frozen": noise[:2],
+    }
+    assert reference.capabilities == Capabilities()
+    cache = reference.prefill(images, tokens)
+    options = {name: given[name]}
+    act = partial(reference.denoise, cache, noise, steps=1, **options)
+    if name == "camera_keys":
+        act = partial(reference.prefill, images, tokens, **options)
+    with pytest.raises(BackendError, match=f"'torch' does not have {name}; .*'eager'"):
+        act()
 
 
 def test_too_many_cameras_or_tokens_are_refused(reference: StagedEngine) -> None:

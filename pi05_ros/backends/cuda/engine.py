@@ -1,6 +1,6 @@
 """The CUDA engine: packed weights, static buffers, CUDA graphs per workload bucket.
 
-A bucket is (camera picture sizes, prompt bucket, horizon, steps). Inside a bucket the prompt
+A bucket is (camera image sizes, prompt bucket, horizon, steps). Inside a bucket the prompt
 length is an integer on the device: keys behind it get no weight, so results equal those of the
 exact size. A new bucket costs one capture, and on a new machine the compilation of other sizes.
 
@@ -131,7 +131,7 @@ class CudaEngine(Engine):
         seed: int | None = None,
         frozen: Tensor | None = None,
     ) -> Tensor:
-        """One graph from pictures to actions ``[H, A]`` float32; see `Engine.sample`.
+        """One graph from images to actions ``[H, A]`` float32; see `Engine.sample`.
 
         Args:
             images: see `Engine.prefill`.
@@ -139,7 +139,7 @@ class CudaEngine(Engine):
             noise: ``[H, A]``, or None to draw it in the graph from `seed`.
             steps: Euler steps, 1 to 20.
             seed: seed of the noise where none is given (then H is the engine's horizon).
-            frozen: ``[d, A]`` normalized actions that are already decided (training-time RTC).
+            frozen: ``[d, A]`` normalized actions of the frozen prefix (training-time RTC).
 
         """
         with self._lock, self._on_device():
@@ -271,7 +271,7 @@ class CudaEngine(Engine):
 
     @property
     def timings(self) -> EngineTimings:
-        """Device times of the last call; kept image tokens take none.
+        """Device times of the last call; reused image tokens take none.
 
         `sample` is one graph, so only its total is known; so is `prefill` without camera keys.
         """

@@ -37,14 +37,14 @@ class _Pinned:
 
 @dataclass(frozen=True)
 class View:
-    """One camera of a call: what kind of picture, and its tensor."""
+    """One camera of a call: what kind of image, and its tensor."""
 
     kind: Kind
     tensor: Tensor
 
 
 class FrameInputs:
-    """Static frame buffers by camera and picture size, filled before a graph runs."""
+    """Static frame buffers by camera and image size, filled before a graph runs."""
 
     def __init__(self, device: torch.device, size: int) -> None:
         self.device = device
@@ -80,7 +80,7 @@ class FrameInputs:
         return views
 
     def buffer(self, camera: int, kind: Kind) -> Tensor:
-        """Device buffer of one camera for one kind of picture."""
+        """Device buffer of one camera for one kind of image."""
         key = (camera, kind)
         if key not in self._frames:
             shape: tuple[int, ...] = (kind[1], kind[2], 3)
@@ -91,7 +91,7 @@ class FrameInputs:
         return self._frames[key]
 
     def load(self, camera: int, view: View) -> None:
-        """Copy one picture into its buffer, asynchronously."""
+        """Copy one image into its buffer, asynchronously."""
         target = self.buffer(camera, view.kind)
         source = view.tensor
         if source.device.type == "cpu" and self.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Image and prompt embeddings that are kept from one prefill to the next.
+"""Image and prompt embeddings that are reused from one prefill to the next.
 
 They lie side by side in one buffer: image rows camera by camera, then the prompt. What a call
 overwrites is forgotten, whoever wrote it.

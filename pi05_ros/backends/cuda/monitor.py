@@ -98,7 +98,7 @@ class Monitor:
         return self._calls[parts[-1]] % self.every == 0
 
     def drain(self, parts: Sequence[str]) -> None:
-        """Enqueue the way back of what the call just enqueued records."""
+        """Enqueue the device-to-host copy of this call's statistics."""
         for part in parts:
             transfer = self._transfers[part]
             if not transfer.under_way:

@@ -135,8 +135,8 @@ class Pipeline(Engine):
         cache = self._enqueue_prefill(images, tokens, None)
         pending = self._enqueue_denoise(cache, noise, steps, None, None)
         if self._streams:
-            pictures = [images] if isinstance(images, Tensor) else images
-            for tensor in (*pictures, tokens):
+            frames = [images] if isinstance(images, Tensor) else images
+            for tensor in (*frames, tokens):
                 _lend(tensor, self._streams[0])
             _lend(noise, self._streams[1])
         return pending

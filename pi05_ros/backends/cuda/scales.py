@@ -62,7 +62,7 @@ def first_run(amax: Tensor, scale: Tensor, record: Callable[[], None], first: bo
 
     The very first run starts from scale 1 (e4m3 then spans 2^-9 to 448, wide enough for normalized
     inputs) and records twice, since coarse scales may have bent what the first pass saw. The next
-    ones only raise scales: the first picture may have been a black warm-up frame.
+    ones only raise scales: the first image may have been a black warm-up frame.
     """
     for _ in range(2 if first else 1):
         amax.zero_()

@@ -29,7 +29,7 @@ class Steering:
         self._clock: tuple[int, float] | None = None
 
     def freeze(self, frozen: Tensor | None, horizon: int) -> None:
-        """Put ``[d, A]`` decided actions over the first rows of the noise.
+        """Put the frozen prefix ``[d, A]`` over the first rows of the noise.
 
         Raises:
             BackendError: another shape or type.

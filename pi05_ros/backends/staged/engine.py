@@ -94,15 +94,15 @@ def model_images(images: Images, size: int, device: torch.device) -> Tensor:
     for image in images:
         if image.numel() == 0:
             raise BackendError(f"image is empty: {list(image.shape)}")
-        picture = image.to(device)
-        if picture.dtype == torch.uint8 and picture.ndim == 3 and picture.shape[-1] == 3:
-            picture = to_model_range(resize_with_pad(picture, size))
-        if not picture.is_floating_point() or tuple(picture.shape) != (3, size, size):
+        view = image.to(device)
+        if view.dtype == torch.uint8 and view.ndim == 3 and view.shape[-1] == 3:
+            view = to_model_range(resize_with_pad(view, size))
+        if not view.is_floating_point() or tuple(view.shape) != (3, size, size):
             raise BackendError(
                 f"image is {image.dtype} {list(image.shape)}; accepted: uint8 [H, W, 3] or "
                 f"float [3, {size}, {size}] in [-1, 1]"
             )
-        ready.append(picture.to(device, torch.float32))
+        ready.append(view.to(device, torch.float32))
     return torch.stack(ready) if ready else torch.zeros(0, 3, size, size, device=device)
 
 

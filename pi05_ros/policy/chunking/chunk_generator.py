@@ -185,7 +185,7 @@ class ChunkGenerator:
         another thread. A new prompt always gets a new cache.
         """
         prompt = self.policy.prompt_of(obs)
-        pictures = {
+        frames = {
             role: to_uint8_hwc(image, role)
             for role, image in obs.images.items()
             if image is not None
@@ -195,7 +195,7 @@ class ChunkGenerator:
             self.reuse.reset()
         # Rows count from the anchor; a cache older than half a chunk leaves too few of them.
         old = kept is not None and step - kept.step > self.policy.info.horizon // 2
-        fresh = self.reuse.fresh(pictures, self._plan(step, old))
+        fresh = self.reuse.fresh(frames, self._plan(step, old))
         if kept is None or fresh:
             kept = None  # frees its cache before the new one is made
             anchor = Anchor(step, np.array(obs.state), prompt)

@@ -20,7 +20,7 @@ MODES = ("plain", "vjp", "vjp-scaled", "identity", "trained")
 MAX_DIGITS = 9
 """Of the number in "every N"."""
 THUMBNAIL = 32
-"""Side of the gray picture that changes are looked for in."""
+"""Side of the gray image that changes are looked for in."""
 DYNAMIC: dict[str, float | int] = {
     "high": 50.0,
     "low": 25.0,
@@ -88,13 +88,13 @@ class OnChange:
 
     There is something to see
 
-    - when a picture has changed since the cache was made: the mean block difference of gray
+    - when a image has changed since the cache was made: the mean block difference of gray
       thumbnails (of the camera that changed most), 0..255, is above ``high``; then until two
-      pictures in a row differ by less than ``low``, so that motion is followed to its end;
+      images in a row differ by less than ``low``, so that motion is followed to its end;
     - when the arm is about to move by less than ``slow`` (normalized actions, over a quarter of a
       chunk): the precise part of a motion, before contact.
 
-    An arm in quick motion changes its pictures as much as anything else does, so ``high`` is for
+    An arm in quick motion changes its images as much as anything else does, so ``high`` is for
     changes beyond that; where a look at the scene matters is better told by ``slow``.
 
     Each inference earns ``share`` of a cache, a cache costs one, up to ``save`` are saved. With

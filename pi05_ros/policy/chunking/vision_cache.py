@@ -1,4 +1,4 @@
-"""Image tokens of each camera kept while its picture stays as it is.
+"""Reuse of each camera's image tokens while its image stays as it is.
 
 A camera fixed to the world often sees nothing new while the one at the wrist does; then only the
 latter goes through the vision tower. Prefill is run for every observation, so the prompt and the
@@ -18,7 +18,7 @@ from pi05_ros.backends.errors import BackendError
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.policy.chunking.kv_reuse import thumbnail
 
-_PICTURES = itertools.count(1)  # engines compare numbers: two caches on one engine must not meet
+_IMAGES = itertools.count(1)  # engines compare numbers: two caches on one engine must not meet
 
 
 class VisionCache:
@@ -26,7 +26,7 @@ class VisionCache:
 
     Args:
         engine: which must have the ability.
-        threshold: mean block difference of gray thumbnails (0..255) against the picture that the
+        threshold: mean block difference of gray thumbnails (0..255) against the image that the
             kept tokens come from, up to which they are used again. 0 reuses only where all block
             means are the same.
 
@@ -49,7 +49,7 @@ class VisionCache:
         self._kept: dict[int, tuple[np.ndarray, int]] = {}
 
     def reset(self) -> None:
-        """Forget all pictures."""
+        """Forget all images."""
         self._kept.clear()
 
     def keys(self, images: Sequence[torch.Tensor]) -> list[int]:
@@ -60,19 +60,19 @@ class VisionCache:
         return keys
 
     def _key(self, camera: int, image: torch.Tensor) -> int:
-        """Number of the picture whose tokens serve for this one."""
+        """Number of the image whose tokens serve for this one."""
         blocks = thumbnail(_levels(image))
         kept = self._kept.get(camera)
         if kept is not None and _difference(kept[0], blocks) <= self.threshold:
             self.reused += 1
             return kept[1]
         self.computed += 1
-        self._kept[camera] = (blocks, next(_PICTURES))
+        self._kept[camera] = (blocks, next(_IMAGES))
         return self._kept[camera][1]
 
 
 def _levels(image: torch.Tensor) -> np.ndarray:
-    """Picture ``[H, W, 3]`` in levels 0..255; float ``[3, S, S]`` is in [-1, 1]."""
+    """Image ``[H, W, 3]`` in levels 0..255; float ``[3, S, S]`` is in [-1, 1]."""
     if image.is_floating_point():
         image = (image.movedim(0, -1) + 1.0) * 127.5
     return image.cpu().numpy()

@@ -26,7 +26,7 @@ class Launches:
         self._resize: dict[tuple[int, int, int], ResizeTables] = {}
 
     def camera(self, camera: int, kind: Kind) -> None:
-        """Picture of one camera -> its patch rows."""
+        """Image of one camera -> its patch rows."""
         frame = self.inputs.buffer(camera, kind)
         if kind[0] == "pixels":
             self.stages.pixels_to_patches(frame, camera)
@@ -38,7 +38,7 @@ class Launches:
         self.stages.frame_to_patches(frame, camera, self._resize[key])
 
     def vision(self, kinds: Kinds) -> None:
-        """Pictures -> image tokens."""
+        """Images -> image tokens."""
         for camera, kind in enumerate(kinds):
             self.camera(camera, kind)
         if kinds:
@@ -54,7 +54,7 @@ class Launches:
         self.stages.prefill(rows, self.buffers.slots[slot])
 
     def prefix(self, kinds: Kinds, bucket: int, slot: int) -> None:
-        """Pictures and prompt -> keys and values."""
+        """Images and prompt -> keys and values."""
         self.vision(kinds)
         self.prompt(len(kinds), bucket, slot)
         self.prefill(len(kinds), bucket, slot)

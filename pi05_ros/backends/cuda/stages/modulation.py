@@ -6,7 +6,7 @@ once per step, and the shift's way through the following matrix becomes a bias:
 
     (x r (1 + s) + b) W' = r (x (1 + s)) W' + b W'
 
-The last row of the tables is time 0, for actions that are already decided (training-time RTC).
+The last row of the tables is time 0, for the frozen prefix (training-time RTC).
 """
 
 from __future__ import annotations
