@@ -3,47 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 
 from pi05_ros.execution.chunk_gate import CLOCK_TOLERANCE_NS, ChunkGate
 from pi05_ros.execution.chunk_watch import ChunkWatch
+from pi05_ros.execution.command import (
+    FAULT,
+    FOLLOWING,
+    HOLDING,
+    STOPPED,
+    TELEOPERATED,
+    WAITING,
+    Command,
+)
 from pi05_ros.execution.executor_settings import ExecutorSettings
 from pi05_ros.execution.interlocks import Interlocks
 from pi05_ros.execution.joint_limits import JointLimits
 from pi05_ros.execution.joint_track import JointTrack
 from pi05_ros.execution.path_filter import make_filter
 from pi05_ros.execution.placement import elsewhere, outside_limits
+from pi05_ros.execution.preview import preview
 from pi05_ros.execution.strategies import Strategy
 from pi05_ros.execution.teleop import Teleop
 from pi05_ros.execution.timed_chunk import ChunkRefusedError, TimedChunk
 from pi05_ros.execution.tracking import TrackingWatch
 
-FOLLOWING = "following"
-HOLDING = "holding"
-WAITING = "waiting"
-STOPPED = "stopped"
-FAULT = "fault"
-TELEOPERATED = "teleoperated"
 MOVED_AFTER_S = 0.5
 """An arm at rest that is elsewhere for this long was moved; braking takes less to settle."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """One control period's answer.
-
-    Attributes:
-        positions: joint targets ``[n]``; None while nothing may be commanded.
-        mode: FOLLOWING, HOLDING, WAITING, STOPPED, FAULT or TELEOPERATED.
-        reason: why it is not following, else empty.
-
-    """
-
-    positions: np.ndarray | None
-    mode: str
-    reason: str
 
 
 class Executor:
@@ -110,6 +97,13 @@ class Executor:
         if self._track.age_s(taken_ns) > self.settings.max_state_age_s:
             self._seen_since_ns = taken_ns
         self._track.add(positions, taken_ns)
+
+    @property
+    def sees_the_arm(self) -> bool:
+        """Whether the measured joints are fresh and believed."""
+        if self._now_ns is None or self._doubt:
+            return False
+        return self._track.age_s(self._now_ns) <= self.settings.max_state_age_s
 
     def distrust(self, reason: str) -> None:
         """Joint states cannot be right for this reason: hold until it is empty again."""
@@ -244,6 +238,14 @@ class Executor:
         if problem:
             self.interlocks.fault = problem
         return command
+
+    def preview(self, ahead_s: float) -> tuple[np.ndarray, np.ndarray] | None:
+        """Commands planned after the present one, see `preview`; None if nothing is commanded."""
+        if self.filter.position is None or self._let_go or self._now_ns is None:
+            return None
+        following = not (self._blocked or self._doubt or self._rewound or self.intervention)
+        strategy = self.strategy if following else None
+        return preview(self.filter, strategy, self._now_ns, self.settings.period_s, ahead_s)
 
     def _decide(self, now_ns: int) -> Command:
         age_s = self._track.age_s(now_ns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 from pi05_ros.errors import InvalidValueError
@@ -68,6 +70,10 @@ class PathFilter:
         self._free.reset(self.position)
         self._blend_until_ns = None
         self._path = self._place = self._chunk = None
+
+    def detach(self) -> None:
+        """Make a shallow copy independent of its original."""
+        self._free = copy.copy(self._free)
 
     @property
     def resting(self) -> bool:

@@ -8,19 +8,18 @@ teleoperation: `executor_controls`.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import rclpy
 import rclpy.duration
-from builtin_interfaces.msg import Duration
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
-from std_msgs.msg import Float64MultiArray
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from pi05_ros.execution.executor import (
     HOLDING,
@@ -31,6 +30,7 @@ from pi05_ros.execution.executor import (
 )
 from pi05_ros.execution.interlocks import InterlockSettings
 from pi05_ros.execution.limits import JointLimits, LimitsError
+from pi05_ros.execution.outputs import Output, OutputsError, default_outputs, read_outputs
 from pi05_ros.execution.strategies import make_strategy
 from pi05_ros.execution.timed_chunk import ChunkRefusedError
 from pi05_ros.execution.wire import read_chunk
@@ -46,9 +46,9 @@ from pi05_ros.ros.executor_diagnostics import (
     status_message,
 )
 from pi05_ros.ros.executor_limits import limits_of_node, read_limits
+from pi05_ros.ros.executor_outputs import Outputs
 from pi05_ros.ros.executor_parameters import ExecutorParameters, declare
 from pi05_ros.ros.joint_state_input import JointStateInput
-from pi05_ros.runtime.conversion import split_ns
 from pi05_ros.runtime.parameter_specs import ParameterError
 
 SETTLE_S = 0.2
@@ -67,6 +67,8 @@ class ExecutorNode(Node):
         self.parameters = declare(self)
         p = self.parameters
         limits = self._read_limits(p)
+        self._output_list = self._read_outputs(p, limits)
+        grippers = [o.joints for o in self._output_list if o.gripper]
         settings = ExecutorSettings(
             period_s=1.0 / p.control_rate_hz,
             max_chunk_age_s=p.max_chunk_age_s,
@@ -74,7 +76,7 @@ class ExecutorNode(Node):
             max_chunk_s=p.max_chunk_s,
             max_state_age_s=p.max_state_age_s,
             following_lag_s=p.following_lag_s,
-            gripping=(p.gripper_joint,),
+            gripping=tuple(name for names in grippers for name in names),
             settle_s=SETTLE_S,
             limiting=p.limiting,
             speed_scale_max=p.speed_scale_max,
@@ -87,30 +89,13 @@ class ExecutorNode(Node):
         strategy = make_strategy(p.strategy, p.replace_after, p.ensemble_decay)
         self.core = Executor(limits, strategy, settings)
         self.core.speed_scale = p.speed_scale
-        self._arm = [i for i, name in enumerate(limits.names) if name != p.gripper_joint]
-        self._gripper = [i for i, name in enumerate(limits.names) if name == p.gripper_joint]
-        if p.gripper_joint and not self._gripper:
-            self.get_logger().warning(
-                f"gripper_joint '{p.gripper_joint}' is not among the joints "
-                f"({', '.join(limits.names)}): none is set apart"
-            )
         self._command = Command(None, WAITING, "not started")
         self._reason_age = ReasonAge()
         self._clock_watch = ExecutorClockWatch()
         self._clock_jumps = 0
         self._unit_assumed: set[str] = set()
         self._latency_ms = float("nan")
-        if p.output == "trajectory":
-            self._out = self.create_publisher(
-                JointTrajectory, "joint_trajectory_controller/joint_trajectory", 1
-            )
-        else:
-            self._out = self.create_publisher(
-                Float64MultiArray, "forward_position_controller/commands", 1
-            )
-        self._gripper_out = self.create_publisher(
-            Float64MultiArray, "gripper_controller/commands", 1
-        )
+        self._outputs = Outputs(self, self._output_list, self.core)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
         self.create_subscription(
             ActionChunk, "pi05_policy/action_chunk", self._on_chunk, qos.CHUNK
@@ -133,7 +118,7 @@ class ExecutorNode(Node):
         self._joint_states.judge(now)
         before, self._command = self._command, self.core.tick(now)
         self._notice_clock_jump()
-        self._send(self._command)
+        self._outputs.send(self._command)
         self._controls.tell_intervention()
         if (before.mode, before.reason) != (self._command.mode, self._command.reason):
             self.publish_diagnostics()
@@ -153,8 +138,7 @@ class ExecutorNode(Node):
             if self.core.filter.resting:
                 break
             time.sleep(self.core.settings.period_s)
-        for publisher in (self._out, self._gripper_out):  # the last commands arrive, too
-            publisher.wait_for_all_acked(rclpy.duration.Duration(seconds=ACK_S))
+        self._outputs.end(ACK_S)
 
     def _on_chunk(self, message: ActionChunk) -> None:
         now = self.get_clock().now().nanoseconds
@@ -183,24 +167,6 @@ class ExecutorNode(Node):
                     f"assumed: chunks have unit 0 (radian) for {name}, its limits declare "
                     f"{declared}; the values are taken for {declared}"
                 )
-
-    def _send(self, command: Command) -> None:
-        if command.positions is None:
-            return
-        arm = [float(command.positions[i]) for i in self._arm]
-        if self.parameters.output == "trajectory":
-            sec, nanosec = split_ns(round(self.core.settings.period_s * 1e9))
-            point = JointTrajectoryPoint(
-                positions=arm, time_from_start=Duration(sec=sec, nanosec=nanosec)
-            )
-            # Stamp 0: start now. A point one period ahead is never in the past on arrival.
-            names = [self.core.joints[i] for i in self._arm]
-            self._out.publish(JointTrajectory(joint_names=names, points=[point]))
-        else:
-            self._out.publish(Float64MultiArray(data=arm))
-        if self._gripper:
-            values = [float(command.positions[i]) for i in self._gripper]
-            self._gripper_out.publish(Float64MultiArray(data=values))
 
     def _on_second(self) -> None:
         """Once per second of real time, also while the node's clock stands still."""
@@ -260,6 +226,17 @@ class ExecutorNode(Node):
         self.get_logger().info(f"joint limits:\n{merged.table()}")
         return merged.limits
 
+    def _read_outputs(self, p: ExecutorParameters, limits: JointLimits) -> list[Output]:
+        """Outputs of the file, or those of a single arm."""
+        if p.outputs_file:
+            return read_outputs(Path(os.path.expanduser(p.outputs_file)), limits.names)
+        if p.gripper_joint and p.gripper_joint not in limits.names:
+            self.get_logger().warning(
+                f"gripper_joint '{p.gripper_joint}' is not among the joints "
+                f"({', '.join(limits.names)}): none is set apart"
+            )
+        return default_outputs(limits.names, p.output, p.gripper_joint)
+
 
 def _limits(parameters: ExecutorParameters) -> JointLimits:
     """Limits of the parameters alone."""
@@ -276,7 +253,7 @@ def main(args: list[str] | None = None) -> int:
         return 2
     try:
         node = ExecutorNode()
-    except (ParameterError, LimitsError, ParameterException) as error:
+    except (ParameterError, LimitsError, OutputsError, ParameterException) as error:
         print(f"pi05_executor: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 1

@@ -113,6 +113,11 @@ class ExecutorParameters:
         low=0.05,
         high=60.0,
     )
+    outputs_file: str = param(
+        "",
+        "YAML list of outputs with their topics and joints, for several arms, grippers and other "
+        "controllers; output and gripper_joint do not count then.",
+    )
     strategy: str = param(
         "replace",
         "Use of overlapping chunks: `replace` after replace_after steps, `ensemble` averages, "

@@ -250,7 +250,8 @@ def test_a_clock_that_stands_still_is_told(rig):
 def test_a_gripper_that_is_no_joint_is_pointed_out(rig, capfd):
     node = rig(gripper_joint="hand").node
     assert "gripper_joint 'hand' is not among the joints" in capfd.readouterr().err
-    assert len(node._arm) == 7
+    (arm,) = node._output_list
+    assert arm.joints == tuple(JOINTS)
 
 
 def test_an_arm_at_rest_that_is_moved_is_let_go_and_a_gripper_may_hold_something(rig):
