@@ -22,6 +22,7 @@ from pi05_ros.backends.tensorrt.flavor import (
     Flavor,
     parse_targets,
     require_any,
+    require_fp4_target,
     require_fp8_targets,
     sm,
     usable_flavor,
@@ -106,12 +107,14 @@ def build_targets(request: BuildRequest) -> list[BuildTarget]:
 
     named = re.fullmatch(r"cuda(:\d+)?", request.model.device)
     near = torch.device(request.model.device) if named else None
-    fp8 = needs_fp8(request.graphs)
+    fp8, fp4 = needs_fp8(request.graphs), needs_fp4(request.graphs)
     if request.targets:
         RTX.require()
         targets = parse_targets(",".join(request.targets))
         if fp8:
             require_fp8_targets(targets)
+        for target in targets if fp4 else ():
+            require_fp4_target(RTX, target)
         cpu = torch.device("cpu")
         there = torch.cuda.is_available()
         device = tensorrt.require_gpu(fp8=False, near=near) if there else cpu
@@ -138,6 +141,8 @@ def build_targets(request: BuildRequest) -> list[BuildTarget]:
         raise BackendError(
             f"{flavor.title} does not run on {sm(capability)}; this GPU needs --flavor tensorrt"
         )
+    if fp4:
+        require_fp4_target(flavor, capability)
     return [BuildTarget(flavor, device, capability if flavor.ahead_of_time else None)]
 
 
@@ -148,6 +153,14 @@ def needs_fp8(graphs: GraphRequest) -> bool:
     return (
         graphs.calibration is None or Calibration.load(graphs.calibration).choice.weights == "fp8"
     )
+
+
+def needs_fp4(graphs: GraphRequest) -> bool:
+    """Whether the engines have NVFP4 products; only a calibration that is named can ask for it."""
+    if graphs.calibration is None:
+        return False
+    choice = Calibration.load(graphs.calibration).choice
+    return any(stage in choice.fp4_mlp_stages for stage in graphs.quantized_stages)
 
 
 def _no_phases() -> AbstractContextManager[Phases]:

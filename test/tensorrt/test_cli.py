@@ -290,8 +290,14 @@ def test_fp4_is_an_experiment_that_only_a_check_can_judge(
     assert content["facts"]["preset"] == "nvfp4"
     assert all(0.8 < row["cosine"] < 0.9999 for row in content["layers"] if row["layer"] > 0)
     capsys.readouterr()
-    assert main(["export", *words, "--calibration", str(folder)]) == 2
-    assert "preset nvfp4 cannot be exported" in capsys.readouterr().err
+    onnx = ["check", *words, "--backend", "onnx", "--calibration", str(folder)]
+    assert main([*onnx, "--out", str(tmp_path)]) == 2
+    assert "ONNX Runtime has no operators" in capsys.readouterr().err
+    if importlib.util.find_spec("tensorrt_rtx"):
+        build = ["build", *words, "--calibration", str(folder), "--flavor", "rtx", "--target"]
+        assert main([*build, "sm89"]) == 2
+        assert "does not compile NVFP4 for sm89" in capsys.readouterr().err
+        assert main([*build, "sm120"]) == 0
 
 
 @pytest.mark.parametrize("command", ["quantize", "export", "build", "check"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -11,8 +13,11 @@ from torch import nn
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.experimental.scaled_mm import scaled_mm_engine
 from pi05_ros.backends.experimental.torch_tensorrt import modelopt_module
-from pi05_ros.backends.export.export import export_all, export_stage
+from pi05_ros.backends.export.export import export_stage
+from pi05_ros.backends.export.fp4_graph import pack_e2m1
+from pi05_ros.backends.export.mlp_only import mlp_module
 from pi05_ros.backends.identity import weights_id
+from pi05_ros.backends.onnx.engine import engine_of
 from pi05_ros.backends.quantization.calibrate import calibrate, reference_engine
 from pi05_ros.backends.quantization.calibration import Calibration, CalibrationError
 from pi05_ros.backends.quantization.modules import QuantLinear, apply_calibration
@@ -28,6 +33,7 @@ from pi05_ros.backends.quantization.samples import Sample
 from pi05_ros.backends.staged.engine import StagedEngine
 from pi05_ros.backends.staged.shapes import StageShapes
 from pi05_ros.backends.staged.stages import make_stage
+from pi05_ros.backends.tensorrt.flavor import RTX, TENSORRT, require_fp4_target
 from pi05_ros.backends.verification.metrics import distance
 from pi05_ros.model import Pi05
 
@@ -186,19 +192,51 @@ def test_worse_than_fp8_and_still_the_same_policy(
     assert ours.cosine > 0.95
 
 
-def test_nothing_that_runs_is_made_of_it(
+def test_codes_are_packed_as_onnx_stores_them() -> None:
+    values = np.array([0.0, -0.5, 1.0, -1.5, 2.0, 3.0, -4.0, 6.0], np.float32)
+    tensor = onnx.helper.make_tensor(
+        "w", onnx.TensorProto.FLOAT4E2M1, [8], pack_e2m1(values).tobytes(), raw=True
+    )
+    found = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+    assert np.array_equal(found, values)
+
+
+def test_exported_graph_holds_the_simulated_numbers(
     model: Pi05, shapes: StageShapes, fp4: Calibration, tmp_path: Path
 ) -> None:
-    lacks = "nvfp4 cannot be exported: FP4 in the prefill needs ONNX opset 23.*engines: fp8, "
-    for options in ({}, {"layout": "mlp_only"}, {"full_steps": 2}):
-        with pytest.raises(BackendError, match=lacks) as caught:
-            export_all(model, "sha256:x", shapes, tmp_path, calibration=fp4, **options)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(BackendError, match=lacks):
-        export_stage(model, "prefill_mlp_0", shapes, tmp_path, calibration=fp4)
-    assert list(tmp_path.iterdir()) == []
+    export_stage(model, "prefill_mlp_00", shapes, tmp_path, calibration=fp4)
+    path = tmp_path / "prefill_mlp_00.onnx"
+    graph = onnx.load(str(path)).graph
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    producer = {out: node for node in graph.node for out in node.output}
+    product = next(n for n in graph.node if n.op_type == "MatMul" and "down" in n.name)
+    node = producer[product.input[1]]
+    while node.op_type != "DequantizeLinear":
+        node = producer[node.input[0]]
+    codes = values[node.input[0]].astype(np.float32)
+    scales = producer[node.input[1]]
+    steps = values[scales.input[0]].astype(np.float32) * values[scales.input[1]]
+    module = mlp_module(model, "prefill_mlp_00", torch.float16, fp4)
+    layer = module.get_submodule("down_proj")
+    assert isinstance(layer, Fp4Linear)
+    found = codes.reshape(codes.shape[0], -1, 16) * steps[:, :, None]
+    assert np.array_equal(found.reshape(codes.shape), layer.weight().numpy())
+    own = [node for node in graph.node if node.domain == "trt"]
+    assert {node.op_type for node in own} == {"TRT_FP4DynamicQuantize"}
+
+
+def test_what_has_no_fp4_refuses_it(
+    model: Pi05, shapes: StageShapes, fp4: Calibration, tmp_path: Path
+) -> None:
+    document = {"preset": "nvfp4", "quantised_stages": ["prefill"], "layout": "stages"}
+    with pytest.raises(BackendError, match="ONNX Runtime has no operators"):
+        engine_of(model, shapes, tmp_path, document)
     with pytest.raises(BackendError, match="--backend simulated"):
         scaled_mm_engine(model, shapes, fp4)
     stage = make_stage(model, "denoise_step", torch.float32)
     with pytest.raises(BackendError, match="FP8 presets here, not 'nvfp4'"):
         modelopt_module(stage, "denoise_step", "", fp4)
+    for flavor, capability in ((RTX, (8, 9)), (TENSORRT, (12, 0)), (TENSORRT, (11, 0))):
+        with pytest.raises(BackendError, match="on sm120 or sm121"):
+            require_fp4_target(flavor, capability)
+    require_fp4_target(RTX, (12, 1))

@@ -72,13 +72,18 @@ BUILDS = [
     ("int8_smoothquant", "prefill", "sm86"),
     ("int8_smoothquant", "prefill", "sm120"),
     ("w8a16", "prefill", "sm86"),
+    ("nvfp4", "prefill", "sm120"),
     ("w8a16", "prefill_mlp_00", "sm120"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "stage", "target"), BUILDS)
 def test_compiles_to_the_kernels_it_must_have(
-    kind: str, stage: str, target: str, graph_of: Callable[[str, str], Path]
+    kind: str,
+    stage: str,
+    target: str,
+    graph_of: Callable[[str, str], Path],
+    shapes: StageShapes,
 ) -> None:
     graph = graph_of(kind, stage)
     plan = compiled(graph, target)
@@ -95,6 +100,9 @@ def test_compiles_to_the_kernels_it_must_have(
     assert {tensor["Datatype"] for tensor in sides} <= WORDS
     products = [layer for layer in layers if layer["LayerType"] in ("gemm", "runtime_fusion")]
     assert products
+    if kind == "nvfp4":
+        fp4 = [p for p in products if p["Inputs"][0]["Datatype"] == "FP4E2M1"]
+        assert len(fp4) == 3 * (shapes.depth - 1)
     assert facts.copies <= len(layers) / 5
 
 

@@ -24,12 +24,12 @@ from torch import nn
 
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export.export_document import DTYPES, QUANTIZED, SCHEMA, graph_hash
+from pi05_ros.backends.export.fp4_graph import placeholders, write_fp4
 from pi05_ros.backends.export.mlp_only import mlp_module
 from pi05_ros.backends.files import sha256_file, whole_folder, write_atomically
 from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.modules import quantized_stage
-from pi05_ros.backends.quantization.nvfp4 import require_exportable
-from pi05_ros.backends.quantization.presets import expected_quantizers
+from pi05_ros.backends.quantization.presets import expected_quantizers, holds_fp4
 from pi05_ros.backends.staged.shapes import (
     MLP_GRAPH,
     STAGES,
@@ -97,7 +97,10 @@ def _translations() -> dict[Any, Any]:
             return op.DequantizeLinear(codes, scale, zero, axis=1)
         return op.DequantizeLinear(codes, scale, zero)
 
+    fp4_input, fp4_weight = placeholders()
     return {
+        torch.ops.pi05_ros.fake_quantize_fp4.default: fp4_input,
+        torch.ops.pi05_ros.dequantize_fp4.default: fp4_weight,
         torch.ops.pi05_ros.fake_quantize.default: fake_quantize,
         torch.ops.pi05_ros.dequantize_weight.default: dequantize_weight,
     }
@@ -165,6 +168,7 @@ def export_module(module: nn.Module, spec: StageSpec, path: Path) -> None:
             raise BackendError(f"torch.onnx.export failed for {path.name}: {reason}") from error
     assert program is not None  # with dynamo=True it raises instead
     _name_nodes(program.model)
+    write_fp4(program.model)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.name + ".data"
     (path.parent / data).unlink(missing_ok=True)
@@ -220,8 +224,6 @@ def export_stage(
     from pi05_ros.backends.export.graph_checks import check_graph
     from pi05_ros.backends.export.onnx_graph import Expectation, onnx_type
 
-    if calibration is not None and stage not in ("vision", "denoise_step"):
-        require_exportable(calibration.choice, ("prefill",))
     dtype = DTYPES[activation]
     started = time.perf_counter()
     spec = stage_spec(stage, shapes, dtype)
@@ -246,6 +248,7 @@ def export_stage(
         quantized_matmuls=count,
         kind=kind,
         weight_only=calibration is not None and calibration.choice.activations is None,
+        fp4=calibration is not None and holds_fp4(calibration.choice, stage),
         outputs={t.name: (onnx_type(t.dtype), t.shape) for t in spec.outputs},
     )
     report = check_graph(path, expectation)
@@ -289,8 +292,6 @@ def export_all(
         raise BackendError(f"stages {sorted(unknown)} are never quantized; those are {QUANTIZED}")
     if full_steps and calibration and set(quantized_stages) != set(QUANTIZED):
         raise BackendError("the full graph is quantized as a whole: prefill and denoise_step")
-    if calibration is not None:
-        require_exportable(calibration.choice, tuple(quantized_stages))
     stages = [*graphs_of(layout, shapes.depth), *(["full"] if full_steps else [])]
     taking = {*quantized_stages, "full"}
     if "prefill" in quantized_stages:

@@ -88,6 +88,14 @@ def verify_export(directory: Path, document: dict[str, Any]) -> None:
                 raise BackendError(f"{path} is not what was exported; export again: pi05 export")
 
 
+def holds_fp4_products(document: dict[str, Any]) -> bool:
+    """Whether some graph of an export has NVFP4 products."""
+    if not document["preset"]:
+        return False
+    choice = preset(document["preset"])
+    return any(stage in choice.fp4_mlp_stages for stage in document["quantised_stages"])
+
+
 def stage_precision(document: dict[str, Any]) -> dict[str, str]:
     """Precision of each stage of an export, by the names of `Precision`."""
     quantized = set(document["quantised_stages"])

@@ -15,10 +15,13 @@ import onnx
 from onnx import TensorProto
 
 from pi05_ros.backends.errors import BackendError
+from pi05_ros.backends.export.fp4_graph import OPSET as FP4_OPSET
+from pi05_ros.backends.export.fp4_graph import TRT_QUANTIZE
 from pi05_ros.backends.export.onnx_graph import (
     FLOAT,
     HALF,
     LAYOUT_OPS,
+    TRT_DOMAIN,
     Expectation,
     GraphReport,
     GraphView,
@@ -105,7 +108,7 @@ def check_model(
         raise GraphError(f"{name}: types do not fit together: {error}") from None
     report = GraphReport(ops=dict(Counter(node.op_type for node in graph.nodes)))
     problems = [
-        *_vocabulary(graph),
+        *_vocabulary(graph, expectation),
         *_static_shapes(graph, expectation),
         *_initializers(graph, folder, report),
         *_islands(graph, expectation),
@@ -121,15 +124,19 @@ def check_model(
     return report
 
 
-def _vocabulary(graph: GraphView) -> Iterator[str]:
+def _vocabulary(graph: GraphView, expectation: Expectation) -> Iterator[str]:
+    version = FP4_OPSET if expectation.fp4 else OPSET
     for opset in graph.model.opset_import:
-        if opset.domain not in ("", "ai.onnx"):
+        own = expectation.fp4 and opset.domain == TRT_DOMAIN
+        if opset.domain not in ("", "ai.onnx") and not own:
             yield f"operators of domain {opset.domain!r}: only standard ONNX is allowed"
-        elif opset.version != OPSET:
-            yield f"opset {opset.version}, not {OPSET}"
+        elif not own and opset.version != version:
+            yield f"opset {opset.version}, not {version}"
     if graph.model.functions:
         yield "local functions; the graph must be flat"
     for node in graph.nodes:
+        if expectation.fp4 and (node.domain, node.op_type) == (TRT_DOMAIN, TRT_QUANTIZE):
+            continue
         if node.domain not in ("", "ai.onnx") or node.op_type not in ALLOWED_OPS:
             domain = node.domain or "ai.onnx"
             yield f"operator {domain}.{node.op_type} ({node.name}) is not allowed"

@@ -14,6 +14,7 @@ import onnx
 import torch
 from onnx import NodeProto, TensorProto, numpy_helper
 
+TRT_DOMAIN = "trt"
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 CODES = {"fp8": TensorProto.FLOAT8E4M3FN, "int8": TensorProto.INT8}
 LAYOUT_OPS = frozenset(
@@ -36,6 +37,7 @@ class Expectation:
         kind: "fp8", "int8" or None for a stage without quantization.
         weight_only: activations are not quantized.
         outputs: name -> (ONNX element type, shape).
+        fp4: some of the products are NVFP4: opset 23 and TensorRT's own quantizer are allowed.
 
     """
 
@@ -44,6 +46,7 @@ class Expectation:
     kind: str | None
     outputs: dict[str, tuple[int, tuple[int, ...]]]
     weight_only: bool = False
+    fp4: bool = False
 
 
 @dataclass
@@ -69,7 +72,12 @@ class GraphView:
     def __init__(self, model: onnx.ModelProto) -> None:
         bare = onnx.ModelProto()
         bare.CopyFrom(model)
-        del bare.graph.value_info[:]  # types are inferred, not taken from the exporter
+        # Types are inferred, not taken from the exporter; ONNX knows no types of operators that
+        # are TensorRT's own.
+        own = {v for n in bare.graph.node if n.domain == TRT_DOMAIN for v in n.output}
+        kept = [info for info in bare.graph.value_info if info.name in own]
+        del bare.graph.value_info[:]
+        bare.graph.value_info.extend(kept)
         inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True)
         graph = inferred.graph
         self.model = inferred

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from pi05_ros.backends.export.onnx_graph import (
     CODES,
@@ -41,6 +41,8 @@ def quantizer_problems(
         if expectation.kind is None:
             yield f"{node.op_type} ({node.name}) in a stage that is not quantized"
             continue
+        if expectation.fp4 and _of_blocks(graph, node):
+            continue
         quantizing = node.op_type == "QuantizeLinear"
         codes = CODES[expectation.kind]
         if len(node.input) < 3 or not node.input[2]:
@@ -67,6 +69,16 @@ def quantizer_problems(
             yield f"{node.name} has a zero point other than zero"
         if quantizing and graph.shapes[scale] not in ((), (1,)):
             yield f"activation quantizer {node.name} has one scale per channel"
+
+
+def _of_blocks(graph: GraphView, node: NodeProto) -> bool:
+    """Whether a DequantizeLinear is of an FP4 tensor, or of the block scales of one."""
+    if any(attribute.name == "block_size" for attribute in node.attribute):
+        return graph.types.get(node.input[0]) == TensorProto.FLOAT4E2M1
+    users = [user for user in graph.nodes if node.output[0] in user.input]
+    return bool(users) and all(
+        user.op_type == "DequantizeLinear" and _of_blocks(graph, user) for user in users
+    )
 
 
 def product_problems(

@@ -15,7 +15,11 @@ import torch
 
 from pi05_ros.backends.engine import ASKED_FOR, Precision
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.export.export_document import DTYPES, stage_precision
+from pi05_ros.backends.export.export_document import (
+    DTYPES,
+    holds_fp4_products,
+    stage_precision,
+)
 from pi05_ros.backends.export.mlp_only import join_runners
 from pi05_ros.backends.onnx_runtime import load_runtime
 from pi05_ros.backends.staged.engine import StagedEngine
@@ -93,6 +97,11 @@ def engine_of(
 
     ``device``, ``threads`` and ``reason`` are as in `create`.
     """
+    if holds_fp4_products(document):
+        raise BackendError(
+            "these graphs have NVFP4 products, for which ONNX Runtime has no operators; judge "
+            "them with --backend simulated, build them with: pi05 build --flavor rtx"
+        )
     where = model.device if device is None else torch.device(device)
     if device is None and not _has_cuda():
         where = torch.device("cpu")

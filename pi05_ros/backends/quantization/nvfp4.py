@@ -1,12 +1,12 @@
-"""NVFP4 simulated in torch: what its accuracy would be, and nothing that runs on FP4 units.
+"""NVFP4: its arithmetic in torch, and how the exporter finds it in a graph.
 
 A value is ``code * block scale * tensor scale``: codes are E2M1 (0, 0.5, 1, 1.5, 2, 3, 4, 6 with a
 sign), 16 neighbors along the summed axis share a block scale in E4M3, and one float32 scale per
 tensor brings the block scales into the range of E4M3. Only the tensor scale is calibrated; block
 scales follow from the data, those of activations anew in every run.
 
-ModelOpt's own kernels for it need CUDA. Conversion to ONNX needs FP4 tensors (opset 23) and
-TensorRT's dynamic quantizer operator; graphs of this project are opset 20.
+ModelOpt's own kernels for it need CUDA. In ONNX it needs FP4 tensors (opset 23) and TensorRT's
+dynamic quantizer operator (`export.fp4_graph`), which ONNX Runtime lacks.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.quantization.calibration import CalibrationError
 from pi05_ros.backends.quantization.fake_quant import LARGEST
-from pi05_ros.backends.quantization.presets import FP4_BLOCK, PRESETS, Preset
+from pi05_ros.backends.quantization.presets import FP4_BLOCK
 
 LARGEST_CODE = 6.0
 LARGEST_BLOCK_SCALE = LARGEST["fp8"]
@@ -70,6 +69,30 @@ def fake_quantize_blocks(x: Tensor, scale: Tensor) -> Tensor:
     return dequantize_blocks(*quantize_blocks(x, scale), scale).to(x.dtype)
 
 
+@torch.library.custom_op("pi05_ros::fake_quantize_fp4", mutates_args=())
+def fake_quantize_fp4(x: Tensor, scale: Tensor) -> Tensor:
+    """`fake_quantize_blocks` as an operator that can be exported."""
+    return fake_quantize_blocks(x, scale)
+
+
+@fake_quantize_fp4.register_fake
+def _(x: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("pi05_ros::dequantize_fp4", mutates_args=())
+def dequantize_fp4(codes: Tensor, scales: Tensor, scale: Tensor, half: bool) -> Tensor:
+    """Weights ``[in, out]`` of codes ``[out, in]``, in float16 or float32."""
+    weight = dequantize_blocks(codes.float(), scales, scale)
+    return weight.to(torch.float16 if half else torch.float32).t().contiguous()
+
+
+@dequantize_fp4.register_fake
+def _(codes: Tensor, scales: Tensor, scale: Tensor, half: bool) -> Tensor:
+    dtype = torch.float16 if half else torch.float32
+    return torch.empty(codes.shape[1], codes.shape[0], dtype=dtype, device=codes.device)
+
+
 class Fp4Linear(nn.Module):
     """A Linear without bias, weights and inputs in NVFP4.
 
@@ -118,22 +141,6 @@ class Fp4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` -> ``[..., out]``."""
-        return fake_quantize_blocks(x, self.input_scale) @ self.weight().to(x.dtype).t()
-
-
-def require_exportable(choice: Preset, stages: tuple[str, ...]) -> None:
-    """Refuse graphs of stages that have FP4 products.
-
-    Raises:
-        BackendError: naming what is accepted instead.
-
-    """
-    bad = [stage for stage in stages if stage in choice.fp4_mlp_stages]
-    if bad:
-        others = ", ".join(name for name, other in PRESETS.items() if not other.fp4_mlp_stages)
-        raise BackendError(
-            f"preset {choice.name} cannot be exported: FP4 in the {bad[0]} needs ONNX opset 23 "
-            "and TensorRT's own quantizer operators, which TensorRT 10.13's parser lacks; judge "
-            "it with: pi05 check --backend simulated --calibration FOLDER. Presets for graphs "
-            f"and engines: {others}"
-        )
+        half = x.dtype == torch.float16
+        weight = dequantize_fp4(self.codes, self.block_scales, self.weight_scale, half)
+        return torch.matmul(fake_quantize_fp4(x, self.input_scale), weight.to(x.dtype))

@@ -32,7 +32,7 @@ class Preset:
         attention_stages: stages whose attention products are quantized too. The expert's
             products are so small that quantizing them costs more than it saves.
         algorithm: ModelOpt's calibration algorithm.
-        fp4_mlp_stages: stages whose MLPs are NVFP4 instead, weights and inputs; simulated only.
+        fp4_mlp_stages: stages whose MLPs are NVFP4 instead, weights and inputs.
         experimental: taken only by those who say that they want an experiment.
 
     """
@@ -76,7 +76,7 @@ PRESETS = {
         Preset("w8a16", "INT8 weights per channel, activations not quantized", "int8", True, None),
         Preset(
             "nvfp4",
-            "EXPERIMENTAL, simulation only: fp8 with the prefill's MLPs in FP4",
+            "EXPERIMENTAL: fp8 with the prefill's MLPs in FP4, for RTX 50 and GB10",
             "fp8",
             True,
             "fp8",
@@ -94,6 +94,12 @@ def preset(name: str) -> Preset:
             f"unknown quantization preset {name!r}; accepted: {', '.join(PRESETS)}"
         )
     return PRESETS[name]
+
+
+def holds_fp4(choice: Preset, graph: str) -> bool:
+    """Whether an exported graph (a stage, an MLP of the prefill, or "full") has FP4 products."""
+    stage = "prefill" if graph == "full" or graph.startswith("prefill") else graph
+    return stage in choice.fp4_mlp_stages
 
 
 def expected_quantizers(choice: Preset, depth: int, *, stages: tuple[str, ...]) -> set[str]:

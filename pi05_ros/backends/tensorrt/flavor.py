@@ -194,6 +194,20 @@ def parse_targets(text: str) -> tuple[Capability, ...]:
     return tuple(sorted(found))
 
 
+def require_fp4_target(flavor: Flavor, capability: Capability) -> None:
+    """Target of graphs with NVFP4 products.
+
+    Raises:
+        BackendError: a flavor or GPU for which they are not compiled.
+
+    """
+    if flavor is not RTX or capability not in RTX.targets or capability < NVFP4_SINCE:
+        raise BackendError(
+            f"{flavor.title} does not compile NVFP4 for {sm(capability)}: preset nvfp4 is for "
+            "--flavor rtx on sm120 or sm121 (RTX 50, RTX PRO Blackwell, GB10)"
+        )
+
+
 def require_fp8_targets(targets: Iterable[Capability]) -> None:
     """Targets of a graph with FP8 products.
 

@@ -46,7 +46,11 @@ def network_facts(network: trt.INetworkDefinition, module: Any) -> dict[str, lis
             islands.append(layer.name)
         if kind == "SOFTMAX":
             softmax.append(layer.name)
-        if kind == "DEQUANTIZE":
+        if kind == "DEQUANTIZE" and layer.get_input(0).dtype != getattr(
+            module.DataType,
+            "FP4",
+            None,  # block scales are applied inside the product
+        ):
             scales[layer.get_output(0).name] = _volume(layer.get_input(1).shape)
         if kind in LAYOUT and layer.get_input(0).name in scales:
             scales[layer.get_output(0).name] = scales[layer.get_input(0).name]

@@ -129,7 +129,8 @@ def read_layers(text: str, expected: list[str], kind: str = "fp8") -> EngineFact
 def quantized_products(onnx_path: str) -> list[str]:
     """Names of the products in a graph whose two sides are quantized.
 
-    Products of which only the weights are (preset w8a16) run in half precision.
+    Products of which only the weights are (preset w8a16) run in half precision. FP4 sides come
+    through a Cast and a Transpose.
     """
     import onnx
 
@@ -137,6 +138,9 @@ def quantized_products(onnx_path: str) -> list[str]:
     dequantized = {
         value for node in graph.node if node.op_type == "DequantizeLinear" for value in node.output
     }
+    for node in graph.node:
+        if node.op_type in ("Cast", "Transpose") and node.input[0] in dequantized:
+            dequantized.add(node.output[0])
     return [
         node.name
         for node in graph.node
