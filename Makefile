@@ -23,6 +23,14 @@ test-fast: env  ## Unit tests: no ROS nodes, no rendering, no compilers.
 lint: env  ## ruff, mypy, spelling and CMake checks.
 	@$(ENV) && scripts/lint.sh
 
+hostile:  ## 10,000 hostile inputs by kind: files, messages, command lines; fails if one is bad.
+	@scripts/setup_env.sh dev
+	@$(ENV) && python test/hostile/hostile_run.py --cases 10000 $(HOSTILE_ARGS)
+
+soak:  ## One hour of the closed loop: memory, descriptors, threads and shared memory stay flat.
+	@scripts/setup_env.sh run
+	@$(ENV) && python scripts/soak.py $(SOAK_ARGS)
+
 env:  ## Only set up .venv and build the package.
 	@scripts/setup_env.sh dev
 

@@ -15,10 +15,13 @@ from pathlib import Path
 
 BUILD_TOOLS = re.compile(
     r"(ament_(?!index)|colcon|pip|setuptools|wheel|pkg_resources|numpy|_distutils|catkin|empy"
-    r"|rosidl_(generator_(c|cpp)|typesupport|cmake|default|core)|pytest|_pytest|docutils|distlib)"
+    r"|rosidl_(generator_(c|cpp)$|typesupport|cmake|default|core)|pytest|_pytest|docutils|distlib"
+    r"|coverage|hf_xet|tzdata|notify2|argcomplete|iniconfig|pluggy)"
 )
 """Packages and metadata that are for building only, or that the other machine has itself."""
-SYSTEM_LIBRARIES = re.compile(r"(ld-linux|lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+|util|python3)\b)")
+SYSTEM_LIBRARIES = re.compile(
+    r"(ld-linux|lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+|util|z|python3[0-9.]*)\.so)"
+)
 
 
 def exports(venv: Path) -> None:
@@ -48,11 +51,17 @@ def tree(work: Path) -> None:
     packages = venv / "lib/python3.12/site-packages"
     shutil.rmtree(target, ignore_errors=True)
     (target / "lib").mkdir(parents=True)
-    libraries = [*venv.glob("lib/*.so*"), *packages.glob("*.libs/*"), *install.glob("lib/*.so")]
+    libraries = [
+        *venv.glob("lib/*.so*"),
+        *packages.glob("ros_*.libs/*"),
+        *install.glob("lib/*.so"),
+    ]
     for path in libraries:
-        shutil.copy2(path, target / "lib" / dynamic(path)[0])
-        if path.name != dynamic(path)[0] and path.suffix == ".so":
-            shutil.copy2(path, target / "lib" / path.name)  # opened by this name, as typesupports
+        name = dynamic(path)[0]
+        shutil.copy2(path, target / "lib" / name)
+        if path.name != name and path.suffix == ".so":  # opened by this name, as typesupports are
+            (target / "lib" / path.name).unlink(missing_ok=True)
+            (target / "lib" / path.name).symlink_to(name)
     for shared in (venv / "share", install / "share"):
         shutil.copytree(
             shared, target / "share", dirs_exist_ok=True,
@@ -75,6 +84,8 @@ def tree(work: Path) -> None:
         install / "lib/python3.12/site-packages/pi05_ros", target / "site/pi05_ros",
         ignore=shutil.ignore_patterns("*.c", "__pycache__"),
     )  # fmt: skip
+    # The simulated arm's policy: MuJoCo is not packed either.
+    (target / "site/pi05_ros/sim/checkpoint/model.safetensors").unlink(missing_ok=True)
     check(target)
 
 

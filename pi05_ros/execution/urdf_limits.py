@@ -65,7 +65,7 @@ def read_urdf(text: str) -> UrdfJoints:
         raise LimitsError("the URDF has a document type declaration, which is refused")
     try:
         root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, UnicodeError) as error:
         raise LimitsError(f"the URDF is not XML: {error}") from error
     names: list[str] = []
     rows: list[tuple[float, float, float]] = []

@@ -319,3 +319,8 @@ def test_continuous_and_units_of_our_own_files():
     assert limits.continuous == (True, False, False)
     assert limits.upper[0] == ENDLESS_RAD
     assert limits.units == ("", "", "gripper_open_0_closed_1")
+
+
+def test_a_urdf_with_text_that_cannot_be_encoded_is_refused():
+    with pytest.raises(LimitsError, match="is not XML"):
+        limits_from_urdf("<robot name='\ud800'/>", 0.2)

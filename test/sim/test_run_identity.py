@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from pi05_ros.model import CheckpointError
+from pi05_ros.model import CheckpointError, checkpoint_hash
 from pi05_ros.sim.evaluation.run_identity import FILE, RESULT_FILES, claim
 from pi05_ros.sim.training.shipped import CHECKPOINT
 
@@ -86,3 +86,16 @@ def test_who_is_killed_while_noting_it_can_go_on(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             claim(tmp_path, "random:tiny", True)
     claim(tmp_path, "random:tiny", True)
+
+
+def test_what_is_no_checkpoint_is_refused_before_it_is_read_whole(tmp_path):
+    zeros = tmp_path / "zeros.safetensors"
+    zeros.symlink_to("/dev/zero")
+    large = tmp_path / "large.safetensors"
+    with large.open("wb") as file:
+        file.truncate(64 * 2**30)  # hashing it would take minutes
+    for path in (zeros, large):
+        with pytest.raises(CheckpointError, match=path.name):
+            claim(tmp_path / "out", str(path), True)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        checkpoint_hash(zeros)

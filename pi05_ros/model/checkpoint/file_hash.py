@@ -8,6 +8,7 @@ taken before the first read and compared after the last.
 from __future__ import annotations
 
 import hashlib
+import stat
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,13 +33,16 @@ def file_states(path: str | Path) -> tuple[FileState, ...]:
     """States of a checkpoint's weight files, shards in the order of their names.
 
     Raises:
-        CheckpointError: a file is missing or cannot be looked at.
+        CheckpointError: a file is missing, cannot be looked at or is not a regular one.
 
     """
     try:
         found = [(file.resolve(), file.stat()) for file in find_files(path)]
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    for file, status in found:
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{file} is not a regular file; accepted: .safetensors files")
     return tuple(
         FileState(str(file), s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
         for file, s in found

@@ -28,7 +28,7 @@ from pi05_ros.msg import ActionChunk
 from pi05_ros.resources import config_dir
 from pi05_ros.ros import qos
 from pi05_ros.ros.processes.bring_up import bring_up
-from pi05_ros.ros.processes.children import ChildError, Children, ros_environment
+from pi05_ros.ros.processes.children import Child, ChildError, Children, ros_environment
 from pi05_ros.runtime.conversion import image_to_rgb, stamp_ns
 from pi05_ros.sim.evaluation.evaluate import LIMITS_FILE
 from pi05_ros.sim.evaluation.ros_grid import RosJob
@@ -194,8 +194,9 @@ def watch_episodes(
 
 def start_nodes(
     children: Children, checkpoint: str, job: RosJob, renderer: str | None = None
-) -> None:
-    """Start driver, policy and executor; see `run_session`."""
+) -> list[Child]:
+    """Start driver, policy and executor, in this order; see `run_session`."""
+    started = []
     driver = {
         "task": job.task,
         "seed": job.seeds[0],
@@ -213,7 +214,8 @@ def start_nodes(
         values = {**values, "use_sim_time": not job.real_time and name != "sim_arm"}
         words = [f"{key}:={json.dumps(value)}" for key, value in values.items()]
         arguments = [word for item in words for word in ("-p", item)]
-        children.start_module(name, module, "--ros-args", *arguments)
+        started.append(children.start_module(name, module, "--ros-args", *arguments))
+    return started
 
 
 def _restart(node: SessionWatcher, executor: SingleThreadedExecutor) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.model import checkpoint_hash
+from pi05_ros.model.checkpoint.open import open_checkpoint
 from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
 from pi05_ros.small_files import read_json, write_atomically
 
@@ -34,7 +35,11 @@ def claim(out: Path, checkpoint: str, resume: bool, **facts: str | int) -> None:
         CheckpointError: the checkpoint cannot be read.
 
     """
-    weights = checkpoint if checkpoint.startswith(RANDOM_PREFIX) else checkpoint_hash(checkpoint)
+    if checkpoint.startswith(RANDOM_PREFIX):
+        weights = checkpoint
+    else:
+        open_checkpoint(checkpoint)  # refuses what is none before gigabytes are hashed
+        weights = checkpoint_hash(checkpoint)
     now: Mapping[str, object] = {**facts, "weights": weights}
     path = out / FILE
     out.mkdir(parents=True, exist_ok=True)

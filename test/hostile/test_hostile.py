@@ -1,0 +1,85 @@
+"""A part of `make hostile`: the same generator with few seeds, and the harness itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from hostile_run import BAD, Report, run, target_names
+
+CASES = 8
+"""Seeds of every target here; `make hostile` runs 500 of each."""
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return run(target_names(), range(CASES))
+
+
+def test_nothing_hangs_crashes_or_is_wrong(report: Report) -> None:
+    assert not report.faults, "\n".join(report.faults)
+
+
+def test_every_target_was_tried_and_some_inputs_were_accepted(report: Report) -> None:
+    assert set(report.counts) == set(target_names())
+    assert all(sum(counts.values()) == CASES for counts in report.counts.values())
+    assert sum(counts["answered"] for counts in report.counts.values()) > CASES
+    assert sum(counts["refused"] for counts in report.counts.values()) > 5 * CASES
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        ("return None", "answered"),
+        ("raise OSError('no such file')", "refused"),
+        ("raise Pi05Error('')", "wrong"),
+        ("raise Pi05Error('\\udcff')", "crashed"),
+        ("raise KeyError('x')", "crashed"),
+        ("sys.exit(3)", "crashed"),
+        ("os._exit(3)", "crashed"),
+        ("bytearray(2**33)", "crashed"),
+        ("time.sleep(600)", "hung"),
+        ("raise WrongError('joint1 moved')", "wrong"),
+    ],
+)
+def test_the_harness_tells_outcomes_apart(body, outcome, tmp_path, monkeypatch) -> None:
+    import hostile_run as harness
+
+    code = (
+        f"import os, sys, time\nsys.path.insert(0, {str(HERE)!r})\nimport worker\n"
+        "from worker import Pi05Error, WrongError\n"
+        f"def target(rng, folder):\n    {body}\n"
+        "worker.TARGETS['it'] = target\nworker.main()\n"
+    )
+    (tmp_path / "hostile_worker.py").write_text(code.replace("import worker\n", IMPORT, 1))
+    monkeypatch.setattr(harness, "HERE", tmp_path)
+    monkeypatch.setattr(harness, "LIMIT_S", 5.0 if outcome == "hung" else 60.0)
+    worker = harness.Worker()
+    try:
+        assert worker.run("it", 0)[0] == outcome
+        assert (outcome in BAD) == (outcome not in ("answered", "refused"))
+    finally:
+        worker.close()
+
+
+IMPORT = (
+    f"import importlib.util\nplace = {str(HERE / 'hostile_worker.py')!r}\n"
+    "spec = importlib.util.spec_from_file_location('real_worker', place)\n"
+    "worker = importlib.util.module_from_spec(spec)\nsys.modules['worker'] = worker\n"
+    "spec.loader.exec_module(worker)\n"
+)
+
+
+def test_a_case_can_be_made_again() -> None:
+    words = [sys.executable, str(HERE / "hostile_run.py"), "--target", "urdf", "--seed", "5"]
+    first, again = (
+        subprocess.run(words, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    )
+    assert first == again
+    assert first.startswith(("answered", "refused"))
