@@ -21,6 +21,7 @@ from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.replay.live import NODE, START_S, write_parameters
 from pi05_ros.ros.processes.children import Child, Children, ros_environment
 from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
+from pi05_ros.small_files import read_json
 
 CONFIGURE_S = 600.0
 CELL_SLACK_S = 180.0
@@ -119,7 +120,7 @@ def measure_grid(
         )  # fmt: skip
         children.wait_event(sweep, "configured", CONFIGURE_S + START_S)
         configure_s = time.monotonic() - began
-        direct = json.loads(direct_out.read_text("utf-8"))
+        direct = read_json(direct_out)
         say(f"configured after {configure_s:.1f} s, direct calls included: {direct['info']}")
         cells: list[GridCell] = []
         for load in request.grid:

@@ -49,7 +49,7 @@ class PathFilter:
         blend_in_s: float = 0.0,
     ) -> None:
         if not (np.isfinite(speed_scale_max) and speed_scale_max >= 1):
-            raise ValueError(f"speed_scale_max is {speed_scale_max}; accepted: 1 or more")
+            raise InvalidValueError(f"speed_scale_max is {speed_scale_max}; accepted: 1 or more")
         self.limits = limits.require_complete()
         self.period_s = period_s
         self.speed_scale_max = speed_scale_max

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.runtime.conversion import ConversionError
 
 NS = 1_000_000_000
@@ -138,11 +139,11 @@ class JointStateMerger:
         self.names = tuple(names)
         unknown = [name for name in on_change if name not in self.names]
         if unknown:
-            raise ValueError(
+            raise InvalidValueError(
                 f"no such joint: {', '.join(unknown)}; joints are {', '.join(self.names)}"
             )
         if on_change and set(on_change) == set(self.names):
-            raise ValueError("at least one joint must be published regularly")
+            raise InvalidValueError("at least one joint must be published regularly")
         self.on_change = tuple(on_change)
         self.believe_after_ns = believe_after_ns
         self.future_ns = future_ns

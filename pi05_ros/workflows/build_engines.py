@@ -28,6 +28,7 @@ from pi05_ros.backends.tensorrt.flavor import (
     usable_flavor,
 )
 from pi05_ros.backends.verification.judgment import Judge, judge_kernels
+from pi05_ros.small_files import read_text
 from pi05_ros.workflows.check_engines import check_engines
 from pi05_ros.workflows.engine_requests import BuildRequest, CheckRequest, GraphRequest
 from pi05_ros.workflows.export_graphs import export_subject
@@ -214,7 +215,7 @@ def _build_for(
         outlets.say(f"{flavor.title} {version}, {how}, graphs {export}")
         with phases() as show:
             engines = build_engines(export, flags, where.device, root=model.cache, progress=show)
-        outlets.warn((engines.folder / "build.log").read_text(encoding="utf-8"))
+        outlets.warn(read_text(engines.folder / "build.log"))
         outlets.say(f"built {engines.folder}")
         if golden is None:
             if _kernels_refused(engines, export, outlets):

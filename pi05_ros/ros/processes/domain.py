@@ -56,7 +56,7 @@ def free_domain_id() -> int:
     about to start do not meet those of others.
 
     Raises:
-        RuntimeError: all hundred are in use.
+        DomainError: all hundred are in use.
 
     """
     ids = list(range(1, 101))
@@ -64,4 +64,4 @@ def free_domain_id() -> int:
     for domain_id in ids:
         if _is_free(domain_id) and _reserve(domain_id):
             return domain_id
-    raise RuntimeError("the discovery ports of all domain ids from 1 to 100 are in use")
+    raise DomainError("the discovery ports of all domain ids from 1 to 100 are in use")

@@ -45,6 +45,7 @@ from pi05_ros.sim.training.objective import (
 from pi05_ros.sim.training.rollout import Act, rollout
 from pi05_ros.sim.training.shipped import CONFIG, HORIZON
 from pi05_ros.sim.training.vocabulary import train_tokenizer
+from pi05_ros.small_files import read_text
 
 SAVE_EVERY_S = 60.0
 
@@ -268,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     directory = args.data or args.out.parent / "demonstrations"
     if (directory / FACTS).is_file():
-        facts = (directory / FACTS).read_text("utf-8").strip()
+        facts = read_text(directory / FACTS).strip()
         print(f"demonstrations in {directory} are kept, whatever --episodes says: {facts}")
     else:
         frames = generate(directory, args.episodes, args.workers, args.renderer)
