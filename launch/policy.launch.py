@@ -58,7 +58,7 @@ PROCESS = {
 
 
 def remappings(values: dict[str, str]) -> list[tuple[str, str]]:
-    """Remap rules of the topics that were named; compressed pictures follow their raw topic."""
+    """Remap rules of the topics that were named; compressed images follow their raw topic."""
     rules = []
     for argument, topic in TOPICS.items():
         given = values[argument]

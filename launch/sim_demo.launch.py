@@ -112,7 +112,7 @@ def generate_launch_description() -> LaunchDescription:
             argument("seed", "0", "number of the scene"),
             argument("episodes", "2", "scenes until it ends with a summary; 0: until Ctrl-C"),
             argument("out", "out/sim_demo", "directory of summary, video and plot"),
-            argument("renderer", "", "what draws the pictures", ("", *BACKENDS)),
+            argument("renderer", "", "what draws the images", ("", *BACKENDS)),
             argument("checkpoint", str(CHECKPOINT), "weights of the policy"),
             argument("backend", "", "auto, eager, cuda, onnx or tensorrt; empty: auto"),
             argument("precision", "", "auto, fp32, bf16, fp16 or fp8; empty: auto"),

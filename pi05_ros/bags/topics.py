@@ -60,7 +60,7 @@ def accepted_types(name: str) -> tuple[str, ...]:
     """Message types that may feed an input."""
     if name in CAMERAS:
         return (IMAGE, COMPRESSED_IMAGE)
-    if is_camera(name):  # the node takes no compressed pictures of other roles
+    if is_camera(name):  # the node takes no compressed images of other roles
         return (IMAGE,)
     return (JOINT_STATE,) if name == JOINT_STATES else (STRING,)
 

@@ -1,4 +1,4 @@
-"""Show a report of `pi05 bench model`: table, markdown, picture."""
+"""Show a report of `pi05 bench model`: table, markdown, image."""
 
 from __future__ import annotations
 

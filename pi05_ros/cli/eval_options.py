@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--delay-ms", help="injected inference delay, 0 (default) to 2000")
     parser.add_argument("--kv-reuse", help="1 (default), 2, 3, ..., dynamic")
-    parser.add_argument("--drop-wrist", help="probability of a missing wrist picture (default 0)")
+    parser.add_argument("--drop-wrist", help="probability of a missing wrist image (default 0)")
     parser.add_argument(
         "--max-steps", help="control steps an episode may take (default 160, for LIBERO its own)"
     )

@@ -121,7 +121,7 @@ def ros() -> list[Check]:
 
 
 def pictures_in_shared_memory() -> list[Check]:
-    """Fast DDS's default shared memory is smaller than a raw 640x480 picture."""
+    """Fast DDS's default shared memory is smaller than a raw 640x480 image."""
     if os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp") != "rmw_fastrtps_cpp":
         return []
     variables = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
@@ -134,7 +134,7 @@ def pictures_in_shared_memory() -> list[Check]:
         Check(
             "Fast DDS profile",
             Level.INFO,
-            "none: pictures above 512 kB between processes of this machine leave shared memory, "
+            "none: images above 512 kB between processes of this machine leave shared memory, "
             "and best-effort readers lose many of them",
             "where the camera driver starts: export "
             f"FASTRTPS_DEFAULT_PROFILES_FILE={config_dir() / 'fastdds_images.xml'}",

@@ -26,7 +26,7 @@ class Observation:
 
     Attributes:
         images: camera role ("base", "wrist", "wrist_2", or as `PolicyInfo.camera_roles` says) ->
-            RGB picture, uint8 ``[H, W, 3]``. ``[3, H, W]`` and float in [0, 1] are accepted too.
+            RGB image, uint8 ``[H, W, 3]``. ``[3, H, W]`` and float in [0, 1] are accepted too.
             A role that is absent is a missing camera: the model sees it masked.
         state: joint and gripper values ``[n]`` in the order of the profile's ``state_names``:
             rad and m, other columns in the profile's unit (`RobotProfile.observed_units`).

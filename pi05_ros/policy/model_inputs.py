@@ -68,9 +68,9 @@ class ObservationReader:
     """Checks observations of one robot and prepares them for the model.
 
     Args:
-        recipe: robot, normalization and picture conventions.
+        recipe: robot, normalization and image conventions.
         encoder: of prompts.
-        image_size: side S of the model's pictures, pixels.
+        image_size: side S of the model's images, pixels.
 
     """
 
@@ -84,7 +84,7 @@ class ObservationReader:
         """Inputs of the model.
 
         Raises:
-            PolicyError: a required camera is missing, a picture, the state or the prompt is not
+            PolicyError: a required camera is missing, an image, the state or the prompt is not
                 as accepted.
 
         """
@@ -114,7 +114,7 @@ class ObservationReader:
         return values if values.dtype.kind == "f" else values.astype(np.float64)
 
     def _pictures(self, images: Mapping[str, np.ndarray]) -> list[torch.Tensor]:
-        """Pictures of the cameras that are there, in the model's order; the rest is masked."""
+        """Images of the cameras that are there, in the model's order; the rest is masked."""
         roles = self._robot.camera_roles
         for role in images:
             if role not in roles:

@@ -58,7 +58,7 @@ class SceneOptions:
 
 @dataclass(frozen=True)
 class DemoBag:
-    """Where the bag is and how its pictures were made."""
+    """Where the bag is and how its images were made."""
 
     path: Path
     renderer: str

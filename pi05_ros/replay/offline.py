@@ -72,7 +72,7 @@ class OfflineCounts:
     no_prompt: Exception | None = None
 
     def lost_tick(self, computing: bool) -> None:
-        """Not counted: ticks of a bag are lost by waiting for pictures only."""
+        """Not counted: ticks of a bag are lost by waiting for images only."""
 
     def started(self, job: Job) -> None:
         """Not counted: it ends in a chunk or in one of the following."""

@@ -1,4 +1,4 @@
-"""The picture of a replay: latency histogram, where the time went, chunks over time."""
+"""The image of a replay: latency histogram, where the time went, chunks over time."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def verify(
         if JOINT_STATES not in chunk.inputs:
             raise BagError(f"chunk {chunk.chunk_id} does not say which {JOINT_STATES} it used")
     uses = Counter(key for chunk in todo for key in chunk.inputs.items())
-    kept: dict[tuple[str, int], list[Any]] = {}  # picture, or states in the order of arrival
+    kept: dict[tuple[str, int], list[Any]] = {}  # image, or states in the order of arrival
     names = by_topic({n: s for n, s in sources.items() if n != PROMPT})
     joints = JointStateMerger(policy.robot.state_names, on_change=on_change)
     joints_ns = 0

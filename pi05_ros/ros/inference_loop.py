@@ -199,7 +199,7 @@ class TimedLoop(ManagedPart):
         self._statistics.clear_latencies()
 
     def on_sample(self) -> None:
-        """Start the inference that waits for pictures, if one does."""
+        """Start the inference that waits for images, if one does."""
         if self._subscriptions.on_demand or self._loop is None:
             return  # `_look` does, when all sources have been asked
         if self._loop.due_since_ns is not None:

@@ -26,7 +26,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-# Of mallopt(3). A raw picture is 0.2 MB (224x224) to 6 MB (1080p).
+# Of mallopt(3). A raw image is 0.2 MB (224x224) to 6 MB (1080p).
 _M_MMAP_THRESHOLD = -3
 _THRESHOLD_BYTES = 512 * 1024
 
@@ -210,9 +210,9 @@ def answer_state_requests(node: LifecycleNode) -> None:
 def return_large_buffers() -> bool:
     """Have malloc map large buffers one by one and give them back when they are freed.
 
-    glibc raises its threshold with the first large buffer that is freed and then takes pictures
-    from the heap, between small objects that live longer; the heap grows by a picture now and then
-    for hours. Costs page faults, about 0.1 ms for a 640x480 picture.
+    glibc raises its threshold with the first large buffer that is freed and then takes images
+    from the heap, between small objects that live longer; the heap grows by an image now and then
+    for hours. Costs page faults, about 0.1 ms for a 640x480 image.
 
     Returns:
         False where the C library has no mallopt (musl); nothing is changed then.

@@ -12,8 +12,8 @@ INPUT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 # Joint states come from several publishers: the queue is deep enough that those of wheels do not
 # push out those of the arm between two turns of the executor.
 JOINTS = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
-# INPUT for pictures whose publishers are all reliable: with default settings Fast DDS loses
-# most best-effort pictures above 0.5 MB between processes, and resends reliable ones.
+# INPUT for images whose publishers are all reliable: with default settings Fast DDS loses
+# most best-effort images above 0.5 MB between processes, and resends reliable ones.
 INPUT_RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 # A late chunk is useless: volatile, and only the newest is resent.
 CHUNK = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)

@@ -102,7 +102,7 @@ def run(policy: PolicyLike, job: Job) -> InferenceResult:
     """Convert, infer, check.
 
     Raises:
-        BadSampleError: a picture could not be decoded.
+        BadSampleError: an image could not be decoded.
         BadChunkError: the answer holds NaN or infinity, or has the wrong size.
         Exception: whatever the policy raises.
 
@@ -119,7 +119,7 @@ def begin(policy: PolicyLike, job: Job) -> PendingInference:
     """First half of `run`: convert, then vision and prefill.
 
     Raises:
-        BadSampleError: a picture could not be decoded.
+        BadSampleError: an image could not be decoded.
         Exception: whatever the policy raises.
 
     """

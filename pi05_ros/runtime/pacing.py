@@ -1,7 +1,7 @@
 """When an inference may start: one per tick, aligned with the next frame of every camera.
 
 A tick makes an inference due. It starts once every camera has delivered since the tick, so that
-the pictures are as new as they can be, or when the wait is over. The wait never exceeds half a
+the images are as new as they can be, or when the wait is over. The wait never exceeds half a
 period, which keeps the rate. A tick that finds the one before it still waiting is lost; the
 count of those is the measure of overload.
 """

@@ -175,14 +175,14 @@ class PolicyParameters:
     )
     kv_reuse: str = param(
         "1",
-        "Vision and prefill are computed for every n-th observation, or `dynamic`: where a "
-        "picture has changed much or the arm slows down, at most every second time. A KV cache is "
+        "Vision and prefill are computed for every n-th observation, or `dynamic`: where an "
+        "image has changed much or the arm slows down, at most every second time. A KV cache is "
         "kept for half of a chunk's steps (see `horizon`) at most, whatever n says.",
         check=_check_reuse,
     )
     vision_cache_levels: int = param(
         -1,
-        "Keep a camera's image tokens while its picture changes by no more than this mean gray "
+        "Keep a camera's image tokens while its image changes by no more than this mean gray "
         "difference (0 to 255 levels; backends eager, cuda). -1: never.",
         low=-1,
         high=255,
@@ -291,7 +291,7 @@ class PolicyParameters:
     )
     camera_wait_s: float = param(
         0.04,
-        "At a tick, wait this long for the next frame of every camera so that the newest picture "
+        "At a tick, wait this long for the next frame of every camera so that the newest image "
         "is used; at most half a period. 0 starts at once.",
         dynamic=True,
         low=0.0,

@@ -1,4 +1,4 @@
-"""The eager engine equals the plain model, takes every kind of picture, and refuses the rest."""
+"""The eager engine equals the plain model, takes every kind of image, and refuses the rest."""
 
 import math
 

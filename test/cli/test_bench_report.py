@@ -1,4 +1,4 @@
-"""Tables and picture of `pi05 bench model`, from made-up measurements."""
+"""Tables and image of `pi05 bench model`, from made-up measurements."""
 
 from __future__ import annotations
 

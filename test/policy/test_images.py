@@ -1,4 +1,4 @@
-"""Pictures as they come in: layouts and types that are accepted, and LeRobot's own resize."""
+"""Images as they come in: layouts and types that are accepted, and LeRobot's own resize."""
 
 import numpy as np
 import pytest

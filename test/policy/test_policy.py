@@ -324,7 +324,7 @@ def test_noise_is_a_function_of_the_seed():
 
 
 def model_answer(pictures, tokens, seed, horizon, clock="openpi", steps=2):
-    """The plain model without policy and engine: pictures float [V, 3, S, S]."""
+    """The plain model without policy and engine: images float [V, 3, S, S]."""
     model = Pi05.random(Pi05Config.preset("tiny"), 0)
     noise = seeded_noise(seed, horizon, 32)[None]
     ids = torch.as_tensor(tokens)[None]

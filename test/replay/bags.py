@@ -29,7 +29,7 @@ Edit = Callable[[BagMessage], Iterator[BagMessage]]
 
 
 def pixels(index: int, size: tuple[int, int] = (24, 32)) -> np.ndarray:
-    """Picture that differs from frame to frame."""
+    """Image that differs from frame to frame."""
     rows, columns = np.mgrid[: size[0], : size[1]]
     red = (rows * 7 + index * 5) % 256
     return np.stack([red, columns * 5 % 256, (rows + columns + index) % 256], -1).astype(np.uint8)

@@ -137,7 +137,7 @@ def _png(mode, size):
     [
         (b"", "encoding"),
         (b"GIF89a.....", "encoding"),
-        (b"\xff\xd8\xff\xe0 not a picture", "undecodable"),
+        (b"\xff\xd8\xff\xe0 not an image", "undecodable"),
         (_png("RGB", (64, 64))[:60], "undecodable"),
         (_png("I;16", (8, 8)), "encoding"),
         (_png("1", (6000, 6000)), "size"),

@@ -15,9 +15,9 @@ assert return_large_buffers()
 del_me = bytearray(30_000_000)  # would raise glibc's threshold to 30 MB
 del del_me
 before = resident()
-pictures = [bytearray(b"x") * 921_600 for _ in range(20)]
+images = [bytearray(b"x") * 921_600 for _ in range(20)]
 pins = [bytearray(1000) for _ in range(1000)]
-del pictures
+del images
 assert resident() - before < 4_000_000, resident() - before
 """
 

@@ -1,4 +1,4 @@
-"""The active node and its inputs: pictures and joints with every fault, stamps, clocks."""
+"""The active node and its inputs: images and joints with every fault, stamps, clocks."""
 
 import array
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from rclpy.qos import ReliabilityPolicy, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 
-# -- pictures ---------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8"])

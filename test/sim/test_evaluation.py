@@ -217,7 +217,7 @@ def test_pictures_of_rays_and_of_opengl_are_not_mixed(checkpoint, tmp_path, caps
     with monkeypatch.context() as patch:
         patch.setattr("pi05_ros.sim.arm.render.GlRenderer", missing)
         assert main(short) == 0
-    assert "OpenGL is missing, coarse pictures" in capsys.readouterr().err
+    assert "OpenGL is missing, coarse images" in capsys.readouterr().err
     assert main(short) == 2
     assert "holds results of pictures ray, not OpenGL" in capsys.readouterr().err
 

@@ -112,7 +112,7 @@ def test_policy_gets_turned_pictures_state_and_words(stand_in, monkeypatch):
 
 
 def test_policy_resizes_as_openpis_client_would():
-    """The client sends pictures of the model's size; from those of LIBERO come equal actions."""
+    """The client sends images of the model's size; from those of LIBERO come equal actions."""
     policy = Policy.load("random:tiny", robot="libero", backend="eager", denoise_steps=1)
     big = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
     size = Pi05Config.preset("tiny").vision.image_size

@@ -1,4 +1,4 @@
-"""The simulated arm: seeded resets, tracking, limits, pictures."""
+"""The simulated arm: seeded resets, tracking, limits, images."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_observations_come_from_a_bag(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "/not/there" in capsys.readouterr().err
     assert main([*words, "--map", "junk"]) == 2
     assert "'junk' is not NAME=TOPIC" in capsys.readouterr().err
-    # A bag that nothing can be used of is not the same as none, and no reason for random pictures.
+    # A bag that nothing can be used of is not the same as none, and no reason for random images.
     assert main([*words, "--robot", "droid", "--allow-synthetic"]) == 2
     said = capsys.readouterr().err
     assert "gave no observation of robot 'droid'" in said

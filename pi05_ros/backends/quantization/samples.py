@@ -64,7 +64,7 @@ def fixed_noise(horizon: int, action_dim: int, seed: int) -> Tensor:
 def synthetic_samples(
     config: Pi05Config, count: int, *, views: int, prompt_tokens: int, horizon: int, seed: int = 0
 ) -> list[Sample]:
-    """Smooth random pictures and random prompts: for tests and dry runs, never for a robot."""
+    """Smooth random images and random prompts: for tests and dry runs, never for a robot."""
     generator = torch.Generator().manual_seed(seed)
     size = config.vision.image_size
     samples = []
@@ -148,7 +148,7 @@ def require_fit(samples: Sequence[Sample], shapes: StageShapes, vocabulary: int)
                 f"[3, {size}, {size}]"
             )
         elif not torch.isfinite(sample.images).all():
-            problem = "pictures that are not finite"
+            problem = "images that are not finite"
         elif tokens.ndim != 1 or not 1 <= len(tokens) <= shapes.prompt_tokens:
             problem = f"{tokens.numel()} prompt tokens; accepted: 1 to {shapes.prompt_tokens}"
         elif int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:

@@ -76,7 +76,7 @@ def lerobot_recipe(
         robot: optional profile for names, units, rate and default prompt; the checkpoint's
             files decide everything that changes numbers.
         camera_roles: role -> image feature, replacing the rule in the module's docstring.
-        era: "0.4" (up to 0.4.4: state padded to 32 in the prompt, picture borders at -3),
+        era: "0.4" (up to 0.4.4: state padded to 32 in the prompt, image borders at -3),
             "0.5" (since 0.5.0: neither), or "auto" to tell them apart by the files.
         control_hz: rate of the steps of a chunk; None takes the profile's or 30.
 
@@ -188,7 +188,7 @@ def _era(
         return "0.5"
     assumptions.append(
         "written by LeRobot 0.4.4 or earlier (nothing newer in its files): state padded in the "
-        "prompt, picture borders at -3; set lerobot_era to '0.5' if that is wrong"
+        "prompt, image borders at -3; set lerobot_era to '0.5' if that is wrong"
     )
     return "0.4"
 

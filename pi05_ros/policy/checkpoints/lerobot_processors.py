@@ -184,9 +184,9 @@ def _covers(config: Mapping[str, Any], keys: Sequence[str] | None, feature: str)
 
 
 def check_pictures_unchanged(folder: Path, steps: Sequence[Mapping[str, Any]]) -> None:
-    """Raise PolicyError if the preprocessor normalizes pictures by statistics.
+    """Raise PolicyError if the preprocessor normalizes images by statistics.
 
-    pi0.5 scales them to [-1, 1] in the model and expects IDENTITY here. A picture without
+    pi0.5 scales them to [-1, 1] in the model and expects IDENTITY here. An image without
     statistics passes unchanged whatever the map says.
     """
     step = find_step(steps, "normalizer_processor")
@@ -201,7 +201,7 @@ def check_pictures_unchanged(folder: Path, steps: Sequence[Mapping[str, Any]]) -
         if visual and _read_stats(folder, step, str(name))[0]:
             raise PolicyError(
                 f"{PREPROCESSOR} normalizes {name!r} by {norm_map['VISUAL']!r:.50}; "
-                "accepted for pictures: IDENTITY"
+                "accepted for images: IDENTITY"
             )
 
 

@@ -30,7 +30,7 @@ class Camera:
         role: name in `Observation.images`, one of ROLES unless a LeRobot checkpoint has more.
         slot: model input it fills (openpi's names; LeRobot's feature name for LeRobot files).
         required: an observation without it is an error; otherwise its slot is masked.
-        rotate_180: turn the picture before the model sees it (a camera mounted upside down).
+        rotate_180: turn the image before the model sees it (a camera mounted upside down).
         source: name of the camera in the data set of a LeRobot checkpoint, else empty.
 
     """

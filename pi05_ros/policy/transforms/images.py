@@ -1,4 +1,4 @@
-"""Pictures of an observation: checks, layout, and the CPU resize of both checkpoint families."""
+"""Images of an observation: checks, layout, and the CPU resize of both checkpoint families."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ACCEPTED = "accepted: uint8 [H, W, 3] or [3, H, W] RGB, or float of that shape 
 
 
 def to_hwc(image: np.ndarray, role: str = "image") -> np.ndarray:
-    """Picture as contiguous ``[H, W, 3]`` of its own type; a leading three means channels first.
+    """Image as contiguous ``[H, W, 3]`` of its own type; a leading three means channels first.
 
     Raises:
-        PolicyError: other shapes or types, an empty picture, floats outside [0, 1] or NaN.
+        PolicyError: other shapes or types, an empty image, floats outside [0, 1] or NaN.
 
     """
     if not isinstance(image, np.ndarray):
@@ -35,7 +35,7 @@ def to_hwc(image: np.ndarray, role: str = "image") -> np.ndarray:
 
 
 def to_uint8_hwc(image: np.ndarray, role: str = "image") -> np.ndarray:
-    """Picture as contiguous uint8 ``[H, W, 3]``; see `to_hwc`.
+    """Image as contiguous uint8 ``[H, W, 3]``; see `to_hwc`.
 
     As in openpi's robot inputs, floats are scaled by 255 and truncated.
     """
@@ -44,13 +44,13 @@ def to_uint8_hwc(image: np.ndarray, role: str = "image") -> np.ndarray:
 
 
 def lerobot_image(image: np.ndarray, size: int, pad_value: float) -> torch.Tensor:
-    """Picture as LeRobot feeds it: float32 ``[3, size, size]``.
+    """Image as LeRobot feeds it: float32 ``[3, size, size]``.
 
     LeRobot resizes inside its model with plain bilinear interpolation (no antialiasing).
 
     Args:
         image: uint8 ``[H, W, 3]``, or float in [0, 1], which is not rounded to 8 bits.
-        size: side of the model's picture.
+        size: side of the model's image.
         pad_value: model-range value of the border: -1.0 (black) since LeRobot 0.5.0, -3.0
             before, where the border was set to -1 and then scaled once more.
 

@@ -236,7 +236,7 @@ def ros_environment() -> tuple[dict[str, str], int]:
     environment.pop("ROS_LOCALHOST_ONLY", None)
     if os.environ.get("ROS_DISTRO") == "humble":
         environment["ROS_LOCALHOST_ONLY"] = "1"
-    # Raw pictures do not fit into Fast DDS's default shared memory; the file says more.
+    # Raw images do not fit into Fast DDS's default shared memory; the file says more.
     if not any(name in os.environ for name in FASTDDS_PROFILE_VARIABLES):
         profile = str(config_dir() / "fastdds_images.xml")
         environment.update(dict.fromkeys(FASTDDS_PROFILE_VARIABLES, profile))

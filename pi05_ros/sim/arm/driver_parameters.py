@@ -38,15 +38,15 @@ class DriverParameters:
     seed: int = param(
         0, "Scene of the first episode; each reset takes the next.", low=0, high=2**31 - 1
     )
-    width: int = param(224, "Width of the pictures.", low=1, high=MOST_PIXELS[0])
-    height: int = param(224, "Height of the pictures.", low=1, high=MOST_PIXELS[1])
+    width: int = param(224, "Width of the images.", low=1, high=MOST_PIXELS[0])
+    height: int = param(224, "Height of the images.", low=1, high=MOST_PIXELS[1])
     image_rate_hz: float = param(
-        20.0, "Pictures per second and camera, no more than `joint_rate_hz`.", low=0.1, high=1000.0
+        20.0, "Images per second and camera, no more than `joint_rate_hz`.", low=0.1, high=1000.0
     )
     joint_rate_hz: float = param(
         100.0, "Joint states per second; the arm moves in steps of 5 ms.", low=1.0, high=1000.0
     )
-    compressed: bool = param(False, "Publish JPEG on `.../compressed` instead of raw pictures.")
+    compressed: bool = param(False, "Publish JPEG on `.../compressed` instead of raw images.")
     publish_clock: bool = param(False, "Publish `/clock` and stamp with simulated time.")
     lock_step: bool = param(
         False,
@@ -69,7 +69,7 @@ class DriverParameters:
     publish_prompt: bool = param(True, "Publish the task's words on `prompt`.")
     renderer: str = param(
         "",
-        f"What draws the pictures: {', '.join(BACKENDS)}; empty: the first of them that works.",
+        f"What draws the images: {', '.join(BACKENDS)}; empty: the first of them that works.",
         check=_check_renderer,
     )
 

@@ -1,8 +1,8 @@
-"""Pictures of the simulated world without a display.
+"""Images of the simulated world without a display.
 
 Three renderers, tried in this order unless one is asked for (argument, or the environment
 variable MUJOCO_GL): "egl" (OpenGL on a GPU or Mesa), "osmesa" (OpenGL in software), "ray"
-(MuJoCo's own ray casting at low resolution with flat shading: no OpenGL at all, coarse pictures).
+(MuJoCo's own ray casting at low resolution with flat shading: no OpenGL at all, coarse images).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BACKENDS = ("egl", "osmesa", "ray")
 RENDER_SIZE = 224
 """Width and height of the images that the policy of the arm is trained and run with."""
 RAY_WIDTH = 64
-"""Widest picture that is really cast by "ray"; larger ones are enlarged from it."""
+"""Widest image that is really cast by "ray"; larger ones are enlarged from it."""
 
 _PACKAGES = {"egl": "apt-get install -y libegl1", "osmesa": "apt-get install -y libosmesa6"}
 
@@ -50,7 +50,7 @@ class Renderer(Protocol):
     note: str
 
     def render(self, data: Any, camera: str, width: int, height: int) -> np.ndarray:
-        """RGB picture, uint8 ``[height, width, 3]``."""
+        """RGB image, uint8 ``[height, width, 3]``."""
 
     def close(self) -> None:
         """Free the GL context."""
@@ -79,10 +79,10 @@ class GlRenderer:
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED.value
 
     def render(self, data: Any, camera: str, width: int, height: int) -> np.ndarray:
-        """RGB picture, uint8 ``[height, width, 3]``."""
+        """RGB image, uint8 ``[height, width, 3]``."""
         if not (0 < width <= self._width and 0 < height <= self._height):
             raise InvalidValueError(
-                f"picture of {width}x{height}: up to {self._width}x{self._height} is possible"
+                f"image of {width}x{height}: up to {self._width}x{self._height} is possible"
             )
         self._gl.make_current()
         self._camera.fixedcamid = camera_id(self._model, camera)
@@ -109,7 +109,7 @@ class GlRenderer:
 
 
 class RayRenderer:
-    """Picture by casting one ray per pixel of a coarse grid; needs no OpenGL.
+    """Image by casting one ray per pixel of a coarse grid; needs no OpenGL.
 
     Color = geom color times (ambient + headlight + one directional light), like the GL
     renderers' diffuse shading, without antialiasing.
@@ -122,7 +122,7 @@ class RayRenderer:
         self._model = model
 
     def render(self, data: Any, camera: str, width: int, height: int) -> np.ndarray:
-        """RGB picture, uint8 ``[height, width, 3]``."""
+        """RGB image, uint8 ``[height, width, 3]``."""
         model = self._model
         factor = max(1, -(-width // RAY_WIDTH))
         w, h = -(-width // factor), -(-height // factor)
@@ -196,9 +196,7 @@ def make_renderer(model: Any, backend: str | None = None) -> Renderer:
     failures: list[str] = []
     for name in [asked] if asked else BACKENDS:
         if name == "ray":
-            note = (
-                f"OpenGL is missing, coarse pictures ({'; '.join(failures)})" if failures else ""
-            )
+            note = f"OpenGL is missing, coarse images ({'; '.join(failures)})" if failures else ""
             return RayRenderer(model, note)
         try:
             with _leaving_no_trace():

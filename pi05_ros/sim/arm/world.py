@@ -35,10 +35,10 @@ HOME_TIP = (0.24, -0.04, 0.18)
 
 
 class World:
-    """MuJoCo model and state with the robot's view of it: joints in, pictures and joints out."""
+    """MuJoCo model and state with the robot's view of it: joints in, images and joints out."""
 
     def __init__(self, renderer: str | None = None, sharing: World | None = None) -> None:
-        """Load the model; the renderer (see `make_renderer`) is made at the first picture.
+        """Load the model; the renderer (see `make_renderer`) is made at the first image.
 
         With ``sharing`` the model and the renderer of another world are used: many worlds, one
         GL context, one thread.
@@ -151,7 +151,7 @@ class World:
         return self._renderer
 
     def render(self, camera: str, width: int = 224, height: int = 224) -> np.ndarray:
-        """Picture of "base" or "wrist", uint8 RGB ``[height, width, 3]``."""
+        """Image of "base" or "wrist", uint8 RGB ``[height, width, 3]``."""
         return self.renderer.render(self.data, camera, width, height)
 
     def close(self) -> None:

@@ -194,7 +194,7 @@ def run_episode(
         task: what counts as success.
         seed: of the scene; the flow noise follows from it too.
         prompted: task whose words are given instead, to see whether they matter.
-        frames: gets a base-camera picture per control step if given.
+        frames: gets a base-camera image per control step if given.
 
     """
     world.reset(seed)

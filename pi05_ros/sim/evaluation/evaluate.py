@@ -76,7 +76,7 @@ class EpisodeRunner(Protocol):
     """Runs episodes of one benchmark in this process."""
 
     def run(self, job: EpisodeJob, frames: list[np.ndarray] | None = None) -> Result:
-        """One episode; ``frames`` gets a picture per control step if given."""
+        """One episode; ``frames`` gets an image per control step if given."""
 
     def close(self) -> None:
         """Free the GL context."""

@@ -41,7 +41,7 @@ BRAKE_S = 0.5
 STANDSTILL_S = 60.0
 """Real time after which simulated time that stands still ends a session."""
 MAX_FILM = 600
-"""Pictures that are kept; later ones are not filmed."""
+"""Images that are kept; later ones are not filmed."""
 SERVICE_S = 30.0
 DRAIN_S = 0.05
 """Time to read what has queued up while nobody looked."""

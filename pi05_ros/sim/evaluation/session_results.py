@@ -36,7 +36,7 @@ class RosSession:
         split_ms: parts of ``to_command_ms``, see `PARTS`; they add up to it.
         chunks: chunks received, over ``watched_s`` seconds on the clock of the nodes.
         wall_s: the same in real time.
-        film: pictures of the base camera, all episodes one after the other.
+        film: images of the base camera, all episodes one after the other.
 
     """
 

@@ -24,7 +24,7 @@ LATENCY, REUSE, SEAM = "success_latency.png", "success_kv_reuse.png", "seam_dela
 CURVES = {
     "delay_ms": ("injected inference delay, ms", "success_delay.png"),
     "denoise_steps": ("denoise steps", "success_steps.png"),
-    "drop_wrist": ("share of observations without the wrist picture", "success_drop_wrist.png"),
+    "drop_wrist": ("share of observations without the wrist image", "success_drop_wrist.png"),
 }
 """What is varied -> label of its axis, file."""
 _VARIED = tuple(item.name for item in fields(Setting))

@@ -29,7 +29,7 @@ def latency_plot(
 
 
 def write_gif(frames: Sequence[np.ndarray], path: Path) -> None:
-    """Pictures uint8 ``[H, W, 3]``, at least one, as a looping GIF in real time."""
+    """Images uint8 ``[H, W, 3]``, at least one, as a looping GIF in real time."""
     pictures = [Image.fromarray(frame).quantize(64) for frame in frames]
     pictures[0].save(
         path,

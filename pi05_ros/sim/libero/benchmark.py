@@ -226,7 +226,7 @@ def check_policy(policy: Policy) -> None:
     """Refuse a policy that does not speak LIBERO's language.
 
     Raises:
-        LiberoError: number of states or actions, cameras, or pictures that would be turned twice.
+        LiberoError: number of states or actions, cameras, or images that would be turned twice.
 
     """
     robot = policy.robot
@@ -244,13 +244,13 @@ def check_policy(policy: Policy) -> None:
         )
     if any(camera.rotate_180 for camera in robot.cameras):
         raise LiberoError(
-            f"robot {robot.name!r} turns pictures by 180 degrees, and this client does so too; "
+            f"robot {robot.name!r} turns images by 180 degrees, and this client does so too; "
             "remove rotate_180"
         )
 
 
 def pictures(raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Role -> picture uint8 ``[256, 256, 3]``, turned by 180 degrees as in the training data."""
+    """Role -> image uint8 ``[256, 256, 3]``, turned by 180 degrees as in the training data."""
     return {
         role: np.ascontiguousarray(np.asarray(raw[key])[::-1, ::-1])
         for role, key in CAMERAS.items()
@@ -260,7 +260,7 @@ def pictures(raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def observation(raw: Mapping[str, Any], prompt: str) -> Observation:
     """LIBERO's observation as the policy takes it.
 
-    The pictures keep their 256 pixels: the policy fits them into the model's square the way its
+    The images keep their 256 pixels: the policy fits them into the model's square the way its
     checkpoint's family does, which for openpi is what its client does (224, with padding).
     """
     state = libero_state(

@@ -58,7 +58,7 @@ def run_episode(
         seed: ``seed`` + ``trial`` seeds what the initial state does not hold (the places of
             fixtures), so that every episode can be repeated alone. openpi seeds once per task:
             its first trial is the same, later ones are drawn differently.
-        frames: gets a turned base-camera picture per control step if given.
+        frames: gets a turned base-camera image per control step if given.
 
     Raises:
         benchmark.LiberoError: chunks are shorter than the steps between two observations.

@@ -1,4 +1,4 @@
-"""Demonstrations of the scripted expert: pictures, states and the actions that follow them.
+"""Demonstrations of the scripted expert: images, states and the actions that follow them.
 
 To cover more than the expert's own path, half of the episodes start in a random pose and some
 steps are executed wrongly on purpose (a burst). What is learnt from is never the wrong command:
@@ -51,7 +51,7 @@ class Frame:
 
 
 def observe(world: World, size: int = CONFIG.vision.image_size) -> np.ndarray:
-    """Pictures of all cameras, uint8 ``[V, size, size, 3]``."""
+    """Images of all cameras, uint8 ``[V, size, size, 3]``."""
     return np.stack(
         [
             resize_with_pad_pillow(world.render(camera, RENDER_SIZE, RENDER_SIZE), size)
