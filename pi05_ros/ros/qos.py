@@ -15,6 +15,10 @@ JOINTS = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
 # INPUT for images whose publishers are all reliable: with default settings Fast DDS loses
 # most best-effort images above 0.5 MB between processes, and resends reliable ones.
 INPUT_RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+# The same where nothing arrives at depth 1: Fast DDS puts the fragments of a large image together
+# in the reader's queue, and where the next image begins before the one before is complete, a queue
+# of one completes none. A deeper queue is taken whole, which costs a copy each.
+INPUT_LARGE = QoSProfile(depth=3, reliability=ReliabilityPolicy.RELIABLE)
 # A late chunk is useless: volatile, and only the newest is resent.
 CHUNK = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 # Late joiners get the last value.

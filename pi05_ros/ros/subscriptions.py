@@ -8,6 +8,7 @@ those that are used.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +20,14 @@ from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
+from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
+from pi05_ros.resources import config_dir
 from pi05_ros.ros import qos
 from pi05_ros.ros.managed import ManagedPart
 from pi05_ros.ros.policy_host import PolicyHost
+from pi05_ros.ros.processes.children import FASTDDS_PROFILE_VARIABLES
 from pi05_ros.runtime import conversion
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.frame_clock import FrameClock
@@ -33,6 +37,7 @@ from pi05_ros.runtime.sources import JOINTS, camera_source, limits, make_inputs
 
 LONGEST_WAIT_NS = 60 * NS  # of a message in the middleware
 FRAME_JITTER_NS = 1_500_000
+SILENT_NS = 3 * NS
 
 
 class _TakenOnDemand(CallbackGroup):
@@ -91,6 +96,7 @@ class _Reader:
         self._profile: QoSProfile | None = None
         self.frames = FrameClock()
         self.overwritten = 0
+        self.created_ns = 0
         self.follow()
 
     def follow(self) -> None:
@@ -100,6 +106,7 @@ class _Reader:
             self.destroy()
             self._profile = wanted
             self.frames = FrameClock()
+            self.created_ns = time.monotonic_ns()
             self._subscription = self._node.create_subscription(
                 self._kind, self._topic, self._executed, qos.own(wanted), **self._options
             )
@@ -254,16 +261,20 @@ class Subscriptions(ManagedPart):
             topic,
             self._receiver(name, check),
             lambda error: self._reject(name, "malformed", str(error)),
-            lambda current: self._camera_qos(topic, reliability, current),
+            lambda current: self._camera_qos(name, topic, reliability, current),
             {"qos_overriding_options": qos.overridable_depth()},
             self._group,
         )
 
-    def _camera_qos(self, topic: str, reliability: str, current: QoSProfile | None) -> QoSProfile:
-        """Profile that follows the reliability of the publishers."""
+    def _camera_qos(
+        self, name: str, topic: str, reliability: str, current: QoSProfile | None
+    ) -> QoSProfile:
+        """Profile that follows the reliability of the publishers, and whether anything comes."""
+        publishers = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(topic))
+        silent = current is not None and bool(publishers) and self._is_silent(name)
+        self.inputs.sources[name].note = _no_message_cause() if silent else ""
         if reliability == "best_effort":
             return qos.INPUT
-        publishers = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(topic))
         reliable = all(
             item.qos_profile.reliability == ReliabilityPolicy.RELIABLE for item in publishers
         )
@@ -275,10 +286,20 @@ class Subscriptions(ManagedPart):
                     "a publisher is best effort, so that with camera_reliability:=reliable its "
                     "messages do not come",
                 )
-            return qos.INPUT_RELIABLE
-        if not publishers:
+        elif not publishers:
             return current or qos.INPUT
-        return qos.INPUT_RELIABLE if reliable else qos.INPUT
+        elif not reliable:
+            return qos.INPUT
+        large = current is qos.INPUT_LARGE and bool(publishers)
+        return qos.INPUT_LARGE if silent or large else qos.INPUT_RELIABLE
+
+    def _is_silent(self, name: str) -> bool:
+        """Whether no message of a source came for some seconds, or ever since it is read."""
+        reader, last_ns = self._readers.get(name), self.inputs.sources[name].last_received_ns
+        if reader is None:
+            return False
+        since_ns = max(last_ns or 0, reader.created_ns)
+        return time.monotonic_ns() - since_ns > SILENT_NS
 
     def _receive_joints(self, message: JointState, mono_ns: int) -> None:
         source = self.inputs.sources[JOINTS]
@@ -311,6 +332,18 @@ class Subscriptions(ManagedPart):
     def _reject(self, name: str, code: str, text: str, mono_ns: int | None = None) -> None:
         self.inputs.reject(name, code, text, time.monotonic_ns() if mono_ns is None else mono_ns)
         self._log.report(name, code, text)
+
+
+def _no_message_cause() -> str:
+    """What to look at where a publisher is there and no message comes."""
+    cause = "; a publisher is there"
+    fast_dds = get_rmw_implementation_identifier().startswith("rmw_fastrtps")
+    if fast_dds and not any(os.environ.get(name) for name in FASTDDS_PROFILE_VARIABLES):
+        return (
+            f"{cause}: images above 0.5 MB need, where they are published, export "
+            f"{FASTDDS_PROFILE_VARIABLES[0]}={config_dir() / 'fastdds_images.xml'}"
+        )
+    return f"{cause}: do its message type and QoS fit, and do both run in one ROS domain?"
 
 
 def check_roles(roles: Sequence[str], robot: Any) -> None:

@@ -65,6 +65,7 @@ class SourceState:
     last_received_ns: int | None = None
     dropped: Counter[str] = field(default_factory=Counter)  # messages, by reason
     refused: Counter[str] = field(default_factory=Counter)  # ticks it held up, by reason
+    note: str = ""  # what may be the cause where no message comes
     last_error: str = ""
     last_error_ns: int | None = None  # monotonic
     rejected: bool = False  # the newest message; `last_error` says why
@@ -308,7 +309,8 @@ class Inputs:
     def _check_one(self, source: SourceState, now_ns: int, mono_ns: int) -> Problem | None:
         silent_ns = None if source.last_received_ns is None else mono_ns - source.last_received_ns
         if silent_ns is not None and silent_ns > self.limits.dead:
-            return Problem(source.name, "dead", f"no message for {silent_ns / NS:.1f} s")
+            text = f"no message for {silent_ns / NS:.1f} s{source.note}"
+            return Problem(source.name, "dead", text)
         sample = source.newest
         joints = self.joints if source.name == self._joints_name else None
         if sample is None:
@@ -316,7 +318,7 @@ class Inputs:
                 text = source.last_error if source.rejected else joints.describe_missing()
                 return Problem(source.name, "missing", text)
             if silent_ns is None:
-                return Problem(source.name, "missing", "no message yet")
+                return Problem(source.name, "missing", f"no message yet{source.note}")
             text = (
                 source.last_error if source.rejected else "no message since buffers were emptied"
             )

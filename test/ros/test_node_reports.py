@@ -10,8 +10,10 @@ from node_client import set_parameter
 from rcl_interfaces.msg import Log
 from rclpy.logging import LoggingSeverity
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
+from pi05_ros.ros import subscriptions
 from pi05_ros.runtime.clock_watch import ClockWatch
 from pi05_ros.runtime.refusal import is_plain_reason, reason
 from pi05_ros.runtime.text import first_line, printable
@@ -194,6 +196,29 @@ def test_a_chunk_begun_before_the_clock_went_back_is_not_published(bench, messag
     assert b.client.until(lambda: len(b.client.chunks) >= 2, feed=tick)
 
 
+def test_chunks_come_again_after_the_clock_went_far_ahead_and_back(bench, messages):
+    b = bench({"use_sim_time": True})
+    clock = b.client.node.create_publisher(Clock, "/clock", 10)
+    now = [10_000_000_000_000]
+
+    def tick():
+        now[0] += 20_000_000
+        message = Clock()
+        message.clock.sec, message.clock.nanosec = divmod(now[0], 10**9)
+        clock.publish(message)
+        for topic in ("base_camera/image_raw", "wrist_camera/image_raw"):
+            b.client.send(topic, messages.picture(), now[0])
+        b.client.send("joint_states", messages.joints(), now[0])
+
+    b.activate()
+    assert b.client.until(lambda: len(b.client.chunks) >= 2, feed=tick)
+    for jump_s in (3600, -3700):
+        now[0] += jump_s * 10**9
+        b.client.chunks.clear()
+        assert b.client.until(lambda: len(b.client.chunks) >= 2, feed=tick), jump_s
+    assert b.node._intake.inputs.clock_jumps == 1
+
+
 def test_a_clock_that_stands_still_or_has_not_begun_is_named(bench):
     watch = ClockWatch()
     second = 10**9
@@ -211,6 +236,25 @@ def test_a_clock_that_stands_still_or_has_not_begun_is_named(bench):
         ),
         feed=b.feed,
     )
+
+
+def test_a_reliable_publisher_from_which_nothing_comes_is_named_with_a_cure(bench, monkeypatch):
+    monkeypatch.setattr(subscriptions, "SILENT_NS", 0)
+    monkeypatch.delenv("FASTDDS_DEFAULT_PROFILES_FILE", raising=False)
+    monkeypatch.delenv("FASTRTPS_DEFAULT_PROFILES_FILE", raising=False)
+    b = bench()
+    publisher = b.client.node.create_publisher(Image, "base_camera/image_raw", 1)
+    b.activate()
+    assert b.client.until(
+        lambda: (
+            b.client.latest("inputs") is not None
+            and "FASTDDS_DEFAULT_PROFILES_FILE=" in b.client.latest("inputs").message
+        )
+    )
+    info = b.node.get_subscriptions_info_by_topic("/base_camera/image_raw")
+    assert [item.qos_profile.depth for item in info] in ([3], [0])  # 0: depth is not told
+    b.client.node.destroy_publisher(publisher)
+    b.chunks(1)
 
 
 @pytest.mark.parametrize("text", [BAD_TEXT, "\udcff", "plain", "ünïcode", "a\0b"])
