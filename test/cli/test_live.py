@@ -112,14 +112,14 @@ def test_dropped_messages_are_explained(
     def gray(message: BagMessage) -> Iterator[BagMessage]:
         if message.topic == "/base_camera/image_raw":
             image = message.decode()
-            image.encoding = "bayer_rggb8"
+            image.encoding = "64FC1"
             message = message._replace(raw=encode(image))
         yield message
 
     bag = edit_bag(write_bag(tmp_path / "bag", 1.0), tmp_path / "gray", gray)
     assert main(["replay", str(bag), "--out", str(tmp_path / "out"), "-p", "threads=1"]) == 1
     out = capsys.readouterr().out
-    assert "30 x base_camera encoding (image encoding 'bayer_rggb8'; accepted: rgb8" in out
+    assert "30 x base_camera encoding (image encoding '64FC1'; accepted: rgb8" in out
 
 
 def test_recorder_that_cannot_write_is_an_error(live: tuple[Path, Path], tmp_path: Path) -> None:

@@ -408,7 +408,7 @@ def test_bad_values_at_start_leave_the_process_alive(lone_client):
 
 
 def test_bad_dynamic_value_at_start_is_repaired_by_setting_it(bench):
-    b = bench({"denoise_steps": 0})
+    b = bench({"denoise_steps": -1})
     assert not b.client.change_state(CONFIGURE)
     assert b.node.set_parameters([Parameter("denoise_steps", value=3)])[0].successful
     assert b.client.change_state(CONFIGURE)

@@ -230,7 +230,7 @@ def test_overlapping_chunks_are_those_of_the_policy_alone(bench, messages):
     def feed():
         b.feed(base=messages.picture(value=int(rng.integers(256))),
                wrist=messages.picture(value=int(rng.integers(256))),
-               joints=messages.joints(names, rng.uniform(-1, 1, len(names))))  # fmt: skip
+               joints=messages.joints(names, rng.uniform(-0.01, 0.01, len(names))))  # fmt: skip
 
     chunks = b.chunks(8, 30, feed)
     assert b.client.change_state(DEACTIVATE)
