@@ -331,7 +331,7 @@ def test_places_without_weights(tmp_path):
         (make("orbax2", "_CHECKPOINT_METADATA"), script),
         (make("orbax3", "params/ocdbt.process_0/d"), script),
         (make("bin", "pytorch_model.bin"), "pytorch_model.bin.*pickle"),
-        (make("lora", "adapter_model.safetensors", "adapter_config.json"), "LoRA"),
+        (make("lora", "adapter_model.safetensors"), "LoRA adapter without adapter_config.json"),
         (make("two", "a.safetensors", "b.safetensors"), "2 safetensors files"),
         (make("outer", "pretrained_model/model.safetensors"), "did you mean"),
         (make("junk", "model.safetensors"), "not a safetensors file"),

@@ -15,6 +15,7 @@ from pi05_ros.small_files import FileError, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # of PEFT
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 SHOWN = 10  # names listed in a message
 ACCEPTED = (
@@ -84,15 +85,12 @@ def _named(path: Path) -> tuple[Path, ...]:
     if path.suffix.lower() in PICKLES or _looks_pickled(path):
         raise CheckpointError(f"{path}: {_PICKLE}; {ACCEPTED}")
     if path.name.startswith("adapter_"):
-        raise CheckpointError(f"{path}: {LORA}; {ACCEPTED}")
+        return _with_base(path.parent)
     return _whole(path)
 
 
 _PICKLE = (
     "a pickle file; it can run code when opened and is refused. Save the weights as safetensors"
-)
-LORA = (
-    "a LoRA adapter without the model it adapts; merge it into the base model and save the result"
 )
 _ORBAX = (
     "a JAX (orbax) checkpoint; convert it with openpi's "
@@ -110,6 +108,40 @@ def _looks_pickled(path: Path) -> bool:
 
 
 def _files_in(directory: Path) -> tuple[Path, ...]:
+    if os.path.lexists(directory / ADAPTER_CONFIG) and os.path.lexists(directory / ADAPTER):
+        return _with_base(directory)
+    return _whole_model(directory)
+
+
+def _with_base(directory: Path) -> tuple[Path, ...]:
+    """Files of a PEFT adapter's base model, then the adapter's own."""
+    adapter = directory / ADAPTER
+    if not os.path.lexists(directory / ADAPTER_CONFIG):
+        raise CheckpointError(
+            f"{directory}: a LoRA adapter without {ADAPTER_CONFIG}, which names its base model "
+            f"and its scale; {ACCEPTED}"
+        )
+    if any(os.path.lexists(directory / name) for name in (WEIGHTS, INDEX)):
+        return (*_whole_model(directory), adapter)
+    settings = read_json_file(directory / ADAPTER_CONFIG)
+    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(
+            f"{directory}: a LoRA adapter whose {ADAPTER_CONFIG} has no base_model_name_or_path; "
+            "write the path or hub id of the base model into it"
+        )
+    if isinstance(revision, str) and "@" not in base and not os.path.lexists(base):
+        base = f"{base}@{revision}"
+    try:
+        return (*find_files(base), adapter)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{directory}: the base model of this LoRA adapter ({ADAPTER_CONFIG}: "
+            f"base_model_name_or_path) cannot be used: {error}"
+        ) from error
+
+
+def _whole_model(directory: Path) -> tuple[Path, ...]:
     for name in (WEIGHTS, INDEX):
         file = directory / name
         if file.is_symlink() and not file.exists():
@@ -122,8 +154,8 @@ def _files_in(directory: Path) -> tuple[Path, ...]:
     if cache is not None:
         raise CheckpointError(f"{directory}: {cache}")
     names = sorted(entry.name for entry in directory.iterdir())
-    if "adapter_config.json" in names or "adapter_model.safetensors" in names:
-        raise CheckpointError(f"{directory}: {LORA}; {ACCEPTED}")
+    if ADAPTER_CONFIG in names or ADAPTER in names:
+        return _with_base(directory)
     weights = [
         name
         for name in names

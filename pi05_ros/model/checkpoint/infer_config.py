@@ -92,6 +92,7 @@ class _Inference:
         self.path: Path = checkpoint.path
         self.shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
         self.said = checkpoint.config_json
+        self.adapters = tuple(checkpoint.adapters)
         self.sources: dict[str, str] = {}
         self.notes: list[str] = []
 
@@ -222,6 +223,8 @@ class _Inference:
 
         variant_name = self.said.get(variant_key)
         variant = VARIANTS.get(variant_name) if isinstance(variant_name, str) else None
+        if isinstance(variant_name, str) and variant_name.endswith("_lora"):
+            self.require_adapters(stack, variant_key, variant_name)
         same = variant is not None and (variant.width, variant.depth, variant.mlp_dim) == (
             width,
             depth,
@@ -250,6 +253,17 @@ class _Inference:
                 f"{part}: one KV head is assumed, so {heads} query heads of {head_dim}"
             )
         return GemmaConfig(width, depth, mlp_dim, heads, kv_heads, head_dim)
+
+    def require_adapters(self, stack: str, key: str, variant: str) -> None:
+        """Openpi's converter to PyTorch drops LoRA adapters and leaves the variant's name."""
+        if not any(name.startswith(stack) for name in self.adapters):
+            plain = variant.removesuffix("_lora")
+            raise self.fail(
+                f"config.json says {key} {variant!r}, but there are no LoRA adapters for it: "
+                "openpi's converter leaves them out, and the model would act as before "
+                "fine-tuning. Merge them into the weights before converting, then write "
+                f"{plain!r} into config.json (also if they are merged already)"
+            )
 
     def vision(self) -> VisionConfig:
         encoder = VISION + "encoder."

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pi05_ros.model.checkpoint.discovery import ACCEPTED, WEIGHTS, shorten
 from pi05_ros.model.checkpoint.infer_config import VARIANTS, infer_config
+from pi05_ros.model.checkpoint.lora import merge
 from pi05_ros.model.checkpoint.open import Checkpoint, open_checkpoint
 from pi05_ros.model.checkpoint.safetensors_file import (
     FLOAT_DTYPES,
@@ -74,7 +75,7 @@ def load_checkpoint(
         config = Pi05Config.from_dict(config)
     config = dataclasses.replace(config, rope=rope or config.rope, clock=clock or config.clock)
     check_tensors(checkpoint, config)
-    return _read_model(checkpoint.tensors, config, dtype, torch.device(device))
+    return _read_model(checkpoint, config, dtype, torch.device(device))
 
 
 def check_tensors(checkpoint: Checkpoint, config: Pi05Config) -> None:
@@ -111,11 +112,12 @@ def check_tensors(checkpoint: Checkpoint, config: Pi05Config) -> None:
 
 
 def _read_model(
-    tensors: Mapping[str, TensorEntry],
+    checkpoint: Checkpoint,
     config: Pi05Config,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Pi05:
+    tensors, adapters = checkpoint.tensors, checkpoint.adapters
     model = Pi05(config, dtype, device="meta")
     wanted = openpi_layout(config).keys() - {EXPERT_LM_HEAD}
     order = sorted(wanted, key=lambda name: (tensors[name].file, tensors[name].offset))
@@ -124,13 +126,20 @@ def _read_model(
         try:
             opened = {
                 path: stack.enter_context(open(path, "rb", buffering=0))
-                for path in {tensors[name].file for name in wanted}
+                for path in {entry.file for entry in _entries(checkpoint, wanted)}
             }
             for name in order:
                 entry, ours = tensors[name], model_name(name)
-                value = read_tensor(
-                    opened[entry.file], entry, parameter_dtype(ours, dtype), device
-                )
+                final = parameter_dtype(ours, dtype)
+                first = torch.float32 if name in adapters else final
+                value = read_tensor(opened[entry.file], entry, first, device)
+                if name in adapters:
+                    factors = adapters[name]
+                    a, b = (
+                        read_tensor(opened[side.file], side, first, device)
+                        for side in (factors.a, factors.b)
+                    )
+                    value = merge(value, a, b, factors).to(final)
                 set_parameter(model, ours, value)
                 sums.append(value.sum().float())
         except OSError as error:
@@ -138,6 +147,15 @@ def _read_model(
     if device.type != "meta":
         _require_finite(model, order, sums, tensors)
     return model
+
+
+def _entries(checkpoint: Checkpoint, wanted: Iterable[str]) -> Iterator[TensorEntry]:
+    """All tensors that are read for these weights."""
+    for name in wanted:
+        yield checkpoint.tensors[name]
+        if name in checkpoint.adapters:
+            yield checkpoint.adapters[name].a
+            yield checkpoint.adapters[name].b
 
 
 def _require_finite(

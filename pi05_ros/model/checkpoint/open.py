@@ -9,13 +9,22 @@ Only headers and small JSON files are read here. Layouts:
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pi05_ros.model.checkpoint.discovery import ACCEPTED, LORA, find_files, read_json_file, shorten
+from pi05_ros.model.checkpoint.discovery import (
+    ACCEPTED,
+    ADAPTER_CONFIG,
+    find_files,
+    read_json_file,
+    shorten,
+)
+from pi05_ros.model.checkpoint.hub import locate
+from pi05_ros.model.checkpoint.lora import Factors, split_lora
 from pi05_ros.model.checkpoint.safetensors_file import (
     TensorEntry,
     read_header,
@@ -61,6 +70,7 @@ class Checkpoint:
         stored: every tensor under its name in the file.
         untied: the file has the embedding twice; embed_tokens is the live one.
         notes: what was found that a reader should know.
+        adapters: openpi name -> LoRA adapter that is merged into that tensor when it is read.
 
     """
 
@@ -74,6 +84,7 @@ class Checkpoint:
     stored: Mapping[str, TensorEntry]
     untied: bool
     notes: tuple[str, ...]
+    adapters: Mapping[str, Factors] = field(default_factory=dict)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -83,7 +94,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: no readable pi0.5 weights; the message says what it looks like.
 
     """
-    path = Path(path)
+    path = locate(path)
     files = find_files(path)
     stored: dict[str, TensorEntry] = {}
     for file in files:
@@ -92,17 +103,41 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         if twice:
             raise CheckpointError(f"{file}: tensors are in another shard too: {shorten(twice)}")
         stored.update(entries)
-    directory = files[0].parent
-    config_json: dict[str, Any] = {}
-    if (directory / "config.json").is_file():
-        config_json = read_json_file(directory / "config.json")
-    prefixed = any(name.startswith("model.") for name in stored)
+    # Of an adapter its own directory, not that of the base model.
+    directory = files[-1].parent
+    config_json, settings = (
+        read_json_file(directory / name) if os.path.lexists(directory / name) else {}
+        for name in ("config.json", ADAPTER_CONFIG)
+    )
+    if not config_json and os.path.lexists(files[0].parent / "config.json"):
+        config_json = read_json_file(files[0].parent / "config.json")
+    lora = split_lora(path, stored, settings or None, _openpi_name)
+    if config_json.get("use_peft") is True and not lora.factors:
+        raise CheckpointError(
+            f"{path}: config.json says use_peft, but there are no adapters beside the weights; "
+            "copy adapter_config.json and adapter_model.safetensors, or, if they are merged, set "
+            "use_peft to false"
+        )
+    prefixed = any(name.startswith("model.") for name in lora.base)
     family = "lerobot" if prefixed or isinstance(config_json.get("type"), str) else "openpi"
-    _check_kind(path, stored, config_json)
-    tensors, unused, untied = _canonical(path, stored)
+    _check_kind(path, lora.base, config_json)
+    tensors, unused, untied = _canonical(path, lora.base)
+    for name, entry in lora.replaced.items():
+        if not any(pattern.fullmatch(name) for pattern, _ in UNUSED):
+            tensors[LM_HEAD if name == EMBED_TOKENS else name] = entry
     notes = ("the embedding is untied: embed_tokens is used, lm_head is not",) if untied else ()
     return Checkpoint(
-        path, directory, files, family, tensors, unused, config_json, stored, untied, notes
+        path,
+        directory,
+        files,
+        family,
+        tensors,
+        unused,
+        config_json,
+        stored,
+        untied,
+        (*notes, *lora.notes),
+        {name: factors for name, factors in lora.factors.items() if name in tensors},
     )
 
 
@@ -128,12 +163,6 @@ def _check_kind(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]
     """Refuse what is clearly something else than a pi0.5 model."""
     names = [_bare(name) for name in stored]
     head = f"{path}: holds {len(names)} tensors ({shorten(stored) or 'none'}) and looks like "
-    lora = [name for name in names if re.search(r"(^|\.|_)lora_[abAB](\.|$|_)", name)]
-    if lora:
-        raise CheckpointError(
-            f"{path}: {len(lora)} of {len(names)} tensors are LoRA factors ({shorten(lora)}): it "
-            f"looks like {LORA}; {ACCEPTED}"
-        )
     adaptive = any(name.startswith(EXPERT) and ".dense." in name for name in names)
     plain = any(
         name.startswith(EXPERT) and name.endswith("layernorm.weight") for name in names

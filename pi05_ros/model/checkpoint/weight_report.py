@@ -72,6 +72,7 @@ def describe(path: str | Path) -> WeightReport:
         tensors[entry.dtype] += 1
         elements[entry.dtype] += entry.size
 
+    merged = sum(f.a.size + f.b.size for f in checkpoint.adapters.values())
     parameters: Counter[str] = Counter()
     unused: dict[str, list[str]] = {}
     for name, reason in checkpoint.unused.items():
@@ -89,7 +90,7 @@ def describe(path: str | Path) -> WeightReport:
         dtypes={name: (tensors[name], elements[name]) for name in sorted(tensors)},
         parameters={stage: parameters[stage] for stage in ("vision", "prefill", "denoise")},
         unused={reason: tuple(sorted(names)) for reason, names in unused.items()},
-        unused_parameters=sum(elements.values()) - sum(parameters.values()),
+        unused_parameters=sum(elements.values()) - sum(parameters.values()) - merged,
         inferred=inferred,
         notes=checkpoint.notes,
     )
