@@ -96,6 +96,19 @@ def test_altered_files_are_refused(
         find_proven("sha256:none", found.shapes, Precision(), CPU, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["key.json", "vision.plan", "denoise_step.plan"])
+@pytest.mark.parametrize("bits", [0o666, 0o620, 0o602])
+def test_files_that_others_may_write_are_refused(
+    install: Install, graphs_fp16: Path, tmp_path: Path, name: str, bits: int
+) -> None:
+    install()
+    found = build(graphs_fp16, tmp_path)
+    open_set(found.folder)
+    (found.folder / name).chmod(bits)
+    with pytest.raises(UnprovenEngineError, match=rf"others may write into .*{name}"):
+        open_set(found.folder)
+
+
 def _without(*names: str) -> Callable[[dict[str, Any]], None]:
     def change(document: dict[str, Any]) -> None:
         inner = document

@@ -77,11 +77,14 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """A JSON mapping of an engine folder.
 
     Raises:
-        UnprovenEngineError: missing or damaged.
+        UnprovenEngineError: missing, damaged, or others may write into it.
 
     """
     try:
         content = read_json(path)
+        require_private(path)
+    except BackendError as error:
+        raise UnprovenEngineError(str(error)) from None
     except MissingFileError:
         raise UnprovenEngineError(f"{path.parent.name[:12]} has no {what}; {HOW_TO}") from None
     except FileError as error:
@@ -126,6 +129,10 @@ def open_set(folder: Path) -> EngineSet:
         plan = folder / f"{stage}.plan"
         if not plan.is_file() or sha256_file(plan) != plans.get(stage):
             raise UnprovenEngineError(f"{plan} is missing, cut short or altered; {HOW_TO}")
+        try:
+            require_private(plan)
+        except BackendError as error:
+            raise UnprovenEngineError(str(error)) from None
     return engines
 
 

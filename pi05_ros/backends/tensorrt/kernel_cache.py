@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from pi05_ros.backends.cache import NotPrivateError, require_private
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.files import write_atomically
 from pi05_ros.small_files import MIB, FileError, read_bytes
@@ -38,16 +39,24 @@ class KernelCache:
         """Make the contexts of an ``IRuntimeConfig`` take kernels from here and add theirs."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
-            try:
-                self._saved = read_bytes(self.path, LARGEST)
-            except FileError:
-                self._saved = b""
+            self._saved = self._read()
             if self._saved and not self._cache.deserialize(self._saved):
                 log.info(
                     "%s is of another GPU, driver or release: kernels compile anew", self.path
                 )
                 self._saved = b""
         config.set_runtime_cache(self._cache)
+
+    def _read(self) -> bytes:
+        """Content of the file; empty where it is missing or may be somebody else's."""
+        try:
+            require_private(self.path)
+            return read_bytes(self.path, LARGEST)
+        except NotPrivateError as error:
+            log.warning("%s; kernels compile anew", error)
+        except (FileError, OSError):
+            pass
+        return b""
 
     def save(self) -> None:
         """Write what was compiled since the cache was read; a full disk is logged."""
