@@ -9,7 +9,7 @@ from rclpy.lifecycle import LifecycleNode
 from std_srvs.srv import Trigger
 
 from pi05_ros.msg import ActionChunk
-from pi05_ros.ros import qos
+from pi05_ros.ros import process, qos
 from pi05_ros.runtime.parameters import PolicyParameters
 
 
@@ -43,9 +43,11 @@ class ChunkOutput(ManagedPart):
     def __init__(self, node: LifecycleNode) -> None:
         self._node = node
         self._publisher: Any = None
+        self._told = False
 
     def configure(self, parameters: PolicyParameters) -> None:
         """Create the publisher."""
+        self._told = False
         self._publisher = self._node.create_lifecycle_publisher(
             ActionChunk,
             "~/action_chunk",
@@ -56,6 +58,10 @@ class ChunkOutput(ManagedPart):
     def publish(self, message: ActionChunk) -> None:
         """Hand a chunk to the middleware."""
         self._publisher.publish(message)
+        if not self._told:
+            self._told = True
+            age_s = process.age_s()
+            self._node.get_logger().info(f"first chunk {age_s:.1f} s after the process started")
 
     def cleanup(self) -> None:
         """Destroy the publisher."""

@@ -12,6 +12,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 
 from pi05_ros.backends.engine import EngineHealth
+from pi05_ros.phases import phase
 from pi05_ros.ros.managed import ManagedPart
 from pi05_ros.runtime.inference import Job, PolicyLike
 from pi05_ros.runtime.isolation.isolated_policy import IsolatedPolicy
@@ -103,7 +104,8 @@ class PolicyHost(ManagedPart):
 
         def load() -> PolicyLike:
             policy = self._make(parameters)
-            policy.warm_up()
+            with phase("warm-up"):
+                policy.warm_up()
             return policy
 
         task = self._workers[0].submit(load)

@@ -127,6 +127,8 @@ class PolicyNode(LifecycleNode):
                 + (f" ({info.backend_reason})" if info.backend_reason else "")
             )
         )
+        age_s = process.age_s()
+        self.get_logger().info(f"configured {age_s:.1f} s after the process started")
         if info.random_weights:
             self.get_logger().warning("the weights are random: do not move a robot with them")
         self._enter(PolicyStatus.STATE_INACTIVE)

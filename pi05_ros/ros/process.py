@@ -15,6 +15,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import rclpy
@@ -36,6 +37,13 @@ class Stoppable(Protocol):
 
     def end(self) -> bool:
         """Shut down from any state, bounded in time; False if a thread had to be left behind."""
+
+
+def age_s() -> float:
+    """Seconds since this process was started (Linux)."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    since_boot = float(Path("/proc/uptime").read_text().split()[0])
+    return since_boot - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def tick_clock(node: Node) -> Clock:

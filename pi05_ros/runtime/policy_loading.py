@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pi05_ros.backends.engine import Precision
+from pi05_ros.phases import phase
 from pi05_ros.policy.remote.key_file import read_keys
 from pi05_ros.policy.remote.remote_policy import is_remote
 from pi05_ros.runtime.inference import PolicyLike
@@ -70,7 +71,8 @@ def load_policy(
             "parameter checkpoint is empty; give the path of a pi0.5 checkpoint, or random:tiny "
             "(or random:pi05) for seeded random weights that must not move a robot"
         )
-    from pi05_ros.policy import Policy
+    with phase("imports"):
+        from pi05_ros.policy import Policy
 
     options: dict[str, Any] = {"allow_fallback": True} if parameters.allow_fallback else {}
     if options and parameters.backend != "tensorrt":

@@ -18,6 +18,7 @@ from pi05_ros.model.checkpoint.file_hash import checkpoint_hash, file_states
 from pi05_ros.model.checkpoint.hub import locate
 from pi05_ros.model.checkpoint.infer_config import infer_config
 from pi05_ros.model.checkpoint.open import open_checkpoint
+from pi05_ros.phases import phase
 from pi05_ros.policy.argument_checks import check_count
 from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
 from pi05_ros.policy.checkpoints.recipe import (
@@ -112,8 +113,8 @@ def load(config: PolicyConfig) -> Loaded:
     if preset is not None:
         sizes = Pi05Config.preset(preset)
         vocabulary = load_tokenizer(words, None, sizes.vocab)
-        model = Pi05.random(sizes, weight_seed, dtype, target)
-        digest = f"random:{preset}:{weight_seed}"
+        with phase("random weights"):
+            model, digest = _random_model(preset, weight_seed, dtype, target)
     else:
         path = locate(config.checkpoint)
         # From the headers alone: a wrong tokenizer shows before gigabytes are read.
@@ -122,8 +123,10 @@ def load(config: PolicyConfig) -> Loaded:
         vocabulary = load_tokenizer(words, path, sizes.vocab)
         recipe = with_tokenizer(recipe, vocabulary, sizes.vocab)
         clock = "exact" if recipe.family == "lerobot" else None
-        model = load_checkpoint(path, sizes, dtype=dtype, device=target, clock=clock)
-        digest = checkpoint_hash(path, since=states)
+        with phase("weights"):
+            model = load_checkpoint(path, sizes, dtype=dtype, device=target, clock=clock)
+        with phase("hash of the weights"):
+            digest = checkpoint_hash(path, since=states)
     horizon = recipe.profile.horizon or model.config.horizon
     recipe = dataclasses.replace(
         recipe, profile=dataclasses.replace(recipe.profile, horizon=horizon)
@@ -133,15 +136,16 @@ def load(config: PolicyConfig) -> Loaded:
             f"robot {recipe.profile.name!r} has {len(recipe.profile.action_names)} actions, the "
             f"checkpoint only {model.config.action_dim}"
         )
-    engine = create_engine(
-        model,
-        config.backend,
-        stages,
-        views=len(recipe.profile.cameras),
-        horizon=horizon,
-        max_prompt_tokens=recipe.max_prompt_tokens,
-        **(config.backend_options or {}),
-    )
+    with phase("engine"):
+        engine = create_engine(
+            model,
+            config.backend,
+            stages,
+            views=len(recipe.profile.cameras),
+            horizon=horizon,
+            max_prompt_tokens=recipe.max_prompt_tokens,
+            **(config.backend_options or {}),
+        )
     return Loaded(
         engine=engine,
         recipe=recipe,
@@ -151,6 +155,20 @@ def load(config: PolicyConfig) -> Loaded:
         image_size=model.config.vision.image_size,
         action_dim=model.config.action_dim,
     )
+
+
+def _random_model(
+    preset: str, seed: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Pi05, str]:
+    """Model of seeded random weights and what stands for its hash.
+
+    The full size is drawn by the GPU where it shall run: in seconds rather than a minute, with
+    other numbers than on the CPU.
+    """
+    sizes = Pi05Config.preset(preset)
+    if preset == "pi05" and device.type == "cuda":
+        return Pi05.random_on_device(sizes, seed, dtype, device), f"random:{preset}:{seed}:cuda"
+    return Pi05.random(sizes, seed, dtype, device), f"random:{preset}:{seed}"
 
 
 def describe_policy(loaded: Loaded, config: PolicyConfig) -> PolicyInfo:

@@ -68,12 +68,14 @@ def main() -> int:
 
 
 def _load(message: dict[str, Any]) -> Any:
+    from pi05_ros.phases import phase
     from pi05_ros.runtime.parameters import PolicyParameters
 
     module, _, name = message["factory"].partition(":")
     parameters = PolicyParameters.from_values(message["parameters"])
     policy = getattr(importlib.import_module(module), name)(parameters)
-    policy.warm_up()
+    with phase("warm-up"):
+        policy.warm_up()
     return policy
 
 
