@@ -36,3 +36,12 @@ def require_bag_files(path: Path) -> None:
         parse_yaml(text, str(path / METADATA))
     elif _ANCHOR.search(text):
         raise FileError(f"{path / METADATA}: anchors are not accepted in a file of this size")
+
+
+def bags_in(path: Path) -> list[Path]:
+    """The bag at a path, or all bag folders in a folder that is no bag itself, by name."""
+    if path.is_dir() and not (path / METADATA).exists():
+        inside = sorted(item for item in path.iterdir() if (item / METADATA).is_file())
+        if inside:
+            return inside
+    return [path]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="CHUNKS",
         help="compute the chunks of this recording again from the bag, instead of replaying",
+    )
+    one.add_argument(
+        "--against-demonstration",
+        action="store_true",
+        help="compare the policy with what the demonstrator did in this bag (or in all bags of a "
+        "folder) and name the convention that is wrong; exit code 1 if they differ",
     )
     checks.add_argument(
         "--tolerance",
@@ -174,6 +181,8 @@ def run(args: argparse.Namespace) -> int:
     values = node_values(args)
     parameters = PolicyParameters.from_values(values)
     mapping = parse_map(args.map)
+    if args.against_demonstration:
+        return _against_demonstration(args, parameters, mapping)
     with Bag(args.bag) as bag:
         robot = robot_of(parameters)
         chosen = choose(
@@ -229,6 +238,41 @@ def run(args: argparse.Namespace) -> int:
         )
         code = DIFFERENT
     return code
+
+
+def _against_demonstration(
+    args: argparse.Namespace, parameters: PolicyParameters, mapping: Mapping[str, str]
+) -> int:
+    """Compare with what the demonstrator did."""
+    from pi05_ros.bags.bag import BagError
+    from pi05_ros.bags.bag_files import bags_in
+    from pi05_ros.replay.against_demonstration import compare_bags
+    from pi05_ros.replay.out_claim import claim
+    from pi05_ros.replay.plots import plot_agreement
+    from pi05_ros.runtime.policy_loading import load_policy
+
+    policy = load_policy(parameters)
+    with claim(args.out):
+        agreement = compare_bags(
+            bags_in(args.bag),
+            policy,
+            mapping,
+            args.namespace,
+            parameters.prompt,
+            say=lambda text: print(f"{'...':15} {text}"),
+        )
+        written = [args.out / "agreement.json"]
+        try:
+            agreement.write(written[0])
+            if not args.no_plot:
+                written.append(args.out / "agreement.png")
+                title = f"{args.bag}, {parameters.checkpoint}"
+                plot_agreement(written[1], agreement.windows, agreement.errors, title)
+        except OSError as error:
+            raise BagError(f"cannot write {written[-1]}: {error.strerror or error}") from error
+    print("\n".join(agreement.lines()))
+    print("wrote           " + ", ".join(str(path) for path in written))
+    return EQUAL if agreement.agrees else DIFFERENT
 
 
 def _verify(args: argparse.Namespace, bag: Bag, sources: Any, parameters: PolicyParameters) -> int:

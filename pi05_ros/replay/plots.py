@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pi05_ros.bags.chunk_record import ChunkRecord
+from pi05_ros.replay.convention_faults import Windows
 from pi05_ros.replay.summary import ReplaySummary, latencies_ms
 
 STAGES = (
@@ -131,3 +132,41 @@ def _trajectories(  # type: ignore[no-untyped-def]
     if joint_states is not None:
         axes[0].legend(frameon=False, fontsize=8, loc="upper right")
     axes[-1].set_xlabel("bag time since the first observation [s]")
+
+
+def plot_agreement(path: Path, windows: Windows, errors: np.ndarray, title: str) -> None:
+    """Write a PNG: per column the chunks over what the demonstrator did.
+
+    Args:
+        path: where.
+        windows: of `pi05_ros.replay.convention_faults`.
+        errors: relative error per column ``[A]``.
+        title: first line.
+
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    count = len(windows.names)
+    figure, axes = plt.subplots(
+        count, 1, figsize=(12, 1.6 * count + 1), layout="constrained", squeeze=False
+    )
+    printable = title.encode("utf-8", "backslashreplace").decode()
+    figure.suptitle(printable, fontsize=12, x=0.01, ha="left", parse_math=False)
+    done = windows.slice()
+    for column, axis in enumerate(axes[:, 0]):
+        for index, chunk in enumerate(windows.chunks):
+            steps = np.arange(windows.horizon) + index * (windows.horizon + 2)
+            label = {"label": "demonstrator"} if index == 0 else {}
+            axis.plot(steps, done[index, :, column], color="0.6", linewidth=3, **label)
+            label = {"label": "policy"} if index == 0 else {}
+            axis.plot(steps, chunk[:, column], color="C0", linewidth=1, **label)
+        name = windows.names[column]
+        axis.set_ylabel(f"{name}\n{errors[column]:.2g}", parse_math=False)
+        axis.set_xticks([])
+    axes[0, 0].legend(loc="upper right", ncols=2, fontsize=8)
+    axes[-1, 0].set_xlabel(f"windows of {windows.horizon * windows.step_s:.2g} s, side by side")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

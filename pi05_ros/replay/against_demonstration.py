@@ -1,0 +1,286 @@
+"""`pi05 replay BAG --against-demonstration`: does the policy do what the demonstrator did?
+
+The policy runs over moments of recorded demonstrations, and its chunks are compared with the
+actions that followed. If they differ, faults of convention are tried: those of the actions by
+correcting the chunks (`convention_faults`), those of the inputs (exchanged or mirrored cameras,
+old pictures, state columns) by running the policy again on corrected observations. A policy that
+was trained on such demonstrations then agrees with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pi05_ros.bags.bag import Bag, BagError
+from pi05_ros.bags.cdr_messages import NS
+from pi05_ros.policy.interface import ActionMeaning, Observation
+from pi05_ros.replay.agreement import Agreement
+from pi05_ros.replay.convention_faults import (
+    BAD,
+    CAP,
+    Hypothesis,
+    Windows,
+    best,
+    column_hypotheses,
+)
+from pi05_ros.replay.demonstration import Demonstration, read_demonstration
+from pi05_ros.replay.input_faults import (
+    InputFault,
+    Moment,
+    camera_groups,
+    image_faults,
+    state_faults,
+    with_images,
+)
+from pi05_ros.replay.run import choose
+from pi05_ros.runtime.inference import PolicyLike
+
+WINDOWS = 24
+FEW = 4
+"""Windows with which each fault of the inputs is tried first."""
+FINALISTS = 4
+STALE_S = (0.1, 0.2, 0.4, 0.8)
+
+
+class Comparer:
+    """Runs a policy over demonstrations.
+
+    Args:
+        policy: loaded.
+        demonstrations: read for the policy's joints.
+        prompt: replaces those of the recordings; empty keeps them.
+        count: windows in all.
+        say: told what is going on.
+
+    Raises:
+        BagError: no column of the policy's actions is a joint of the bag, or the recordings are
+            shorter than a chunk.
+
+    """
+
+    def __init__(
+        self,
+        policy: PolicyLike,
+        demonstrations: Sequence[Demonstration],
+        prompt: str = "",
+        count: int = WINDOWS,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._policy = policy
+        self._demonstrations = demonstrations
+        self._say = say
+        info = policy.info
+        self._names = demonstrations[0].actions.names
+        self._columns = [list(info.action_names).index(name) for name in self._names]
+        self._state = [list(policy.robot.state_names).index(name) for name in self._names]
+        if not self._names:
+            raise BagError(
+                f"none of the actions ({', '.join(info.action_names)}) is a joint of the state; "
+                "only joint positions can be compared"
+            )
+        self._step_ns = info.step_s * NS
+        self._horizon = int(info.horizon)
+        self._moments = list(self._choose(prompt, count))
+        if not self._moments:
+            raise BagError(
+                f"no recording has {self._horizon * info.step_s:.2g} s of actions after a frame "
+                "of every camera"
+            )
+        self._later: dict[tuple[str, int, int], np.ndarray] = {}
+
+    def compare(self) -> Agreement:
+        """Run the policy, and look for faults if it does not follow."""
+        w = self._windows(self._run(self._moments))
+        commanded = all(each.commanded for each in self._demonstrations)
+        lags = np.arange(-8, 9)
+        by_lag = [np.minimum(w.errors(w.chunks, float(lag)), CAP).sum() for lag in lags]
+        lag = int(lags[int(np.argmin(by_lag))])
+        if not commanded and 0 < lag <= 6:  # the arm follows its commands by that much
+            w = dataclasses.replace(w, before=w.before + lag)
+        errors = w.errors(w.chunks)
+        judged = bool(np.nanmax(np.ptp(w.slice(), axis=1)) > 1e-3)
+        faults: list[Hypothesis] = []
+        if judged and (errors > BAD).any():
+            faults = best(w, list(column_hypotheses(w)))
+            base = np.minimum(errors, CAP)
+            bad = base > BAD
+            if not faults or faults[0].left(bad) > 0.1 * float(base[bad].sum()):
+                found = [*faults, *self._input_hypotheses(w, base)]
+                faults = best(w, found)
+        return Agreement(w, errors, lag * w.step_s, tuple(faults), judged, commanded)
+
+    def _choose(self, prompt: str, count: int) -> Iterator[Moment]:
+        each = -(-count // len(self._demonstrations))
+        seed = -1
+        for index, demo in enumerate(self._demonstrations):
+            times = demo.pick(each, int(self._horizon * self._step_ns))
+            wanted = {role: [demo.newest(role, t) or 0 for t in times] for role in demo.roles}
+            pictures = demo.pictures(wanted)
+            for time_ns, *stamps in zip(times, *wanted.values(), strict=True):
+                keys = list(zip(wanted, stamps, strict=True))
+                state = demo.state.at(np.array([time_ns]))[0]
+                if not np.isfinite(state).all() or any(key not in pictures for key in keys):
+                    continue
+                seed += 1
+                yield Moment(
+                    index,
+                    time_ns,
+                    seed,
+                    Observation(
+                        images={key[0]: pictures[key] for key in keys},
+                        state=state.astype(np.float32),
+                        prompt=prompt or demo.prompt_at(time_ns),
+                        stamp_ns=time_ns,
+                    ),
+                )
+
+    def _run(
+        self, moments: Sequence[Moment], measured: Sequence[Observation] | None = None
+    ) -> np.ndarray:
+        """Chunks as absolute positions of the compared columns ``[N, H, A]``."""
+        rows = []
+        for index, moment in enumerate(moments):
+            chunk = self._policy.infer(moment.observation, seed=moment.seed)
+            actions = np.asarray(chunk.actions, np.float64)[:, self._columns]
+            observed = moment.observation if measured is None else measured[index]
+            start = np.asarray(observed.state, np.float64)[self._state]
+            for j, column in enumerate(self._columns):
+                meaning = chunk.meanings[column]
+                if meaning == ActionMeaning.DELTA:
+                    actions[:, j] += start[j]
+                elif meaning == ActionMeaning.VELOCITY:
+                    actions[:, j] = start[j] + np.cumsum(actions[:, j]) * chunk.dt
+            rows.append(actions)
+        return np.stack(rows)
+
+    def _windows(self, chunks: np.ndarray) -> Windows:
+        steps = np.arange(-self._horizon, 3 * self._horizon)
+        done, state = [], []
+        for moment in self._moments:
+            demo = self._demonstrations[moment.demonstration]
+            times = moment.time_ns + np.round(steps * self._step_ns).astype(np.int64)
+            done.append(demo.actions.at(times + 1_000_000))  # stamps are rounded
+            state.append(np.asarray(moment.observation.state, np.float64)[self._state])
+        grippers = tuple("gripper" in name or "finger" in name for name in self._names)
+        return Windows(
+            self._names,
+            grippers,
+            chunks,
+            np.stack(state),
+            np.stack(done),
+            self._horizon,
+            self._policy.info.step_s,
+        )
+
+    # -- faults of the inputs ---------------------------------------------------------------
+
+    def _input_hypotheses(self, w: Windows, base: np.ndarray) -> list[Hypothesis]:
+        """Run the policy on corrected observations: all faults on a few windows, then the best."""
+        every = max(1, len(self._moments) // FEW)
+        few = list(range(0, len(self._moments), every))[:FEW]
+        part = dataclasses.replace(w, chunks=w.chunks[few], state=w.state[few], done=w.done[few])
+        before = float(np.minimum(part.errors(part.chunks), CAP).sum())
+        faults = list(self._input_faults())
+        tried = [
+            (float(np.minimum(h.errors, CAP).sum()), fault)
+            for fault in faults
+            for h in self._try(fault, part, [self._moments[i] for i in few])[:1]
+        ]
+        self._say(f"tried {len(faults)} faults of the inputs on {len(few)} windows")
+        tried.sort(key=lambda item: item[0])
+        found: list[Hypothesis] = []
+        for total, fault in tried[:FINALISTS]:
+            if total < 0.7 * before:
+                found += self._try(fault, w, self._moments)
+        return found
+
+    def _try(self, fault: InputFault, w: Windows, moments: Sequence[Moment]) -> list[Hypothesis]:
+        """The fault corrected in the inputs alone, and in the actions too; the better first."""
+        changed = []
+        for moment in moments:
+            observation = fault.change(moment)
+            if observation is None:
+                return []
+            changed.append(dataclasses.replace(moment, observation=observation))
+        chunks = self._run(changed, [moment.observation for moment in moments])
+        found = [Hypothesis(fault.kind, fault.text, fault.columns, fault.number, w.errors(chunks))]
+        if fault.undo is not None:
+            errors = w.errors(fault.undo(chunks, w.names))
+            text = f"{fault.text}, and so are its actions"
+            both = Hypothesis(fault.kind, text, fault.columns, fault.number, errors)
+            found.append(both)
+        return sorted(found, key=lambda h: float(np.minimum(h.errors, CAP).sum()))
+
+    def _input_faults(self) -> Iterator[InputFault]:
+        roles = self._demonstrations[0].roles
+        yield from image_faults(roles)
+        for group in camera_groups(roles):
+            for seconds in STALE_S:
+                yield InputFault(
+                    "stale_image",
+                    f"the images of {' and '.join(group)} are {seconds:g} s old",
+                    (),
+                    seconds,
+                    functools.partial(self._fresher, group=group, seconds=seconds),
+                )
+        yield from state_faults(self._policy.robot.state_names)
+
+    def _fresher(self, moment: Moment, group: Sequence[str], seconds: float) -> Observation | None:
+        """The observation with images that are so much newer."""
+        demo = self._demonstrations[moment.demonstration]
+        images = {}
+        for role in group:
+            stamp = demo.newest(role, moment.time_ns + int(seconds * NS)) or 0
+            key = role, moment.demonstration, stamp
+            if key not in self._later:
+                self._load_later(role, moment.demonstration)
+            if key not in self._later:
+                return None
+            images[role] = self._later[key]
+        return with_images(moment.observation, images)
+
+    def _load_later(self, role: str, index: int) -> None:
+        """Frames of all moments of a recording for every age that is tried."""
+        demo = self._demonstrations[index]
+        times = [m.time_ns for m in self._moments if m.demonstration == index]
+        wanted = [demo.newest(role, t + int(s * NS)) or 0 for t in times for s in STALE_S]
+        for (_, stamp), image in demo.pictures({role: wanted}).items():
+            self._later[role, index, stamp] = image
+
+
+def compare_bags(
+    paths: Sequence[Path],
+    policy: PolicyLike,
+    mapping: Mapping[str, str],
+    namespace: str = "",
+    prompt: str = "",
+    count: int = WINDOWS,
+    say: Callable[[str], None] = lambda text: None,
+) -> Agreement:
+    """Compare a policy with the demonstrations in some bags.
+
+    Raises:
+        BagError: a bag lacks what is needed, or is too short.
+
+    """
+    with contextlib.ExitStack() as stack:
+        demonstrations = []
+        for path in paths:
+            bag = stack.enter_context(Bag(path))
+            chosen = choose(bag, policy.robot, mapping, namespace)
+            demonstrations.append(
+                read_demonstration(
+                    bag,
+                    chosen.sources,
+                    chosen.roles,
+                    policy.robot.state_names,
+                    policy.info.action_names,
+                )
+            )
+        return Comparer(policy, demonstrations, prompt, count, say).compare()

@@ -1,0 +1,165 @@
+"""Faults of a policy's inputs: each is a correction of the observation, to run the policy again.
+
+Exchanged, mirrored, turned and miscolored images; states in another unit, order or sign.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pi05_ros.policy.interface import Observation
+
+_Array = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One observation, its time, and the seed of its chunk; `demonstration` is an index."""
+
+    demonstration: int
+    time_ns: int
+    seed: int
+    observation: Observation
+
+
+@dataclass(frozen=True)
+class InputFault:
+    """One fault.
+
+    Attributes:
+        kind, text, columns, number: as in `convention_faults.Hypothesis`.
+        change: the corrected observation; None if the recording does not hold what it needs.
+        undo: corrects the actions ``[N, H, A]`` of given names if they have the same fault.
+
+    """
+
+    kind: str
+    text: str
+    columns: tuple[str, ...]
+    number: float
+    change: Callable[[Moment], Observation | None]
+    undo: Callable[[np.ndarray, Sequence[str]], np.ndarray] | None = None
+
+
+def camera_groups(roles: Sequence[str]) -> list[tuple[str, ...]]:
+    """Each camera, and all of them."""
+    return [(role,) for role in roles] + ([tuple(roles)] if len(roles) > 1 else [])
+
+
+def with_images(observation: Observation, images: Mapping[str, np.ndarray]) -> Observation:
+    """The observation with other images of some cameras."""
+    return dataclasses.replace(observation, images={**observation.images, **images})
+
+
+def image_faults(roles: Sequence[str]) -> Iterator[InputFault]:
+    """Cameras exchanged; images mirrored, turned, of the other color order."""
+    for a, b in itertools.combinations(roles, 2):
+        text = f"the cameras {a} and {b} are exchanged"
+        yield InputFault("swapped_cameras", text, (), 1.0, _exchange(a, b))
+    turns: tuple[tuple[str, str, _Array], ...] = (
+        ("mirrored_image", "mirrored left to right", lambda image: image[:, ::-1]),
+        ("flipped_image", "mirrored top to bottom", lambda image: image[::-1]),
+        ("rotated_image", "turned by 180 degrees", lambda image: image[::-1, ::-1]),
+        ("color_order", "in BGR instead of RGB", lambda image: image[..., ::-1]),
+    )
+    for group in camera_groups(roles):
+        for kind, word, turn in turns:
+            text = f"the images of {' and '.join(group)} are {word}"
+            yield InputFault(kind, text, (), 1.0, _turn(group, turn))
+
+
+def state_faults(names: Sequence[str]) -> Iterator[InputFault]:
+    """States in degrees, with the wrong sign, the wrong way round, in another order."""
+    joints = [j for j, name in enumerate(names) if "gripper" not in name and "finger" not in name]
+    grippers = [j for j in range(len(names)) if j not in joints]
+    all_joints = tuple(names[j] for j in joints)
+    for factor, word in (
+        (180 / math.pi, "radians where the policy takes degrees"),
+        (math.pi / 180, "degrees where the policy takes radians"),
+    ):
+        yield _state_fault(
+            "state_degrees",
+            f"the state is in {word}",
+            all_joints,
+            factor,
+            joints,
+            _scale(factor),
+            _scale(1 / factor),
+        )
+    for j in grippers:
+        text = f"the state of {names[j]} is the wrong way round"
+        yield _state_fault("state_gripper", text, (names[j],), -1.0, [j], _one_minus, _one_minus)
+    for j in joints:
+        text = f"the state of {names[j]} has the wrong sign"
+        yield _state_fault("state_sign", text, (names[j],), -1.0, [j], _scale(-1.0), _scale(-1.0))
+    for i, j in itertools.combinations(range(len(names)), 2):
+        text = f"the states of {names[i]} and {names[j]} are exchanged"
+        yield _state_fault(
+            "state_columns", text, (names[i], names[j]), 1.0, [i, j], _reverse, _reverse
+        )
+
+
+def _state_fault(
+    kind: str,
+    text: str,
+    columns: tuple[str, ...],
+    number: float,
+    indices: list[int],
+    change: _Array,
+    undo: _Array,
+) -> InputFault:
+    def changed(moment: Moment) -> Observation:
+        state = np.array(moment.observation.state)
+        state[indices] = change(state[indices])
+        return dataclasses.replace(moment.observation, state=state)
+
+    def undone(chunks: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        places = [list(names).index(name) for name in columns if name in names]
+        chunks = chunks.copy()
+        if len(places) == len(columns):
+            chunks[..., places] = undo(chunks[..., places])
+        return chunks
+
+    return InputFault(kind, text, columns, number, changed, undone)
+
+
+def _scale(factor: float) -> _Array:
+    def change(values: np.ndarray) -> np.ndarray:
+        return values * factor
+
+    return change
+
+
+def _one_minus(values: np.ndarray) -> np.ndarray:
+    return np.asarray(1 - values)
+
+
+def _reverse(values: np.ndarray) -> np.ndarray:
+    return values[..., ::-1]
+
+
+def _exchange(a: str, b: str) -> Callable[[Moment], Observation]:
+    def change(moment: Moment) -> Observation:
+        images = moment.observation.images
+        return with_images(
+            moment.observation, {a: np.asarray(images[b]), b: np.asarray(images[a])}
+        )
+
+    return change
+
+
+def _turn(group: Sequence[str], turn: _Array) -> Callable[[Moment], Observation]:
+    def change(moment: Moment) -> Observation:
+        images = moment.observation.images
+        return with_images(
+            moment.observation,
+            {role: np.ascontiguousarray(turn(np.asarray(images[role]))) for role in group},
+        )
+
+    return change

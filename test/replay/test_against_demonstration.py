@@ -1,0 +1,305 @@
+"""Planted faults of convention are named first; a sound policy is accused of nothing."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pi05_ros import resources
+from pi05_ros.bags.bag import BagError, BagWriter
+from pi05_ros.bags.cdr_messages import NS, image_message, joint_state_message, string_message
+from pi05_ros.cli.main import main
+from pi05_ros.policy import Observation, Policy
+from pi05_ros.policy.interface import ActionMeaning
+from pi05_ros.replay.against_demonstration import compare_bags
+from pi05_ros.replay.convention_faults import Windows, best, column_hypotheses
+
+NAMES = ("joint1", "joint2", "joint3", "gripper")
+HZ, HORIZON, LENGTH = 20, 16, 100
+
+
+def motion(steps: np.ndarray, seed: int) -> np.ndarray:
+    """Commands ``[T, 4]`` of a made-up demonstrator."""
+    rng = np.random.default_rng(seed)
+    phase, speed = rng.uniform(0, 6, 4), rng.uniform(0.5, 1.5, 4)
+    angle = steps[:, None] / HZ * speed * 2 + phase
+    values = np.array([0.3, -0.8, 1.2, 0.5]) + 0.4 * np.sin(angle)
+    values[:, 3] = (np.sin(angle[:, 3]) > 0).astype(float)
+    return values
+
+
+def picture(seed: int, step: int, camera: int) -> np.ndarray:
+    """Image that tells its camera, recording and step, in one corner."""
+    image = np.full((24, 32, 3), 90, np.uint8)
+    image[2:6, 2:6] = (200 + camera, seed, step)
+    return image
+
+
+def read_picture(image: np.ndarray, camera: int) -> int | None:
+    red, _, step = (int(value) for value in image[3, 3])
+    return step if red == 200 + camera else None
+
+
+class OraclePolicy:
+    """Knows the demonstrations; needs both cameras and the state to say what comes next."""
+
+    def __init__(self, noise: float = 0.01, horizon: int = HORIZON) -> None:
+        self.info = SimpleNamespace(action_names=NAMES, horizon=horizon, step_s=1 / HZ)
+        self.robot = SimpleNamespace(
+            name="oracle",
+            state_names=NAMES,
+            camera_roles=("base", "wrist"),
+            required_roles=("base", "wrist"),
+        )
+        self._noise = noise
+
+    def infer(self, obs: Observation, *, seed: int | None = None) -> Any:
+        rng = np.random.default_rng(seed)
+        steps = [
+            read_picture(np.asarray(obs.images[role]), k)
+            for k, role in enumerate(("base", "wrist"))
+        ]
+        base, wrist = steps
+        recording = int(np.asarray(obs.images["base"])[3, 3, 1])
+        start = np.asarray(obs.state, np.float64)
+        if base is None or wrist is None:
+            actions = start + rng.normal(0, 0.5, (HORIZON, 4))
+        else:
+            known = motion(np.arange(LENGTH + HORIZON), recording)
+            # The state shifts what comes: a wrong one is seen in the chunk.
+            actions = known[base : base + HORIZON] + (start - known[max(base - 1, 0)])
+            actions[:, 3] = known[base : base + HORIZON, 3]
+            actions[:, :2] += known[wrist : wrist + HORIZON, :2] - known[base : base + HORIZON, :2]
+        actions = actions + rng.normal(0, self._noise, actions.shape)
+        meanings = (ActionMeaning.ABSOLUTE,) * 4
+        return SimpleNamespace(actions=actions, meanings=meanings, dt=1 / HZ)
+
+
+def record(
+    path: Path,
+    seed: int,
+    *,
+    commands: bool = True,
+    stale_steps: int = 0,
+    show: Callable[[list[np.ndarray]], list[np.ndarray]] = list,
+    state: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> Path:
+    """A demonstration; measured joints follow the commands by one step."""
+    done = motion(np.arange(LENGTH), seed)
+    with BagWriter(path) as bag:
+        bag.write("/prompt", NS, string_message("push the block"))
+        for step in range(LENGTH):
+            now = NS + step * NS // HZ
+            seen = max(step - stale_steps, 0)
+            for name, image in zip(
+                ("base", "wrist"), show([picture(seed, seen, k) for k in range(2)]), strict=True
+            ):
+                bag.write(f"/{name}_camera/image_raw", now, image_message(image, now))
+            measured = state(done[max(step - 1, 0)].copy())
+            bag.write("/joint_states", now, joint_state_message(list(NAMES), measured, now))
+            if commands:
+                message = joint_state_message(list(NAMES), done[step], now)
+                bag.write("/joint_commands", now, message)
+    return path
+
+
+@pytest.mark.parametrize("commands", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_sound_policy_is_accused_of_nothing(tmp_path: Path, seed: int, commands: bool) -> None:
+    bag = record(tmp_path / "bag", seed, commands=commands)
+    agreement = compare_bags([bag], OraclePolicy(noise=0.03), {}, count=12)
+    assert agreement.agrees
+    assert not agreement.faults
+    assert agreement.commanded == commands
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Windows:
+    bags = [record(tmp_path_factory.mktemp("sound") / "bag", seed) for seed in (1, 2)]
+    return compare_bags(bags, OraclePolicy(), {}, count=16).windows
+
+
+def sign(p: np.ndarray, s: np.ndarray) -> np.ndarray:
+    return p * [1, -1, 1, 1]
+
+
+ACTION_FAULTS: dict[str, tuple[str, set[str], Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
+    "sign": ("sign", {"joint2"}, sign),
+    "sign of the motion": (
+        "sign", {"joint1"}, lambda p, s: np.where([1, 0, 0, 0], 2 * s - p, p),
+    ),
+    "offset": ("offset", {"joint3"}, lambda p, s: p + 0.7 * (np.arange(4) == 2)),
+    "half the motion": (
+        "scale", set(NAMES[:3]), lambda p, s: np.where([1, 1, 1, 0], s + (p - s) / 3, p),
+    ),
+    "twice as large": ("scale", {"joint2"}, lambda p, s: p * [1, 2, 1, 1]),
+    "degrees": ("degrees", set(NAMES[:3]), lambda p, s: p * [57.3, 57.3, 57.3, 1]),
+    "radians": ("degrees", {"joint3"}, lambda p, s: p / [1, 1, 57.3, 1]),
+    "columns": ("swapped_columns", {"joint1", "joint3"}, lambda p, s: p[..., [2, 1, 0, 3]]),
+    "gripper": ("gripper", {"gripper"}, lambda p, s: np.where([0, 0, 0, 1], 1 - p, p)),
+    "percent": ("unit", {"gripper"}, lambda p, s: p * [1, 1, 1, 100]),
+    "delta": ("delta_as_absolute", set(NAMES[:3]), lambda p, s: p - s * [1, 1, 1, 0]),
+    "absolute": ("absolute_as_delta", set(NAMES[:3]), lambda p, s: p + s * [1, 1, 1, 0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTION_FAULTS)
+def test_faults_of_the_actions_are_named_first(sound: Windows, name: str) -> None:
+    kind, columns, plant = ACTION_FAULTS[name]
+    wrong = dataclasses.replace(sound, chunks=plant(sound.chunks, sound.state[:, None]))
+    first = best(wrong, list(column_hypotheses(wrong)))[0]
+    assert first.kind == kind, first.text
+    assert set(first.columns) == columns
+
+
+@pytest.mark.parametrize("steps", [-5, 4])
+def test_chunks_that_are_early_or_late_are_named(sound: Windows, steps: int) -> None:
+    wrong = dataclasses.replace(sound, chunks=sound.slice(lag=steps))
+    first = best(wrong, list(column_hypotheses(wrong)))[0]
+    assert first.kind == "lag"
+    assert first.number == pytest.approx(steps / HZ)
+
+
+def test_a_wrong_step_time_is_named(sound: Windows) -> None:
+    fast = dataclasses.replace(sound, chunks=sound.slice(pace=2.0), step_s=0.05)
+    first = best(fast, list(column_hypotheses(fast)))[0]
+    assert (first.kind, first.number) == ("step_time", 2.0)
+
+
+INPUT_FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "cameras": ("swapped_cameras", "base and wrist", {"show": lambda i: i[::-1]}),
+    "mirrored": ("mirrored_image", "wrist", {"show": lambda i: [i[0], i[1][:, ::-1]]}),
+    "upside down": ("flipped_image", "base", {"show": lambda i: [i[0][::-1], i[1]]}),
+    "turned": ("rotated_image", "wrist", {"show": lambda i: [i[0], i[1][::-1, ::-1]]}),
+    "BGR": ("color_order", "base", {"show": lambda i: [i[0][..., ::-1], i[1]]}),
+    "stale": ("stale_image", "base and wrist are 0.4 s old", {"stale_steps": 8}),
+    "degrees": ("state_degrees", "state", {"state": lambda s: s * [57.3, 57.3, 57.3, 1]}),
+    "order": ("state_columns", "joint1 and joint2", {"state": lambda s: s[[1, 0, 2, 3]]}),
+    "sign": ("state_sign", "joint2", {"state": lambda s: s * [1, -1, 1, 1]}),
+}
+
+
+@pytest.mark.parametrize("name", INPUT_FAULTS)
+def test_faults_of_the_inputs_are_named_first(tmp_path: Path, name: str) -> None:
+    kind, text, options = INPUT_FAULTS[name]
+    bag = record(tmp_path / "bag", 3, **options)
+    agreement = compare_bags([bag], OraclePolicy(), {}, count=12)
+    assert not agreement.agrees
+    assert agreement.faults[0].kind == kind, [fault.text for fault in agreement.faults]
+    assert text in agreement.faults[0].text
+    assert "most likely" in "\n".join(agreement.lines())
+
+
+def test_another_task_is_no_fault_of_convention(tmp_path: Path) -> None:
+    bag = record(tmp_path / "bag", 3)
+    policy = OraclePolicy()
+    policy.infer = lambda obs, *, seed=None: SimpleNamespace(  # type: ignore[method-assign]
+        actions=np.random.default_rng(seed).normal(0, 1, (HORIZON, 4)),
+        meanings=(ActionMeaning.ABSOLUTE,) * 4,
+        dt=1 / HZ,
+    )
+    agreement = compare_bags([bag], policy, {}, count=8)
+    assert not agreement.faults
+    assert "no fault of convention" in "\n".join(agreement.lines())
+
+
+def test_recordings_shorter_than_a_chunk_are_refused(tmp_path: Path) -> None:
+    bag = record(tmp_path / "bag", 3)
+    with pytest.raises(BagError, match="no recording has 10 s of actions"):
+        compare_bags([bag], OraclePolicy(horizon=200), {})
+
+
+# -- the shipped policy on the simulated arm --------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("mujoco")
+    from pi05_ros.sim.arm.tasks import TASKS
+    from pi05_ros.sim.arm.world import World
+    from pi05_ros.sim.training.record import record_episode
+
+    folder = tmp_path_factory.mktemp("demonstrations")
+    world = World()
+    try:
+        for index, task in enumerate(list(TASKS.values())[:2]):
+            assert record_episode(world, task, index, folder / task.name)
+    finally:
+        world.close()
+    return folder
+
+
+def edit_profile(edit: Callable[[dict[str, Any]], None], path: Path) -> Path:
+    profile = yaml.safe_load((resources.robots_dir() / "sim_arm.yaml").read_text())
+    profile = copy.deepcopy(profile)
+    edit(profile)
+    path.write_text(yaml.safe_dump(profile))
+    return path
+
+
+def set_delta_off(profile: dict[str, Any]) -> None:
+    for action in profile["actions"][:6]:
+        action["delta"] = False
+
+
+def turn_gripper(profile: dict[str, Any]) -> None:
+    profile["actions"][6].update(scale=-1.0, offset=1.0)
+
+
+def double_joint3(profile: dict[str, Any]) -> None:
+    profile["actions"][2]["scale"] = profile["state"][2]["scale"] = 2.0
+
+
+PROFILES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "sound": (lambda profile: None, ""),
+    "delta": (set_delta_off, "delta_as_absolute"),
+    "gripper": (turn_gripper, "gripper"),
+    "scale": (double_joint3, "scale"),
+    "rate": (lambda profile: profile.update(control_hz=10), "step_time"),
+}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_faults_in_the_profile_of_the_simulated_arm(
+    demonstrations: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pi05_ros.sim.training.shipped import CHECKPOINT
+
+    edit, kind = PROFILES[name]
+    robot = edit_profile(edit, tmp_path / "robot.yaml")
+    options = ["--against-demonstration", "--out", str(tmp_path / "out"), "-p", "threads=1"]
+    options += ["--checkpoint", str(CHECKPOINT), "--robot", str(robot)]
+    code = main(["replay", str(demonstrations), *options])
+    report = json.loads((tmp_path / "out" / "agreement.json").read_text())
+    assert (tmp_path / "out" / "agreement.png").is_file()
+    assert code == bool(kind)
+    assert report["agrees"] == (not kind)
+    assert [fault["kind"] for fault in report["faults"][:1]] == [kind] * bool(kind)
+    assert ("most likely" in capsys.readouterr().out) == bool(kind)
+
+
+@pytest.mark.slow
+def test_a_camera_that_hangs_upside_down_is_named(demonstrations: Path) -> None:
+    from pi05_ros.replay.input_faults import with_images
+    from pi05_ros.sim.training.shipped import CHECKPOINT
+
+    policy: Any = Policy.load(CHECKPOINT, robot="sim_arm", threads=1)
+    infer = policy.infer
+
+    def upside_down(obs: Observation, **options: Any) -> Any:
+        turned = np.ascontiguousarray(np.asarray(obs.images["wrist"])[::-1])
+        return infer(with_images(obs, {"wrist": turned}), **options)
+
+    policy.infer = upside_down
+    agreement = compare_bags(sorted(demonstrations.iterdir()), policy, {}, count=12)
+    assert agreement.faults[0].kind == "flipped_image"
+    assert "wrist" in agreement.faults[0].text
