@@ -19,17 +19,26 @@ if torch.cuda.is_available():
 print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus,
                   "threads": torch.get_num_threads()}))
 """
+# Making a builder needs the libraries that the Python package only names.
 _TENSORRT = """
-import json
+import json, torch
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.tensorrt.binding import require_tensorrt
-try:
-    version = require_tensorrt()
-except BackendError as error:
-    raise SystemExit(str(error))
-import tensorrt
-tensorrt.Builder(tensorrt.Logger())
-print(json.dumps(version))
+from pi05_ros.backends.tensorrt.flavor import FLAVORS, recommended, sm
+found, missing = {}, {}
+for flavor in FLAVORS.values():
+    try:
+        version = flavor.require()
+        module = flavor.load()
+        module.Builder(module.Logger(module.Logger.ERROR))
+        found[flavor.title] = version
+    except (BackendError, TypeError) as error:
+        missing[flavor.title] = str(error)
+capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+print(json.dumps({
+    "found": found, "missing": missing,
+    "gpu": None if capability is None else sm(capability),
+    "wanted": None if capability is None else recommended(capability).title,
+}))
 """
 _RENDER = """
 import json
@@ -87,11 +96,26 @@ def torch_and_gpu() -> list[Check]:
 
 
 def tensorrt() -> list[Check]:
-    """TensorRT: optional engines, of the releases that `pi05 build` takes."""
+    """TensorRT: optional engines, and which of its two flavors suits this GPU."""
     try:
-        return [Check("TensorRT", Level.OK, str(ask(_TENSORRT)))]
-    except RuntimeError as error:  # the text ends with what to install
+        facts = ask(_TENSORRT)
+    except RuntimeError as error:
         return [Check("TensorRT", Level.MISSING, f"no engines (optional): {error}")]
+    found, wanted = facts["found"], facts["wanted"]
+    listed = ", ".join(f"{title} {version}" for title, version in found.items())
+    if wanted is None and found:
+        return [Check("TensorRT", Level.OK, f"{listed}; no GPU here to run engines on")]
+    if wanted in found:
+        others = facts["gpu"] == "sm90"
+        note = "; on this GPU the cuda backend is the faster way" if others else ""
+        text = f"{wanted} {found[wanted]}, the one for this GPU ({facts['gpu']}){note}"
+        return [Check("TensorRT", Level.OK, text)]
+    # The text of a missing flavor ends with what to install.
+    reasons = facts["missing"]
+    reason = reasons[wanted] if wanted else "; ".join(reasons.values())
+    text = f"{wanted} is the one for this GPU ({facts['gpu']}). " if wanted else ""
+    here = f"; here: {listed}" if found else ""
+    return [Check("TensorRT", Level.MISSING, f"no engines (optional): {text}{reason}{here}")]
 
 
 def modelopt() -> list[Check]:

@@ -122,15 +122,14 @@ def test_checkpoints(tmp_path: Path) -> None:
 def test_optional_packages_are_held_to_the_releases_we_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (check,) = hardware.tensorrt()
-    assert check.level is Level.MISSING
-    assert "pip install tensorrt-cu13" in check.detail
     (tmp_path / "tensorrt.py").write_text('__version__ = "8.6.1"')
+    (tmp_path / "tensorrt_rtx.py").write_text('__version__ = "1.6.0"')
     root = str(Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), root]))
     (check,) = hardware.tensorrt()
     assert check.level is Level.MISSING
     assert "8.6.1 is not supported" in check.detail
+    assert "1.6.0 is not supported" in check.detail
     assert hardware.modelopt()[0].level is Level.OK
     import modelopt
 
@@ -249,3 +248,32 @@ def test_live_topics_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks["/arm/base_camera/image_raw"].level is Level.OK
     assert "also needs c" in checks["/arm/joint_states"].detail
     assert checks["clock skew"].level is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("gpu", "wanted", "found", "level", "message"),
+    [
+        (None, None, {"TensorRT for RTX": "1.7"}, Level.OK, "no GPU here"),
+        ("sm120", "TensorRT for RTX", {"TensorRT for RTX": "1.7"}, Level.OK, "for this GPU"),
+        ("sm90", "TensorRT", {"TensorRT": "11.4"}, Level.OK, "cuda backend is the faster way"),
+        ("sm110", "TensorRT", {"TensorRT for RTX": "1.7"}, Level.MISSING, "pip install tensorrt"),
+        ("sm89", "TensorRT for RTX", {}, Level.MISSING, "pi05_ros[tensorrt-rtx]"),
+    ],
+)
+def test_the_tensorrt_that_suits_the_gpu_is_named(
+    gpu: str | None,
+    wanted: str | None,
+    found: dict[str, str],
+    level: Level,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = {
+        "TensorRT": "not installed: pip install tensorrt-cu13",
+        "TensorRT for RTX": 'not installed: pip install "pi05_ros[tensorrt-rtx]"',
+    }
+    facts = {"found": found, "missing": missing, "gpu": gpu, "wanted": wanted}
+    monkeypatch.setattr(hardware, "ask", lambda script: facts)
+    (check,) = hardware.tensorrt()
+    assert check.level is level
+    assert message in check.detail

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import onnx
 import pytest
-from compiled import compiled, facts_of, made_up_ranges, softmaxes
+from compiled import compiled, facts_of, softmaxes
 from onnx import ModelProto
 from test_graph_checks import half_norm, half_softmax, weight_scale_per_channel
 
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export.export import export_stage
+from pi05_ros.backends.quantization.made_up_ranges import made_up_ranges
 from pi05_ros.backends.staged.shapes import StageShapes
 from pi05_ros.backends.tensorrt.flavor import RTX, parse_targets, sm
 from pi05_ros.model import Pi05

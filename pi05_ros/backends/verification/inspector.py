@@ -82,7 +82,7 @@ def read_layers(text: str, expected: list[str], kind: str = "fp8") -> EngineFact
     """Judge one engine.
 
     Args:
-        text: JSON of the inspector, or of `compile.Plan.layers`.
+        text: JSON of the inspector, or of `plan_compiler.Plan.layers`.
         expected: names of the ONNX products that must run on quantized inputs.
         kind: their number type, "fp8" or "int8".
 
