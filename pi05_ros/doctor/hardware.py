@@ -42,8 +42,7 @@ print(json.dumps({
 """
 _RENDER = """
 import json
-from pi05_ros.sim.arm.physics import mujoco
-from pi05_ros.sim.arm.render import RenderError
+from pi05_ros.sim.arm.render import RenderError, mujoco
 from pi05_ros.sim.arm.world import World
 world = World()
 try:
