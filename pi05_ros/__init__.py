@@ -1,6 +1,6 @@
 """pi0.5 on ROS 2: camera and joint-state messages in, action chunks out.
 
-Imports nothing heavy: torch and rclpy are loaded by the rooms that need them.
+Imports nothing heavy: torch and rclpy are loaded by the packages that need them.
 """
 
 from pkgutil import extend_path

@@ -1,4 +1,4 @@
-"""Errors of the backends room."""
+"""Errors of the backends."""
 
 from __future__ import annotations
 

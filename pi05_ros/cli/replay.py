@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     policy.add_argument("--robot", help="robot profile: name or YAML file")
     policy.add_argument("--tokenizer", help="tokenizer file")
-    policy.add_argument("--prompt", help="what to do; wins over the bag's prompt topic")
+    policy.add_argument("--prompt", help="language instruction; wins over the bag's prompt topic")
     policy.add_argument("--rate", type=float, help="inferences per second (default 10)")
     policy.add_argument("--seed", type=int, help="seed of the flow noise")
     policy.add_argument("--backend", help="auto, eager, cuda, onnx, tensorrt")

@@ -206,7 +206,7 @@ class Executor:
     def rewind(self) -> None:
         """Take note that the clock has jumped back: what was received before counts no more.
 
-        The arm brakes and is let go. The next chunk starts from the measured joints if they are
+        The arm brakes and is released. The next chunk starts from the measured joints if they are
         elsewhere then, as in a simulation that started over.
         """
         self.strategy.clear()
@@ -303,7 +303,7 @@ class Executor:
         return target
 
     def _watch(self, now_ns: int, age_s: float) -> None:
-        """Let go of an arm at rest that is moved by somebody else, or may be: nobody sees it."""
+        """Release an arm at rest that another controller or a person moves, or may be moving."""
         if self._let_go or self.filter.position is None or not self.filter.resting:
             self._away_ns = None
         elif age_s > self.settings.max_state_age_s:

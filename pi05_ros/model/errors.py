@@ -1,4 +1,4 @@
-"""Errors of the model room."""
+"""Errors of the model."""
 
 from __future__ import annotations
 

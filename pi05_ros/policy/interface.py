@@ -30,7 +30,7 @@ class Observation:
             A role that is absent is a missing camera: the model sees it masked.
         state: joint and gripper values ``[n]`` in the order of the profile's ``state_names``:
             rad and m, other columns in the profile's unit (`RobotProfile.observed_units`).
-        prompt: what to do; None takes the profile's default prompt.
+        prompt: language instruction; None takes the profile's default prompt.
 
     """
 

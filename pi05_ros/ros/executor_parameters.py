@@ -162,7 +162,7 @@ class ExecutorParameters:
     following_lag_s: float = param(
         ExecutorSettings.following_lag_s,
         "How far a joint may be from its commands, as a time at its full velocity. An arm at rest "
-        "that is farther for 0.5 s was moved by somebody else: it is let go.",
+        "that is farther for 0.5 s was moved by somebody else: it is released.",
         low=0.01,
         high=60.0,
     )

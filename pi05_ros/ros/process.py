@@ -81,7 +81,7 @@ class EnduringExecutor:
                 self._node.get_logger().error(f"in a callback: {traceback.format_exc()}")
 
     def shutdown(self) -> None:
-        """Let go of the node."""
+        """Release the node."""
         self._executor.shutdown()
 
 

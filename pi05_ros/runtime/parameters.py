@@ -108,7 +108,7 @@ class PolicyParameters:
     )
     allow_fallback: bool = param(
         False,
-        "With backend `tensorrt`: run on another backend if there are no proven engines. "
+        "With backend `tensorrt`: run on another backend if there are no verified engines. "
         "`/diagnostics` then warns.",
     )
     precision_vision: str = param(

@@ -89,12 +89,12 @@ def test_source_distribution_has_what_the_build_reads(tmp_path, source):
     with tarfile.open(path) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
     files = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()
-    rooms = ("pi05_ros/", "config/", "launch/", "msg/", "setup.", "pyproject", "package.xml")
-    needed = {name for name in files if name.startswith((*rooms, "CMakeLists", "LICENSE"))}
+    parts = ("pi05_ros/", "config/", "launch/", "msg/", "setup.", "pyproject", "package.xml")
+    needed = {name for name in files if name.startswith((*parts, "CMakeLists", "LICENSE"))}
     assert needed <= inside, needed - inside
 
 
-def test_pip_door_with_and_without_ros(tmp_path, source):
+def test_pip_installation_with_and_without_ros(tmp_path, source):
     """The wheel made without ROS is the library and command; with ROS it has messages as well."""
 
     def wheel(folder: str, **env: str) -> list[str]:

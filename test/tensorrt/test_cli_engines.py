@@ -351,6 +351,6 @@ def test_what_the_user_fixed_stays_fixed(words: list[str], expected: list[Any]) 
     parser = argparse.ArgumentParser()
     build_command.add_arguments(parser)
     request = build_command.build_request(parser.parse_args([CHECKPOINT, *words]))
-    rungs = build_attempts(request, TENSORRT)
-    assert [(rung.level, rung.prefill) for rung in rungs] == expected
-    assert [bool(rung.note) for rung in rungs] == [False] + [True] * (len(rungs) - 1)
+    attempts = build_attempts(request, TENSORRT)
+    assert [(attempt.level, attempt.prefill) for attempt in attempts] == expected
+    assert [bool(attempt.note) for attempt in attempts] == [False] + [True] * (len(attempts) - 1)

@@ -222,7 +222,7 @@ class EngineScales:
         self.first_runs -= 1
 
     def release(self) -> None:
-        """Let go of the engine's memory; `source` stays."""
+        """Release the engine's memory; `source` stays."""
         for name in ("_weights", "_buffers"):
             self.__dict__.pop(name, None)
 

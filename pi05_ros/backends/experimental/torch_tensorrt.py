@@ -3,7 +3,7 @@
 Each torch-tensorrt release works with one torch and one TensorRT minor, and the meaning of its
 precision options has changed twice, so versions are checked before it is touched. Stages are
 quantized by ModelOpt's own simulation (its operators are what torch-tensorrt converts), with the
-ranges of our calibration. There is no engine file to prove and keep: it can be judged with
+ranges of our calibration. There is no engine file to verify and keep: it can be judged with
 `pi05 check --backend torch_tensorrt`, the node does not load it.
 """
 

@@ -106,7 +106,7 @@ def edge_cases(samples: Sequence[Sample], prompt_tokens: int) -> list[Sample]:
 def require_real(
     samples: Sequence[Sample], *, allow_synthetic: bool, minimum: int = MINIMUM
 ) -> None:
-    """Refuse what would calibrate badly or prove nothing.
+    """Refuse what would calibrate badly or verify nothing.
 
     Raises:
         CalibrationError: too few samples, repeated ones, or made-up ones without permission.

@@ -1,4 +1,4 @@
-"""Backend `tensorrt`: FP16 vision, FP8 prefill, FP8 denoise as engines proven on this machine.
+"""Backend `tensorrt`: FP16 vision, FP8 prefill, FP8 denoise as engines verified on this machine.
 
 calibrate -> export -> build -> check -> run. An engine is only used with a passing report for
 exactly this checkpoint, machine, TensorRT release and build.
@@ -29,11 +29,11 @@ def create(
     cache: str | Path | None = None,
     cuda_graph: bool = True,
 ) -> Engine:
-    """Load the proven engines of this checkpoint.
+    """Load the verified engines of this checkpoint.
 
     Args:
         model: the plain model: identity, prompt embeddings, modulation.
-        precision: what each stage must run in; "auto" takes what was proven.
+        precision: what each stage must run in; "auto" takes what was verified.
         views: camera slots.
         horizon: action steps.
         max_prompt_tokens: prompt slots.
@@ -77,7 +77,7 @@ def proven(
     max_prompt_tokens: int,
     cache: str | Path | None = None,
 ) -> tuple[bool, str]:
-    """Whether proven engines exist for a policy, and why not: the first step of backend auto."""
+    """Whether verified engines exist for a policy, and why not: the first step of backend auto."""
     works, why = usable()
     if not works:
         return False, why

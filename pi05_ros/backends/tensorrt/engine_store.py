@@ -155,7 +155,7 @@ def find_proven(
     device: torch.device,
     root: Path | None = None,
 ) -> EngineSet:
-    """The newest proven engines for a policy.
+    """The newest verified engines for a policy.
 
     Raises:
         UnprovenEngineError: none, with the reason of the newest that nearly fits.

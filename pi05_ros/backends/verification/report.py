@@ -28,7 +28,7 @@ def markdown(report: Report, facts: dict[str, Any]) -> str:
     """The report as text.
 
     Args:
-        report: result of `prove.check_engine`.
+        report: result of `verify.check_engine`.
         facts: what was checked where: shown as a list.
 
     """

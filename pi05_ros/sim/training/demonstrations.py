@@ -2,7 +2,7 @@
 
 To cover more than the expert's own path, half of the episodes start in a random pose and some
 steps are executed wrongly on purpose (a burst). What is learnt from is never the wrong command:
-frames whose chunk would contain a burst are left out, frames after it show the way back.
+frames whose chunk would contain a burst are left out, frames after it show the recovery.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def episode(world: World, task: ArmTask, seed: int, disturbed: bool = True) -> l
 
     Args:
         world: reset here.
-        task: what to do.
+        task: which task of the arm.
         seed: of the scene, the start pose and the bursts.
         disturbed: with random start poses and bursts, as for training.
 
