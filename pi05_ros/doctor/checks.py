@@ -79,6 +79,6 @@ def guarded(name: str, check: Callable[[], list[Check]], required: bool = False)
     """Run a check; whatever it raises becomes a line of the report."""
     try:
         return check()
-    except Exception as error:  # a doctor that dies of the illness helps nobody
+    except Exception as error:  # a failing check must not abort the others
         level = Level.FAIL if required else Level.WARN
         return [Check(name, level, f"the check itself failed: {type(error).__name__}: {error}")]

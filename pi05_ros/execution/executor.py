@@ -290,7 +290,7 @@ class Executor:
         return FAULT if self.interlocks.fault else STOPPED
 
     def _target(self, now_ns: int, steered: bool) -> np.ndarray | None:
-        """Where a person, or else the chunks, want the arm to be now; None if nobody says."""
+        """Where a person, or else the chunks, want the arm to be now; None if neither says."""
         near = self.filter.position if self._commanding else self.measured
         if steered:
             self._steered = True

@@ -139,7 +139,7 @@ class Ensemble:
             sums += weights * chunk.at_times(times)
             total += weights
             rank += saying
-        silent = np.flatnonzero(total[:, 0] == 0)  # times of which nobody says anything
+        silent = np.flatnonzero(total[:, 0] == 0)  # times that no chunk covers
         first = int(np.max(silent[times[silent] < now_ns], initial=-1)) + 1
         last = int(np.min(silent[times[silent] > now_ns], initial=horizon))
         mean = sums[first:last] / total[first:last]

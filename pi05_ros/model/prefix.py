@@ -1,8 +1,8 @@
 """The prefix: image and prompt tokens through PaliGemma's language model into a KV cache.
 
-Tokens that nobody may see (masked cameras, prompt padding) change nothing but the position
-counter, which skips them. So they are dropped before the stack runs: the result is the same
-and the prefix is as short as its valid tokens.
+Tokens that no other token attends to (masked cameras, prompt padding) change nothing but the
+position counter, which skips them. So they are dropped before the stack runs: the result is the
+same and the prefix is as short as its valid tokens.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pi05_ros.errors import InvalidValueError
 from pi05_ros.model.config import CLOCK_CHOICES
 
 DENOISE_STEPS = 10
-"""Euler steps where nobody asks for another number (openpi's default)."""
+"""Default number of Euler steps (that of openpi)."""
 
 Velocity = Callable[[Tensor, float], Tensor]  # x_t [B, H, A], t -> [B, H, A]
 

@@ -26,7 +26,7 @@ COMMANDS = "joint_commands"
 
 
 @dataclass(frozen=True)
-class JointTrack:
+class RecordedJoints:
     """Joint values over time: stamps ``[T]`` ns, ascending, and values ``[T, n]``."""
 
     names: tuple[str, ...]
@@ -58,8 +58,8 @@ class Demonstration:
     bag: Bag
     sources: Mapping[str, Source]
     roles: tuple[str, ...]
-    state: JointTrack
-    actions: JointTrack
+    state: RecordedJoints
+    actions: RecordedJoints
     commanded: bool
     frames: dict[str, list[int]]
     prompts: list[tuple[int, str]] = field(default_factory=list)
@@ -174,10 +174,10 @@ class _Track:
             self.stamps.append(max(merged.stamps_ns))
             self.values.append(merged.positions)
 
-    def track(self) -> JointTrack:
+    def track(self) -> RecordedJoints:
         order = np.argsort(self.stamps, kind="stable")
         stamps = np.asarray(self.stamps, np.int64)[order]
-        return JointTrack(self.names, stamps, np.asarray(self.values)[order])
+        return RecordedJoints(self.names, stamps, np.asarray(self.values)[order])
 
 
 def _stamp(raw: bytes, log_ns: int) -> int:

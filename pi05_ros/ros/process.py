@@ -47,7 +47,7 @@ def age_s() -> float:
 
 
 def tick_clock(node: Node) -> Clock:
-    """Clock for a node's periodic work: its own in simulated time, else one that nobody sets.
+    """Clock for a node's periodic work: ROS time under use_sim_time, otherwise steady.
 
     A timer on system time stands still after that was set back, for as long as it was set back.
     """

@@ -38,7 +38,7 @@ class Clocks(Protocol):
         """The clock that header stamps are compared with; may be simulated time."""
 
     def mono_ns(self) -> int:
-        """A clock that nobody sets."""
+        """A steady clock."""
 
 
 class Runner(Protocol):

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "pi05_ros"
 # Bottom up. A package imports only from lines above its own.
 ORDER = (
     ("errors",),
-    ("small_files", "resources", "tables"),
+    ("small_files", "resources", "tables", "phases"),
     ("strict_yaml",),
     ("model",),
     ("backends",),
@@ -53,6 +53,7 @@ KNOWN_FILE_NAMES: set[str] = set()
 KNOWN_CLASS_NAMES: set[str] = set()
 KNOWN_LONG_MODULES: set[str] = {
     "pi05_ros/policy/remote/remote_policy.py",
+    "pi05_ros/ros/subscriptions.py",
     "pi05_ros/runtime/joint_states.py",
     "pi05_ros/runtime/observation_buffer.py",
     "pi05_ros/runtime/parameters.py",

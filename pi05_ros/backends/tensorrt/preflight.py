@@ -22,7 +22,7 @@ MEMORY_INFO = Path("/proc/meminfo")
 
 
 def available_memory() -> int | None:
-    """Bytes of host memory that programs can have without swapping; None if nobody says.
+    """Bytes of host memory that programs can have without swapping; None if unknown.
 
     That is MemAvailable of Linux: free memory and what caches give back.
     """

@@ -176,7 +176,7 @@ class _Measurement:
     ) -> None:
         """Run one sample, isolated and chained."""
         steps = len(self.flow)
-        truth = _Truth(reference, sample, steps)
+        truth = _Reference(reference, sample, steps)
         self._isolated(engine, truth, fake=False)
         if fake_quant is not None:
             self._isolated(fake_quant, truth, fake=True)
@@ -193,7 +193,7 @@ class _Measurement:
             }
         )
 
-    def _isolated(self, engine: StagedEngine, truth: _Truth, *, fake: bool) -> None:
+    def _isolated(self, engine: StagedEngine, truth: _Reference, *, fake: bool) -> None:
         """Each stage on the reference's input; the simulation has no vision of its own."""
         device, dtype = engine.device, engine.dtype
         inputs = truth.inputs
@@ -225,7 +225,7 @@ class _Measurement:
             side.append(distance(v, truth.velocities[index]))
 
 
-class _Truth:
+class _Reference:
     """Every intermediate of the reference for one sample."""
 
     def __init__(self, reference: StagedEngine, sample: Sample, steps: int) -> None:

@@ -32,9 +32,9 @@ from pi05_ros.bags.topics import PROMPT
 from pi05_ros.ros.processes.bring_up import (
     BringUpError,
     bring_up,
+    report_finished,
     run_child,
-    say_done,
-    told_to_go,
+    wait_for_start,
     wait_matched,
 )
 
@@ -170,10 +170,10 @@ def main() -> int:
         if plan.bring_up:
             player.bring_up()
         player.wait_matched()
-        if not told_to_go():
+        if not wait_for_start():
             return 0
         player.play()
-        say_done(player.late_ns, sent=player.sent, clock_s=player.clock_ns / NS)
+        report_finished(player.late_ns, sent=player.sent, clock_s=player.clock_ns / NS)
         return 0
 
     return run_child("pi05_bag_player", work, BagError)

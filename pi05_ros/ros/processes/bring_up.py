@@ -26,22 +26,22 @@ class BringUpError(Pi05Error, RuntimeError):
     """The node cannot be brought to active; the text says at which step."""
 
 
-def say(event: str, **values: Any) -> None:
+def emit_event(event: str, **values: Any) -> None:
     """Write one event for the parent process: a JSON line on stdout."""
     print(json.dumps({"event": event, **values}), flush=True)
 
 
-def told_to_go() -> bool:
+def wait_for_start() -> bool:
     """Say "ready" and wait for "go" on stdin; False if the parent process has ended."""
-    say("ready")
+    emit_event("ready")
     return sys.stdin.readline().strip() == "go"
 
 
-def say_done(late_ns: Sequence[int], **values: Any) -> None:
+def report_finished(late_ns: Sequence[int], **values: Any) -> None:
     """Say "done" with how late messages went out, and stay until the parent has what it wants."""
     late_ms = sorted(ns / 1e6 for ns in late_ns) or [0.0]
     p99 = late_ms[int(0.99 * (len(late_ms) - 1))]
-    say("done", late_p99_ms=p99, late_max_ms=late_ms[-1], **values)
+    emit_event("done", late_p99_ms=p99, late_max_ms=late_ms[-1], **values)
     sys.stdin.readline()
 
 
@@ -60,7 +60,7 @@ def run_child(name: str, work: Callable[[Node], int], *errors: type[Exception]) 
     try:
         return work(node)
     except expected as error:
-        say("error", text=str(error))
+        emit_event("error", text=str(error))
         return 1
     except KeyboardInterrupt:
         return 130

@@ -28,9 +28,9 @@ from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.ros.processes.bring_up import (
     BringUpError,
     bring_up,
+    report_finished,
     run_child,
-    say_done,
-    told_to_go,
+    wait_for_start,
     wait_matched,
 )
 from pi05_ros.runtime.sources import JOINTS, camera_source
@@ -109,7 +109,7 @@ def main() -> int:
 
         def wait_for_go() -> None:
             wait_matched({stream.name: stream.publisher for stream in streams})
-            if not told_to_go():
+            if not wait_for_start():
                 raise BringUpError("the parent process ended")
 
         if not args.node:
@@ -118,13 +118,13 @@ def main() -> int:
             threading.Thread(target=_set_at_next_line, args=(stop,), daemon=True).start()
             play(streams, math.inf, stop)
             late_ns = [late for stream in streams for late in stream.late_ns]
-            say_done(late_ns, sent={stream.name: stream.sent for stream in streams})
+            report_finished(late_ns, sent={stream.name: stream.sent for stream in streams})
             return 0
         # Activated after "go", so that no tick comes before the load.
         bring_up(node, args.node, args.configure_timeout, wait_for_go)
         play(streams, args.seconds)
         late_ns = [late for stream in streams for late in stream.late_ns]
-        say_done(late_ns, sent={stream.name: stream.sent for stream in streams})
+        report_finished(late_ns, sent={stream.name: stream.sent for stream in streams})
         return 0
 
     return run_child("pi05_load_publisher", work, ValueError)

@@ -27,7 +27,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 
 from pi05_ros.msg import ActionChunk
-from pi05_ros.ros.processes.bring_up import BringUpError, run_child, say
+from pi05_ros.ros.processes.bring_up import BringUpError, emit_event, run_child
 from pi05_ros.runtime.conversion import stamp_ns
 
 SERVICE_S = 60.0
@@ -115,10 +115,10 @@ class Sweep:
         self._chunks.clear()
         self.change("activate")
         began = time.monotonic()
-        say("active")
+        emit_event("active")
         self._spin(seconds)
         took = time.monotonic() - began
-        say("inactive")
+        emit_event("inactive")
         self.change("deactivate")
         chunks = list(self._chunks)
         return {
@@ -175,10 +175,10 @@ def main() -> int:
     def work(node: Node) -> int:
         sweep = Sweep(node, args.node)
         sweep.change("configure", args.configure_timeout)
-        say("configured")
+        emit_event("configured")
         while line := sys.stdin.readline().strip():
             asked = json.loads(line)
-            say("cell", row=sweep.cell(float(asked["rate_hz"]), float(asked["seconds"])))
+            emit_event("cell", row=sweep.cell(float(asked["rate_hz"]), float(asked["seconds"])))
         return 0
 
     return run_child("pi05_rate_sweep", work)

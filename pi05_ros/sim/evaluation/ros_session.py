@@ -44,7 +44,7 @@ MAX_FILM = 600
 """Images that are kept; later ones are not filmed."""
 SERVICE_S = 30.0
 DRAIN_S = 0.05
-"""Time to read what has queued up while nobody looked."""
+"""Time to read what has queued up meanwhile."""
 _CONFIGURE_S = 120.0
 _RESTART = ("pi05_executor/stop", "sim_arm/reset", "pi05_policy/reset", "pi05_executor/resume")
 _STAGES = ("queue", "preprocess", "vision", "prefill", "denoise", "model", "total")

@@ -124,7 +124,7 @@ class Trainer:
         return model
 
     def save(self, path: Path) -> None:
-        """Write everything needed to go on; whoever is killed here leaves the old file or this."""
+        """Write everything needed to go on; after a crash the old or the new file exists."""
         tensors = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for name, parameter in self.model.named_parameters():
