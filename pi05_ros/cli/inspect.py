@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `pi05 inspect`."""
     parser.add_argument("checkpoint", help="safetensors file, directory or hub id")
     parser.add_argument("--robot", help="robot profile, a shipped name or a .yaml file")
+    parser.add_argument("--limits", help="URDF or joint limits (YAML) to compare statistics with")
     parser.add_argument("--hash", action="store_true", help="also hash the weights (reads all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from pi05_ros.workflows.inspect_checkpoint import inspect_checkpoint
 
     try:
-        report = inspect_checkpoint(args.checkpoint, args.robot, args.hash)
+        report = inspect_checkpoint(args.checkpoint, args.robot, args.hash, args.limits)
     except CheckpointError as error:
         if args.debug:
             raise
@@ -78,14 +79,27 @@ def _print(report: Mapping[str, Any]) -> None:
             line(kind.removesuffix("s"), text)
 
 
+def _unit(units: Mapping[str, str]) -> str:
+    """Unit of a column, or how the model's becomes the robot's."""
+    model, robot = units["model"], units["robot"]
+    return robot if model == robot else f"{model} -> {robot}"
+
+
 def _print_meaning(report: Mapping[str, Any], line: Any) -> None:
     robot, prompt, normal = report["robot"], report["prompt"], report["normalisation"]
     line("robot", f"{robot['name']}, {robot['control_hz']:g} Hz")
     for role, slot in robot["cameras"].items():
         source = robot["camera_sources"].get(role, slot)
         line("camera", f"{role} -> {slot}" if source == slot else f"{role} -> {source} -> {slot}")
-    line("state", ", ".join(robot["state"]))
-    line("actions", ", ".join(f"{name} ({text})" for name, text in robot["actions"].items()))
+    states = zip(robot["state"], robot["state_units"], strict=True)
+    line("state", ", ".join(f"{name} ({_unit(units)})" for name, units in states))
+    actions = zip(robot["actions"].items(), robot["action_units"], strict=True)
+    line(
+        "actions",
+        ", ".join(
+            f"{name} ({text.split()[0]}, {_unit(units)})" for (name, text), units in actions
+        ),
+    )
     state = f", {prompt['state_values']} state values" if prompt["state_values"] else ""
     line("prompt", f"{prompt['mode']}{state}, at most {prompt['max_tokens']} tokens")
     steps = report["denoise_steps"]

@@ -67,6 +67,18 @@ def _random(name: str) -> Check:
     return Check("checkpoint", Level.FAIL, f"{name} is unknown", fix)
 
 
+def _vocabulary(checkpoint: Path | None) -> int:
+    """Rows of a checkpoint's embedding; very many where that cannot be told."""
+    from pi05_ros.model import CheckpointError, infer_config, open_checkpoint
+
+    try:
+        return (
+            2**31 if checkpoint is None else infer_config(open_checkpoint(checkpoint)).config.vocab
+        )
+    except CheckpointError:  # said by the check of the checkpoint
+        return 2**31
+
+
 def tokenizer(path: str | None, checkpoint_path: str | None) -> list[Check]:
     """Whether a tokenizer is found and opens."""
     from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
@@ -75,7 +87,7 @@ def tokenizer(path: str | None, checkpoint_path: str | None) -> list[Check]:
     real = checkpoint_path is not None and not checkpoint_path.startswith(RANDOM_PREFIX)
     place = Path(os.path.expanduser(checkpoint_path)) if real and checkpoint_path else None
     try:
-        found = load_tokenizer(path, place, 2**31)
+        found = load_tokenizer(path, place, _vocabulary(place))
     except PolicyError as error:
         needed = real or path is not None
         detail = str(error) if needed else "paligemma_tokenizer.model not found (real checkpoints)"

@@ -5,14 +5,22 @@ Reads headers and JSON files only, so it is as fast on 14 GB as on 2 MB.
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
 from pathlib import Path
 from typing import Any
 
+from pi05_ros.execution.joint_limits import LimitsError
+from pi05_ros.execution.limits import limits_from_urdf
+from pi05_ros.execution.limits_yaml import limits_from_yaml
 from pi05_ros.model import CheckpointError, checkpoint_hash
 from pi05_ros.model.checkpoint.discovery import ACCEPTED
 from pi05_ros.model.checkpoint.hub import locate
 from pi05_ros.model.checkpoint.weight_report import WeightReport, describe
 from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
+from pi05_ros.policy.checkpoints.loading import with_tokenizer
+from pi05_ros.policy.checkpoints.plausibility import statistics_doubts
 from pi05_ros.policy.checkpoints.recipe import (
     DEFAULT_DENOISE_STEPS,
     RANDOM_PREFIX,
@@ -20,20 +28,35 @@ from pi05_ros.policy.checkpoints.recipe import (
     openpi_recipe,
 )
 from pi05_ros.policy.errors import PolicyError
+from pi05_ros.policy.interface import ActionUnit
+from pi05_ros.policy.prompt.tokenizer import MissingTokenizerError, load_tokenizer
 from pi05_ros.policy.robots.profile_yaml import available_robots, load_profile
+from pi05_ros.policy.robots.units import Unit
 from pi05_ros.policy.transforms.normalize import Normalizer
+from pi05_ros.small_files import FileError, read_text
 
 
 def inspect_checkpoint(
-    checkpoint: str, robot: str | None = None, with_hash: bool = False
+    checkpoint: str,
+    robot: str | None = None,
+    with_hash: bool = False,
+    limits_file: str | None = None,
 ) -> dict[str, Any]:
     """Everything `pi05 inspect` says, as JSON-ready values.
 
+    Args:
+        checkpoint: path or hub id.
+        robot: shipped profile or YAML file.
+        with_hash: read all weights and hash them.
+        limits_file: URDF or limits in YAML, which the statistics are compared with.
+
     Raises:
         RobotProfileError: the named profile cannot be used.
+        LimitsError: the limits cannot be used.
         CheckpointError: the weights would not load.
 
     """
+    limits = None if limits_file is None else _limits(Path(os.path.expanduser(limits_file)))
     if robot is not None:
         load_profile(robot)
     if checkpoint.startswith(RANDOM_PREFIX):
@@ -56,6 +79,16 @@ def inspect_checkpoint(
     except PolicyError as error:
         report["open"] = [str(error)]
         return report
+    report["open"] = []
+    try:
+        vocab = weights.inferred.config.vocab
+        tokenizer = load_tokenizer(recipe.tokenizer, folder, vocab)
+        recipe = with_tokenizer(recipe, tokenizer, vocab)
+        recipe = dataclasses.replace(recipe, tokenizer=tokenizer.name)
+    except MissingTokenizerError:
+        pass  # it may be named when the policy is loaded
+    except PolicyError as error:
+        report["open"].append(str(error))
     report.update(_meaning(recipe))
     if recipe.profile.horizon is not None:
         report["horizon"] = {
@@ -67,8 +100,27 @@ def inspect_checkpoint(
         report["assumed"] = [n for n in report["assumed"] if not n.startswith("horizon")]
     report["assumed"] += list(recipe.assumptions)
     report["doubts"] = list(recipe.doubts)
-    report["open"] = []
+    if limits is not None:
+        doubts = statistics_doubts(recipe.profile, recipe.normalization, limits)
+        report["doubts"] += [doubt for doubt in doubts if doubt not in recipe.doubts]
     return report
+
+
+def _limits(file: Path) -> dict[str, tuple[float, float]]:
+    """Position limits of a URDF's or a limits file's joints, rad or m."""
+    if file.suffix in (".yaml", ".yml"):
+        found = limits_from_yaml(file)
+    else:
+        try:
+            found = limits_from_urdf(read_text(file))
+        except FileError as error:
+            raise LimitsError(f"limits: {error}") from error
+    ends = zip(found.names, found.lower, found.upper, found.continuous, strict=True)
+    return {
+        name: (float(low), float(high))
+        for name, low, high, endless in ends
+        if not endless and math.isfinite(low) and math.isfinite(high)
+    }
 
 
 def _weights(checkpoint: str, found: WeightReport) -> dict[str, Any]:
@@ -111,6 +163,8 @@ def _meaning(recipe: Recipe) -> dict[str, Any]:
             "cameras": {camera.role: camera.slot for camera in profile.cameras},
             "camera_sources": {c.role: c.source for c in profile.cameras if c.source},
             "state": list(profile.state_names),
+            "state_units": _units(profile.state_units, profile.observed_units),
+            "action_units": _units(profile.action_units, profile.command_units),
             "actions": {
                 name: f"{meaning.name.lower()} {unit.name.lower()}"
                 for name, meaning, unit in zip(
@@ -140,6 +194,14 @@ def _meaning(recipe: Recipe) -> dict[str, Any]:
             "source": normal.source,
         },
     }
+
+
+def _units(model: tuple[Unit, ...], robot: tuple[ActionUnit, ...]) -> list[dict[str, str]]:
+    """Units of columns as the model has them, and on the robot's side."""
+    return [
+        {"model": a.name.lower(), "robot": b.name.lower()}
+        for a, b in zip(model, robot, strict=True)
+    ]
 
 
 def _normalizer(normalizer: Normalizer) -> dict[str, Any]:

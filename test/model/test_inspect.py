@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import yaml
 from layouts import LEROBOT_CONFIG, write_layout
-from model_fixtures import DATA, weights
+from model_fixtures import DATA, WEIGHTS, weights
 
 from pi05_ros.cli.main import main
 from pi05_ros.model.checkpoint.weight_report import describe
@@ -112,3 +113,48 @@ def test_counts_add_up(tmp_path):
         held = sum(elements for _, elements in found.dtypes.values())
         assert sum(found.parameters.values()) + found.unused_parameters == held
         assert found.parameters == describe(DATA).parameters
+
+
+URDF = """<robot name="arm"><link name="a"/><link name="b"/>
+<joint name="panda_joint1" type="revolute"><parent link="a"/><child link="b"/>
+<limit lower="-0.1" upper="0.1" effort="1" velocity="1"/></joint></robot>"""
+
+
+def test_units_and_limits(capsys, tmp_path):
+    """Units of both sides, and statistics against the limits of a URDF or of a limits file."""
+    (tmp_path / "arm.urdf").write_text(URDF)
+    limits = {"panda_joint1": {"min_position": -0.1, "max_position": 0.1}}
+    (tmp_path / "limits.yaml").write_text(yaml.safe_dump({"joint_limits": limits}))
+    stats = {"q01": [-2.0, *[-1.0] * 7], "q99": [2.0, *[1.0] * 7]}
+    place = tmp_path / "c" / "assets" / "droid"
+    place.mkdir(parents=True)
+    data = {"norm_stats": {"state": stats, "actions": stats}}
+    (place / "norm_stats.json").write_text(json.dumps(data))
+    (tmp_path / "c" / "model.safetensors").write_bytes(WEIGHTS.read_bytes())
+    _, plain = as_json(capsys, tmp_path / "c", "--robot", "droid")
+    assert plain["robot"]["action_units"][0] == {
+        "model": "dimensionless", "robot": "radian_per_second",
+    }  # fmt: skip
+    for name in ("arm.urdf", "limits.yaml"):
+        flags = ("--robot", "droid", "--limits", str(tmp_path / name))
+        _, report = as_json(capsys, tmp_path / "c", *flags)
+        more = set(report["doubts"]) - set(plain["doubts"])
+        wanted = "state 'panda_joint1' reach from -2 to 2 radian, outside of its limits -0.1 to"
+        assert any(wanted in doubt for doubt in more)
+    assert main(["inspect", str(tmp_path / "c"), "--robot", "droid"]) == 0
+    text = capsys.readouterr().out
+    assert "panda_joint1 (velocity, dimensionless -> radian_per_second)" in text
+
+
+def test_a_tokenizer_of_another_model_is_open(capsys, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS.read_bytes())
+    (tmp_path / "tokenizer.model").write_bytes(b"junk")
+    config = {"robot": "libero"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    place = tmp_path / "assets" / "x"
+    place.mkdir(parents=True)
+    stats = {"q01": [-1.0] * 8, "q99": [1.0] * 8}
+    data = {"norm_stats": {"state": stats, "actions": stats}}
+    (place / "norm_stats.json").write_text(json.dumps(data))
+    _, report = as_json(capsys, tmp_path)
+    assert any("tokenizer.model is not a readable" in text for text in report["open"])

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import shutil
 import types
 
 import numpy as np
@@ -497,6 +498,30 @@ def test_lerobot_from_observation_to_commands(tmp_path, weights, era):
     assert chunk.names == tuple(names)
     np.testing.assert_allclose(chunk.actions, expected, atol=5e-5)
     assert one.info.robot == "lerobot:c"
+
+
+def test_degrees_of_the_files_are_radians_on_the_robot(tmp_path, weights):
+    """The same checkpoint with a profile in degrees, and without one."""
+    names = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
+    config = {"action_feature_names": [f"{name}.pos" for name in names]}
+    write_lerobot(tmp_path / "c", resolution=56, relative=[], names=None, config=config)
+    shutil.copy(weights, tmp_path / "c" / "model.safetensors")
+    load = functools.partial(Policy.load, tmp_path / "c", tokenizer="bytes", denoise_steps=2)
+    plain, arm = load(), load(robot="so101")
+    numbers = np.array([0.3, -0.2, 0.1, 0.4, -0.5, 0.6])  # degrees, and 0.6 of 100
+    observed = np.radians(numbers)
+    observed[5] = -0.17453 + 0.006 * (1.74533 + 0.17453)
+    expected = plain.infer(observe(state=numbers, prompt="x"), seed=1)
+    chunk = arm.infer(observe(state=observed, prompt="x"), seed=1)
+    np.testing.assert_allclose(chunk.normalized, expected.normalized, atol=1e-5)
+    np.testing.assert_allclose(
+        chunk.actions[:, :5], np.radians(expected.actions[:, :5]), atol=1e-6
+    )
+    share = expected.actions[:, 5] / 100
+    np.testing.assert_allclose(chunk.actions[:, 5], -0.17453 + share * 1.91986, atol=1e-6)
+    assert {unit.name for unit in chunk.units} == {"RADIAN"}
+    assert {unit.name for unit in expected.units} == {"DIMENSIONLESS"}
+    assert any("columns in degree lie within" in doubt for doubt in arm.info.doubts)
 
 
 @pytest.mark.parametrize("bos_id", [2, None])

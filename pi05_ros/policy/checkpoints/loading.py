@@ -36,6 +36,10 @@ from pi05_ros.policy.prompt.tokenizer import Tokenizer, load_tokenizer, tokenize
 
 logger = logging.getLogger(__name__)
 PRESETS = ("tiny", "pi05")
+_NOT_LEROBOT = (
+    "the tensors are named as LeRobot names them, but its config.json and processor files are not "
+    "there: numbers are read as openpi's"
+)
 MAX_SEED_DIGITS = 18  # of the weights' seed: fits into what torch takes
 
 
@@ -119,7 +123,10 @@ def load(config: PolicyConfig) -> Loaded:
         path = locate(config.checkpoint)
         # From the headers alone: a wrong tokenizer shows before gigabytes are read.
         states = file_states(path)
-        sizes = infer_config(open_checkpoint(path)).config
+        opened = open_checkpoint(path)
+        if opened.family == "lerobot" and recipe.family != "lerobot":
+            recipe = with_doubt(recipe, _NOT_LEROBOT)
+        sizes = infer_config(opened).config
         vocabulary = load_tokenizer(words, path, sizes.vocab)
         recipe = with_tokenizer(recipe, vocabulary, sizes.vocab)
         clock = "exact" if recipe.family == "lerobot" else None
@@ -214,6 +221,12 @@ def prompt_encoder(recipe: Recipe, tokenizer: Tokenizer) -> PromptEncoder:
     return PromptEncoder(
         tokenizer, recipe.profile.discrete_state, recipe.max_prompt_tokens, recipe.prompt_bos
     )
+
+
+def with_doubt(recipe: Recipe, doubt: str) -> Recipe:
+    """Recipe with one more doubt, which is logged."""
+    _log((), (doubt,))
+    return dataclasses.replace(recipe, doubts=(*recipe.doubts, doubt))
 
 
 def with_tokenizer(recipe: Recipe, tokenizer: Tokenizer, vocab_size: int) -> Recipe:

@@ -23,6 +23,10 @@ _GEMMA_NEWLINE = 108
 _FEW_PIECES = 0.9  # share of the embedding's rows that a vocabulary of that model fills
 
 
+class MissingTokenizerError(PolicyError):
+    """None was named, and none is where tokenizers are looked for."""
+
+
 class Tokenizer(Protocol):
     """What the prompt needs.
 
@@ -171,7 +175,7 @@ def load_tokenizer(
         candidates = tokenizer_candidates(checkpoint)
         path = next((p for p in candidates if os.path.lexists(p)), None)
         if path is None:
-            raise PolicyError(
+            raise MissingTokenizerError(
                 "paligemma_tokenizer.model not found; looked for: "
                 + ", ".join(str(p) for p in candidates)
                 + ". Get it with `gsutil cp gs://big_vision/paligemma_tokenizer.model .`"
