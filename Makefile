@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 ENV = source .venv/ros_env.sh
 
-.PHONY: demo test test-fast lint env clean
+.PHONY: demo test test-fast test-fleet lint env clean
 
 demo:  ## A rendered scene replayed into the policy node, then the simulated arm in closed loop.
 	@scripts/setup_env.sh run
@@ -19,6 +19,11 @@ endif
 
 test-fast: env  ## Unit tests: no ROS nodes, no rendering, no compilers.
 	@$(ENV) && scripts/test.sh --fast $(TEST_ARGS)
+
+test-fleet: env  ## 24 robots against 4 replicas on a Ray cluster of this machine; installs Ray.
+	@.venv/bin/pip install --quiet "ray[serve]" -c .venv/constraints.txt
+	@$(ENV) && PI05_FLEET_ROBOTS=24 PI05_FLEET_REPLICAS=4 PI05_FLEET_SECONDS=60 \
+	  scripts/test.sh test/serving/test_fleet.py
 
 lint: env  ## ruff, mypy, spelling and CMake checks.
 	@$(ENV) && scripts/lint.sh

@@ -182,7 +182,7 @@ def serve_instant(robot: str) -> None:
     policy = Instant()
     options = ServerOptions(port=0)
     metadata = server_metadata(policy.info, profile, "", options.max_frame)
-    server = PolicyServer(profile, metadata, lambda: Session(policy), options)
+    server = PolicyServer(profile, lambda: metadata, lambda: Session(policy), options)
     serve_until_signal(server, lambda port: print(f"serving on 127.0.0.1:{port}", flush=True))
 
 

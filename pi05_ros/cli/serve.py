@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pi05_ros.serving.server import ServerOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,16 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--max-frame-mib", type=int, default=32, help="largest request")
     server.add_argument("--max-sessions", type=int, default=64, help="connections at a time")
     server.add_argument("--deadline-ms", type=float, help="of requests that name none")
+    fleet = parser.add_argument_group("fleet (pi05_ros[fleet])")
+    fleet.add_argument("--ray", metavar="ADDRESS",
+                       help="replicas on this Ray cluster: auto, host:6379, or local")  # fmt: skip
+    fleet.add_argument("--replicas", type=int, default=1, help="at least")
+    fleet.add_argument("--max-replicas", type=int, default=0, help="at most; scales in between")
+    fleet.add_argument("--gpus", type=float, default=0.0, help="of each replica; 0.25 shares one")
+    fleet.add_argument("--cpus", type=float, default=1.0, help="of each replica")
+    fleet.add_argument("--update", action="store_true",
+                       help="change the checkpoint of a running fleet and end")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Load, warm up, serve until SIGINT or SIGTERM."""
-    from pi05_ros.policy import Policy
     from pi05_ros.policy.remote.key_file import read_keys
     from pi05_ros.serving.access import Access, check_exposure, is_loopback, tls_context
     from pi05_ros.serving.errors import ServingError
     from pi05_ros.serving.server import ServerOptions
-    from pi05_ros.serving.service import policy_server, serve_until_signal
 
     logging.getLogger("pi05_ros.serving").setLevel(logging.INFO)
     for name, value, low in (
@@ -65,32 +77,61 @@ def run(args: argparse.Namespace) -> int:
     if options.tls is None and not is_loopback(args.host):
         print("without --cert and --key, keys and images cross the network unencrypted",
               file=sys.stderr)  # fmt: skip
-    chosen = {} if args.denoise_steps is None else {"denoise_steps": args.denoise_steps}
-    policy = Policy.load(
-        args.checkpoint,
-        robot=args.robot,
-        tokenizer=args.tokenizer,
-        backend=args.backend,
-        precision=args.precision,
-        horizon=args.horizon,
-        device=args.device,
-        seed=args.seed,
-        prompt=args.prompt,
-        threads=args.threads,
-        control_hz=args.control_hz,
-        **chosen,
-    )
+    load = {
+        "robot": args.robot,
+        "tokenizer": args.tokenizer,
+        "backend": args.backend,
+        "precision": args.precision,
+        "horizon": args.horizon,
+        "device": args.device,
+        "prompt": args.prompt,
+        "threads": args.threads,
+        "control_hz": args.control_hz,
+    }
+    if args.denoise_steps is not None:
+        load["denoise_steps"] = args.denoise_steps
+    if args.ray:
+        return _serve_fleet(args, options, load)
+    if args.update:
+        raise ServingError("--update changes a fleet; name its cluster with --ray")
+    from pi05_ros.policy import Policy
+    from pi05_ros.serving.service import policy_server, serve_until_signal
+
+    policy = Policy.load(args.checkpoint, seed=args.seed, **load)
     try:
         policy.warm_up()
-        scheme = "ws" if options.tls is None else "wss"
-        clean = serve_until_signal(
-            policy_server(policy, options, args.seed),
-            lambda port: print(
-                f"serving {policy.info.checkpoint} for {policy.info.robot} on "
-                f"{scheme}://{args.host}:{port}",
-                flush=True,
-            ),
-        )
+        server = policy_server(policy, options, args.seed)
+        what = f"{policy.info.checkpoint} for {policy.info.robot}"
+        clean = serve_until_signal(server, lambda port: _say(what, options, port))
     finally:
         policy.close()
     return 0 if clean else 1
+
+
+def _serve_fleet(args: argparse.Namespace, options: ServerOptions, load: dict[str, Any]) -> int:
+    """Start replicas on a Ray cluster and the front here, or change a running fleet."""
+    from pi05_ros.serving.fleet import FleetOptions, deploy, fleet_server, join_cluster
+    from pi05_ros.serving.service import serve_until_signal
+
+    fleet = FleetOptions(
+        "" if args.ray == "local" else args.ray,
+        args.replicas,
+        args.max_replicas,
+        args.gpus,
+        args.cpus,
+        {name: value for name, value in load.items() if value is not None},
+    )
+    join_cluster(fleet.address)
+    handle = deploy(args.checkpoint, fleet, options.max_frame)
+    if args.update:
+        print(f"all replicas answer with {args.checkpoint}")
+        return 0
+    front = dataclasses.replace(options, workers=2 * fleet.most)
+    server = fleet_server(handle, front, args.robot, args.seed)
+    what = f"{args.checkpoint} on {fleet.replicas} replicas"
+    return 0 if serve_until_signal(server, lambda port: _say(what, options, port)) else 1
+
+
+def _say(what: str, options: ServerOptions, port: int) -> None:
+    scheme = "ws" if options.tls is None else "wss"
+    print(f"serving {what} on {scheme}://{options.host}:{port}", flush=True)

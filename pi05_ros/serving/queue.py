@@ -1,4 +1,4 @@
-"""One GPU for many sessions: a fair queue in front of one inference thread.
+"""One GPU for many sessions: a fair queue in front of the inference thread.
 
 Every session has at most one waiting request: a newer one replaces it, since an answer to an old
 observation is worth nothing to a robot. Sessions are served in turn. A request whose deadline has
@@ -48,20 +48,30 @@ def _give_up(entry: _Waiting[object], error: ServingError) -> None:
 
 
 class InferenceQueue:
-    """Runs work in one thread, one piece at a time, sessions in turn.
+    """Runs work, sessions in turn, one piece of each session at a time.
 
     Args:
+        workers: threads; more than one only where the work is done elsewhere (a fleet).
         observe_wait: called with the seconds that each begun piece of work has waited.
 
     """
 
-    def __init__(self, observe_wait: Callable[[float], None] = lambda seconds: None) -> None:
+    def __init__(
+        self,
+        observe_wait: Callable[[float], None] = lambda seconds: None,
+        workers: int = 1,
+    ) -> None:
         self._observe_wait = observe_wait
         self._condition = threading.Condition()
         self._waiting: OrderedDict[Hashable, _Waiting[object]] = OrderedDict()
         self._closed = False
-        self._thread = threading.Thread(target=self._serve, name="pi05_inference", daemon=True)
-        self._thread.start()
+        self._busy: set[Hashable] = set()
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"pi05_inference_{n}", daemon=True)
+            for n in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def length(self) -> int:
@@ -112,38 +122,51 @@ class InferenceQueue:
         with self._condition:
             self._closed = True
             self._condition.notify_all()
-        self._thread.join(max(0.0, end - time.monotonic()))
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
         with self._condition:
             left = list(self._waiting.values())
             self._waiting.clear()
         for entry in left:
             _give_up(entry, DrainingError("the server is shutting down"))
-        return not self._thread.is_alive()
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _serve(self) -> None:
         while True:
             with self._condition:
-                while not self._waiting and not self._closed:
+                while (session := self._next()) is None:
+                    if self._closed and not self._waiting:
+                        self._condition.notify_all()
+                        return
                     self._condition.wait()
-                if not self._waiting:
-                    return
-                _, entry = self._waiting.popitem(last=False)
-            now = time.monotonic()
-            if entry.deadline_s is not None and now >= entry.deadline_s:
-                late_ms = 1e3 * (now - entry.deadline_s)
-                _give_up(
-                    entry,
-                    DeadlineError(
-                        f"the deadline passed {late_ms:.0f} ms before it could be begun"
-                    ),
-                )
-                continue
-            if not entry.future.set_running_or_notify_cancel():
-                continue
-            self._observe_wait(now - entry.queued_s)
+                entry = self._waiting.pop(session)
+                self._busy.add(session)
             try:
-                result = entry.work()
-            except BaseException as error:  # the future's owner decides
-                entry.future.set_exception(error)
-            else:
-                entry.future.set_result(result)
+                self._run(entry)
+            finally:
+                with self._condition:
+                    self._busy.discard(session)
+                    self._condition.notify_all()
+
+    def _next(self) -> Hashable | None:
+        """The session whose turn it is; None if none waits that is not busy."""
+        return next((session for session in self._waiting if session not in self._busy), None)
+
+    def _run(self, entry: _Waiting[object]) -> None:
+        now = time.monotonic()
+        if entry.deadline_s is not None and now >= entry.deadline_s:
+            late_ms = 1e3 * (now - entry.deadline_s)
+            _give_up(
+                entry,
+                DeadlineError(f"the deadline passed {late_ms:.0f} ms before it could be begun"),
+            )
+            return
+        if not entry.future.set_running_or_notify_cancel():
+            return
+        self._observe_wait(now - entry.queued_s)
+        try:
+            result = entry.work()
+        except BaseException as error:  # the future's owner decides
+            entry.future.set_exception(error)
+        else:
+            entry.future.set_result(result)

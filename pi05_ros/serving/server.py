@@ -33,7 +33,7 @@ from pi05_ros.serving.errors import ServingError
 from pi05_ros.serving.prometheus import ServerMetrics
 from pi05_ros.serving.queue import DeadlineError, DrainingError, InferenceQueue, ReplacedError
 from pi05_ros.serving.requests import Request, parse_request
-from pi05_ros.serving.session import Session
+from pi05_ros.serving.session import Answering
 
 log = logging.getLogger("pi05_ros.serving")
 
@@ -58,6 +58,7 @@ class ServerOptions:
         max_sessions: connections at a time.
         deadline_ms: of requests that name none; None waits as long as it takes.
         drain_s: how long running and waiting requests may take after a stop.
+        workers: requests of different sessions under way at a time; 1 for one policy.
 
     """
 
@@ -69,6 +70,7 @@ class ServerOptions:
     max_sessions: int = 64
     deadline_ms: float | None = None
     drain_s: float = 5.0
+    workers: int = 1
 
 
 class PolicyServer:
@@ -76,7 +78,7 @@ class PolicyServer:
 
     Args:
         robot: whose observations are accepted.
-        metadata: first frame of each connection.
+        metadata: makes the first frame of a connection; called in a thread of its own.
         new_session: makes the state of one connection.
         options: see `ServerOptions`.
 
@@ -88,8 +90,8 @@ class PolicyServer:
     def __init__(
         self,
         robot: RobotProfile,
-        metadata: dict[str, Any],
-        new_session: Callable[[], Session],
+        metadata: Callable[[], dict[str, Any]],
+        new_session: Callable[[], Answering],
         options: ServerOptions | None = None,
     ) -> None:
         self._options = options or ServerOptions()
@@ -97,7 +99,9 @@ class PolicyServer:
         self._robot = robot
         self._metadata = metadata
         self._new_session = new_session
-        self._queue = InferenceQueue(lambda seconds: self.metrics.wait.observe(seconds))
+        self._queue = InferenceQueue(
+            lambda seconds: self.metrics.wait.observe(seconds), self._options.workers
+        )
         self.metrics = ServerMetrics(lambda: self._queue.length)
         self._ids = itertools.count(1)
         self._open = 0
@@ -193,10 +197,9 @@ class PolicyServer:
 
     # used by conversations ------------------------------------------------------------------
 
-    @property
-    def first_frame(self) -> dict[str, Any]:
-        """Metadata."""
-        return self._metadata
+    async def first_frame(self) -> bytes:
+        """Packed metadata."""
+        return array_codec.pack(await asyncio.to_thread(self._metadata))
 
     def parse(self, frame: str | bytes) -> tuple[Request, str]:
         """A frame as request, and the dialect to answer in; raises WireError."""
@@ -210,7 +213,7 @@ class PolicyServer:
         decoded = array_codec.unpack(frame)
         return parse_request(decoded.value, self._robot), decoded.dialect
 
-    async def infer(self, name: str, session: Session, request: Request, began: float) -> Any:
+    async def infer(self, name: str, session: Answering, request: Request, began: float) -> Any:
         """Queue a request of a session and wait for its answer."""
         deadline_ms = request.deadline_ms
         if deadline_ms is None:
@@ -226,7 +229,7 @@ class _Conversation:
     """Reads the requests of one connection and answers them in their order."""
 
     def __init__(
-        self, server: PolicyServer, connection: ServerConnection, name: str, session: Session
+        self, server: PolicyServer, connection: ServerConnection, name: str, session: Answering
     ) -> None:
         self._server = server
         self._connection = connection
@@ -238,7 +241,7 @@ class _Conversation:
         self._previous_ms: float | None = None
 
     async def run(self) -> None:
-        await self._connection.send(array_codec.pack(self._server.first_frame))
+        await self._connection.send(await self._server.first_frame())
         sender = asyncio.create_task(self._send())
         try:
             async for frame in self._connection:

@@ -28,11 +28,12 @@ def policy_server(policy: Policy, options: ServerOptions, seed: int = 0) -> Poli
 
     """
     openpi = OpenpiUnits(policy.recipe)
+    metadata = server_metadata(
+        policy.info, policy.robot, statistics_hash(policy.recipe), options.max_frame
+    )
     return PolicyServer(
         policy.robot,
-        server_metadata(
-            policy.info, policy.robot, statistics_hash(policy.recipe), options.max_frame
-        ),
+        lambda: metadata,
         lambda: Session(policy, seed=seed, openpi=openpi),
         options,
     )

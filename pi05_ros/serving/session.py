@@ -36,6 +36,13 @@ class ServedPolicy(Protocol):
         """Free the model."""
 
 
+class Answering(Protocol):
+    """State of one connection as the server sees it."""
+
+    def answer(self, request: Request) -> dict[str, Any]:
+        """Answer one request, see `Session.answer`."""
+
+
 class Session:
     """State of one connection.
 

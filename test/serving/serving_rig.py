@@ -61,7 +61,7 @@ class Running:
         self.options = ServerOptions(port=0, **options)
         self.server = PolicyServer(
             policy.robot,
-            server_metadata(policy.info, policy.robot, "sha256:1", self.options.max_frame),
+            lambda: server_metadata(policy.info, policy.robot, "sha256:1", self.options.max_frame),
             lambda: Session(policy),
             self.options,
         )

@@ -1,0 +1,159 @@
+"""A fleet on a Ray cluster of this machine: replicas die and change, every robot is answered."""
+
+import contextlib
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from serving_rig import Running, StubPolicy
+from websockets.sync.client import connect
+
+from pi05_ros.policy import Observation, Policy, load_profile
+from pi05_ros.policy.remote.array_codec import pack, unpack
+from pi05_ros.serving.errors import ServingError
+from pi05_ros.serving.fleet import (
+    APPLICATION,
+    DEPLOYMENT,
+    FleetOptions,
+    deploy,
+    fleet_server,
+    join_cluster,
+)
+from pi05_ros.serving.server import ServerOptions
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+ROBOTS = int(os.environ.get("PI05_FLEET_ROBOTS", "6"))
+REPLICAS = int(os.environ.get("PI05_FLEET_REPLICAS", "2"))
+SECONDS = float(os.environ.get("PI05_FLEET_SECONDS", "0"))
+LOAD = {"robot": "droid", "tokenizer": "bytes", "device": "cpu", "denoise_steps": 1, "threads": 1}
+DROID = load_profile("droid")
+MAX_FRAME = 2**20
+
+
+def request(seed):
+    rng = np.random.default_rng(5)
+    images = {
+        role: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for role in ("base", "wrist")
+    }
+    return {"images": images, "state": np.linspace(-0.5, 0.5, 8), "prompt": "pick", "seed": seed}
+
+
+def expected(checkpoint):
+    """Answers of the policy in this process, by seed."""
+    policy = Policy.load(checkpoint, **LOAD)
+    try:
+        value = request(0)
+        obs = Observation(value["images"], value["state"], "pick")
+        found = {seed: policy.infer(obs, seed=seed).actions for seed in range(4)}
+        return policy.info.checkpoint_hash, found
+    finally:
+        policy.close()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray", reason="`make test-fleet` installs Ray")
+    from ray import serve
+
+    join_cluster("")
+    yield ray
+    serve.shutdown()
+    ray.shutdown()
+
+
+def actor_names(ray):
+    from ray.util import list_named_actors
+
+    return [a["name"] for a in list_named_actors(all_namespaces=True) if DEPLOYMENT in a["name"]]
+
+
+class FleetRobot(threading.Thread):
+    """Asks until told to stop; remembers every answer."""
+
+    def __init__(self, port, stop):
+        super().__init__(daemon=True)
+        self.port, self.stop_event = port, stop
+        self.answers, self.errors, self.asked = [], [], 0
+
+    def run(self):
+        with connect(f"ws://127.0.0.1:{self.port}", compression=None, max_size=None) as ws:
+            ws.recv(60)
+            while not self.stop_event.is_set():
+                seed = self.asked % 4
+                self.asked += 1
+                ws.send(pack(request(seed)))
+                answer = ws.recv(120)
+                if isinstance(answer, str):
+                    self.errors.append(answer)
+                else:
+                    value = unpack(answer).value
+                    self.answers.append((seed, value["checkpoint_hash"], value["actions"]))
+
+
+def test_a_killed_replica_and_a_new_checkpoint_cost_no_answer(cluster):
+    options = FleetOptions(replicas=REPLICAS, cpus=0.1, load=LOAD)
+    handle = deploy("random:tiny:1", options, MAX_FRAME)
+    front = Running(StubPolicy(DROID))
+    front.server = fleet_server(
+        handle, ServerOptions(port=0, max_frame=MAX_FRAME, workers=2 * REPLICAS), "droid"
+    )
+    front.start()
+    stop = threading.Event()
+    robots = [FleetRobot(front.port, stop) for _ in range(ROBOTS)]
+    try:
+        for robot in robots:
+            robot.start()
+        answered = lambda: sum(len(robot.answers) for robot in robots)  # noqa: E731
+        until(lambda: answered() > 4 * ROBOTS)
+        time.sleep(SECONDS / 2)
+
+        victim = actor_names(cluster)[0]
+        cluster.kill(cluster.get_actor(victim, namespace="serve"), no_restart=True)
+        before = answered()
+        until(lambda: answered() > before + 4 * ROBOTS)
+
+        deploy("random:tiny:2", options, MAX_FRAME)
+        before = answered()
+        until(lambda: answered() > before + 4 * ROBOTS)
+        time.sleep(SECONDS / 2)
+    finally:
+        stop.set()
+        for robot in robots:
+            robot.join(120)
+        front.stop()
+        front.join()
+    assert not any(robot.errors for robot in robots), [r.errors[:2] for r in robots]
+    assert all(robot.asked == len(robot.answers) for robot in robots)
+    right = dict(expected(f"random:tiny:{n}") for n in (1, 2))
+    for robot in robots:
+        hashes = [found for _, found, _ in robot.answers]
+        assert set(hashes) <= set(right)
+        assert (hashes[0], hashes[-1]) == tuple(right)
+        for seed, found, actions in robot.answers:
+            np.testing.assert_array_equal(actions, right[found][seed])
+    from ray import serve
+
+    assert serve.status().applications[APPLICATION].status == "RUNNING"
+
+
+def until(condition, seconds=240.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_replicas_that_cannot_load_are_told_and_the_running_ones_stay(cluster):
+    with contextlib.suppress(ServingError):
+        deploy("/no/such/checkpoint", FleetOptions(cpus=0.1, load=LOAD), MAX_FRAME)
+        raise AssertionError("a fleet without a checkpoint started")
+
+
+@pytest.mark.parametrize(
+    "options", [{"replicas": 0}, {"replicas": 3, "max_replicas": 2}, {"gpus": -1}]
+)
+def test_wrong_options_are_named(options):
+    with pytest.raises(ServingError, match="accepted"):
+        FleetOptions(**options)
