@@ -72,6 +72,26 @@ def parse_yaml(text: str, where: str, tags: Tags | None = None) -> Any:
         ) from None
 
 
+def check_nesting(text: str, loader: Any) -> None:
+    """Look at a text that PyYAML's fast loader shall read: libyaml recurses until the stack ends.
+
+    Raises:
+        ValueError: nested deeper than MAX_DEPTH, or aliases, of which few make a large value.
+        yaml.YAMLError: it is not YAML.
+
+    """
+    depth = 0
+    for event in yaml.parse(text, loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent):
+            raise ValueError("aliases are not accepted")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested too deeply; accepted: at most {MAX_DEPTH} levels")
+
+
 def dump_yaml(data: Any, *, sort_keys: bool = False) -> str:
     """YAML of plain values, with every string in double quotes."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=sort_keys, allow_unicode=True, width=10**6)

@@ -26,6 +26,7 @@ from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 from pi05_ros.bags.bag_files import MAX_METADATA, METADATA, require_bag_files
 from pi05_ros.bags.mcap_path import McapPath
 from pi05_ros.small_files import FileError, read_text, require_regular
+from pi05_ros.strict_yaml import check_nesting
 
 KNOWN_VERSION = 9
 ENDINGS = (".mcap", ".db3")
@@ -172,8 +173,10 @@ class BagParts:
         """Content of metadata.yaml."""
         file = path / METADATA
         text = read_text(file, MAX_METADATA)
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:  # `require_bag_files` has looked at it
-            content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+            check_nesting(text, loader)
+            content = yaml.load(text, loader)  # noqa: S506
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             said = " ".join(str(error).split())[:200]
             raise FileError(f"{file} is not valid YAML: {said}") from None

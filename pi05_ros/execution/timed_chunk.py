@@ -12,6 +12,8 @@ from pi05_ros.execution.joint_limits import JointLimits
 from pi05_ros.policy.interface import ActionMeaning, ActionUnit
 
 MAX_HORIZON = 10_000
+MIN_STEP_NS = 1_000_000
+"""The fastest control rate; a shorter step makes millions of steps of a chunk's time."""
 MAX_STEP_NS = 10_000_000_000
 """Longer steps are an error of units: such a chunk would be followed for minutes."""
 
@@ -121,7 +123,7 @@ def timed_chunk(
         names: columns of the chunk.
         data: row-major ``[horizon * len(names)]``.
         horizon: steps.
-        step_ns: duration of a step, above 0, at most MAX_STEP_NS.
+        step_ns: duration of a step, MIN_STEP_NS to MAX_STEP_NS.
         start_ns: time of step 0.
         meaning: per column an `ActionMeaning`; absolute positions, deltas to the step before
             and velocities are understood, deltas and velocities only with a reference.
@@ -157,9 +159,9 @@ def timed_chunk(
             f"{horizon} steps of {n} joints; accepted are up to {MAX_HORIZON} steps",
         )
     values = np.asarray(data, dtype=np.float64).reshape(-1)
-    if not 0 < step_ns <= MAX_STEP_NS:
+    if not MIN_STEP_NS <= step_ns <= MAX_STEP_NS:
         raise ChunkRefusedError(
-            "step", f"step duration is {step_ns} ns; accepted: 1 to {MAX_STEP_NS}"
+            "step", f"step duration is {step_ns} ns; accepted: {MIN_STEP_NS} to {MAX_STEP_NS}"
         )
     if not np.isfinite(values).all():
         raise ChunkRefusedError("not finite", "chunk holds NaN or infinite values")

@@ -209,3 +209,15 @@ def test_a_writer_in_another_process_keeps_its_part(tmp_path: Path) -> None:
     write_bag(tmp_path / "bag", 0.1)
     assert running.exists()
     assert not killed.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("- " * 100_000, "nested too deeply"), ("[" * 100_000, "nested too deeply"),
+     ("a: &a [x]\nb: [*a, *a]", "aliases are not accepted")],
+)  # fmt: skip
+def test_metadata_that_would_end_the_process_is_refused(tmp_path, text, said):
+    (tmp_path / "bag.mcap").write_bytes(b"")
+    (tmp_path / "metadata.yaml").write_text(text)
+    with pytest.raises(BagError, match=said):
+        Bag(tmp_path)
