@@ -14,7 +14,7 @@ from importlib import util
 from typing import Any
 
 from pi05_ros.doctor.checks import Check, Level
-from pi05_ros.runtime.image_encodings import ENCODINGS
+from pi05_ros.runtime.inputs.image_encodings import ENCODINGS
 
 FUTURE_S = 0.05
 START_S = 30.0

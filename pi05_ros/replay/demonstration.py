@@ -19,8 +19,8 @@ from pi05_ros.bags.cdr_messages import JOINT_STATE
 from pi05_ros.bags.timeline import header_stamp_ns
 from pi05_ros.bags.topics import JOINT_STATES, PROMPT, Source, by_topic
 from pi05_ros.replay.offline import converters
-from pi05_ros.runtime import conversion
-from pi05_ros.runtime.joint_states import JointStateMerger, merge_message
+from pi05_ros.runtime.inputs import conversion
+from pi05_ros.runtime.inputs.joint_states import JointStateMerger, merge_message
 
 COMMANDS = "joint_commands"
 

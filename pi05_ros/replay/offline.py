@@ -24,12 +24,12 @@ from pi05_ros.policy.chunking.continuation import DelayEstimator
 from pi05_ros.policy.chunking.continuing import ContinuingPolicy, Started
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.interface import ActionChunk
-from pi05_ros.runtime import conversion
 from pi05_ros.runtime.inference import BadSampleError, InferenceResult, Job, PolicyLike
+from pi05_ros.runtime.inputs import conversion
+from pi05_ros.runtime.inputs.observation_buffer import CLOCK_JUMP_NS, Problem
+from pi05_ros.runtime.inputs.sources import camera_source, make_inputs
 from pi05_ros.runtime.loop import InferenceLoop
-from pi05_ros.runtime.observation_buffer import CLOCK_JUMP_NS, Problem
 from pi05_ros.runtime.parameters import PolicyParameters
-from pi05_ros.runtime.sources import camera_source, make_inputs
 from pi05_ros.runtime.text import prompt_in_use
 
 LEAP_NS = 3600 * NS  # ticks in a gap this long are not counted: stamps of zero, wrong log times

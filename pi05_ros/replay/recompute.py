@@ -19,13 +19,14 @@ from pi05_ros.bags.timeline import header_stamp_ns
 from pi05_ros.bags.topics import JOINT_STATES, PROMPT, Source, by_topic
 from pi05_ros.replay.compare import Comparison, Difference
 from pi05_ros.replay.offline import UntimedPolicy, converters
-from pi05_ros.runtime import conversion, inference
+from pi05_ros.runtime import inference
 from pi05_ros.runtime.inference import Job, PolicyLike
-from pi05_ros.runtime.joint_states import JointStateMerger, MergedJoints, merge_message
-from pi05_ros.runtime.observation_buffer import Snapshot, SourceSample
+from pi05_ros.runtime.inputs import conversion
+from pi05_ros.runtime.inputs.joint_states import JointStateMerger, MergedJoints, merge_message
+from pi05_ros.runtime.inputs.observation_buffer import Snapshot, SourceSample
+from pi05_ros.runtime.inputs.sources import camera_source
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.policy_loading import load_policy
-from pi05_ros.runtime.sources import camera_source
 
 
 def policy_for(parameters: PolicyParameters, chunks: Sequence[ChunkRecord]) -> PolicyLike:

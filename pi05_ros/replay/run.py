@@ -20,9 +20,9 @@ from pi05_ros.replay.live import LiveOptions, LiveResult, run_live
 from pi05_ros.replay.offline import OfflineReplay, UntimedPolicy
 from pi05_ros.replay.plots import plot_replay
 from pi05_ros.replay.summary import ReplaySummary, Spread, latencies_ms
+from pi05_ros.runtime.inputs.sources import camera_source
 from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
 from pi05_ros.runtime.policy_loading import load_policy
-from pi05_ros.runtime.sources import camera_source
 
 
 @dataclass(frozen=True)
@@ -236,8 +236,8 @@ def joint_history(
     path: Path, topic: str, names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Stamps in ns ``[n]`` and positions ``[n, len(names)]`` of a bag; None if names differ."""
-    from pi05_ros.runtime.conversion import ConversionError, stamp_ns
-    from pi05_ros.runtime.joint_states import JointStateMerger, merge_message
+    from pi05_ros.runtime.inputs.conversion import ConversionError, stamp_ns
+    from pi05_ros.runtime.inputs.joint_states import JointStateMerger, merge_message
 
     joints = JointStateMerger(names)
     stamps: list[int] = []

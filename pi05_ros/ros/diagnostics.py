@@ -8,8 +8,8 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from pi05_ros.backends.engine import EngineHealth
-from pi05_ros.runtime.clock_watch import ClockWatch
-from pi05_ros.runtime.observation_buffer import NS, Inputs, Problem
+from pi05_ros.runtime.inputs.clock_watch import ClockWatch
+from pi05_ros.runtime.inputs.observation_buffer import NS, Inputs, Problem
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.statistics import Statistics
 from pi05_ros.runtime.text import printable

@@ -17,7 +17,7 @@ from pi05_ros.execution.executor import (
     Executor,
 )
 from pi05_ros.msg import ExecutorStatus
-from pi05_ros.runtime.conversion import split_ns
+from pi05_ros.runtime.inputs.conversion import split_ns
 
 LOW_CLOCK = "no time has come on /clock yet (use_sim_time is set)"
 _MODES = {

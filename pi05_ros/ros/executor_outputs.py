@@ -24,7 +24,7 @@ from pi05_ros.execution.outputs import (
     Output,
     OutputsError,
 )
-from pi05_ros.runtime.conversion import split_ns
+from pi05_ros.runtime.inputs.conversion import split_ns
 
 CHUNK_AHEAD_S = 1.0
 """How far a whole trajectory reaches before it brakes."""

@@ -9,8 +9,8 @@ from sensor_msgs.msg import JointState
 
 from pi05_ros.execution.executor import Executor
 from pi05_ros.ros import qos
-from pi05_ros.runtime.conversion import ConversionError, stamp_ns
-from pi05_ros.runtime.joint_states import JointStateMerger, merge_message
+from pi05_ros.runtime.inputs.conversion import ConversionError, stamp_ns
+from pi05_ros.runtime.inputs.joint_states import JointStateMerger, merge_message
 
 TOPIC = "joint_states"
 BELIEVED_AFTER_SHARE = 0.8

@@ -13,8 +13,8 @@ from rclpy.node import Node
 from pi05_ros.msg import ActionChunk as ActionChunkMsg
 from pi05_ros.msg import InferenceTimings, PolicyStatus
 from pi05_ros.ros import qos
-from pi05_ros.runtime.conversion import split_ns
 from pi05_ros.runtime.inference import InferenceResult, Job
+from pi05_ros.runtime.inputs.conversion import split_ns
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.text import printable
 

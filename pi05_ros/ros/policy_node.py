@@ -19,14 +19,14 @@ from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 
 from pi05_ros.msg import PolicyStatus
 from pi05_ros.ros import diagnostics, process, qos
-from pi05_ros.ros.inference_loop import TimedLoop
 from pi05_ros.ros.library_logs import LibraryLogs
-from pi05_ros.ros.managed import ChunkOutput, ManagedPart, ResetService
 from pi05_ros.ros.messages import StatusPublisher, status_message, time_msg
 from pi05_ros.ros.parameter_server import ParameterServer
-from pi05_ros.ros.policy_host import PolicyHost
-from pi05_ros.ros.prompt_topic import PromptTopic
-from pi05_ros.ros.subscriptions import Subscriptions
+from pi05_ros.ros.policy_parts.inference_loop import TimedLoop
+from pi05_ros.ros.policy_parts.managed import ChunkOutput, ManagedPart, ResetService
+from pi05_ros.ros.policy_parts.policy_host import PolicyHost
+from pi05_ros.ros.policy_parts.prompt_topic import PromptTopic
+from pi05_ros.ros.policy_parts.subscriptions import Subscriptions
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inference import PolicyLike
 from pi05_ros.runtime.parameters import PolicyParameters

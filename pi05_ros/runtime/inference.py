@@ -11,8 +11,8 @@ import numpy as np
 
 from pi05_ros.errors import Pi05Error
 from pi05_ros.policy.interface import ActionChunk, Observation
-from pi05_ros.runtime.conversion import ConversionError
-from pi05_ros.runtime.observation_buffer import Snapshot
+from pi05_ros.runtime.inputs.conversion import ConversionError
+from pi05_ros.runtime.inputs.observation_buffer import Snapshot
 
 
 class PolicyLike(Protocol):

@@ -26,9 +26,9 @@ from pi05_ros.runtime.inference import (
     PendingInference,
     PolicyLike,
 )
-from pi05_ros.runtime.observation_buffer import NS, Inputs, Problem, Snapshot
+from pi05_ros.runtime.inputs.observation_buffer import NS, Inputs, Problem, Snapshot
+from pi05_ros.runtime.inputs.sources import JOINTS
 from pi05_ros.runtime.parameters import PolicyParameters
-from pi05_ros.runtime.sources import JOINTS
 
 
 class Clocks(Protocol):

@@ -14,8 +14,14 @@ from typing import Any
 
 from pi05_ros.backends.create import BACKENDS
 from pi05_ros.backends.engine import DENOISE_PRECISIONS, PRECISIONS
-from pi05_ros.policy.chunking.kv_reuse import MODES, make_rule
+from pi05_ros.policy.chunking.kv_reuse import MODES
 from pi05_ros.policy.interface import MAX_SEED
+from pi05_ros.runtime.parameter_checks import (
+    check_camera_map,
+    check_control_hz,
+    check_reuse,
+    check_roles,
+)
 from pi05_ros.runtime.parameter_specs import (
     ParameterError,
     Spec,
@@ -33,34 +39,6 @@ RELIABILITIES = ("auto", "best_effort", "reliable")
 ZERO_STAMPS = ("reject", "receive_time")
 ISOLATIONS = ("thread", "process")
 LEROBOT_ERAS = ("auto", "0.4", "0.5")
-
-
-def _check_roles(roles: tuple[str, ...]) -> str | None:
-    given = [role for role in roles if role]
-    if len(set(given)) != len(given):
-        return "every camera role may be named once"
-    return None
-
-
-def _check_control_hz(value: float) -> str | None:
-    return None if value == 0.0 or value >= 0.1 else "accepted: 0, or 0.1 to 1000"
-
-
-def _check_camera_map(pairs: tuple[str, ...]) -> str | None:
-    split = [pair.partition("=") for pair in pairs if pair]
-    if not all(role and sign and feature for role, sign, feature in split):
-        return "accepted: role=feature, for example base=observation.images.top"
-    if len({role for role, _, _ in split}) != len(split):
-        return "every camera role may be named once"
-    return None
-
-
-def _check_reuse(word: str) -> str | None:
-    try:
-        make_rule(word)
-    except ValueError:
-        return "accepted: a number of observations from 1, or dynamic"
-    return None
 
 
 @dataclass(frozen=True)
@@ -146,7 +124,7 @@ class PolicyParameters:
         "Steps per second of a chunk; 0: what checkpoint or robot profile say.",
         low=0.0,
         high=1000.0,
-        check=_check_control_hz,
+        check=check_control_hz,
     )
     lerobot_era: str = param(
         "auto",
@@ -158,7 +136,7 @@ class PolicyParameters:
         ("",),
         "LeRobot checkpoints: which image feature a camera role shows, one `role=feature` each, "
         "for example `base=observation.images.top`. Empty: from the names of the features.",
-        check=_check_camera_map,
+        check=check_camera_map,
     )
     horizon: int = param(
         0, "Steps kept of each chunk; 0 keeps all that the robot profile has.", low=0, high=1000
@@ -178,7 +156,7 @@ class PolicyParameters:
         "Vision and prefill are computed for every n-th observation, or `dynamic`: where an "
         "image has changed much or the arm slows down, at most every second time. A KV cache is "
         "kept for half of a chunk's steps (see `horizon`) at most, whatever n says.",
-        check=_check_reuse,
+        check=check_reuse,
     )
     vision_cache_levels: int = param(
         -1,
@@ -203,7 +181,7 @@ class PolicyParameters:
         ("",),
         "Cameras that are subscribed to, all of which must deliver (base, wrist, wrist_2). "
         "Empty: all of the robot profile.",
-        check=_check_roles,
+        check=check_roles,
     )
     camera_transport_base: str = param(
         "raw",

@@ -206,7 +206,7 @@ def bag_bytes() -> dict[str, bytes]:
 
 def bag(rng: random.Random, folder: Path) -> None:
     from pi05_ros.bags.bag import Bag
-    from pi05_ros.runtime.conversion import JointMap
+    from pi05_ros.runtime.inputs.conversion import JointMap
 
     for name, data in bag_bytes().items():
         (folder / name).write_bytes(data)
@@ -219,7 +219,7 @@ def bag(rng: random.Random, folder: Path) -> None:
 
 
 def raw_image(rng: random.Random, folder: Path) -> None:
-    from pi05_ros.runtime.conversion import image_to_rgb
+    from pi05_ros.runtime.inputs.conversion import image_to_rgb
 
     encoding = rng.choice(
         ("rgb8", "bgr8", "mono8", "rgba8", "mono16", "yuv422", "bayer_rggb8", "")
@@ -246,7 +246,7 @@ def encoded_image(kind: str) -> bytes:
 
 
 def compressed_image(rng: random.Random, folder: Path) -> None:
-    from pi05_ros.runtime.conversion import compressed_to_rgb
+    from pi05_ros.runtime.inputs.conversion import compressed_to_rgb
 
     data = spoil_bytes(rng, encoded_image(rng.choice(("JPEG", "PNG"))))
     pixels = compressed_to_rgb(SimpleNamespace(data=data, format=rng.choice(("jpeg", "png", ""))))
@@ -254,7 +254,7 @@ def compressed_image(rng: random.Random, folder: Path) -> None:
 
 
 def joint_state(rng: random.Random, folder: Path) -> None:
-    from pi05_ros.runtime.conversion import JointMap
+    from pi05_ros.runtime.inputs.conversion import JointMap
 
     names = [*JOINTS, "wheel"]
     rng.shuffle(names)

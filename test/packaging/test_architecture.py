@@ -52,16 +52,12 @@ KNOWN_FOLDER_CIRCLES: list[set[str]] = []
 KNOWN_FILE_NAMES: set[str] = set()
 KNOWN_CLASS_NAMES: set[str] = set()
 KNOWN_LONG_MODULES: set[str] = {
+    "pi05_ros/runtime/inputs/joint_states.py",
+    "pi05_ros/runtime/inputs/observation_buffer.py",
     "pi05_ros/policy/remote/remote_policy.py",
-    "pi05_ros/ros/subscriptions.py",
-    "pi05_ros/runtime/joint_states.py",
-    "pi05_ros/runtime/observation_buffer.py",
-    "pi05_ros/runtime/parameters.py",
 }
 KNOWN_LONG_FOLDERS: set[str] = {
     "pi05_ros/execution",
-    "pi05_ros/ros",
-    "pi05_ros/runtime",
 }
 
 

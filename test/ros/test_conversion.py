@@ -12,8 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PilImage
 
-from pi05_ros.runtime import conversion
-from pi05_ros.runtime.conversion import ConversionError, JointMap, compressed_to_rgb, image_to_rgb
+from pi05_ros.runtime.inputs import conversion
+from pi05_ros.runtime.inputs.conversion import (
+    ConversionError,
+    JointMap,
+    compressed_to_rgb,
+    image_to_rgb,
+)
 
 
 def image(data, width, height, encoding, step):

@@ -1,6 +1,6 @@
 """Freshness rules on plain numbers; times in milliseconds are scaled below."""
 
-from pi05_ros.runtime.observation_buffer import Inputs, Limits, Snapshot
+from pi05_ros.runtime.inputs.observation_buffer import Inputs, Limits, Snapshot
 
 MS = 1_000_000
 

@@ -13,8 +13,8 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from pi05_ros.ros import subscriptions
-from pi05_ros.runtime.clock_watch import ClockWatch
+from pi05_ros.ros.policy_parts import subscriptions
+from pi05_ros.runtime.inputs.clock_watch import ClockWatch
 from pi05_ros.runtime.refusal import is_plain_reason, reason
 from pi05_ros.runtime.text import first_line, printable
 

@@ -15,9 +15,9 @@ from pi05_ros.ros.processes.domain import free_domain_id
 from pi05_ros.runtime import pacing
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inference import BadChunkError, check
-from pi05_ros.runtime.observation_buffer import Inputs
+from pi05_ros.runtime.inputs.observation_buffer import Inputs
+from pi05_ros.runtime.inputs.sources import limits
 from pi05_ros.runtime.parameters import PolicyParameters
-from pi05_ros.runtime.sources import limits
 from pi05_ros.runtime.statistics import Statistics
 from pi05_ros.runtime.worker import Worker
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pi05_ros.runtime.frame_clock import FrameClock
+from pi05_ros.runtime.inputs.frame_clock import FrameClock
 
 MS = 1_000_000
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pi05_ros.runtime.conversion import ConversionError
-from pi05_ros.runtime.joint_states import NS, JointStateMerger
-from pi05_ros.runtime.observation_buffer import Inputs, Limits, Snapshot
+from pi05_ros.runtime.inputs.conversion import ConversionError
+from pi05_ros.runtime.inputs.joint_states import NS, JointStateMerger
+from pi05_ros.runtime.inputs.observation_buffer import Inputs, Limits, Snapshot
 
 MS = 1_000_000
 ARM = ("a", "b")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from pi05_ros.runtime import jpeg
-from pi05_ros.runtime.conversion import ConversionError, compressed_to_rgb
-from pi05_ros.runtime.jpeg import decode_jpeg
+from pi05_ros.runtime.inputs import jpeg
+from pi05_ros.runtime.inputs.conversion import ConversionError, compressed_to_rgb
+from pi05_ros.runtime.inputs.jpeg import decode_jpeg
 
 pytestmark = pytest.mark.skipif(not jpeg.STRICT, reason="simplejpeg is not installed")
 

@@ -26,7 +26,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from pi05_ros.ros import qos
 from pi05_ros.ros.processes.domain import free_domain_id
-from pi05_ros.runtime.conversion import compressed_to_rgb, image_to_rgb
+from pi05_ros.runtime.inputs.conversion import compressed_to_rgb, image_to_rgb
 from pi05_ros.sim.arm.driver_node import DriverNode
 from pi05_ros.sim.arm.trajectory import JointPlan
 from pi05_ros.sim.arm.world import JOINT_NAMES

@@ -33,7 +33,7 @@ from pi05_ros.ros.processes.bring_up import (
     wait_for_start,
     wait_matched,
 )
-from pi05_ros.runtime.sources import JOINTS, camera_source
+from pi05_ros.runtime.inputs.sources import JOINTS, camera_source
 
 PICTURES = 8  # different images per camera, sent in turn
 SWING = 100  # joint states, sent in turn

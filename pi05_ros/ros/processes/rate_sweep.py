@@ -28,7 +28,7 @@ from rclpy.qos import QoSProfile
 
 from pi05_ros.msg import ActionChunk
 from pi05_ros.ros.processes.bring_up import BringUpError, emit_event, run_child
-from pi05_ros.runtime.conversion import stamp_ns
+from pi05_ros.runtime.inputs.conversion import stamp_ns
 
 SERVICE_S = 60.0
 TRANSITIONS = {

@@ -22,8 +22,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from pi05_ros.ros.process import EnduringExecutor
-from pi05_ros.runtime.conversion import ConversionError, stamp_ns
-from pi05_ros.runtime.joint_states import JointStateMerger, merge_message
+from pi05_ros.runtime.inputs.conversion import ConversionError, stamp_ns
+from pi05_ros.runtime.inputs.joint_states import JointStateMerger, merge_message
 
 KINDS = {
     "sensor_msgs/msg/Image": (Image, "image"),

@@ -31,7 +31,7 @@ from pi05_ros.msg import ActionChunk
 from pi05_ros.ros import process, qos
 from pi05_ros.ros.messages import time_msg
 from pi05_ros.ros.parameter_server import declare
-from pi05_ros.runtime.conversion import stamp_ns
+from pi05_ros.runtime.inputs.conversion import stamp_ns
 from pi05_ros.runtime.parameters import ParameterError
 from pi05_ros.sim.arm.driver_parameters import DriverParameters
 from pi05_ros.sim.arm.lock_step import LockStep

@@ -29,7 +29,7 @@ from pi05_ros.resources import config_dir
 from pi05_ros.ros import qos
 from pi05_ros.ros.processes.bring_up import bring_up
 from pi05_ros.ros.processes.children import Child, ChildError, Children, ros_environment
-from pi05_ros.runtime.conversion import image_to_rgb, stamp_ns
+from pi05_ros.runtime.inputs.conversion import image_to_rgb, stamp_ns
 from pi05_ros.sim.evaluation.evaluate import LIMITS_FILE
 from pi05_ros.sim.evaluation.ros_grid import RosJob
 from pi05_ros.sim.evaluation.session_results import RosSession, split

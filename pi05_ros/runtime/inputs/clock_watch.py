@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pi05_ros.runtime.observation_buffer import NS
+from pi05_ros.runtime.inputs.observation_buffer import NS
 
 
 class ClockWatch:

@@ -11,136 +11,30 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from rclpy.callback_groups import CallbackGroup
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.subscription import Subscription
 from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from pi05_ros.resources import config_dir
 from pi05_ros.ros import qos
-from pi05_ros.ros.managed import ManagedPart
-from pi05_ros.ros.policy_host import PolicyHost
+from pi05_ros.ros.policy_parts.input_reader import InputReader, TakenOnDemand
+from pi05_ros.ros.policy_parts.managed import ManagedPart
+from pi05_ros.ros.policy_parts.policy_host import PolicyHost
 from pi05_ros.ros.processes.children import FASTDDS_PROFILE_VARIABLES
-from pi05_ros.runtime import conversion
 from pi05_ros.runtime.edge_log import EdgeLog
-from pi05_ros.runtime.frame_clock import FrameClock
-from pi05_ros.runtime.observation_buffer import NS, Inputs
+from pi05_ros.runtime.inputs import conversion
+from pi05_ros.runtime.inputs.observation_buffer import NS, Inputs
+from pi05_ros.runtime.inputs.sources import JOINTS, camera_source, limits, make_inputs
 from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
-from pi05_ros.runtime.sources import JOINTS, camera_source, limits, make_inputs
 
-LONGEST_WAIT_NS = 60 * NS  # of a message in the middleware
 FRAME_JITTER_NS = 1_500_000
 SILENT_NS = 3 * NS
-
-
-class _TakenOnDemand(CallbackGroup):
-    """Keeps the executor from taking messages: they stay in the middleware until `take`."""
-
-    def can_execute(self, entity: Any) -> bool:
-        """Nothing: what waits for events of a reader wakes up for its messages, too."""
-        return False
-
-    def beginning_execution(self, entity: Any) -> bool:
-        """Always possible: there is one executor thread."""
-        return True
-
-    def ending_execution(self, entity: Any) -> None:
-        """Nothing to release."""
-
-
-class _Reader:
-    """One subscription, whose messages are taken by the executor or on demand.
-
-    Args:
-        node: creates the subscription.
-        kind, topic: message type and name.
-        received: gets a message and the monotonic time at which it came.
-        malformed: gets the error of a message that could not be read.
-        wanted: returns the QoS profile that is right now.
-        options: further arguments of create_subscription.
-        group: of messages that are taken on demand; None leaves them to the executor.
-
-    """
-
-    def __init__(
-        self,
-        node: Node,
-        kind: Any,
-        topic: str,
-        received: Callable[[Any, int], None],
-        malformed: Callable[[Exception], None],
-        wanted: Callable[[QoSProfile | None], QoSProfile],
-        options: Mapping[str, Any],
-        group: CallbackGroup | None,
-    ) -> None:
-        self._node = node
-        self._kind = kind
-        self._topic = topic
-        self._received = received
-        self._malformed = malformed
-        self._wanted = wanted
-        self._options = dict(options)
-        if group is not None:
-            self._options["callback_group"] = group
-            self._options["event_callbacks"] = SubscriptionEventCallbacks(
-                use_default_callbacks=False
-            )
-        self._subscription: Subscription | None = None
-        self._profile: QoSProfile | None = None
-        self.frames = FrameClock()
-        self.overwritten = 0
-        self.created_ns = 0
-        self.follow()
-
-    def follow(self) -> None:
-        """Subscribe again if another QoS profile is wanted now."""
-        wanted = self._wanted(self._profile)
-        if wanted is not self._profile:
-            self.destroy()
-            self._profile = wanted
-            self.frames = FrameClock()
-            self.created_ns = time.monotonic_ns()
-            self._subscription = self._node.create_subscription(
-                self._kind, self._topic, self._executed, qos.own(wanted), **self._options
-            )
-
-    def take(self) -> None:
-        """Take every message that is there; the queue is as deep as its QoS says."""
-        subscription = self._subscription
-        while subscription is not None:
-            try:
-                with subscription.handle:
-                    taken = subscription.handle.take_message(subscription.msg_type, False)
-            except Exception as error:  # a text that is not UTF-8, for example
-                self._malformed(error)
-                continue
-            if taken is None:
-                return
-            message, info = taken
-            now_ns, mono_ns = time.time_ns(), time.monotonic_ns()
-            came_ns = int(info.get("received_timestamp", 0)) or now_ns
-            # The middleware stamps with the system clock, which may have been set meanwhile.
-            waited_ns = now_ns - came_ns if 0 <= now_ns - came_ns <= LONGEST_WAIT_NS else 0
-            sequence = int(info.get("publication_sequence_number", 0))
-            published = self.frames.observe(mono_ns - waited_ns, sequence)
-            self.overwritten += published - 1
-            self._received(message, mono_ns - waited_ns)
-
-    def destroy(self) -> None:
-        """Remove the subscription."""
-        if self._subscription is not None:
-            self._node.destroy_subscription(self._subscription)
-            self._subscription = self._profile = None
-
-    def _executed(self, message: Any) -> None:
-        self._received(message, time.monotonic_ns())
 
 
 class Subscriptions(ManagedPart):
@@ -168,7 +62,7 @@ class Subscriptions(ManagedPart):
         self._host = host
         self._on_sample = on_sample
         self._log = log
-        self._readers: dict[str, _Reader] = {}  # by source; the joints are last
+        self._readers: dict[str, InputReader] = {}  # by source; the joints are last
         self._group: CallbackGroup | None = None
         self._roles: tuple[str, ...] = ()
         self.cameras: dict[str, tuple[str, Callable[[Any], np.ndarray]]] = {}
@@ -182,10 +76,10 @@ class Subscriptions(ManagedPart):
         self._roles = tuple(roles)
         self.inputs = make_inputs(parameters, self._roles, robot.state_names)
         on_demand = not self._node.get_parameter("use_sim_time").value
-        self._group = _TakenOnDemand() if on_demand else None
+        self._group = TakenOnDemand() if on_demand else None
         for role in roles:
             self._add_camera(role, parameters.transport(role), parameters.camera_reliability)
-        self._readers[JOINTS] = _Reader(
+        self._readers[JOINTS] = InputReader(
             self._node,
             JointState,
             JOINTS,
@@ -255,7 +149,7 @@ class Subscriptions(ManagedPart):
             kind = Image
             check, convert = conversion.check_image, conversion.image_to_rgb
         self.cameras[role] = (name, convert)
-        self._readers[name] = _Reader(
+        self._readers[name] = InputReader(
             self._node,
             kind,
             topic,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pi05_ros.runtime.joint_states import JointStateMerger
-from pi05_ros.runtime.observation_buffer import NS, Inputs, Limits
+from pi05_ros.runtime.inputs.joint_states import JointStateMerger
+from pi05_ros.runtime.inputs.observation_buffer import NS, Inputs, Limits
 from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
 
 JOINTS = "joint_states"

@@ -13,7 +13,7 @@ from rclpy.node import Node
 
 from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.phases import phase
-from pi05_ros.ros.managed import ManagedPart
+from pi05_ros.ros.policy_parts.managed import ManagedPart
 from pi05_ros.runtime.inference import Job, PolicyLike
 from pi05_ros.runtime.isolation.isolated_policy import IsolatedPolicy
 from pi05_ros.runtime.loop import InferenceLoop

@@ -18,14 +18,14 @@ from rclpy.timer import Timer
 
 from pi05_ros.errors import Pi05Error
 from pi05_ros.ros import process
-from pi05_ros.ros.managed import ManagedPart
 from pi05_ros.ros.messages import chunk_message
-from pi05_ros.ros.policy_host import PolicyHost
-from pi05_ros.ros.subscriptions import Subscriptions
+from pi05_ros.ros.policy_parts.managed import ManagedPart
+from pi05_ros.ros.policy_parts.policy_host import PolicyHost
+from pi05_ros.ros.policy_parts.subscriptions import Subscriptions
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inference import BadSampleError, InferenceResult, Job
+from pi05_ros.runtime.inputs.observation_buffer import Inputs, Problem
 from pi05_ros.runtime.loop import InferenceLoop
-from pi05_ros.runtime.observation_buffer import Inputs, Problem
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.statistics import Statistics
 from pi05_ros.runtime.text import printable

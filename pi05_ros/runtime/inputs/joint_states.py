@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.runtime.conversion import ConversionError
+from pi05_ros.runtime.inputs.conversion import ConversionError
 
 NS = 1_000_000_000
 MAX_SPEED = 10.0  # rad/s or m/s; no arm in use is faster

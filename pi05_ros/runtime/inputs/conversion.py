@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pi05_ros.errors import Pi05Error
-from pi05_ros.runtime.image_encodings import ENCODINGS, refusal
-from pi05_ros.runtime.jpeg import decode_jpeg
+from pi05_ros.runtime.inputs.image_encodings import ENCODINGS, refusal
+from pi05_ros.runtime.inputs.jpeg import decode_jpeg
 
 NS = 1_000_000_000
 

@@ -12,7 +12,7 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import String
 
 from pi05_ros.ros import qos
-from pi05_ros.ros.managed import ManagedPart
+from pi05_ros.ros.policy_parts.managed import ManagedPart
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.text import prompt_in_use
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.runtime.conversion import ConversionError
-from pi05_ros.runtime.joint_states import JointStateMerger, merge_message
+from pi05_ros.runtime.inputs.conversion import ConversionError
+from pi05_ros.runtime.inputs.joint_states import JointStateMerger, merge_message
 
 NS = 1_000_000_000
 

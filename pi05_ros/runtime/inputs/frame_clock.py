@@ -6,7 +6,7 @@ must know when to look: too early it takes a frame that the next one replaces at
 
 from __future__ import annotations
 
-from pi05_ros.runtime.observation_buffer import NS
+from pi05_ros.runtime.inputs.observation_buffer import NS
 
 LONGEST_PERIOD_NS = NS
 FORGET_AFTER = 20

@@ -1,0 +1,122 @@
+"""A subscription whose messages are taken by the executor, or on demand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rclpy.callback_groups import CallbackGroup
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
+
+from pi05_ros.ros import qos
+from pi05_ros.runtime.inputs.frame_clock import FrameClock
+from pi05_ros.runtime.inputs.observation_buffer import NS
+
+LONGEST_WAIT_NS = 60 * NS  # of a message in the middleware
+
+
+class TakenOnDemand(CallbackGroup):
+    """Keeps the executor from taking messages: they stay in the middleware until `take`."""
+
+    def can_execute(self, entity: Any) -> bool:
+        """Nothing: what waits for events of a reader wakes up for its messages, too."""
+        return False
+
+    def beginning_execution(self, entity: Any) -> bool:
+        """Always possible: there is one executor thread."""
+        return True
+
+    def ending_execution(self, entity: Any) -> None:
+        """Nothing to release."""
+
+
+class InputReader:
+    """One subscription, whose messages are taken by the executor or on demand.
+
+    Args:
+        node: creates the subscription.
+        kind, topic: message type and name.
+        received: gets a message and the monotonic time at which it came.
+        malformed: gets the error of a message that could not be read.
+        wanted: returns the QoS profile that is right now.
+        options: further arguments of create_subscription.
+        group: of messages that are taken on demand; None leaves them to the executor.
+
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        kind: Any,
+        topic: str,
+        received: Callable[[Any, int], None],
+        malformed: Callable[[Exception], None],
+        wanted: Callable[[QoSProfile | None], QoSProfile],
+        options: Mapping[str, Any],
+        group: CallbackGroup | None,
+    ) -> None:
+        self._node = node
+        self._kind = kind
+        self._topic = topic
+        self._received = received
+        self._malformed = malformed
+        self._wanted = wanted
+        self._options = dict(options)
+        if group is not None:
+            self._options["callback_group"] = group
+            self._options["event_callbacks"] = SubscriptionEventCallbacks(
+                use_default_callbacks=False
+            )
+        self._subscription: Subscription | None = None
+        self._profile: QoSProfile | None = None
+        self.frames = FrameClock()
+        self.overwritten = 0
+        self.created_ns = 0
+        self.follow()
+
+    def follow(self) -> None:
+        """Subscribe again if another QoS profile is wanted now."""
+        wanted = self._wanted(self._profile)
+        if wanted is not self._profile:
+            self.destroy()
+            self._profile = wanted
+            self.frames = FrameClock()
+            self.created_ns = time.monotonic_ns()
+            self._subscription = self._node.create_subscription(
+                self._kind, self._topic, self._executed, qos.own(wanted), **self._options
+            )
+
+    def take(self) -> None:
+        """Take every message that is there; the queue is as deep as its QoS says."""
+        subscription = self._subscription
+        while subscription is not None:
+            try:
+                with subscription.handle:
+                    taken = subscription.handle.take_message(subscription.msg_type, False)
+            except Exception as error:  # a text that is not UTF-8, for example
+                self._malformed(error)
+                continue
+            if taken is None:
+                return
+            message, info = taken
+            now_ns, mono_ns = time.time_ns(), time.monotonic_ns()
+            came_ns = int(info.get("received_timestamp", 0)) or now_ns
+            # The middleware stamps with the system clock, which may have been set meanwhile.
+            waited_ns = now_ns - came_ns if 0 <= now_ns - came_ns <= LONGEST_WAIT_NS else 0
+            sequence = int(info.get("publication_sequence_number", 0))
+            published = self.frames.observe(mono_ns - waited_ns, sequence)
+            self.overwritten += published - 1
+            self._received(message, mono_ns - waited_ns)
+
+    def destroy(self) -> None:
+        """Remove the subscription."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = self._profile = None
+
+    def _executed(self, message: Any) -> None:
+        self._received(message, time.monotonic_ns())

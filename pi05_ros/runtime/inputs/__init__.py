@@ -1,0 +1,1 @@
+"""From messages to one fresh observation: conversion, freshness and merging, without ROS."""
