@@ -7,6 +7,7 @@ launch.
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
@@ -63,3 +64,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = item.path.relative_to(here).as_posix()
         for mark in next((marks for start, marks in NEEDS if path.startswith(start)), ()):
             item.add_marker(mark)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Any:
+    """Workers send reports as UTF-8: a log line with half a surrogate pair would end the run."""
+    return _sendable((yield))
+
+
+def _sendable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_sendable(key): _sendable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_sendable(part) for part in value)
+    return value
