@@ -24,7 +24,7 @@ from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.resize import resize_with_pad, to_model_range
 from pi05_ros.model import KVCache, Pi05, flow_sample
 from pi05_ros.model.dtypes import parameter_dtype
-from pi05_ros.model.guidance import CORRECTIONS, guided, sample_decided
+from pi05_ros.model.guidance import CORRECTIONS, guided, sample_frozen
 from pi05_ros.model.sampler import DENOISE_STEPS
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -130,7 +130,7 @@ class EagerEngine(Engine):
         if frozen is not None:
             given = torch.zeros_like(x)
             given[0, : len(frozen)] = frozen.to(x)
-            actions = sample_decided(velocity, x, given, len(frozen), steps, clock)[0]
+            actions = sample_frozen(velocity, x, given, len(frozen), steps, clock)[0]
         elif guidance is not None:
             pulled = guided(
                 velocity, guidance.target, guidance.weights, guidance.correction, guidance.max_gain

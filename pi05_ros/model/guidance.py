@@ -2,7 +2,7 @@
 
 Guided inference (Black, Galliker, Levine 2025, "Real-Time Execution of Action Chunking Flow
 Policies"; reference code: Kinetix repository of the authors) and training-time conditioning on a
-decided prefix (arXiv 2512.05964). Everything is in normalized action space and in openpi's time
+frozen prefix (arXiv 2512.05964). Everything is in normalized action space and in openpi's time
 convention: t = 1 is noise, t = 0 data, so the estimate of the clean chunk is x - t * v.
 """
 
@@ -95,21 +95,21 @@ def _response(error: Tensor, pulled: Tensor) -> Tensor:
     return torch.where(square > 0, along / square.clamp_min(1e-20), torch.ones_like(square))
 
 
-def sample_decided(
+def sample_frozen(
     velocity: TokenVelocity,
     noise: Tensor,
     previous: Tensor,
-    decided: int,
+    frozen: int,
     steps: int,
     clock: str = "openpi",
 ) -> Tensor:
-    """Sample with the first ``decided`` actions given, for weights trained that way.
+    """Sample with the first ``frozen`` actions given, for weights trained that way.
 
     Args:
-        velocity: the model's; it gets time 0 for decided actions.
+        velocity: the model's; it gets time 0 for frozen actions.
         noise: ``[B, H, A]``.
         previous: ``[B, H, A]`` or ``[H, A]``, as in `guided`.
-        decided: d, 0..H.
+        frozen: d, 0..H.
         steps: Euler steps.
         clock: see `flow_times`.
 
@@ -118,9 +118,9 @@ def sample_decided(
 
     """
     B, H, _ = noise.shape
-    if not 0 <= decided <= H:
-        raise InvalidValueError(f"decided is {decided}; accepted: 0 to {H}")
-    given = (torch.arange(H, device=noise.device) < decided)[None, :, None]
+    if not 0 <= frozen <= H:
+        raise InvalidValueError(f"frozen is {frozen}; accepted: 0 to {H}")
+    given = (torch.arange(H, device=noise.device) < frozen)[None, :, None]
     target = previous.to(noise.device, torch.float32).expand(noise.shape)
     x = noise.float()
     for t in flow_times(steps, clock):

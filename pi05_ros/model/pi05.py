@@ -175,7 +175,7 @@ class Pi05(nn.Module):
         Args:
             x_t: ``[B, H, A]``, any H.
             t: flow time, 1 = noise, 0 = data: a float, a tensor ``[]`` or ``[B]``, or one time
-                per action ``[B, H]`` (0 for actions that are already decided: training-time
+                per action ``[B, H]`` (0 for actions that are already frozen: training-time
                 RTC, arXiv 2512.05964).
             kv: the prefix, from `prefill`.
 

@@ -11,7 +11,7 @@ from pi05_ros.backends.eager import EagerEngine
 from pi05_ros.backends.engine import Guidance
 from pi05_ros.backends.resize import resize_with_pad_pillow, to_model_range
 from pi05_ros.model import Pi05, Pi05Config, flow_sample
-from pi05_ros.model.guidance import guided, sample_decided
+from pi05_ros.model.guidance import guided, sample_frozen
 
 CONFIG = Pi05Config.preset("tiny")
 SIZE = CONFIG.vision.image_size
@@ -171,8 +171,8 @@ def test_close_frees_the_weights(model):
     assert not hasattr(engine, "model")
 
 
-def test_guided_and_decided_chunks_are_those_of_the_samplers(model):
-    """`denoise` with guidance or frozen actions is `guided` and `sample_decided`."""
+def test_guided_and_frozen_chunks_are_those_of_the_samplers(model):
+    """`denoise` with guidance or frozen actions is `guided` and `sample_frozen`."""
     images, tokens, noise = inputs()
     engine = EagerEngine(model)
     cache = engine.prefill(images, tokens)
@@ -192,7 +192,7 @@ def test_guided_and_decided_chunks_are_those_of_the_samplers(model):
     frozen = engine.denoise(cache, noise, steps=3, frozen=target[:2])
     assert torch.equal(frozen[:2], target[:2])
     with torch.no_grad():
-        want = sample_decided(velocity, noise[None], target, 2, 3)
+        want = sample_frozen(velocity, noise[None], target, 2, 3)
     torch.testing.assert_close(frozen, want[0], atol=1e-6, rtol=0)
     with pytest.raises(BackendError, match="not both"):
         engine.denoise(

@@ -16,7 +16,7 @@ from pi05_ros.policy.chunking.rtc import (
     guidance_gain,
     guidance_weights,
     guided,
-    sample_decided,
+    sample_frozen,
 )
 from pi05_ros.policy.transforms.normalize import Normalizer
 
@@ -73,7 +73,7 @@ def test_gain_follows_the_formula():
     assert guidance_gain(0.0) == 10
 
 
-def test_decided_actions_come_out_unchanged_and_get_time_zero(reference):
+def test_frozen_actions_come_out_unchanged_and_get_time_zero(reference):
     _, arrays, model, kv, previous = reference
     seen = []
 
@@ -83,8 +83,8 @@ def test_decided_actions_come_out_unchanged_and_get_time_zero(reference):
 
     noise = torch.from_numpy(arrays["noise"])
     with torch.no_grad():
-        actions = sample_decided(velocity, noise, previous, 3, 4)
-        free = sample_decided(velocity, noise, previous, 0, 4, CLOCK)
+        actions = sample_frozen(velocity, noise, previous, 3, 4)
+        free = sample_frozen(velocity, noise, previous, 0, 4, CLOCK)
         plain = flow_sample(lambda x, t: model.velocity(x, t, kv), noise, 4, CLOCK)
     assert torch.equal(actions[:, :3], previous[:, :3])
     assert not torch.allclose(actions[:, 3:], free[:, 3:], atol=1e-3)
@@ -92,7 +92,7 @@ def test_decided_actions_come_out_unchanged_and_get_time_zero(reference):
     assert (seen[0][:, 3:] == 1).all()
     assert torch.allclose(free, plain, atol=1e-6)
     with pytest.raises(ValueError, match="0 to 10"):
-        sample_decided(velocity, noise, previous, 11, 4)
+        sample_frozen(velocity, noise, previous, 11, 4)
 
 
 def test_wrong_words_are_refused():

@@ -1,6 +1,6 @@
 """Real-time chunking: how strongly each action of a chunk is tied to the chunk before.
 
-The sampling itself (guided velocities, decided prefixes) is `pi05_ros.model.guidance`; engines run
+The sampling itself (guided velocities, frozen prefixes) is `pi05_ros.model.guidance`; engines run
 it. Here are the weights, which come from delay and horizon.
 """
 
@@ -17,7 +17,7 @@ from pi05_ros.model.guidance import (
     MAX_GUIDANCE,
     guidance_gain,
     guided,
-    sample_decided,
+    sample_frozen,
 )
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "guidance_gain",
     "guidance_weights",
     "guided",
-    "sample_decided",
+    "sample_frozen",
 ]
 
 SCHEDULES = ("zeros", "ones", "linear", "exp")

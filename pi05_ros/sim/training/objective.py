@@ -42,9 +42,9 @@ class TrainingRecipe:
     warmup: int = 300
     weight_decay: float = 0.01
     ema: float = 0.999
-    decided: float = 0.3
-    """Share of draws with a decided prefix of 1..max_decided actions."""
-    max_decided: int = 8
+    frozen: float = 0.3
+    """Share of draws with a frozen prefix of 1..max_frozen actions."""
+    max_frozen: int = 8
     drop_wrist: float = 0.04
     seed: int = 0
 
@@ -134,7 +134,7 @@ def loss_of(
     actions: Tensor,
     noise: Tensor,
     t: Tensor,
-    decided: Tensor,
+    frozen: Tensor,
 ) -> Tensor:
     """Mean squared velocity error over the undecided actions, padding dimensions counting less.
 
@@ -146,7 +146,7 @@ def loss_of(
         actions: normalized ``[B, H, 32]``.
         noise: ``[B * draws, H, 32]``.
         t: flow time ``[B * draws]``.
-        decided: number of leading actions that are given, int64 ``[B * draws]``.
+        frozen: number of leading actions that are given, int64 ``[B * draws]``.
 
     """
     kv = prefix(model, images, tokens, seen)
@@ -158,7 +158,7 @@ def loss_of(
         kv.length.repeat_interleave(draws, 0),
     )
     clean = actions.repeat_interleave(draws, 0)
-    given = torch.arange(clean.shape[1], device=clean.device)[None] < decided[:, None]
+    given = torch.arange(clean.shape[1], device=clean.device)[None] < frozen[:, None]
     time = torch.where(given, 0.0, t[:, None])
     x_t = time[..., None] * noise + (1 - time[..., None]) * clean
     square = (model.velocity(x_t, time, repeated) - (noise - clean)).square()

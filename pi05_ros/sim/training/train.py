@@ -86,8 +86,8 @@ class Trainer:
         seen[:, -1] = torch.rand(B, generator=g, device=device) >= recipe.drop_wrist
         # Beta(1.5, 1) has the distribution function t^1.5
         t = torch.rand(D, generator=g, device=device) ** (1 / 1.5) * 0.999 + 0.001
-        decided = torch.randint(1, recipe.max_decided + 1, (D,), generator=g, device=device)
-        decided *= torch.rand(D, generator=g, device=device) < recipe.decided
+        frozen = torch.randint(1, recipe.max_frozen + 1, (D,), generator=g, device=device)
+        frozen *= torch.rand(D, generator=g, device=device) < recipe.frozen
         noise = torch.randn((D, HORIZON, CONFIG.action_dim), generator=g, device=device)
         warm = min(1.0, (self.step + 1) / recipe.warmup)
         lr = recipe.peak_lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
@@ -102,7 +102,7 @@ class Trainer:
                 data["actions"][rows],
                 noise,
                 t,
-                decided,
+                frozen,
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
