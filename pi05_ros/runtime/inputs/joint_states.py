@@ -9,23 +9,25 @@ same joint are detected and named. Nothing here needs rclpy.
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.runtime.inputs.conversion import ConversionError
+from pi05_ros.runtime.inputs.joint_plausibility import (
+    MAX_SPEED,
+    NS,
+    WINDOW_NS,
+    JointConflict,
+    JointValue,
+    WatchedJoint,
+)
 
-NS = 1_000_000_000
-MAX_SPEED = 10.0  # rad/s or m/s; no arm in use is faster
-SLACK = 0.05  # rad or m: noise and coarse encoders
-WINDOW_NS = NS  # a publisher that was silent for longer disagrees with nobody
-RETURNS = 3  # jumps there and back within WINDOW_NS that make a conflict
 MAX_SEEN = 64  # names and name orders that are remembered
-_TURNS = (0.0, 2 * math.pi, 360.0)  # a joint at the seam of its turn has not moved
 _DEGREES = 180 / math.pi
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _TAKEN = "taken"
@@ -51,60 +53,6 @@ class MergedJoints:
     velocities: np.ndarray
     stamps_ns: tuple[int, ...]
     stamp_ns: int
-
-
-@dataclass(frozen=True)
-class JointConflict:
-    """Two publishers that disagree about one joint.
-
-    Attributes:
-        joint: its name.
-        values: the two positions.
-        publishers: their ids as given to `offer`; None where unknown.
-
-    """
-
-    joint: str
-    values: tuple[float, float]
-    publishers: tuple[str | None, str | None]
-
-    def __str__(self) -> str:
-        a, b = self.values
-        known = [publisher for publisher in self.publishers if publisher]
-        who = f" ({' and '.join(known)})" if len(set(known)) == 2 else ""
-        return (
-            f"joint states disagree about {self.joint}: {a:.3f} and {b:.3f} in turn; two "
-            f"publishers{who}"
-        )
-
-
-@dataclass(frozen=True)
-class _Value:
-    position: float
-    velocity: float
-    stamp_ns: int
-    publisher: str | None
-
-
-@dataclass
-class _Joint:
-    """One joint: its accepted value and the one before the last jump (or not believed yet)."""
-
-    name: str
-    max_speed: float
-    value: _Value | None = None
-    other: _Value | None = None
-    unit: float = 1.0  # values beyond two turns are degrees or percent
-    returns: deque[int] = field(default_factory=lambda: deque(maxlen=RETURNS))
-    conflict: JointConflict | None = None
-    conflict_ns: int = 0
-
-    def near(self, a: _Value, b: _Value) -> bool:
-        """Whether the joint can have been at both values."""
-        apart = abs(a.position - b.position)
-        seconds = abs(a.stamp_ns - b.stamp_ns) / NS
-        allowed = self.unit * (SLACK + self.max_speed * seconds)
-        return any(abs(apart - turn) <= allowed for turn in _TURNS)
 
 
 class JointStateMerger:
@@ -154,7 +102,7 @@ class JointStateMerger:
         self._regular = [i for i, name in enumerate(self.names) if name not in self.on_change]
         speeds = max_speeds if max_speeds is not None else [MAX_SPEED] * len(self.names)
         pairs = zip(self.names, speeds, strict=True)
-        self._joints = [_Joint(name, speed) for name, speed in pairs]
+        self._joints = [WatchedJoint(name, speed) for name, speed in pairs]
         self._orders: dict[tuple[str, ...], list[tuple[int, int]]] = {}
         self._seen: dict[str, None] = {}  # names of messages, in the order of appearance
 
@@ -210,7 +158,7 @@ class JointStateMerger:
             values = [
                 (
                     self._joints[joint],
-                    _Value(
+                    JointValue(
                         float(positions[index]),
                         math.nan if speeds is None else float(speeds[index]),
                         stamp_ns,
@@ -315,7 +263,7 @@ class JointStateMerger:
             self._orders[key] = order
         return order
 
-    def _take(self, joint: _Joint, new: _Value, now_ns: int) -> str:
+    def _take(self, joint: WatchedJoint, new: JointValue, now_ns: int) -> str:
         """Accept a value unless it is unusable, older than the joint's, or not believed yet."""
         if not (math.isfinite(new.position) and abs(new.position) <= _FLOAT32_MAX):
             return "joint_not_finite"
@@ -329,7 +277,7 @@ class JointStateMerger:
         jumped = not joint.near(new, kept)
         if jumped:
             self.jumps[joint.name] += 1
-            self._judge(joint, kept, new, late, now_ns)
+            joint.judge(kept, new, late, now_ns)
         if late:
             return "out_of_order"
         if jumped and new.stamp_ns - kept.stamp_ns < self.believe_after_ns:
@@ -339,30 +287,6 @@ class JointStateMerger:
             joint.other = kept
         joint.value = new
         return _TAKEN
-
-    @staticmethod
-    def _judge(joint: _Joint, kept: _Value, new: _Value, late: bool, now_ns: int) -> None:
-        """Note a conflict if the joint goes to and fro faster than it can move."""
-        other = joint.other
-        strangers = None not in (new.publisher, kept.publisher) and new.publisher != kept.publisher
-        alive = abs(new.stamp_ns - kept.stamp_ns) <= WINDOW_NS
-        back = (
-            other is not None
-            and abs(new.stamp_ns - other.stamp_ns) <= WINDOW_NS
-            and kept.stamp_ns >= other.stamp_ns  # heard since: not a single move elsewhere
-            and joint.near(new, other)
-        )
-        if not alive or not (strangers or back or late):
-            return
-        joint.returns.append(now_ns)
-        first = joint.returns[0]
-        if strangers or (len(joint.returns) == RETURNS and abs(now_ns - first) <= WINDOW_NS):
-            joint.conflict_ns = now_ns
-            joint.conflict = JointConflict(
-                joint.name,
-                (kept.position, new.position),
-                (kept.publisher, new.publisher),
-            )
 
 
 def merge_message(

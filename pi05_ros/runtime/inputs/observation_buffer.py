@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pi05_ros.runtime.inputs.conversion import ConversionError
+from pi05_ros.runtime.inputs.joint_problems import in_words, joint_problem, lagging_joint
 from pi05_ros.runtime.inputs.joint_states import JointStateMerger, merge_message
 
 NS = 1_000_000_000
@@ -168,7 +169,7 @@ class Inputs:
             self._drop(
                 source,
                 "out_of_order",
-                f"stamp is {_ms(newest.stamp_ns - stamp_ns)} older than the sample before it",
+                f"stamp is {in_words(newest.stamp_ns - stamp_ns)} older than the sample before it",
             )
             source.rejected = True
             return False
@@ -253,8 +254,8 @@ class Inputs:
             Problem(
                 name,
                 "skew",
-                f"{_ms(newest - sample.stamp_ns)} behind the newest source "
-                f"(limit {_ms(self.limits.max_skew)})",
+                f"{in_words(newest - sample.stamp_ns)} behind the newest source "
+                f"(limit {in_words(self.limits.max_skew)})",
             )
             for name, sample in samples.items()
             if sample and newest - sample.stamp_ns > self.limits.max_skew
@@ -328,46 +329,16 @@ class Inputs:
             return Problem(
                 source.name,
                 "future",
-                f"stamp is {_ms(-age_ns)} ahead of this node's clock (limit "
-                f"{_ms(self.limits.future)}): the clocks are not synchronized",
+                f"stamp is {in_words(-age_ns)} ahead of this node's clock (limit "
+                f"{in_words(self.limits.future)}): the clocks are not synchronized",
             )
         limit_ns = self.limits.max_age[source.name]
         if age_ns > limit_ns:
-            text = f"newest sample is {_ms(age_ns)} old (limit {_ms(limit_ns)})"
+            text = f"newest sample is {in_words(age_ns)} old (limit {in_words(limit_ns)})"
             if source.rejected:
                 text += f"; newer messages cannot be used: {source.last_error}"
             if joints is not None:
-                text += _lagging(joints)
+                text += lagging_joint(joints)
             return Problem(source.name, "stale", text)
-        return None if joints is None else self._check_joints(source.name, joints, now_ns)
-
-    def _check_joints(self, name: str, joints: JointStateMerger, now_ns: int) -> Problem | None:
-        for conflict in joints.conflicts(now_ns):
-            return Problem(name, "conflict", str(conflict))
-        for joint, stamp_ns in joints.on_change_stamps().items():
-            if now_ns - stamp_ns > self.limits.on_change:
-                return Problem(
-                    name,
-                    "stale",
-                    f"{joint} was published {_ms(now_ns - stamp_ns)} ago (limit "
-                    f"{_ms(self.limits.on_change)} of max_on_change_age_s)",
-                )
-        return None
-
-
-def _lagging(joints: JointStateMerger) -> str:
-    """Which joint is the oldest, if others are newer."""
-    merged, oldest = joints.merged(), joints.oldest()
-    if merged is None or oldest is None or max(merged.stamps_ns) == oldest[1]:
-        return ""
-    lag_ns = max(merged.stamps_ns) - oldest[1]
-    return (
-        f"; {oldest[0]} lags {_ms(lag_ns)} behind other joints; if it is published only when it "
-        "changes, name it in on_change_joints"
-    )
-
-
-def _ms(nanoseconds: int) -> str:
-    if abs(nanoseconds) >= 10 * NS:
-        return f"{nanoseconds / NS:.1f} s"
-    return f"{nanoseconds / 1e6:.0f} ms"
+        found = None if joints is None else joint_problem(joints, now_ns, self.limits.on_change)
+        return None if found is None else Problem(source.name, *found)
