@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 ENV = source .venv/ros_env.sh
 
-.PHONY: demo test test-fast test-fleet lint env clean
+.PHONY: demo test test-fast test-fleet lint env hostile soak clean
 
 demo:  ## A rendered scene replayed into the policy node, then the simulated arm in closed loop.
 	@scripts/setup_env.sh run
