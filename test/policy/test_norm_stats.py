@@ -102,15 +102,46 @@ def test_broken_files(tmp_path, text):
         read_norm_stats(path)
 
 
-def test_absent_key_passes_unchanged(tmp_path):
-    path = write(tmp_path, "droid")
-    data = json.loads(path.read_text())
-    del data["norm_stats"]["actions"]
-    path.write_text(json.dumps(data))
-    norm = openpi_normalization(tmp_path, load_profile("droid"))
-    assert norm.actions.kind == "identity"
+def test_a_state_without_statistics_passes_unchanged_and_actions_do_not(tmp_path):
+    path = write(tmp_path, "droid", actions=8)
+    whole = json.loads(path.read_text())
+
+    def without(key):
+        data = {"norm_stats": {k: v for k, v in whole["norm_stats"].items() if k != key}}
+        path.write_text(json.dumps(data))
+        return openpi_normalization(tmp_path, load_profile("droid"))
+
+    norm = without("state")
+    assert norm.state.kind == "identity"
     (doubt,) = norm.doubts
-    assert "no statistics for 'actions' (it has state)" in doubt
+    assert "no statistics for 'state' (it has actions)" in doubt
+    with pytest.raises(PolicyError, match=r"no statistics for 'actions' \(it has state\)"):
+        without("actions")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("q01", 5.0, "the statistic q01 is above q99 at value 1"),
+        ("q99", 1e308, "q01 and q99 span more than can be computed with at value 1"),
+        ("q99", float("nan"), "q99 holds NaN or infinite"),
+    ],
+)
+@pytest.mark.parametrize("key", ["state", "actions"])
+def test_statistics_that_cannot_be_used_are_named(tmp_path, key, name, value, words):
+    path = write(tmp_path, "droid", actions=8)
+    data = json.loads(path.read_text())
+    data["norm_stats"][key][name][1] = value
+    path.write_text(json.dumps(data))
+    with pytest.raises(PolicyError, match=f"norm_stats.json: {key}: .*{words}"):
+        openpi_normalization(tmp_path, load_profile("droid"))
+
+
+def test_a_negative_deviation_is_named(tmp_path):
+    path = write(tmp_path, "droid", actions=8, std=[1.0] * 7 + [-0.5])
+    profile = dataclasses.replace(load_profile("droid"), normalization="zscore")
+    with pytest.raises(PolicyError, match=r"std is negative at value 7 \(-0.5\)"):
+        openpi_normalization(path.parents[2], profile)
 
 
 def test_ranges_stand_in_where_there_are_no_statistics():

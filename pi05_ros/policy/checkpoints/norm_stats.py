@@ -100,11 +100,11 @@ def _vector(path: Path, where: str, value: Any) -> np.ndarray:
 def openpi_normalization(checkpoint: Path, profile: RobotProfile) -> Normalization:
     """Normalization of an openpi checkpoint for a robot.
 
-    A key that the file lacks passes unchanged, as in openpi. That, and a file of another asset
+    A state without statistics passes unchanged, as in openpi. That, and a file of another asset
     id than the profile's, is in the result's ``doubts``.
 
     Raises:
-        PolicyError: no usable file, or fewer values than the robot has.
+        PolicyError: no usable file, none for the actions, or fewer values than the robot has.
 
     """
     if profile.normalization == "identity":
@@ -123,6 +123,12 @@ def openpi_normalization(checkpoint: Path, profile: RobotProfile) -> Normalizati
         ("state", len(profile.state_names)),
         ("actions", len(profile.action_names)),
     ):
+        if key not in stats and key == "actions":
+            raise PolicyError(
+                f"{path} has no statistics for 'actions' (it has {', '.join(stats) or 'none'}), "
+                "so the model's numbers, about -1 to 1, would go to the robot as they are; copy "
+                "the statistics of the training run, or set normalization: identity in the profile"
+            )
         if key not in stats:
             parts[key] = Normalizer("identity")
             doubts.append(

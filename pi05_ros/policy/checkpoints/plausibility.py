@@ -16,6 +16,7 @@ from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.robots.units import Unit, UnitMap
 from pi05_ros.policy.transforms.normalize import NEEDED, Normalization, Normalizer
 
+_EVEN = math.sqrt(3)  # deviations from the mean to the ends of evenly spread values
 _STEEP = 4.0  # deviations from the mean that count as the range of angles and lengths
 _BOUNDS = {  # of plausible values on the robot's side: bound, deviations, what else it may be
     ActionUnit.RADIAN: (4 * math.pi, _STEEP, "degrees"),
@@ -82,14 +83,17 @@ def statistics_doubts(
 
 
 def _ends(
-    normalizer: Normalizer, i: int, unit_map: UnitMap, change: bool
+    normalizer: Normalizer, i: int, unit_map: UnitMap, change: bool, deviations: float = 0.0
 ) -> tuple[float, float] | None:
-    """Range of a column on the robot's side, or None without statistics."""
+    """Range of a column on the robot's side, or None without statistics.
+
+    Means and deviations count with as many deviations as told, or as the unit has them.
+    """
     if normalizer.kind == "identity" or i >= (normalizer.size or 0):
         return None
     a, b = (float(normalizer.stats[name][i]) for name in NEEDED[normalizer.kind])
     if normalizer.kind == "zscore":
-        reach = _BOUNDS.get(unit_map.wire, (0.0, _STEEP, ""))[1] * b
+        reach = (deviations or _BOUNDS.get(unit_map.wire, (0.0, _STEEP, ""))[1]) * b
         a, b = a - reach, a + reach
     values = np.array([a, b])
     with np.errstate(over="ignore", invalid="ignore"):
@@ -129,7 +133,7 @@ def _column(
                 f"{shown}, outside of its limits {limits[0]:.4g} to {limits[1]:.4g}: is the "
                 f"{declared} right, and is it this robot?"
             )
-            return
+        return
     bound = _BOUNDS.get(unit_map.wire)
     if bound is not None and max(abs(low), abs(high)) > bound[0]:
         yield f"{shown}: is the {declared} right, or are they in {bound[2]}?"
@@ -150,8 +154,8 @@ def _too_small(
         ]
         ends = [
             e
-            for _, n, i, m in found
-            if (e := _ends(n, i, UnitMap(Unit.DIMENSIONLESS), False)) is not None
+            for _, n, i, _ in found
+            if (e := _ends(n, i, UnitMap(Unit.DIMENSIONLESS), False, _EVEN)) is not None
         ]
         flat = all(low == high for low, high in ends)
         if ends and not flat and all(max(abs(e[0]), abs(e[1])) <= bound for e in ends):
