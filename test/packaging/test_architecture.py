@@ -54,7 +54,6 @@ KNOWN_CLASS_NAMES: set[str] = set()
 KNOWN_LONG_MODULES: set[str] = {
     "pi05_ros/runtime/inputs/joint_states.py",
     "pi05_ros/runtime/inputs/observation_buffer.py",
-    "pi05_ros/policy/remote/remote_policy.py",
 }
 KNOWN_LONG_FOLDERS: set[str] = {
     "pi05_ros/execution",

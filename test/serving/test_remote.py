@@ -12,7 +12,8 @@ from websockets.sync.server import serve
 from pi05_ros.policy import Observation, Policy, PolicyError, load_profile
 from pi05_ros.policy.remote.array_codec import pack, unpack
 from pi05_ros.policy.remote.errors import RemoteError
-from pi05_ros.policy.remote.remote_policy import RemoteOptions, RemotePolicy
+from pi05_ros.policy.remote.remote_options import RemoteOptions
+from pi05_ros.policy.remote.remote_policy import RemotePolicy
 from pi05_ros.serving.server import ServerOptions
 from pi05_ros.serving.service import policy_server
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pi05_ros.policy.policy_config import PolicyConfig
-from pi05_ros.policy.remote.remote_policy import RemotePolicy, is_remote, load_remote
+from pi05_ros.policy.remote.remote_options import is_remote
+from pi05_ros.policy.remote.remote_policy import RemotePolicy, load_remote
 
 
 def remote_from_config(config: PolicyConfig) -> RemotePolicy | None:

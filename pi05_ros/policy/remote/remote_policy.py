@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.interface import MAX_SEED, ActionChunk, Observation, PolicyInfo, StageTimings
 from pi05_ros.policy.remote.connection import Connection, DialOptions
 from pi05_ros.policy.remote.errors import RemoteError
+from pi05_ros.policy.remote.remote_options import RemoteOptions, is_remote
 from pi05_ros.policy.remote.server_facts import ServerFacts, read_metadata
 from pi05_ros.policy.robots.openpi_keys import OPENPI_KEYS
 from pi05_ros.policy.robots.profile import RobotProfile
@@ -34,40 +35,6 @@ from pi05_ros.policy.transforms.images import to_uint8_hwc
 MODEL_SIZE = 224
 """Side of the model's images, pixels, to which `RemoteOptions.resize` shrinks."""
 _RECENT = 10
-
-
-@dataclass(frozen=True)
-class RemoteOptions:
-    """How a remote policy is called.
-
-    Attributes:
-        deadline_s: how long an answer is waited for.
-        connect_attempts: attempts to connect before loading fails.
-        jpeg_quality: 1 to 95 sends JPEG to servers that take it (`pi05 serve`); 0 sends pixels.
-        resize: shrink images to the model's 224 x 224 before they are sent, with padding, as the
-            model's own preprocessing does.
-        api_key: of the server; empty for none.
-
-    """
-
-    deadline_s: float = 1.0
-    connect_attempts: int = 3
-    jpeg_quality: int = 0
-    resize: bool = False
-    api_key: str = ""
-
-    def __post_init__(self) -> None:
-        if not 0.01 <= self.deadline_s <= 60.0:
-            raise PolicyError(f"remote deadline_s is {self.deadline_s!r}; accepted: 0.01 to 60")
-        if not 0 <= self.jpeg_quality <= 95:
-            raise PolicyError(
-                f"remote jpeg_quality is {self.jpeg_quality!r}; accepted: 0 (off) to 95"
-            )
-
-
-def is_remote(checkpoint: str) -> bool:
-    """Whether a checkpoint is the address of a policy server."""
-    return checkpoint.startswith(("ws://", "wss://"))
 
 
 def load_remote(

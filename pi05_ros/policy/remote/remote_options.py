@@ -1,0 +1,41 @@
+"""How a policy server is called, and how its address looks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pi05_ros.policy.errors import PolicyError
+
+
+@dataclass(frozen=True)
+class RemoteOptions:
+    """How a remote policy is called.
+
+    Attributes:
+        deadline_s: how long an answer is waited for.
+        connect_attempts: attempts to connect before loading fails.
+        jpeg_quality: 1 to 95 sends JPEG to servers that take it (`pi05 serve`); 0 sends pixels.
+        resize: shrink images to the model's 224 x 224 before they are sent, with padding, as the
+            model's own preprocessing does.
+        api_key: of the server; empty for none.
+
+    """
+
+    deadline_s: float = 1.0
+    connect_attempts: int = 3
+    jpeg_quality: int = 0
+    resize: bool = False
+    api_key: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.deadline_s <= 60.0:
+            raise PolicyError(f"remote deadline_s is {self.deadline_s!r}; accepted: 0.01 to 60")
+        if not 0 <= self.jpeg_quality <= 95:
+            raise PolicyError(
+                f"remote jpeg_quality is {self.jpeg_quality!r}; accepted: 0 (off) to 95"
+            )
+
+
+def is_remote(checkpoint: str) -> bool:
+    """Whether a checkpoint is the address of a policy server."""
+    return checkpoint.startswith(("ws://", "wss://"))
