@@ -13,6 +13,7 @@ where that cannot be, code is compiled into a folder of this process.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -132,12 +133,12 @@ def require_private(path: Path) -> None:
         )
 
 
-def read_private(path: Path) -> bytes:
-    """Content of a file that only we can have written, in a folder that is ours.
+def read_private(path: Path, limit: int) -> bytes:
+    """Content of a file of at most `limit` bytes that only we can have written, in our folder.
 
     Raises:
         NotPrivateError: somebody else may have written it; it is no regular file, or a link.
-        OSError: missing or unreadable.
+        OSError: missing, unreadable or larger.
 
     """
     require_private(path.parent)
@@ -147,6 +148,8 @@ def read_private(path: Path) -> bytes:
         ours = status.st_uid == os.getuid() and not status.st_mode & _OTHERS_MAY_WRITE
         if not (ours and stat.S_ISREG(status.st_mode)):
             raise NotPrivateError(f"{path} may have been written by somebody else")
+        if status.st_size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit} bytes", str(path))
         return file.read()
 
 

@@ -143,6 +143,13 @@ def test_links_and_pipes_in_place_of_a_file_are_not_loaded(root, tmp_path):
         assert compiler.read_cached(folder / name) is None
 
 
+def test_a_huge_file_is_not_read(root):
+    path = cache.code_folder("kernels") / "kernel.cubin"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # takes no room on the disk
+    assert compiler.read_cached(path) is None
+
+
 def test_a_cache_may_lie_on_another_disk_of_ours(root, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir(mode=0o700)

@@ -10,14 +10,9 @@ import pytest
 import torch
 
 from pi05_ros.model import Pi05Config, flow_sample, load_checkpoint
+from pi05_ros.model.guidance import guidance_gain, guided, sample_frozen
 from pi05_ros.policy.chunking.continuation import DelayEstimator, continuation
-from pi05_ros.policy.chunking.rtc import (
-    SCHEDULES,
-    guidance_gain,
-    guidance_weights,
-    guided,
-    sample_frozen,
-)
+from pi05_ros.policy.chunking.rtc import SCHEDULES, guidance_weights
 from pi05_ros.policy.transforms.normalize import Normalizer
 
 CLOCK = "exact"  # LeRobot's, which the recorded samples were made with

@@ -12,10 +12,11 @@ from pi05_ros.backends import Engine
 from pi05_ros.backends.engine import Guidance, KVCache
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.errors import InvalidValueError
+from pi05_ros.model.guidance import MAX_GUIDANCE
 from pi05_ros.policy import ActionChunk, Observation, Policy
 from pi05_ros.policy.chunking.continuation import Continuation, continuation, rows_from
 from pi05_ros.policy.chunking.kv_reuse import MODES, EveryN, RemainingMotion, ReuseRule
-from pi05_ros.policy.chunking.rtc import MAX_GUIDANCE, guidance_weights
+from pi05_ros.policy.chunking.rtc import guidance_weights
 from pi05_ros.policy.chunking.vision_cache import VisionCache
 from pi05_ros.policy.prefilled import Prefilled
 from pi05_ros.policy.transforms.images import to_uint8_hwc

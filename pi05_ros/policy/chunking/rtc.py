@@ -12,23 +12,6 @@ import torch
 from torch import Tensor
 
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.model.guidance import (
-    CORRECTIONS,
-    MAX_GUIDANCE,
-    guidance_gain,
-    guided,
-    sample_frozen,
-)
-
-__all__ = [
-    "CORRECTIONS",
-    "MAX_GUIDANCE",
-    "SCHEDULES",
-    "guidance_gain",
-    "guidance_weights",
-    "guided",
-    "sample_frozen",
-]
 
 SCHEDULES = ("zeros", "ones", "linear", "exp")
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 from pi05_ros.backends.create import BACKENDS
 from pi05_ros.backends.engine import PRECISIONS
 from pi05_ros.errors import InvalidValueError
+from pi05_ros.model.guidance import MAX_GUIDANCE
 from pi05_ros.policy.chunking.kv_reuse import make_rule
-from pi05_ros.policy.chunking.rtc import MAX_GUIDANCE
 from pi05_ros.policy.interface import MAX_DENOISE_STEPS
 from pi05_ros.sim.arm.tasks import MAX_STEPS
 from pi05_ros.sim.arm.world import CONTROL_DT

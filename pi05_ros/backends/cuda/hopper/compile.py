@@ -231,7 +231,7 @@ def cubin(source: str, defines: Mapping[str, int] | None = None) -> bytes:
 def read_cached(path: Path) -> bytes | None:
     """Content of a cache file; None where it is missing, damaged, or may be somebody else's."""
     try:
-        stored = read_private(path)
+        stored = read_private(path, MAX_IMAGE)
     except OSError:
         return None
     except NotPrivateError as error:
