@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from pi05_ros.backends.engine import ASKED_FOR, PRECISIONS, Engine, Precision
+from pi05_ros.backends.choices import BACKENDS, PRECISIONS
+from pi05_ros.backends.engine import ASKED_FOR, Engine, Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.model import Pi05
 
@@ -28,7 +29,7 @@ _FACTORIES = {
 }
 # backend -> (module, class that takes an engine and runs its halves side by side).
 _PIPELINES = {"cuda": ("pi05_ros.backends.cuda.pipeline", "Pipeline")}
-BACKENDS = ("auto", *_FACTORIES)
+assert ("auto", *_FACTORIES) == BACKENDS
 
 
 def parse_precision(precision: Precision | Mapping[str, str] | str | None) -> Precision:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from pi05_ros.backends.choices import DENOISE_PRECISIONS, PRECISIONS
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.model.guidance import MAX_GUIDANCE
@@ -23,9 +24,6 @@ from pi05_ros.model.sampler import DENOISE_STEPS
 
 ASKED_FOR = "asked for"
 """`Engine.reason` where a backend was named by the caller."""
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
-DENOISE_PRECISIONS = (*PRECISIONS, "fp8-w8a16")
-"""Denoise alone may keep 16-bit activations against e4m3 weights (backend cuda)."""
 
 
 @dataclass(frozen=True)

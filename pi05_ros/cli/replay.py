@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pi05_ros.bags.bag import Bag
     from pi05_ros.runtime.parameters import PolicyParameters
 
+from pi05_ros.cli.checkpoint_options import add_checkpoint_options, checkpoint_parameters
+
 EQUAL, DIFFERENT = 0, 1
 TIME_BASES = ("auto", "clock", "log", "header")
 """Those of `bags.timeline`, which --help does not import."""
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--backend", help="auto, eager, cuda, onnx, tensorrt")
     policy.add_argument("--device", help="auto, cpu, cuda")
     policy.add_argument("--denoise-steps", type=int, help="flow steps per chunk")
+    add_checkpoint_options(policy)
     policy.add_argument(
         "-p",
         "--param",
@@ -128,6 +131,7 @@ def node_values(args: argparse.Namespace) -> dict[str, Any]:
         "denoise_steps": args.denoise_steps,
     }
     values.update({name: value for name, value in options.items() if value is not None})
+    values.update(checkpoint_parameters(args))
     for entry in args.param:
         name, separator, text = entry.partition("=")
         if not separator:

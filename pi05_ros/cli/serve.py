@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pi05_ros.cli.checkpoint_options import add_checkpoint_options, load_keywords
+
 if TYPE_CHECKING:
     from pi05_ros.serving.server import ServerOptions
 
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--seed", type=int, default=0, help="first seed of each session")
     policy.add_argument("--prompt", help="of requests that bring none")
     policy.add_argument("--threads", type=int, help="CPU threads of torch")
-    policy.add_argument("--control-hz", type=float, help="replaces the profile's rate")
+    add_checkpoint_options(policy)
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="address (default 127.0.0.1)")
     server.add_argument("--port", type=int, default=8000, help="default 8000; 0: a free one")
@@ -86,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         "device": args.device,
         "prompt": args.prompt,
         "threads": args.threads,
-        "control_hz": args.control_hz,
+        **load_keywords(args),
     }
     if args.denoise_steps is not None:
         load["denoise_steps"] = args.denoise_steps

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pi05_ros.backends.create import BACKENDS
-from pi05_ros.backends.engine import DENOISE_PRECISIONS, PRECISIONS
+from pi05_ros.backends.choices import BACKENDS, DENOISE_PRECISIONS, PRECISIONS
 from pi05_ros.policy.chunking.kv_reuse import MODES
 from pi05_ros.policy.interface import MAX_SEED
 from pi05_ros.runtime.parameter_checks import (

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from pi05_ros.backends.create import BACKENDS
-from pi05_ros.backends.engine import PRECISIONS
+from pi05_ros.backends.choices import BACKENDS, PRECISIONS
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.model.guidance import MAX_GUIDANCE
 from pi05_ros.policy.chunking.kv_reuse import make_rule
