@@ -91,7 +91,7 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
             self, network: INetworkDefinition, config: IBuilderConfig
         ) -> IHostMemory | None:
             assert network.flags == 1 << int(NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-            assert BuilderFlag.TF32 in config._cleared
+            assert trt.BuilderFlag.TF32 in config._cleared  # type: ignore[attr-defined]
             assert config.profiling_verbosity is ProfilingVerbosity.DETAILED
             if config.progress_monitor is not None:
                 config.progress_monitor.phase_start("Building engine", None, 2)
