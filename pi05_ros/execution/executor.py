@@ -6,8 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from pi05_ros.execution.chunk_gate import CLOCK_TOLERANCE_NS, ChunkGate
-from pi05_ros.execution.chunk_watch import ChunkWatch
+from pi05_ros.execution.arrival.chunk_gate import CLOCK_TOLERANCE_NS, ChunkGate
+from pi05_ros.execution.arrival.chunk_watch import ChunkWatch
 from pi05_ros.execution.command import (
     FAULT,
     FOLLOWING,
@@ -19,11 +19,11 @@ from pi05_ros.execution.command import (
 )
 from pi05_ros.execution.executor_settings import ExecutorSettings
 from pi05_ros.execution.interlocks import Interlocks
-from pi05_ros.execution.joint_limits import JointLimits
 from pi05_ros.execution.joint_track import JointTrack
-from pi05_ros.execution.path_filter import make_filter
+from pi05_ros.execution.limit_sources.joint_limits import JointLimits
+from pi05_ros.execution.motion.path_filter import make_filter
+from pi05_ros.execution.motion.preview import preview
 from pi05_ros.execution.placement import elsewhere, outside_limits
-from pi05_ros.execution.preview import preview
 from pi05_ros.execution.strategies import Strategy
 from pi05_ros.execution.teleop import Teleop
 from pi05_ros.execution.timed_chunk import ChunkRefusedError, TimedChunk

@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 
-from pi05_ros.execution.joint_limits import JointLimits
+from pi05_ros.execution.limit_sources.joint_limits import JointLimits
 
 _STATES_KEPT = 4096
 

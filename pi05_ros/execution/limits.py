@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pi05_ros.execution.joint_limits import ENDLESS_RAD, JointLimits, LimitsError
-from pi05_ros.execution.limits_yaml import limits_from_mapping, limits_from_yaml
-from pi05_ros.execution.motion_filter import MotionFilter
-from pi05_ros.execution.urdf_limits import UrdfJoints, read_urdf
+from pi05_ros.execution.limit_sources.joint_limits import ENDLESS_RAD, JointLimits, LimitsError
+from pi05_ros.execution.limit_sources.limits_yaml import limits_from_mapping, limits_from_yaml
+from pi05_ros.execution.limit_sources.urdf_limits import UrdfJoints, read_urdf
+from pi05_ros.execution.motion.motion_filter import MotionFilter
 
 __all__ = [
     "DEFAULT_ACCELERATION_TIME_S",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pi05_ros.execution.executor_settings import ExecutorSettings
-from pi05_ros.execution.joint_limits import JointLimits
+from pi05_ros.execution.limit_sources.joint_limits import JointLimits
 
 START_SLACK = 0.02
 """Share of a joint's range by which it may lie outside its limits when commanding starts."""

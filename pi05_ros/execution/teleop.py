@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pi05_ros.execution.joint_limits import JointLimits
+from pi05_ros.execution.limit_sources.joint_limits import JointLimits
 
 
 class Teleop:

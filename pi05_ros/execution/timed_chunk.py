@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pi05_ros.errors import Pi05Error
-from pi05_ros.execution.joint_limits import JointLimits
+from pi05_ros.execution.limit_sources.joint_limits import JointLimits
 from pi05_ros.policy.interface import ActionMeaning, ActionUnit
 
 MAX_HORIZON = 10_000

@@ -11,6 +11,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from std_msgs.msg import String
 
+from pi05_ros.execution.limit_sources.urdf_limits import read_urdf
 from pi05_ros.execution.limits import (
     DEFAULT_ACCELERATION_TIME_S,
     LimitsError,
@@ -18,7 +19,6 @@ from pi05_ros.execution.limits import (
     limits_from_yaml,
     merge_limits,
 )
-from pi05_ros.execution.urdf_limits import read_urdf
 from pi05_ros.ros import qos
 from pi05_ros.runtime.parameter_specs import ParameterError
 

@@ -21,6 +21,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 
+from pi05_ros.execution.arrival.wire import read_chunk
 from pi05_ros.execution.executor import (
     HOLDING,
     WAITING,
@@ -33,7 +34,6 @@ from pi05_ros.execution.limits import JointLimits, LimitsError
 from pi05_ros.execution.outputs import Output, OutputsError, default_outputs, read_outputs
 from pi05_ros.execution.strategies import make_strategy
 from pi05_ros.execution.timed_chunk import ChunkRefusedError
-from pi05_ros.execution.wire import read_chunk
 from pi05_ros.msg import ActionChunk, ExecutorStatus
 from pi05_ros.policy.interface import ActionUnit
 from pi05_ros.ros import process, qos

@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pi05_ros.execution.joint_limits import LimitsError
+from pi05_ros.execution.limit_sources.joint_limits import LimitsError
+from pi05_ros.execution.limit_sources.limits_yaml import limits_from_yaml
 from pi05_ros.execution.limits import limits_from_urdf
-from pi05_ros.execution.limits_yaml import limits_from_yaml
 from pi05_ros.model import CheckpointError, checkpoint_hash
 from pi05_ros.model.checkpoint.discovery import ACCEPTED
 from pi05_ros.model.checkpoint.hub import locate

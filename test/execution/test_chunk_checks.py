@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pi05_ros.execution.chunk_watch import STUCK_AFTER_CHUNKS
+from pi05_ros.execution.arrival.chunk_watch import STUCK_AFTER_CHUNKS
+from pi05_ros.execution.arrival.wire import read_chunk
 from pi05_ros.execution.executor import FOLLOWING, Executor, ExecutorSettings
 from pi05_ros.execution.limits import JointLimits
 from pi05_ros.execution.strategies import make_strategy
 from pi05_ros.execution.timed_chunk import ChunkRefusedError, TimedChunk, timed_chunk
-from pi05_ros.execution.wire import read_chunk
 from pi05_ros.policy.interface import ActionMeaning, ActionUnit
 
 GRIPPER = "gripper_open_0_closed_1"

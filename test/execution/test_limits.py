@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pi05_ros.execution.limit_sources.urdf_limits import read_urdf
 from pi05_ros.execution.limits import (
     ENDLESS_RAD,
     JointLimits,
@@ -17,7 +18,6 @@ from pi05_ros.execution.limits import (
     limits_from_yaml,
     merge_limits,
 )
-from pi05_ros.execution.urdf_limits import read_urdf
 
 LIMITS = JointLimits(("a", "b"), [-1, 0], [2, 1], [1.5, 4], [6, 80])
 DT = 0.05

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pi05_ros.execution.limits import JointLimits
-from pi05_ros.execution.path_filter import PathFilter
+from pi05_ros.execution.motion.path_filter import PathFilter
 from pi05_ros.execution.strategies import make_strategy
 from pi05_ros.execution.timed_chunk import TimedChunk
 

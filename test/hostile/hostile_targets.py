@@ -68,7 +68,7 @@ def robot_profile(rng: random.Random, folder: Path) -> None:
 
 
 def joint_limits(rng: random.Random, folder: Path) -> None:
-    from pi05_ros.execution.limits_yaml import limits_from_yaml
+    from pi05_ros.execution.limit_sources.limits_yaml import limits_from_yaml
 
     path = spoiled_copy(rng, config_dir() / "sim_arm_limits.yaml", folder)
     limits = limits_from_yaml(path)
@@ -273,7 +273,7 @@ def joint_state(rng: random.Random, folder: Path) -> None:
 def executor(rng: random.Random, folder: Path) -> None:
     """Any sequence of chunks, states and times: commands stay within all limits."""
     from pi05_ros.execution.executor import Executor
-    from pi05_ros.execution.limits_yaml import limits_from_yaml
+    from pi05_ros.execution.limit_sources.limits_yaml import limits_from_yaml
     from pi05_ros.execution.strategies import make_strategy
     from pi05_ros.execution.timed_chunk import ChunkRefusedError, timed_chunk
 

@@ -51,13 +51,8 @@ KNOWN_CIRCLES: list[set[str]] = []
 KNOWN_FOLDER_CIRCLES: list[set[str]] = []
 KNOWN_FILE_NAMES: set[str] = set()
 KNOWN_CLASS_NAMES: set[str] = set()
-KNOWN_LONG_MODULES: set[str] = {
-    "pi05_ros/runtime/inputs/joint_states.py",
-    "pi05_ros/runtime/inputs/observation_buffer.py",
-}
-KNOWN_LONG_FOLDERS: set[str] = {
-    "pi05_ros/execution",
-}
+KNOWN_LONG_MODULES: set[str] = set()
+KNOWN_LONG_FOLDERS: set[str] = set()
 
 
 def module_name(path: pathlib.Path) -> str:

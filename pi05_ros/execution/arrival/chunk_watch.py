@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from pi05_ros.execution.joint_limits import JointLimits
+from pi05_ros.execution.limit_sources.joint_limits import JointLimits
 
 END_SHARE = 0.01
 """A value this close to an end, as a share of the range, is at that end."""

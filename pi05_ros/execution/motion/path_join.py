@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from pi05_ros.execution.joint_limits import JointLimits
-from pi05_ros.execution.polyline import Bounds, Place, Polyline, Row
+from pi05_ros.execution.limit_sources.joint_limits import JointLimits
+from pi05_ros.execution.motion.polyline import Bounds, Place, Polyline, Row
 from pi05_ros.execution.timed_chunk import TimedChunk
 
 ON_PATH = 1e-6

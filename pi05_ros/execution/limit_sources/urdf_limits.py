@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pi05_ros.execution.joint_limits import ENDLESS_RAD, JointLimits, LimitsError
+from pi05_ros.execution.limit_sources.joint_limits import ENDLESS_RAD, JointLimits, LimitsError
 
 MAX_URDF_CHARACTERS = 50_000_000
 _MOVABLE = ("revolute", "prismatic", "continuous")

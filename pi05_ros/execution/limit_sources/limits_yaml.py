@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.execution.joint_limits import ENDLESS_RAD, JointLimits, LimitsError
+from pi05_ros.execution.limit_sources.joint_limits import ENDLESS_RAD, JointLimits, LimitsError
 from pi05_ros.policy.interface import ActionUnit
 from pi05_ros.small_files import FileError
 from pi05_ros.strict_yaml import read_yaml

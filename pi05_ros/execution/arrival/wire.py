@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.execution.joint_limits import JointLimits
+from pi05_ros.execution.limit_sources.joint_limits import JointLimits
 from pi05_ros.execution.timed_chunk import ChunkRefusedError, TimedChunk, timed_chunk
 
 NS = 1_000_000_000

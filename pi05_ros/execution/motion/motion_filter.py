@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pi05_ros.execution.joint_limits import JointLimits
+from pi05_ros.execution.limit_sources.joint_limits import JointLimits
 from pi05_ros.execution.strategies import Strategy
 
 

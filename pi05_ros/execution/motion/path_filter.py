@@ -8,10 +8,10 @@ import numpy as np
 
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.execution.executor_settings import LIMITING, ExecutorSettings
-from pi05_ros.execution.joint_limits import JointLimits
-from pi05_ros.execution.motion_filter import MotionFilter
-from pi05_ros.execution.path_join import join
-from pi05_ros.execution.polyline import Bounds, Place, Polyline
+from pi05_ros.execution.limit_sources.joint_limits import JointLimits
+from pi05_ros.execution.motion.motion_filter import MotionFilter
+from pi05_ros.execution.motion.path_join import join
+from pi05_ros.execution.motion.polyline import Bounds, Place, Polyline
 from pi05_ros.execution.strategies import Strategy
 from pi05_ros.execution.timed_chunk import TimedChunk
 

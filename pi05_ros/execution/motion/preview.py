@@ -6,8 +6,8 @@ import copy
 
 import numpy as np
 
-from pi05_ros.execution.motion_filter import MotionFilter
-from pi05_ros.execution.path_filter import PathFilter
+from pi05_ros.execution.motion.motion_filter import MotionFilter
+from pi05_ros.execution.motion.path_filter import PathFilter
 from pi05_ros.execution.strategies import Strategy
 
 MAX_POINTS = 400

@@ -1,0 +1,1 @@
+"""Chunks that arrive: from the message, and whether they may be followed."""

@@ -1,0 +1,1 @@
+"""Joint limits as data, and where they are read from: YAML files and robot descriptions."""
