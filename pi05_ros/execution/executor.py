@@ -213,6 +213,7 @@ class Executor:
         self.gate.forget()
         self._track.clear()
         self.teleop.rewind()
+        self._tracking.clear()
         self._away_ns = self._now_ns = None
         self._rewound = True
         self.clock_jumps += 1

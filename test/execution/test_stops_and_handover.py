@@ -222,6 +222,17 @@ def test_blending_in_takes_the_time_that_is_set():
     assert np.abs(slow.place).max() < 1e-3
 
 
+@pytest.mark.parametrize("blend_in_s", [0.0, 0.5])
+def test_a_clock_that_is_set_back_does_not_slow_the_arm_down(blend_in_s):
+    loop = Loop(blend_in_s=blend_in_s)
+    loop.k = 100_000
+    loop.run(40)
+    loop.k = 50_000
+    loop.run(150)
+    assert loop.place == pytest.approx(loop.wish((loop.now - TICK) / 1e9), abs=0.1)
+    loop.assert_smooth()
+
+
 EVENTS = [
     "stop",
     "resume",

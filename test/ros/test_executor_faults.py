@@ -277,6 +277,12 @@ def test_a_clock_that_jumps_back_while_moving(rig):
     assert rig.until(lambda: client.diagnostics[-1][0].startswith("holding"))
     assert rig.until(lambda: np.abs(np.diff(np.array(client.path)[-2:, 0])).max() < 1e-9)
     there = client.path[-1][0]
-    client.send(1, there + 0.2)  # numbers may start again
-    assert rig.until(lambda: client.path[-1][0] > there + 0.15)
+    number = [0]  # numbers may start again
+
+    def send():
+        number[0] += 1
+        if number[0] % 20 == 1:
+            client.send(number[0], there + 0.2)
+
+    assert rig.until(lambda: client.path[-1][0] > there + 0.15, each=send), client.diagnostics[-1]
     rig.within_limits()

@@ -114,7 +114,7 @@ class PathFilter:
             joined = join(
                 chunk, self.position, None if self.resting else move, clock, self.limits,
                 self._bounds, self.period_s, self.speed_scale_max,
-                max(0.0, ((self._blend_until_ns or 0) - now_ns) / 1e9),
+                self._blend_left_s(now_ns),
             )  # fmt: skip
             for path, place in joined:
                 if path.can_stop(place, self._reach):
@@ -123,6 +123,11 @@ class PathFilter:
             else:
                 return self.brake()
         return self._advance(clock)
+
+    def _blend_left_s(self, now_ns: int) -> float:
+        """Rest of the time that blending in takes; the clock may have been set back meanwhile."""
+        left = ((self._blend_until_ns or 0) - now_ns) / 1e9
+        return min(max(left, 0.0), self.blend_in_s)
 
     def brake(self) -> np.ndarray:
         """Next command ``[n]`` of the hardest braking that stays on the path."""
