@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Compile graphs with TensorRT for RTX, without a GPU, and print what came out as a table.
 
-usage: scripts/compile_table.py LAYERS FOLDER [--kinds fp16,fp8] [--targets sm89,sm120]
+usage: scripts/compile_table.py LAYERS FOLDER [--kinds fp16,fp8] [--stages vision,prefill]
+                                [--targets sm89,sm120]
        scripts/compile_table.py --graphs FOLDER [--targets sm89,sm120]
 
 The first form exports Gemma-2B, Gemma-300M and SigLIP widths with LAYERS layers (18: full size,
@@ -36,7 +37,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def export(layers: int, folder: Path, kinds: list[str]) -> None:
+def export(layers: int, folder: Path, kinds: list[str], stages: list[str]) -> None:
     """Write the stages of every kind; stages that are equal in several kinds once."""
     vision = FULL_VISION if layers == 18 else layers
     config = Pi05Config(
@@ -51,7 +52,7 @@ def export(layers: int, folder: Path, kinds: list[str]) -> None:
     for kind in kinds:
         ranges = None if kind == "fp16" else made_up_ranges(model, kind)
         for stage in STAGES:
-            if stage == "vision" and kind != "fp16":
+            if stage not in stages or (stage == "vision" and kind != "fp16"):
                 continue
             if stage == "denoise_step" and kind in ("fp8_attention", "nvfp4"):
                 continue  # equal to that of fp8
@@ -86,12 +87,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--graphs", type=Path)
     parser.add_argument("--kinds", default=KINDS)
+    parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--targets", default="sm89,sm120")
     args = parser.parse_args()
     if args.graphs is None:
         if args.layers is None or args.folder is None:
             parser.error("LAYERS and FOLDER, or --graphs FOLDER")
-        export(args.layers, args.folder, args.kinds.split(","))
+        export(args.layers, args.folder, args.kinds.split(","), args.stages.split(","))
     folder = args.graphs or args.folder
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for graph in sorted(folder.glob("*/*.onnx")):
