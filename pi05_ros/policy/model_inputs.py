@@ -18,7 +18,7 @@ from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.transforms.images import lerobot_image, to_hwc, to_uint8_hwc
 from pi05_ros.policy.transforms.transforms import pad_to, state_to_model
 
-_WARM_UP_PICTURE = (480, 640)
+_WARM_UP_SIZE = (480, 640)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ModelInputs:
 
 def black_observation(robot: RobotProfile, prompt: str | None) -> Observation:
     """Observation to warm up with: all cameras black, joints at 0."""
-    black = np.zeros((*_WARM_UP_PICTURE, 3), dtype=np.uint8)
+    black = np.zeros((*_WARM_UP_SIZE, 3), dtype=np.uint8)
     return Observation(
         images=dict.fromkeys(robot.camera_roles, black),
         state=np.zeros(len(robot.state_names)),
@@ -90,7 +90,7 @@ class ObservationReader:
         """
         state = state_to_model(self._robot, self._check_state(obs.state))
         tokens = torch.from_numpy(self.encoder.encode(prompt, self._prompt_state(state)))
-        return ModelInputs(self._pictures(obs.images), tokens, state)
+        return ModelInputs(self._images(obs.images), tokens, state)
 
     def _prompt_state(self, model_state: np.ndarray) -> np.ndarray:
         normalized = self._recipe.normalization.state.normalize(model_state)
@@ -113,7 +113,7 @@ class ObservationReader:
             raise PolicyError(f"state has NaN or infinite values: {', '.join(bad)}")
         return values if values.dtype.kind == "f" else values.astype(np.float64)
 
-    def _pictures(self, images: Mapping[str, np.ndarray]) -> list[torch.Tensor]:
+    def _images(self, images: Mapping[str, np.ndarray]) -> list[torch.Tensor]:
         """Images of the cameras that are there, in the model's order; the rest is masked."""
         roles = self._robot.camera_roles
         for role in images:
@@ -124,7 +124,7 @@ class ObservationReader:
                     f"camera {role!r} is not of robot {self._robot.name!r}{hint}; "
                     f"accepted: {', '.join(roles)}"
                 )
-        pictures = []
+        converted = []
         for camera in self._robot.cameras:
             image = images.get(camera.role)
             if image is None:
@@ -135,13 +135,13 @@ class ObservationReader:
                     )
                 continue
             pad = self._recipe.lerobot_pad
-            picture = (to_uint8_hwc if pad is None else to_hwc)(image, camera.role)
+            pixels = (to_uint8_hwc if pad is None else to_hwc)(image, camera.role)
             if camera.rotate_180:
-                picture = np.ascontiguousarray(picture[::-1, ::-1])
-            if not picture.flags.writeable:
-                picture = picture.copy()
+                pixels = np.ascontiguousarray(pixels[::-1, ::-1])
+            if not pixels.flags.writeable:
+                pixels = pixels.copy()
             if pad is None:
-                pictures.append(torch.from_numpy(picture))
+                converted.append(torch.from_numpy(pixels))
             else:
-                pictures.append(lerobot_image(picture, self._image_size, pad))
-        return pictures
+                converted.append(lerobot_image(pixels, self._image_size, pad))
+        return converted

@@ -25,8 +25,9 @@ class PolicyConfig:
             ``ws://host:port``; then ``backend_options`` are the fields of `RemoteOptions`.
         robot: shipped profile or YAML file. None: what the checkpoint says, "sim_arm" for random
             weights.
-        tokenizer: SentencePiece ``.model``, ``tokenizer.json``, a directory with one, or "bytes".
-            None looks beside the checkpoint and in openpi's cache; random weights use bytes.
+        tokenizer: SentencePiece ``.model``, ``tokenizer.json``, a directory or hub id
+            ("hf://google/paligemma-3b-pt-224") with one, or "bytes". None looks beside the
+            checkpoint and in openpi's cache; random weights use bytes.
         backend: "auto", "eager", "cuda", "onnx", "tensorrt", "remote".
         precision: per stage ("auto", "fp32", "bf16", ...).
         denoise_steps: Euler steps of the flow; 0 takes those of the checkpoint's config.json

@@ -6,6 +6,7 @@ import pytest
 import tokenizers
 from trained_tokenizers import train
 
+from pi05_ros.model.checkpoint import hub
 from pi05_ros.policy import Policy, PolicyError
 from pi05_ros.policy.prompt.tokenizer import (
     ByteTokenizer,
@@ -73,6 +74,23 @@ def test_explicit_file_directory_and_bytes(tmp_path, tokenizer_files):
     shutil.copy(tokenizer_files.huggingface, folder / "tokenizer.json")
     assert load_tokenizer(folder, None, 512).name.endswith("tokenizer.json")
     assert isinstance(load_tokenizer("bytes", None, 512), ByteTokenizer)
+
+
+def test_a_tokenizer_on_the_hub(tmp_path, tokenizer_files, monkeypatch):
+    """Only the tokenizer's files are asked for: the repository may hold gigabytes."""
+    shutil.copy(tokenizer_files.huggingface, tmp_path / "tokenizer.json")
+    asked = []
+
+    def download(hub_id, wanted):
+        asked.append((hub_id.name, wanted))
+        return tmp_path
+
+    monkeypatch.setattr(hub, "_download", download)
+    opened = load_tokenizer("hf://google/paligemma-3b-pt-224", None, 512)
+    assert opened.name == str(tmp_path / "tokenizer.json")
+    assert asked == [("google/paligemma-3b-pt-224", ("tokenizer.json", "*.model"))]
+    with pytest.raises(PolicyError, match="'hf://x' is no hub id"):
+        load_tokenizer("hf://x", None, 512)
 
 
 @pytest.mark.parametrize("name", ["x.model", "x.json", "x"])

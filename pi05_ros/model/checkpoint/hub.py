@@ -20,7 +20,8 @@ _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 _HUB_ID = re.compile(rf"({_NAME}/{_NAME})(?:@([\w./-]{{1,200}}))?")
 _CACHED = re.compile(r"models--(.+?)--(.+)")
 # What a policy is made of: no pickles, no optimizer.
-_WANTED = ["*.json", "*.safetensors", "*.model"]
+_WANTED = ("*.json", "*.safetensors", "*.model")
+TOKENIZER_FILES = ("tokenizer.json", "*.model")
 _UNWANTED = ["*training_state*", "*optimizer*"]
 _POINTERS = (
     (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer"),
@@ -60,8 +61,12 @@ def parse_hub_id(checkpoint: str | Path) -> HubId | None:
     return HubId(match[1], match[2])
 
 
-def locate(checkpoint: str | Path) -> Path:
+def locate(checkpoint: str | Path, wanted: tuple[str, ...] = _WANTED) -> Path:
     """Path of a checkpoint on this machine; a hub id is downloaded first, or found in the cache.
+
+    Args:
+        checkpoint: path or hub id.
+        wanted: patterns of the files to download.
 
     Raises:
         CheckpointError: the hub has no such repository or revision, or cannot be reached.
@@ -71,11 +76,11 @@ def locate(checkpoint: str | Path) -> Path:
     if os.path.lexists(path):
         return path
     hub_id = parse_hub_id(checkpoint)
-    return path if hub_id is None else _download(hub_id)
+    return path if hub_id is None else _download(hub_id, wanted)
 
 
 @lru_cache(maxsize=16)
-def _download(hub_id: HubId) -> Path:
+def _download(hub_id: HubId, wanted: tuple[str, ...]) -> Path:
     try:
         from huggingface_hub import errors, snapshot_download
     except ImportError as error:
@@ -88,7 +93,7 @@ def _download(hub_id: HubId) -> Path:
         folder = snapshot_download(
             hub_id.name,
             revision=hub_id.revision,
-            allow_patterns=_WANTED,
+            allow_patterns=list(wanted),
             ignore_patterns=_UNWANTED,
         )
     except errors.GatedRepoError as error:

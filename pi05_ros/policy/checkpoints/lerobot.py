@@ -20,7 +20,7 @@ from pi05_ros.policy.checkpoints.lerobot_processors import (
     PREPROCESSOR,
     RELATIVE,
     Feature,
-    check_pictures_unchanged,
+    check_images_unchanged,
     config_of,
     find_step,
     named_tokenizer,
@@ -90,7 +90,7 @@ def lerobot_recipe(
         raise PolicyError(f"{folder} holds a LeRobot {config['type']!r} policy; accepted: 'pi05'")
     _check_supported(folder, config)
     pre, post = read_steps(folder / PREPROCESSOR), read_steps(folder / POSTPROCESSOR)
-    check_pictures_unchanged(folder, pre)
+    check_images_unchanged(folder, pre)
     assumptions: list[str] = []
     doubts: list[str] = []
     era = _era(era, folder, config, pre, assumptions)

@@ -183,7 +183,7 @@ def _covers(config: Mapping[str, Any], keys: Sequence[str] | None, feature: str)
     return listed and (keys is None or feature in keys)
 
 
-def check_pictures_unchanged(folder: Path, steps: Sequence[Mapping[str, Any]]) -> None:
+def check_images_unchanged(folder: Path, steps: Sequence[Mapping[str, Any]]) -> None:
     """Raise PolicyError if the preprocessor normalizes images by statistics.
 
     pi0.5 scales them to [-1, 1] in the model and expects IDENTITY here. An image without

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
+from pi05_ros.model import CheckpointError
+from pi05_ros.model.checkpoint.hub import SCHEME, TOKENIZER_FILES, locate
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.small_files import MIB, FileError, parse_json, read_bytes, read_text, require_regular
 
@@ -158,7 +160,7 @@ def tokenizer_candidates(checkpoint: Path | None) -> tuple[Path, ...]:
 def load_tokenizer(
     tokenizer: str | Path | None, checkpoint: Path | None, vocab_size: int
 ) -> Tokenizer:
-    """Open a tokenizer: a ``.model`` or ``.json`` file, a directory with one, or "bytes".
+    """Open a tokenizer: a ``.model`` or ``.json`` file, a directory or hub id with one, "bytes".
 
     Args:
         tokenizer: what the user asked for; None looks in `tokenizer_candidates`.
@@ -184,6 +186,11 @@ def load_tokenizer(
             )
     else:
         path = Path(os.path.expanduser(tokenizer))
+        if str(tokenizer).startswith(SCHEME):
+            try:
+                path = locate(tokenizer, TOKENIZER_FILES)
+            except CheckpointError as error:
+                raise PolicyError(f"tokenizer {error}") from error
         if os.path.isdir(path):
             names = ("paligemma_tokenizer.model", "tokenizer.model", "tokenizer.json")
             path = next((path / n for n in names if os.path.lexists(path / n)), path)
@@ -192,7 +199,7 @@ def load_tokenizer(
         except FileError as error:
             raise PolicyError(
                 f"tokenizer {error}; accepted: a SentencePiece .model file, a "
-                f"tokenizer.json, a directory with one of them, or {BYTES!r}"
+                f"tokenizer.json, a directory or hub id (hf://...) with one of them, or {BYTES!r}"
             ) from error
     opened: Tokenizer = (
         HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
