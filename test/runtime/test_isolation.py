@@ -138,11 +138,14 @@ def test_an_engine_that_was_stopped_for_a_moment_goes_on(isolated):
 
 def test_an_inference_that_hangs_ends_at_its_time_limit(reference, isolated):
     del isolated  # the fixture puts engine_faults on the path
-    options = IsolationOptions(stalled_s=5.0, timeout_s=0.5, backoff_s=0.1)
+    options = IsolationOptions(stalled_s=0.4, timeout_s=5.0, backoff_s=0.1)
     policy = IsolatedPolicy("engine_faults:make", PARAMETERS, reference.robot, options)
     try:
+        problems = []
+        policy.on_change(lambda: problems.append(policy.problem))
         with pytest.raises(EngineLostError, match="did not answer within"):
             policy.infer(observation(policy, "hang"), seed=0)
+        assert "the engine process does not answer" in problems
         assert until(
             lambda: not policy.problem and policy.health().values["engine_restarts"] > "0"
         )

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from typing import Any
 
@@ -52,8 +53,8 @@ def main() -> int:
     while (message := channel.receive()) is not None:
         try:
             if message["op"] == "load":
-                policy = _load(message)
-                channel.send("ready", **_description(policy))
+                policy, inference_s = _load(message)
+                channel.send("ready", inference_s=inference_s, **_description(policy))
             elif message["op"] == "infer":
                 channel.send("chunk", id=message["id"], **_infer(policy, memory, message))
             elif message["op"] == "close":
@@ -67,7 +68,8 @@ def main() -> int:
     return 0
 
 
-def _load(message: dict[str, Any]) -> Any:
+def _load(message: dict[str, Any]) -> tuple[Any, float]:
+    """The policy, and seconds of one inference."""
     from pi05_ros.phases import phase
     from pi05_ros.runtime.parameters import PolicyParameters
 
@@ -75,8 +77,10 @@ def _load(message: dict[str, Any]) -> Any:
     parameters = PolicyParameters.from_values(message["parameters"])
     policy = getattr(importlib.import_module(module), name)(parameters)
     with phase("warm-up"):
-        policy.warm_up()
-    return policy
+        policy.warm_up()  # builds what is built once
+    began = time.monotonic()
+    policy.warm_up()
+    return policy, time.monotonic() - began
 
 
 def _description(policy: Any) -> dict[str, Any]:

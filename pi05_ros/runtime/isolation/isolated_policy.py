@@ -22,6 +22,7 @@ GRACE_S = 2.0  # a process that stands still may go on within this time before i
 LONGEST_BACKOFF_S = 30.0
 LEAST_TIMEOUT_S = 2.0
 TIMEOUT_FACTOR = 20.0
+LATE_FACTOR = 4.0
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class IsolatedPolicy:
         self._problem = ""
         self._restarts = 0
         self._slowest_s = 0.0
+        self._busy_since = 0.0  # monotonic; 0 while no inference runs
         self._forget = False
         self._health = EngineHealth()
         self._changed: Callable[[], None] = lambda: None
@@ -114,18 +116,21 @@ class IsolatedPolicy:
         with self._lock:
             engine = self._engine
             images, state = engine.memory.write(engine.slot(), obs.images, obs.state)
-            began = time.monotonic()
-            answer = engine.infer(
-                self._timeout_s(),
-                images=images,
-                state=state,
-                prompt=obs.prompt,
-                stamp_ns=obs.stamp_ns,
-                age_s=obs.age_s,
-                seed=seed,
-                denoise_steps=denoise_steps,
-                forget=self._forget,
-            )
+            began = self._busy_since = time.monotonic()
+            try:
+                answer = engine.infer(
+                    self._timeout_s(),
+                    images=images,
+                    state=state,
+                    prompt=obs.prompt,
+                    stamp_ns=obs.stamp_ns,
+                    age_s=obs.age_s,
+                    seed=seed,
+                    denoise_steps=denoise_steps,
+                    forget=self._forget,
+                )
+            finally:
+                self._busy_since = 0.0
             self._slowest_s = max(self._slowest_s, time.monotonic() - began)
             self._forget = False
         self._health = unpack_health(answer["health"])
@@ -168,6 +173,13 @@ class IsolatedPolicy:
             return self._options.timeout_s
         return max(LEAST_TIMEOUT_S, TIMEOUT_FACTOR * self._slowest_s)
 
+    def _overdue(self) -> str:
+        """Told, while an inference takes much longer than any before; it may still end."""
+        since = self._busy_since
+        limit_s = max(self._options.stalled_s, LATE_FACTOR * self._slowest_s)
+        late = since > 0.0 and time.monotonic() - since > limit_s
+        return "the engine process does not answer" if late else ""
+
     def _start(self) -> tuple[EngineProcess, PolicyInfo]:
         engine = EngineProcess(self._factory, self._parameters, self._options.stalled_s)
         try:
@@ -175,6 +187,7 @@ class IsolatedPolicy:
         except BaseException:
             engine.close()
             raise
+        self._slowest_s = max(self._slowest_s, float(ready["inference_s"]))
         return engine, unpack_info(ready["info"])
 
     def _supervise(self) -> None:
@@ -182,7 +195,7 @@ class IsolatedPolicy:
         backoff_s, since = self._options.backoff_s, time.monotonic()
         while not self._closing.wait(WATCH_S):
             trouble = self._engine.trouble()
-            self._tell(trouble)
+            self._tell(trouble or self._overdue())
             if not trouble:
                 if time.monotonic() - since > self._options.calm_s:
                     backoff_s = self._options.backoff_s
