@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "find a backend's FP8 scales or ranges from observations",
     ),
     "check": ("pi05_ros.cli.engines.check", "compare engines or graphs with the plain model"),
+    "dataset": ("pi05_ros.cli.dataset", "make a LeRobot dataset of recorded demonstrations"),
     "demo": ("pi05_ros.cli.demo", "run the main job on this machine, ROS nodes and all"),
     "doctor": ("pi05_ros.cli.doctor", "say what works here, what is missing and how to fix it"),
     "export": ("pi05_ros.cli.engines.export", "write the stages as checked ONNX graphs"),

@@ -8,7 +8,7 @@ that followed.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,27 @@ class Demonstration:
         times = [t for t in times if all(self.newest(role, t) is not None for role in self.roles)]
         chosen = np.unique(np.linspace(0, len(times) - 1, min(count, len(times))).round())
         return [times[int(index)] for index in chosen]
+
+    def stream(self, role: str, stamps: set[int]) -> Iterator[tuple[int, np.ndarray | None]]:
+        """Frames of one camera in the order of the recording; None for one that is unreadable."""
+        name, convert = converters(self.sources, self.roles)[role]
+        left = set(stamps)
+        for message in self.bag.messages([self.sources[name].topic]):
+            stamp = _stamp(message.raw, message.log_ns)
+            if stamp not in left:
+                continue
+            left.remove(stamp)
+            try:
+                yield stamp, convert(message.decode())
+            except (BagError, conversion.ConversionError):
+                yield stamp, None
+
+    def size(self, role: str) -> tuple[int, int]:
+        """Height and width of the first readable frame."""
+        for _, image in self.stream(role, set(self.frames[role])):
+            if image is not None:
+                return image.shape[0], image.shape[1]
+        raise BagError(f"{self.bag.path} has no readable frame of the camera {role}")
 
     def pictures(self, wanted: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], np.ndarray]:
         """Frames by camera role and stamp, ``[H, W, 3]`` uint8; those that do not decode lack."""
