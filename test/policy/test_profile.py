@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pi05_ros.policy import RobotProfileError, available_robots, config_dir, load_profile
 from pi05_ros.policy.interface import ActionMeaning, ActionUnit
 from pi05_ros.policy.robots.profile_yaml import parse_profile
+from pi05_ros.policy.transforms.transforms import actions_from_model, state_to_model
 
 ALOHA_MASK = (True,) * 6 + (False,) + (True,) * 6
 
@@ -264,12 +266,19 @@ def _places(data, path=()):
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_profiles_with_any_value_replaced_end_in_our_error_or_a_profile(data):
-    full = yaml.safe_load((config_dir() / "robots" / "sim_arm.yaml").read_text())
-    full["grippers"] = [{"state": "gripper", "action": "gripper", "open": 0, "closed": 1}]
+    name = data.draw(st.sampled_from(["sim_arm", "droid", "so101"]))
+    full = yaml.safe_load((config_dir() / "robots" / f"{name}.yaml").read_text())
+    if name != "so101":
+        full["grippers"] = [{"state": "gripper", "action": "gripper", "open": 0, "closed": 1}]
     place = data.draw(st.sampled_from(list(_places(full))))
     at = full
     for key in place[:-1]:
         at = at[key]
     at[place[-1]] = data.draw(junk)
     with contextlib.suppress(RobotProfileError):
-        assert parse_profile("x", full).camera_roles
+        robot = parse_profile("x", full)
+        assert robot.camera_roles
+        assert len(robot.action_units) == len(robot.command_units) == len(robot.action_names)
+        numbers = np.zeros((1, len(robot.action_names)))
+        state = state_to_model(robot, np.zeros(len(robot.state_names)))
+        assert np.isfinite(actions_from_model(robot, numbers, state)).all()
