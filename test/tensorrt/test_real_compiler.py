@@ -16,6 +16,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from compiled import compiled, facts_of, softmaxes
 from onnx import ModelProto
 from test_graph_checks import half_norm, half_softmax, weight_scale_per_channel
@@ -25,7 +26,8 @@ from pi05_ros.backends.export.export import export_stage
 from pi05_ros.backends.quantization.made_up_ranges import made_up_ranges
 from pi05_ros.backends.staged.shapes import StageShapes
 from pi05_ros.backends.tensorrt.flavor import RTX, parse_targets, sm
-from pi05_ros.model import Pi05
+from pi05_ros.model import Pi05, Pi05Config
+from pi05_ros.model.config import GemmaConfig, VisionConfig
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="no wheel of TensorRT for RTX"
@@ -105,6 +107,26 @@ def test_compiles_to_the_kernels_it_must_have(
         fp4 = [p for p in products if p["Inputs"][0]["Datatype"] == "FP4E2M1"]
         assert len(fp4) == 3 * (shapes.depth - 1)
     assert facts.copies <= len(layers) / 5
+
+
+def test_prefill_of_real_width(tmp_path: Path) -> None:
+    """Two layers of Gemma-2B's width: the products whose bare sums of codes would overflow."""
+    config = Pi05Config(
+        vision=VisionConfig(num_hidden_layers=1),
+        vlm=GemmaConfig(width=2048, depth=2, mlp_dim=16384),
+        expert=GemmaConfig(width=64, depth=2, mlp_dim=64),
+        vocab=64,
+    )
+    model = Pi05.random_on_device(config, 3, torch.bfloat16, "cpu")
+    sizes = StageShapes.of(config, 2, 200, 50)
+    ranges = made_up_ranges(model, "fp8")
+    graph = export_stage(model, "prefill", sizes, tmp_path, calibration=ranges).path
+    plan = compiled(graph, "sm89")
+    facts = facts_of(plan, graph)
+    assert plan.messages == []
+    assert (facts.quantized, facts.missing) == (9, [])
+    assert (facts.half_islands, facts.bare_codes) == ([], [])
+    assert facts.fused_attentions == facts.attentions == 1
 
 
 PLANTED: list[tuple[Callable[[ModelProto], None], str]] = [
@@ -224,8 +246,6 @@ def test_lifetimes_in_every_order(graph_of: Callable[[str, str], Path], tmp_path
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "fine"
-    import torch
-
     if not torch.cuda.is_available():
         assert "cannot load" in done.stdout
 
