@@ -158,7 +158,7 @@ class NodeGridRequest:
         rates: inferences per second, all of them under every load.
         seconds: of each cell; direct_seconds: of each series of direct calls.
         checkpoint, robot, prompt, backend, precision: of the node, as its parameters.
-        denoise_steps, threads, overlap: of the node, too.
+        denoise_steps, threads, overlap, isolation: of the node, too.
         cameras: how many of the robot's cameras are used.
         joint_hz: joint states per second.
         out: folder for logs, grid.json and grid.md.
@@ -177,6 +177,7 @@ class NodeGridRequest:
     denoise_steps: int = 10
     threads: int = 1
     overlap: bool = False
+    isolation: str = "thread"
     cameras: int = 2
     joint_hz: float = 100.0
     out: Path = Path("out/bench_node")

@@ -143,6 +143,7 @@ def _parameters(request: NodeGridRequest, roles: Sequence[str]) -> dict[str, Any
         "denoise_steps": request.denoise_steps,
         "threads": request.threads,
         "overlap": request.overlap,
+        "isolation": request.isolation,
         "camera_roles": list(roles),
         "prompt": request.prompt,
     }

@@ -136,6 +136,7 @@ def _add_node(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, default=6.0, help="with --grid: of each cell")
     add("--prompt", default="pick up the red block", help="with --grid")
     add("--overlap", action="store_true", help="with --grid: overlap prefill and denoising")
+    add("--isolation", choices=("thread", "process"), default="thread", help="with --grid")
     add("--out", type=Path, default=_NODE.out)
     add("--json", action="store_true", help="print JSON")
     add("--markdown", action="store_true", help="print a Markdown table")
@@ -249,6 +250,7 @@ def _run_grid(args: argparse.Namespace) -> int:
             precision=args.precision,
             threads=args.threads,
             overlap=args.overlap,
+            isolation=args.isolation,
             cameras=args.cameras,
             joint_hz=args.joint_hz,
             out=args.out,
