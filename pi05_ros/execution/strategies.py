@@ -130,20 +130,35 @@ class Ensemble:
         begin_ns = now_ns - min(past, MAX_PAST_STEPS) * step_ns  # an arm that lags is there
         horizon = -((begin_ns - max(c.end_ns for c in self._chunks)) // step_ns)
         times = begin_ns + step_ns * np.arange(horizon)
-        sums = np.zeros((horizon, self._chunks[0].positions.shape[1]))
-        total = np.zeros((horizon, 1))
-        rank = np.zeros((horizon, 1))  # of a chunk among those that say something at a time
-        for chunk in self._chunks:
-            saying = ((times >= chunk.start_ns) & (times < chunk.end_ns))[:, None]
-            weights = np.where(saying, np.exp(-self.decay * rank), 0.0)
-            sums += weights * chunk.at_times(times)
-            total += weights
-            rank += saying
+        starts = np.array([[c.start_ns] for c in self._chunks])
+        ends = np.array([[c.end_ns] for c in self._chunks])
+        saying = (times >= starts) & (times < ends)  # [chunks, times]
+        rank: np.ndarray = (
+            np.cumsum(saying, axis=0) - saying
+        )  # of a chunk among those that say something
+        weights = np.where(saying, np.exp(-self.decay * rank), 0.0)
+        total = weights.sum(axis=0)[:, None]
+        sums = np.einsum("ct,ctn->tn", weights, self._targets(times - starts))
         silent = np.flatnonzero(total[:, 0] == 0)  # times that no chunk covers
         first = int(np.max(silent[times[silent] < now_ns], initial=-1)) + 1
         last = int(np.min(silent[times[silent] > now_ns], initial=horizon))
         mean = sums[first:last] / total[first:last]
         return TimedChunk(int(times[first]), step_ns, mean)
+
+    def _targets(self, since_ns: np.ndarray) -> np.ndarray:
+        """Targets ``[chunks, k, n]`` at times since each chunk's start ``[chunks, k]``."""
+        last = np.array([[c.horizon - 1] for c in self._chunks])
+        longest = int(last.max()) + 1
+        padded = np.zeros((len(self._chunks), longest, self._chunks[0].positions.shape[1]))
+        for row, chunk in zip(padded, self._chunks, strict=True):
+            row[: chunk.horizon] = chunk.positions
+        steps = np.array([[c.step_ns] for c in self._chunks])
+        place = np.clip(since_ns / steps, 0.0, last)
+        low = place.astype(int)
+        part = (place - low)[:, :, None]
+        chunk_rows = np.arange(len(self._chunks))[:, None]
+        begin, end = padded[chunk_rows, low], padded[chunk_rows, np.minimum(low + 1, last)]
+        return np.asarray((1 - part) * begin + part * end)
 
     def shift(self, offset: np.ndarray) -> None:
         """Add an offset ``[n]`` to all chunks: whole turns of continuous joints."""

@@ -75,14 +75,6 @@ class TimedChunk:
         part = place - low
         return (1 - part) * self.positions[low] + part * self.positions[high]
 
-    def at_times(self, times_ns: np.ndarray) -> np.ndarray:
-        """Targets ``[k, n]`` at times ``[k]``, as `at`."""
-        place = np.clip((times_ns - self.start_ns) / self.step_ns, 0.0, self.horizon - 1.0)
-        low = place.astype(int)
-        part = (place - low)[:, None]
-        high = np.minimum(low + 1, self.horizon - 1)
-        return np.asarray((1 - part) * self.positions[low] + part * self.positions[high])
-
     def shifted(self, offset: np.ndarray) -> TimedChunk:
         """Copy with an offset ``[n]`` added to all steps."""
         return replace(self, positions=self.positions + offset)

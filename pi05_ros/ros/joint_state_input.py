@@ -34,6 +34,7 @@ class JointStateInput:
         self._merger = JointStateMerger(
             core.joints,
             on_change=on_change,
+            continuous=core.limits.continuous,
             max_speeds=(FASTER_THAN_LIMITS * core.limits.velocity).tolist(),
             believe_after_ns=int(BELIEVED_AFTER_SHARE * 1e9 * core.settings.max_state_age_s),
         )

@@ -102,6 +102,18 @@ def test_ensemble_averages_with_the_oldest_weighing_most():
     assert strategy.target(6 * STEP) is None
 
 
+def test_the_path_of_an_ensemble_is_its_target_at_every_time():
+    strategy = make_strategy("ensemble", ensemble_decay=0.3)
+    rng = np.random.default_rng(0)
+    for number, (start, steps) in enumerate([(0, 9), (STEP, 4), (3 * STEP, 12), (4 * STEP, 7)]):
+        strategy.add(chunk(start, rng.normal(size=(steps, 2)), number))
+    path = strategy.path(5 * STEP)
+    assert path is strategy.path(6 * STEP)
+    assert path.start_ns == 0
+    for k in range(5, 15):
+        assert path.at(k * STEP) == pytest.approx(strategy.target(k * STEP), abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("offered", "now", "reason"),
     [

@@ -307,3 +307,20 @@ def test_zero_stamps_and_jumps_of_the_clock():
     feed(inputs, ALL, [1, 2, 3], 500)
     assert inputs.observe_clock(NS)
     assert inputs.joints.missing == ALL
+
+
+@pytest.mark.parametrize("apart", [0.8, 2 * math.pi])
+def test_joints_that_are_known_neither_step_by_a_turn_nor_speak_degrees(apart):
+    merger = JointStateMerger(
+        ["a"], max_speeds=[1.0], continuous=[False], believe_after_ns=400 * MS
+    )
+    merger.offer(["a"], [0.0], stamp_ns=0)
+    merger.offer(["a"], [400.0], stamp_ns=MS)  # a wild value makes no degrees of the joint
+    for k in range(1, 40):
+        merger.offer(["a"], [apart if k % 4 else 0.0], stamp_ns=10 * k * MS)
+        assert merger.merged().positions[0] == 0
+    assert merger.conflicts(400 * MS)
+    turning = JointStateMerger(["a"], max_speeds=[1.0], continuous=[True])
+    turning.offer(["a"], [3.14], stamp_ns=0)
+    turning.offer(["a"], [-3.14], stamp_ns=10 * MS)
+    assert not turning.jumps

@@ -58,6 +58,8 @@ class WatchedJoint:
     value: JointValue | None = None
     other: JointValue | None = None
     unit: float = 1.0  # values beyond two turns are degrees or percent
+    turns: bool = True  # may step by a whole turn: it is not known that it cannot
+    guess_unit: bool = True
     returns: deque[int] = field(default_factory=lambda: deque(maxlen=RETURNS))
     conflict: JointConflict | None = None
     conflict_ns: int = 0
@@ -67,7 +69,8 @@ class WatchedJoint:
         apart = abs(a.position - b.position)
         seconds = abs(a.stamp_ns - b.stamp_ns) / NS
         allowed = self.unit * (SLACK + self.max_speed * seconds)
-        return any(abs(apart - turn) <= allowed for turn in _TURNS)
+        turns = _TURNS if self.turns else _TURNS[:1]
+        return any(abs(apart - turn) <= allowed for turn in turns)
 
     def judge(self, kept: JointValue, new: JointValue, late: bool, now_ns: int) -> None:
         """Note a conflict if the joint goes to and fro faster than it can move."""

@@ -63,6 +63,8 @@ class JointStateMerger:
         on_change: those of them that are published only when they change. They do not count
             for `MergedJoints.stamp_ns` and survive `reset`.
         max_speeds: per joint, rad/s or m/s; a value that could only be reached faster is a jump.
+        continuous: per joint whether it may step by a whole turn; units are then known to be rad
+            or m. None: any may, and units are guessed.
         believe_after_ns: a jump counts only after the values before it have been silent for so
             long; until then the joint keeps its value and its stamp. 0: at once.
         future_ns: a kept stamp that lies farther ahead of the clock is replaced by any other.
@@ -81,6 +83,7 @@ class JointStateMerger:
         *,
         on_change: Sequence[str] = (),
         max_speeds: Sequence[float] | None = None,
+        continuous: Sequence[bool] | None = None,
         believe_after_ns: int = 0,
         future_ns: int = NS // 20,
     ) -> None:
@@ -103,6 +106,9 @@ class JointStateMerger:
         speeds = max_speeds if max_speeds is not None else [MAX_SPEED] * len(self.names)
         pairs = zip(self.names, speeds, strict=True)
         self._joints = [WatchedJoint(name, speed) for name, speed in pairs]
+        if continuous is not None:
+            for joint, turns in zip(self._joints, continuous, strict=True):
+                joint.turns, joint.guess_unit = turns, False
         self._orders: dict[tuple[str, ...], list[tuple[int, int]]] = {}
         self._seen: dict[str, None] = {}  # names of messages, in the order of appearance
 
@@ -267,7 +273,7 @@ class JointStateMerger:
         """Accept a value unless it is unusable, older than the joint's, or not believed yet."""
         if not (math.isfinite(new.position) and abs(new.position) <= _FLOAT32_MAX):
             return "joint_not_finite"
-        if abs(new.position) > 4 * math.pi:
+        if joint.guess_unit and abs(new.position) > 4 * math.pi:
             joint.unit = _DEGREES
         kept = joint.value
         if kept is None:
