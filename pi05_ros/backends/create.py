@@ -124,6 +124,8 @@ def _build(
     parameters = inspect.signature(factory).parameters.values()
     accepted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     unknown = [name for name in options if name not in accepted]
+    if "reason" in options:  # of the choice; ours to give
+        raise BackendError(f"backend {backend!r} has no option 'reason'")
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise BackendError(
             f"backend {backend!r} has no option {unknown[0]!r}; it has {', '.join(accepted)}"

@@ -98,6 +98,11 @@ def test_options_that_a_backend_does_not_have_are_named(name, model, monkeypatch
         create_engine(model, name, chache="/tmp")
 
 
+def test_the_reason_is_not_an_option(model):
+    with pytest.raises(BackendError, match="'eager' has no option 'reason'"):
+        create_engine(model, "eager", reason="mine")
+
+
 @pytest.mark.parametrize("failed", ["tensorrt", "cuda"])
 def test_a_fallback_is_never_what_has_failed(failed, monkeypatch):
     """Proven engines may not load: too little GPU memory, say."""

@@ -53,5 +53,5 @@ def test_options_are_those_of_the_engine():
     pytest.importorskip("triton")
     from pi05_ros.backends.cuda.engine import CudaEngine
 
-    sizes = {"self", "model", "precision", "horizon", "max_prompt_tokens", "views"}
+    sizes = {"self", "model", "precision", "horizon", "max_prompt_tokens", "views", "reason"}
     assert set(inspect.signature(CudaEngine.__init__).parameters) - sizes == set(cuda.OPTIONS)
