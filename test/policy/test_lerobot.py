@@ -570,6 +570,24 @@ def test_what_is_not_supported_is_named(tmp_path, file, change, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("policy_preprocessor.json", lambda steps: steps.insert(4, steps.pop(2))),
+        ("policy_preprocessor.json", lambda steps: steps.append(steps[2])),
+        ("policy_preprocessor.json", lambda steps: steps.append(steps.pop(3))),
+        ("policy_postprocessor.json", lambda steps: steps.reverse()),
+    ],
+)
+def test_steps_in_another_order_are_refused(tmp_path, file, change):
+    """A normalizer behind the prompt's step, for one, means raw states in the prompt."""
+    write_lerobot(tmp_path, relative=[])
+    lerobot_recipe(tmp_path)
+    edit(tmp_path / file, lambda d: change(d["steps"]))
+    with pytest.raises(PolicyError, match="another order or number of them means other values"):
+        lerobot_recipe(tmp_path)
+
+
 def test_statistics_of_another_size(tmp_path):
     write_lerobot(tmp_path)
     save_file({f"action.{k}": v for k, v in stats(4, 2).items()}, tmp_path / ACTION_FILE)

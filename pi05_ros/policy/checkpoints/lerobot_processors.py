@@ -29,16 +29,20 @@ _MODES = {
     "QUANTILES": "quantile",
     "QUANTILE10": "quantile10",
 }
-_KNOWN_STEPS = {
+# Steps that change numbers, in the only order in which they are known to mean what is read here.
+_ORDER = (
     *RELATIVE,
-    "rename_observations_processor",
-    "to_batch_processor",
     "normalizer_processor",
     "pi05_prepare_state_tokenizer_processor_step",
     "tokenizer_processor",
-    "device_processor",
     "unnormalizer_processor",
     "absolute_actions_processor",
+)
+_KNOWN_STEPS = {
+    *_ORDER,
+    "rename_observations_processor",
+    "to_batch_processor",
+    "device_processor",
 }
 
 
@@ -46,7 +50,8 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
     """Steps of a processor file, in order.
 
     Raises:
-        PolicyError: no such file, or a step whose meaning is not known.
+        PolicyError: no such file, a step whose meaning is not known, or an order of steps that
+            means something else.
 
     """
     if not os.path.lexists(path):
@@ -65,6 +70,13 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
                 f"{path} has the step {name or step.get('class')!r}, whose meaning is not known "
                 f"here; accepted: {', '.join(sorted(_KNOWN_STEPS))}"
             )
+    names = [step["registry_name"] for step in steps]
+    order = [name for name in names if name in _ORDER]
+    if order != sorted(set(order), key=_ORDER.index):
+        raise PolicyError(
+            f"{path} has the steps {', '.join(order)}; another order or number of them means "
+            f"other values; accepted, each at most once: {', '.join(_ORDER)}"
+        )
     return steps
 
 
