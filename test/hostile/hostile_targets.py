@@ -206,16 +206,18 @@ def bag_bytes() -> dict[str, bytes]:
 
 def bag(rng: random.Random, folder: Path) -> None:
     from pi05_ros.bags.bag import Bag
-    from pi05_ros.runtime.inputs.conversion import JointMap
+    from pi05_ros.runtime.inputs.joint_states import JointStateMerger, merge_message
 
     for name, data in bag_bytes().items():
         (folder / name).write_bytes(data)
     spoil_file(rng, folder / rng.choice(sorted(bag_bytes())))
-    joints = JointMap(JOINTS)
+    joints = JointStateMerger(JOINTS)
     with Bag(folder) as opened:
         for message in opened.messages():
             if message.topic == "/joint_states":
-                require(np.isfinite(joints.positions(message.decode())).all(), "not finite")
+                merged = merge_message(joints, message.decode(), stamp_ns=message.log_ns)
+                if merged is not None:
+                    require(np.isfinite(merged.positions).all(), "not finite")
 
 
 def raw_image(rng: random.Random, folder: Path) -> None:
@@ -254,7 +256,7 @@ def compressed_image(rng: random.Random, folder: Path) -> None:
 
 
 def joint_state(rng: random.Random, folder: Path) -> None:
-    from pi05_ros.runtime.inputs.conversion import JointMap
+    from pi05_ros.runtime.inputs.joint_states import JointStateMerger, merge_message
 
     names = [*JOINTS, "wheel"]
     rng.shuffle(names)
@@ -264,7 +266,11 @@ def joint_state(rng: random.Random, folder: Path) -> None:
         del positions[rng.randrange(len(positions)) :]
     if rng.random() < 0.3:
         names[rng.randrange(len(names))] = rng.choice(names)
-    found = JointMap(JOINTS).positions(SimpleNamespace(name=names, position=positions))
+    message = SimpleNamespace(name=names, position=positions, velocity=[])
+    merged = merge_message(JointStateMerger(JOINTS), message, stamp_ns=10**9)
+    if merged is None:  # a joint is lacking or not finite
+        return
+    found = merged.positions
     require(found.shape == (7,) and np.isfinite(found).all(), "not seven finite positions")
     for joint, position in zip(JOINTS, found, strict=True):
         require(positions[names.index(joint)] == position, f"{joint} has another's position")

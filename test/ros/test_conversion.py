@@ -15,7 +15,6 @@ from PIL import Image as PilImage
 from pi05_ros.runtime.inputs import conversion
 from pi05_ros.runtime.inputs.conversion import (
     ConversionError,
-    JointMap,
     compressed_to_rgb,
     image_to_rgb,
 )
@@ -34,10 +33,6 @@ PLAIN = {"rgb8", "bgr8", "rgba8", "bgra8", "mono8", "8UC1"}
 
 def compressed(data, kind="jpeg"):
     return SimpleNamespace(format=kind, data=array.array("B", bytes(data)))
-
-
-def joint_state(names, positions):
-    return SimpleNamespace(name=names, position=array.array("d", positions))
 
 
 @pytest.mark.parametrize("padding", [0, 5])
@@ -156,40 +151,6 @@ def test_bad_compressed_picture_is_named(data, code):
     assert caught.value.code == code
 
 
-def test_joints_are_mapped_by_name():
-    joints = JointMap(["a", "b", "grip"])
-    message = joint_state(["grip", "extra", "b", "a"], [3.0, 9.0, 2.0, 1.0])
-    np.testing.assert_array_equal(joints.state(message), np.float32([1, 2, 3]))
-    # A new order is noticed.
-    np.testing.assert_array_equal(
-        joints.state(joint_state(["a", "b", "grip"], [1.0, 2.0, 3.0])), np.float32([1, 2, 3])
-    )
-
-
-@pytest.mark.parametrize(
-    ("names", "positions", "code", "words"),
-    [
-        (["a", "c"], [1, 2], "joint_missing", "lacks b; it has a, c"),
-        ([], [], "joint_missing", "it has no names"),
-        (["a", "b", "a"], [1, 2, 3], "joint_duplicate", "a more than once"),
-        (["a", "b"], [1], "joint_count", "2 names and 1 positions"),
-        (["a", "b"], [], "joint_count", "0 positions"),
-        (["a", "b"], [1, float("nan")], "joint_not_finite", "b"),
-        (["a", "b"], [float("inf"), 1], "joint_not_finite", "a"),
-        (["a", "b"], [1e300, 1], "joint_not_finite", "a"),
-    ],
-)
-def test_bad_joint_state_is_named(names, positions, code, words):
-    with pytest.raises(ConversionError, match=words) as caught:
-        JointMap(["a", "b"]).state(joint_state(names, positions))
-    assert caught.value.code == code
-
-
-def test_extra_duplicates_do_not_matter():
-    state = JointMap(["a"]).state(joint_state(["x", "a", "x"], [0, 1, 2]))
-    np.testing.assert_array_equal(state, np.float32([1]))
-
-
 dimensions = st.one_of(st.integers(0, 40), st.integers(0, 2**32 - 1))
 encodings = st.one_of(st.sampled_from(sorted(conversion.ENCODINGS)), st.text(max_size=8))
 
@@ -229,19 +190,6 @@ def test_fuzz_compressed(data):
     except ConversionError:
         return
     assert result.shape[2] == 3
-
-
-@settings(max_examples=500, deadline=None)
-@given(
-    names=st.lists(st.one_of(st.sampled_from(["a", "b", "c"]), st.text(max_size=5)), max_size=6),
-    positions=st.lists(st.floats(), max_size=6),
-)
-def test_fuzz_joints(names, positions):
-    try:
-        state = JointMap(["a", "b"]).state(joint_state(names, positions))
-    except ConversionError:
-        return
-    assert np.isfinite(state).all()
 
 
 def test_refused_pictures_cost_no_memory():

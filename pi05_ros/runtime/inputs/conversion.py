@@ -7,8 +7,6 @@ only exception that leaves the functions that read messages is ConversionError.
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -148,78 +146,6 @@ def compressed_to_rgb(message: Any) -> np.ndarray:
         raise ConversionError("undecodable", "compressed image: neither JPEG nor PNG") from error
     except Exception as error:
         raise ConversionError("undecodable", f"compressed image: {_line(error)}") from error
-
-
-class JointMap:
-    """Maps JointState messages onto the state vector by joint name.
-
-    The order of a message is remembered, so that equal messages cost one comparison.
-
-    Args:
-        names: joints in state order.
-
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
-        self._order: list[str] = []
-        self._index: list[int] = []
-
-    def state(self, message: Any) -> np.ndarray:
-        """State ``[n]`` float32 in the order of `names`, or ConversionError."""
-        return self.positions(message).astype(np.float32)
-
-    def positions(self, message: Any) -> np.ndarray:
-        """Joint positions ``[n]`` float64, as the message has them, or ConversionError."""
-        try:
-            names = message.name
-            if list(names) != self._order or not self._order:
-                self._index = self._find(names)
-                self._order = list(names)
-            positions = message.position
-            if len(positions) != len(names):
-                raise ConversionError(
-                    "joint_count",
-                    f"joint state has {len(names)} names and {len(positions)} positions",
-                )
-            values = [float(positions[index]) for index in self._index]
-        except ConversionError:
-            raise
-        except Exception as error:
-            raise ConversionError("malformed", f"joint state: {_line(error)}") from error
-        bad = [
-            name for name, value in zip(self.names, values, strict=True) if not _is_float32(value)
-        ]
-        if bad:
-            raise ConversionError(
-                "joint_not_finite", f"joint state is not finite: {', '.join(bad)}"
-            )
-        return np.asarray(values, np.float64)
-
-    def _find(self, names: Sequence[str]) -> list[int]:
-        where: dict[str, int] = {}
-        double: set[str] = set()
-        for index, name in enumerate(names):
-            if name in where:
-                double.add(name)
-            where[name] = index
-        missing = [name for name in self.names if name not in where]
-        if missing:
-            shown = ", ".join(str(name)[:40] for name in list(names)[:16])
-            raise ConversionError(
-                "joint_missing",
-                f"joint state lacks {', '.join(missing)}; it has {shown or 'no names'}",
-            )
-        ambiguous = [name for name in self.names if name in double]
-        if ambiguous:
-            raise ConversionError(
-                "joint_duplicate", f"joint state names {', '.join(ambiguous)} more than once"
-            )
-        return [where[name] for name in self.names]
-
-
-def _is_float32(value: float) -> bool:
-    return math.isfinite(value) and abs(value) <= float(np.finfo(np.float32).max)
 
 
 def _line(error: Exception) -> str:
