@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,12 @@ from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pi05_ros.backends.cuda import buffers, tuning, weights
-from pi05_ros.backends.cuda.inputs import Inputs
+from pi05_ros.backends.cuda import buffers, pack_model, tuning, weights
+from pi05_ros.backends.cuda.inputs import FrameInputs
 from pi05_ros.backends.cuda.stages import modulation, stage
-from pi05_ros.backends.cuda.stages.denoise import DenoiseStage
+from pi05_ros.backends.cuda.stages.denoise import DenoiseKernels
 from pi05_ros.backends.cuda.stages.launches import Launches
-from pi05_ros.backends.cuda.stages.prefill import ContextStages
+from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
 from pi05_ros.backends.engine import Precision
 from pi05_ros.model import Pi05, Pi05Config
 
@@ -106,22 +106,23 @@ def small(config: Pi05Config) -> Pi05Config:
 
 def run_stages(model: Pi05, precision: Precision, values: tuning.Tuning, monitor: bool) -> None:
     """Every launch of one inference, twice: plain and guided."""
-    packed = weights.pack(model, precision, fused_gate_up=values.flag("fused_gate_up"))
+    packed = pack_model.pack(model, precision, fused_gate_up=values.flag("fused_gate_up"))
     memory = buffers.Buffers(packed, 3, 200, 1, torch.device("cpu"))
-    context = ContextStages(packed, memory, values, values.flag("dependent_launch"))
-    context.monitor = monitor
-    context.processors = 128
-    flow = DenoiseStage(packed, memory, values, context)
-    launches = Launches(context, Inputs(torch.device("cpu"), model.config.vision.image_size))
+    prefix = PrefixKernels(packed, memory, values, values.flag("dependent_launch"))
+    prefix.processors = 128
+    flow = DenoiseKernels(packed, memory, values, prefix)
+    frames = FrameInputs(torch.device("cpu"), model.config.vision.image_size)
+    launches = Launches(prefix, flow, frames)
     table = modulation.build(packed, 2)
-    for views, bucket in ((2, 32), (3, 200)):
-        launches.context((("frame", 480, 640),) * views, bucket, 0)
-        for horizon in (10, 50):
-            rows = views * memory.tokens + bucket
-            flow.run(horizon, table, memory.slots[0], rows)
-            flow.run(horizon, table, memory.slots[0], rows, guided=True)
-    launches.context((("pixels", 224, 224),), 32, 0)
-    launches.noise(50)
+    with prefix.recording() if monitor else nullcontext():
+        for views, bucket in ((2, 32), (3, 200)):
+            launches.prefix((("frame", 480, 640),) * views, bucket, 0)
+            for horizon in (10, 50):
+                rows = views * memory.tokens + bucket
+                launches.denoise(horizon, table, 0, rows)
+                launches.denoise(horizon, table, 0, rows, guided=True)
+        launches.prefix((("pixels", 224, 224),), 32, 0)
+        launches.noise(50)
 
 
 def main() -> int:
@@ -133,7 +134,7 @@ def main() -> int:
     parser.add_argument("--monitor", action="store_true", help="with recording of magnitudes")
     args = parser.parse_args()
     bf16 = lambda device: torch.bfloat16  # noqa: E731 - the type a GPU would get
-    weights.half = buffers.half = bf16
+    weights.half = buffers.half = pack_model.half = bf16
     model = Pi05(small(Pi05Config.preset("pi05")), torch.bfloat16, device="meta")
     model = model.to_empty(device="cpu").requires_grad_(False)
     for parameter in model.parameters():
