@@ -17,6 +17,7 @@ from typing import Any
 _FIELD = re.compile(r", [A-Z]\w*: ")
 _OPERATION = re.compile(r"[A-Z][a-z0-9]*")
 _COPIES = frozenset({"Cast", "Move", "Resh", "Tran", "Repl", "Slic", "Conc", "Copy"})
+_TYPE_KEYS = ("Format/Datatype", "Datatype", "DataType")
 FUSED_ATTENTION = ("mha", "fmha", "flash")
 
 
@@ -85,21 +86,31 @@ def is_copy(kernel: dict[str, Any]) -> bool:
     return (bool(words) and _COPIES.issuperset(words)) or "reformat" in kind
 
 
-def _types(kernel: dict[str, Any], side: str) -> set[str]:
+def _precisions(kernel: dict[str, Any], side: str) -> set[str]:
+    """Which of "half" and "single" the tensors of a side have, in the words of any release."""
     tensors = kernel.get(side)
-    listed = tensors if isinstance(tensors, list) else []
-    return {str(t.get("Datatype", "")).lower() for t in listed if isinstance(t, dict)}
+    found = set()
+    for tensor in tensors if isinstance(tensors, list) else []:
+        if not isinstance(tensor, dict):
+            continue
+        word = " ".join(str(tensor.get(key, "")) for key in _TYPE_KEYS).lower()
+        if "half" in word or "fp16" in word:
+            found.add("half")
+        elif "float" in word or "fp32" in word:
+            found.add("single")
+    return found
 
 
 def half_island(kernel: dict[str, Any]) -> bool:
     """Whether a kernel computes a softmax or the statistics of a norm in half precision."""
     words = operations(kernel)
+    inputs = _precisions(kernel, "Inputs")
     if "Maxr" in words and "Exp" in words:
-        return _in_half(words, words.index("Maxr"), _types(kernel, "Inputs"))
+        return _in_half(words, words.index("Maxr"), inputs)
     if "Mean" in words:
         place = words.index("Mean")
         back = words[place + 1 : place + 2] == ["Cast"]  # the mean is converted at once
-        return back or _in_half(words, place, _types(kernel, "Inputs"))
+        return back or _in_half(words, place, inputs)
     return False
 
 
@@ -107,7 +118,7 @@ def _in_half(words: list[str], place: int, inputs: set[str]) -> bool:
     casts = words[:place].count("Cast")
     if "half" in inputs:
         # Several half inputs may each have a Cast; only one right before the operation converts
-        # what the others have made float.
+        # what the others have made single.
         directly = words[place - 1 : place] == ["Cast"] and casts % 2 == 0
-        return directly or (casts == 0 and "float" not in inputs)
-    return casts % 2 == 1
+        return directly or (casts == 0 and "single" not in inputs)
+    return inputs == {"single"} and casts % 2 == 1
