@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from pi05_ros.cli.checkpoint_options import add_checkpoint_options, load_keywords
+
 NAMES_SHOWN = 3
 
 
@@ -20,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="safetensors file, directory or hub id")
     parser.add_argument("--robot", help="robot profile, a shipped name or a .yaml file")
     parser.add_argument("--limits", help="URDF or joint limits (YAML) to compare statistics with")
+    add_checkpoint_options(parser)
     parser.add_argument("--hash", action="store_true", help="also hash the weights (reads all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -30,7 +33,9 @@ def run(args: argparse.Namespace) -> int:
     from pi05_ros.workflows.inspect_checkpoint import inspect_checkpoint
 
     try:
-        report = inspect_checkpoint(args.checkpoint, args.robot, args.hash, args.limits)
+        report = inspect_checkpoint(
+            args.checkpoint, args.robot, args.hash, args.limits, load_keywords(args)
+        )
     except CheckpointError as error:
         if args.debug:
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,12 @@ from pi05_ros.model import CheckpointError, checkpoint_hash
 from pi05_ros.model.checkpoint.discovery import ACCEPTED
 from pi05_ros.model.checkpoint.hub import locate
 from pi05_ros.model.checkpoint.weight_report import WeightReport, describe
-from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
-from pi05_ros.policy.checkpoints.loading import with_tokenizer
+from pi05_ros.policy.checkpoints.loading import read_recipe, with_tokenizer
 from pi05_ros.policy.checkpoints.plausibility import statistics_doubts
 from pi05_ros.policy.checkpoints.recipe import (
     DEFAULT_DENOISE_STEPS,
     RANDOM_PREFIX,
     Recipe,
-    openpi_recipe,
 )
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.interface import ActionUnit
@@ -41,6 +40,7 @@ def inspect_checkpoint(
     robot: str | None = None,
     with_hash: bool = False,
     limits_file: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything `pi05 inspect` says, as JSON-ready values.
 
@@ -49,6 +49,7 @@ def inspect_checkpoint(
         robot: shipped profile or YAML file.
         with_hash: read all weights and hash them.
         limits_file: URDF or limits in YAML, which the statistics are compared with.
+        overrides: `control_hz`, `lerobot_era`, `camera_roles` of `PolicyConfig`.
 
     Raises:
         RobotProfileError: the named profile cannot be used.
@@ -74,8 +75,7 @@ def inspect_checkpoint(
     folder = locate(checkpoint)
     report["norm_stats"] = _norm_stats(folder if folder.is_dir() else folder.parent)
     try:
-        lerobot = is_lerobot(folder)
-        recipe = lerobot_recipe(folder, robot) if lerobot else openpi_recipe(folder, robot)
+        recipe = read_recipe(folder, robot, **(overrides or {}))
     except PolicyError as error:
         report["open"] = [str(error)]
         return report

@@ -78,6 +78,10 @@ def test_lerobot(capsys, tmp_path):
     assert main(["inspect", str(directory)]) == 0
     way = "wrist -> observation.images.hand -> observation.images.front"
     assert way in capsys.readouterr().out
+    flags = ("--camera-map", "base=observation.images.front", "--control-hz", "12.5")
+    _, report = as_json(capsys, directory, *flags)
+    assert report["robot"]["cameras"] == {"base": "observation.images.front"}
+    assert report["robot"]["control_hz"] == 12.5
     assert (report["family"], report["embedding"]) == ("lerobot", "untied")
     assert report["horizon"] == {"steps": 30, "source": "config.json"}
     assert len(report["robot"]["actions"]) == 6

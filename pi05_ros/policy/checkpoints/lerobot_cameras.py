@@ -4,7 +4,7 @@ Features with "wrist", "hand" or "gripper" in their name are "wrist", then "wris
 other one is "base"; what is left over takes the roles still free in the order base, wrist,
 wrist_2, and beyond three its own last name. Where the checkpoint renames the data set's features
 (rename_map), the data set's names decide: the policy's say nothing about the camera.
-``camera_roles`` overrides all of it.
+The parameter ``camera_map`` (``camera_roles`` in Python) overrides all of it.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def read_cameras(
         unknown = [name for name in roles if name not in features]
         if unknown:
             raise PolicyError(
-                f"camera_roles names the feature {unknown[0]!r}; accepted: {', '.join(features)}"
+                f"camera_map names the feature {unknown[0]!r}; accepted: {', '.join(features)}"
             )
         features = [name for name in features if name in roles]
     assumptions += [
         f"camera {roles[name]!r} is {sources[name]} of the data set, which rename_map puts into "
-        f"{name}" + ("; set camera_roles if it is another" if override is None else "")
+        f"{name}" + ("; set camera_map if it is another" if override is None else "")
         for name in features
         if sources[name] != name
     ]

@@ -86,8 +86,8 @@ def read_recipe(
         recipe = openpi_recipe(path, robot)
     if camera_roles is not None or lerobot_era != "auto":
         raise PolicyError(
-            "camera_roles and lerobot_era are for LeRobot checkpoints; for others write the "
-            "cameras into a robot profile"
+            "camera_map (camera_roles) and lerobot_era are for LeRobot checkpoints; for others "
+            "write the cameras into a robot profile"
         )
     if control_hz is None:
         return recipe
