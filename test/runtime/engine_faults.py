@@ -33,6 +33,10 @@ class Faulty:
             raise ZeroDivisionError("a bug")
         if word == "cuda":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if word == "trap":  # a kernel that traps: the CUDA context is lost
+            import torch
+
+            torch.zeros(2, device="cuda")[torch.tensor([7], device="cuda")].cpu()
         if word == "memory":
             resource.setrlimit(resource.RLIMIT_AS, (2**20, resource.RLIM_INFINITY))
             bytearray(2**30)
