@@ -17,7 +17,7 @@ from pi05_ros.runtime.isolation.engine_process import EngineProcess
 from pi05_ros.runtime.isolation.errors import EngineFaultError, EngineLostError, IsolationError
 from pi05_ros.runtime.isolation.records import unpack_chunk, unpack_health, unpack_info
 
-WATCH_S = 0.1
+WATCH_S = 0.05
 GRACE_S = 2.0  # a process that stands still may go on within this time before it is killed
 LONGEST_BACKOFF_S = 30.0
 LEAST_TIMEOUT_S = 2.0
@@ -40,7 +40,7 @@ class IsolationOptions:
 
     """
 
-    stalled_s: float = 0.4
+    stalled_s: float = 0.35
     timeout_s: float = 0.0
     backoff_s: float = 1.0
     calm_s: float = 60.0
