@@ -60,6 +60,11 @@ class Spec:
         An integer is taken for a double, since ``rate_hz:=10`` is what people write, and for a
         string whose values may be numbers (``kv_reuse:=2``); no other type is reinterpreted.
         """
+        if type(value) is int and abs(value) > LARGEST_INTEGER:
+            raise ParameterError(
+                f"{self.name} is {str(value)[:20]}..., which does not fit into 64 bits"
+                + (f"; accepted: {self.accepted}" if self.accepted else "")
+            )
         numeric = self.kind is float or (self.kind is str and self.default.isdecimal())
         if type(value) is int and numeric:
             value = self.kind(value)
@@ -67,9 +72,14 @@ class Spec:
             value = str(value)  # lerobot_era:=0.5 is a number to YAML
         if self.kind is tuple and isinstance(value, list | tuple):
             value = tuple(value)
-            if all(isinstance(item, str) for item in value):
-                self._validate(value)
-                return value
+            odd = [item for item in value if not isinstance(item, str)]
+            if odd:
+                raise ParameterError(
+                    f"{self.name} holds {odd[0]!r:.80} ({type(odd[0]).__name__}); it must be a "
+                    "list of strings"
+                )
+            self._validate(value)
+            return value
         if type(value) is not self.kind:
             article = "an" if self.type_name == "integer" else "a"
             raise ParameterError(

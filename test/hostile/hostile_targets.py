@@ -68,13 +68,18 @@ def robot_profile(rng: random.Random, folder: Path) -> None:
 
 
 def joint_limits(rng: random.Random, folder: Path) -> None:
+    from pi05_ros.execution.executor import Executor
     from pi05_ros.execution.limit_sources.limits_yaml import limits_from_yaml
+    from pi05_ros.execution.strategies import make_strategy
 
     path = spoiled_copy(rng, config_dir() / "sim_arm_limits.yaml", folder)
-    limits = limits_from_yaml(path)
-    finite = np.isfinite(limits.velocity).all() and np.isfinite(limits.acceleration).all()
-    require(finite and (limits.velocity > 0).all(), "velocity limits are not above 0")
-    require((limits.lower < limits.upper).all(), "lower is not below upper")
+    limits = limits_from_yaml(path)  # NaN: not given here, perhaps in another file
+    for values in (limits.velocity, limits.acceleration):
+        require(not (values <= 0).any() and not np.isinf(values).any(), "a limit is not above 0")
+    require(not (limits.lower >= limits.upper).any(), "lower is not below upper")
+    Executor(limits, make_strategy("rtc", 1, 0.1))
+    require(np.isfinite(limits.velocity).all(), "commands without a velocity limit")
+    require(np.isfinite(limits.acceleration).all(), "commands without an acceleration limit")
 
 
 def urdf(rng: random.Random, folder: Path) -> None:

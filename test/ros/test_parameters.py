@@ -123,3 +123,15 @@ def test_parameter_files_fit_the_dataclass(path):
     read = PolicyParameters.from_values(values)
     if path.name == "policy.yaml":
         assert read == PolicyParameters()
+
+
+@pytest.mark.parametrize("name", ["rate_hz", "seed", "threads", "prompt"])
+def test_integers_beyond_64_bits_are_refused(name):
+    with pytest.raises(ParameterError, match=rf"{name} is 1000.*64 bits"):
+        PolicyParameters.from_values({name: 10**400})
+
+
+@pytest.mark.parametrize("items", [[["a"]], ["base", 3], [None]])
+def test_lists_hold_text_only(items):
+    with pytest.raises(ParameterError, match=r"camera_map holds .* it must be a list of strings"):
+        PolicyParameters.from_values({"camera_map": items})

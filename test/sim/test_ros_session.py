@@ -127,7 +127,7 @@ environment, domain = ros_environment()
 rclpy.init(args=[], domain_id=domain)
 with Children(environment, Path({str(tmp_path)!r}) / "logs") as children:
     start_nodes(children, str(CHECKPOINT), RosJob(Setting(), 4.0, "push_blue", (600,)))
-    values = ["use_sim_time:=true", "seed:=600", "episodes:=2", "out:={tmp_path}/out"]
+    values = ["use_sim_time:=true", "seed:=600", "episodes:=1", "out:={tmp_path}/out"]
     words = [word for value in values for word in ("-p", value)]
     referee = subprocess.Popen(
         [sys.executable, "-m", "pi05_ros.sim.evaluation.referee_node", "--ros-args", *words],
@@ -143,12 +143,11 @@ sys.exit(code)
     )
     said = done.stdout + done.stderr
     assert "seed 600: " in said, said
-    assert "seed 601: " in said, said
     assert done.returncode == 0, said
-    for words in ("success 2 of 2", "chunks ", "newest sample -> command: p50 ", "wrote "):
+    for words in ("success 1 of 1", "chunks ", "newest sample -> command: p50 ", "wrote "):
         assert words in done.stdout
     out = tmp_path / "out"
-    assert json.loads((out / "sim_demo.json").read_text())["done"].keys() == {"600", "601"}
+    assert json.loads((out / "sim_demo.json").read_text())["done"].keys() == {"600"}
     assert (out / "sim_demo.png").stat().st_size > 1000
     with Image.open(out / "sim_demo.gif") as gif:
         assert gif.n_frames > 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,6 +92,8 @@ def test_a_training_that_is_cut_off_goes_on_in_the_middle_of_its_schedule(
             raise KeyboardInterrupt
         return take(self, data, share)
 
+    clock = SimpleNamespace(monotonic=itertools.count(0.0, 0.1).__next__)
+    monkeypatch.setattr(train, "time", clock)  # --minutes count on it
     monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(Trainer, "train_step", step)
     words = f"{tmp_path / 'ckpt'} --data {root / 'data'} --batch 2 --eval-seeds 0 --device cpu"
