@@ -15,6 +15,7 @@ from pi05_ros.bench.bench_requests import (
     NodeGridRequest,
     ServeBenchRequest,
 )
+from pi05_ros.cli.common_options import add_common_options
 from pi05_ros.errors import InvalidValueError
 
 MODEL_PRESETS = ("pi05", "tiny")
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("roofline", "copy bandwidth and product rates of this GPU", _add_json, _run_roofline),
     ):
         one = benches.add_parser(name, help=text, description=text)
+        add_common_options(one)
         add(one)
         one.set_defaults(run_bench=run_bench)
 

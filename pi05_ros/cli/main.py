@@ -8,9 +8,9 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import pi05_ros
+from pi05_ros.cli.common_options import add_common_options
 from pi05_ros.cli.logs import library_logs
 from pi05_ros.errors import Pi05Error
 
@@ -40,33 +40,16 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     """Parser of the whole command; only the chosen subcommand's module is imported."""
     parser = argparse.ArgumentParser(prog="pi05", description="pi0.5 on ROS 2")
     parser.add_argument("--version", action="version", version=f"pi05_ros {pi05_ros.__version__}")
-    _add_common(parser, verbose=False, debug=False)
+    add_common_options(parser, default=False)
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, (module, text) in COMMANDS.items():
         sub = subparsers.add_parser(name, help=text, description=text)
         if name == command:
-            _add_common(sub, verbose=argparse.SUPPRESS, debug=argparse.SUPPRESS)
+            add_common_options(sub)
             loaded = importlib.import_module(module)
             loaded.add_arguments(sub)
             sub.set_defaults(run=loaded.run)
     return parser
-
-
-def _add_common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """Options accepted before and after the subcommand."""
-    parser.add_argument(
-        "-v",
-        "--verbose",
-        action="store_true",
-        default=defaults["verbose"],
-        help="show what the library logs, not only its warnings",
-    )
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        default=defaults["debug"],
-        help="show debug logs, and a traceback for every error",
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

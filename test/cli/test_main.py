@@ -138,3 +138,16 @@ def test_library_logs_come_with_level_and_name(words, levels, monkeypatch, capsy
     assert command.main([*words, "inspect", "x"]) == 0
     wanted = [f"{level} pi05_ros.policy: the text" for level in levels]
     assert capsys.readouterr().err.splitlines() == wanted
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--debug", "bench", "node", "--width", "0"],
+        ["bench", "--debug", "node", "--width", "0"],
+        ["bench", "node", "--width", "0", "--debug"],
+    ],
+)
+def test_debug_is_taken_at_every_level(words):
+    with pytest.raises(InvalidValueError, match="--width is 0"):
+        command.main(words)
