@@ -3,7 +3,7 @@
 The policy runs over moments of recorded demonstrations, and its chunks are compared with the
 actions that followed. If they differ, faults of convention are tried: those of the actions by
 correcting the chunks (`convention_faults`), those of the inputs (exchanged or mirrored cameras,
-old pictures, state columns) by running the policy again on corrected observations. A policy that
+old images, state columns) by running the policy again on corrected observations. A policy that
 was trained on such demonstrations then agrees with them.
 """
 
@@ -121,11 +121,11 @@ class Comparer:
         for index, demo in enumerate(self._demonstrations):
             times = demo.pick(each, int(self._horizon * self._step_ns))
             wanted = {role: [demo.newest(role, t) or 0 for t in times] for role in demo.roles}
-            pictures = demo.pictures(wanted)
+            images = demo.images(wanted)
             for time_ns, *stamps in zip(times, *wanted.values(), strict=True):
                 keys = list(zip(wanted, stamps, strict=True))
                 state = demo.state.at(np.array([time_ns]))[0]
-                if not np.isfinite(state).all() or any(key not in pictures for key in keys):
+                if not np.isfinite(state).all() or any(key not in images for key in keys):
                     continue
                 seed += 1
                 yield Moment(
@@ -133,7 +133,7 @@ class Comparer:
                     time_ns,
                     seed,
                     Observation(
-                        images={key[0]: pictures[key] for key in keys},
+                        images={key[0]: images[key] for key in keys},
                         state=state.astype(np.float32),
                         prompt=prompt or demo.prompt_at(time_ns),
                         stamp_ns=time_ns,
@@ -250,7 +250,7 @@ class Comparer:
         demo = self._demonstrations[index]
         times = [m.time_ns for m in self._moments if m.demonstration == index]
         wanted = [demo.newest(role, t + int(s * NS)) or 0 for t in times for s in STALE_S]
-        for (_, stamp), image in demo.pictures({role: wanted}).items():
+        for (_, stamp), image in demo.images({role: wanted}).items():
             self._later[role, index, stamp] = image
 
 

@@ -44,7 +44,7 @@ class RecordedJoints:
 
 @dataclass
 class Demonstration:
-    """One bag, read but for its pictures.
+    """One bag, read but for its images.
 
     Attributes:
         state: measured joints in the policy's order.
@@ -107,7 +107,7 @@ class Demonstration:
                 return image.shape[0], image.shape[1]
         raise BagError(f"{self.bag.path} has no readable frame of the camera {role}")
 
-    def pictures(self, wanted: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], np.ndarray]:
+    def images(self, wanted: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], np.ndarray]:
         """Frames by camera role and stamp, ``[H, W, 3]`` uint8; those that do not decode lack."""
         convert = converters(self.sources, self.roles)
         roles = {name: role for role, (name, _) in convert.items()}
@@ -152,8 +152,11 @@ def read_demonstration(
     frames: dict[str, list[int]] = {role: [] for role in roles}
     cameras = {name: role for role, (name, _) in converters(sources, roles).items()}
     prompts: list[tuple[int, str]] = []
+    latest = 0
     for message in bag.messages([*topics, *commands[:1]]):
         stamp = _stamp(message.raw, message.log_ns)
+        if PROMPT not in topics.get(message.topic, ()):
+            latest = max(latest, stamp)
         if message.topic == joints:
             state.take(message, stamp)
             measured.take(message, stamp)
@@ -161,7 +164,8 @@ def read_demonstration(
             commanded.take(message, stamp)
         for name in topics.get(message.topic, ()):
             if name == PROMPT:
-                prompts.append((message.log_ns, str(message.decode().data)))
+                # It has no stamp: it holds for what is stamped later than what came before it.
+                prompts.append((latest + 1, str(message.decode().data)))
             elif name in cameras:
                 frames[cameras[name]].append(stamp)
     for role, stamps in frames.items():

@@ -35,6 +35,7 @@ def record(
     commands: bool = True,
     prompt: str | None = "push the block",
     second: str | None = None,
+    log_ahead_ns: int = 0,
 ) -> Path:
     """1.5 s: cameras at 20 Hz, joints at 100 Hz, commands 5 ms after each frame."""
     events: list[tuple[int, str, object]] = []
@@ -56,7 +57,7 @@ def record(
         events.append((NS + NS // 2, "/prompt", string_message(second)))
     with BagWriter(path) as bag:
         for t, topic, each in sorted(events, key=lambda event: event[0]):
-            bag.write(topic, t, each)
+            bag.write(topic, t + log_ahead_ns, each)
     return path
 
 
@@ -109,6 +110,12 @@ def test_tasks_come_from_the_prompts(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["dataset", *map(str, bags), "--out", str(out)]) == 0
     tasks = pq.read_table(out / "meta" / "tasks.parquet").to_pydict()
     assert tasks == {"task_index": [0, 1], "task": ["push the block", "put it back"]}
+    # Stamps of simulated time, log times of another clock.
+    record(tmp_path / "simulated", second="put it back", log_ahead_ns=10**18)
+    simulated = tmp_path / "from_simulation"
+    assert main(["dataset", str(tmp_path / "simulated"), "--out", str(simulated)]) == 0
+    same = table(simulated / "data/chunk-000/file-000.parquet")
+    assert list(np.unique(same["task_index"], return_counts=True)[1]) == [10, 20]
     first, second = (table(out / f"data/chunk-000/file-{k:03d}.parquet") for k in (0, 1))
     assert list(np.unique(first["task_index"], return_counts=True)[1]) == [10, 20]
     assert set(second["task_index"]) == {1}
