@@ -113,10 +113,12 @@ class Graph:
                 fp8 = bool(quantized & set(node.input)) and not self.faults.drop_fp8
                 word = "Row major linear FP8 format" if fp8 else "Row major linear FP16 format"
                 layers.append(_layer(node.name, "gemm", word, self.version))
-            if node.op_type == "Softmax":
-                half = "Row major linear FP16 format"
-                word = half if self.faults.half_softmax else "Row major linear FP32"
-                layers.append(_layer(node.name, "SoftMax", word, self.version))
+            if node.op_type == "Softmax":  # named after the operations that are fused into it
+                half = (
+                    "MaxrSubExpSumDiv" if self.faults.half_softmax else "CastMaxrSubExpSumDivCast"
+                )
+                layer = _layer(node.name, "kgen", "Row major linear FP16 format", self.version)
+                layers.append({**layer, "Name": f"__myl_{half}_myl0_{len(layers)}"})
         return json.dumps({"Layers": layers, "Bindings": list(self.tensors)})
 
 
@@ -125,7 +127,8 @@ def _layer(name: str, kind: str, word: str, version: str) -> dict[str, Any]:
     if version.startswith("10."):
         tensor: dict[str, Any] = {"Name": "t", "Format/Datatype": word}
     else:
-        tensor = {"Name": "t", "Format": "Row major linear", "Datatype": word.split()[3]}
+        kind = {"FP16": "Half", "FP32": "Float"}.get(word.split()[3], word.split()[3])
+        tensor = {"Name": "t", "Format": "(Linear) Row major linear format", "Datatype": kind}
     return {
         "Name": f"kernel_{name}",
         "LayerType": kind,

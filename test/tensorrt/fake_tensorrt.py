@@ -61,7 +61,7 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
 
         def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
             if faults.damaged_timing_cache and serialized_timing_cache:
-                return None
+                return ITimingCache(b"")  # an empty one; the real ones log errors
             return ITimingCache(bytes(serialized_timing_cache))
 
         def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
@@ -94,13 +94,17 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
             assert trt.BuilderFlag.TF32 in config._cleared  # type: ignore[attr-defined]
             assert config.profiling_verbosity is ProfilingVerbosity.DETAILED
             if config.progress_monitor is not None:
-                config.progress_monitor.phase_start("Building engine", None, 2)
-                for step in range(2):
-                    assert config.progress_monitor.step_complete("Building engine", step)
-                config.progress_monitor.phase_finish("Building engine")
+                monitor = config.progress_monitor
+                monitor.phase_start("Building engine", None, 2)
+                for step in range(2):  # phases are nested, and come again under one name
+                    monitor.phase_start("Computing costs", "Building engine", 1)
+                    assert monitor.step_complete("Computing costs", 0)
+                    monitor.phase_finish("Computing costs")
+                    assert monitor.step_complete("Building engine", step)
+                monitor.phase_finish("Building engine")
             if faults.build_returns_none:
-                text = "no implementation for node MatMul"
-                report(self.error_recorder, self._logger, ErrorCodeTRT.INTERNAL_ERROR, text)
+                text = "IBuilder::buildSerializedNetwork: no implementation for node MatMul"
+                report(self.error_recorder, self._logger, ErrorCodeTRT.UNSPECIFIED_ERROR, text)
                 return None
             content = {"path": network.path, "version": version}
             content["level"] = config.builder_optimization_level
@@ -110,6 +114,7 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
     class OnnxParser:
         def __init__(self, network: INetworkDefinition, logger: Any) -> None:
             self._network = network
+            self._logger = logger
 
         @property
         def num_errors(self) -> int:
@@ -120,6 +125,8 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
 
         def parse_from_file(self, model: str) -> bool:
             self._network.path = model
+            for node, text in faults.parser_errors:
+                self._logger.log(ILogger.Severity.ERROR, f"While parsing {node}: {text}")
             return not faults.parser_errors
 
     class IExecutionContext:
@@ -212,7 +219,7 @@ def make_fake(version: str, faults: Faults) -> ModuleType:
             content = json.loads(blob[8:]) if whole else {}
             if faults.deserialize_returns_none or content.get("version") != version:
                 text = "Serialization assertion failed"
-                report(self.error_recorder, self._logger, ErrorCodeTRT.INTERNAL_ERROR, text)
+                report(self.error_recorder, self._logger, ErrorCodeTRT.UNSPECIFIED_ERROR, text)
                 return None
             return ICudaEngine(
                 content["path"], content["level"], self._logger, self.error_recorder

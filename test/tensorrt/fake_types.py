@@ -98,6 +98,7 @@ class ILogger:
 class ErrorCodeTRT(enum.IntEnum):
     FAILED_EXECUTION = 5
     INTERNAL_ERROR = 2
+    UNSPECIFIED_ERROR = 1
 
 
 class IErrorRecorder:
@@ -182,7 +183,7 @@ class ParserError:
         return self._text
 
     def node(self) -> int:
-        return 7
+        return 7 if self._node else -1  # errors of the file have no node
 
     def node_name(self) -> str:
         return self._node

@@ -103,7 +103,7 @@ def test_runtime_failures(install: Install, graphs_fp16: Path, tmp_path: Path) -
         (
             "deserialize_returns_none",
             True,
-            "cannot load .*INTERNAL_ERROR: Serialization assertion failed",
+            "cannot load .*UNSPECIFIED_ERROR: Serialization assertion failed",
         ),
         ("context_is_none", True, "no execution context"),
         ("refuse_address_of", "pixels", "refuses the address of pixels"),

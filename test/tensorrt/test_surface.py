@@ -345,7 +345,7 @@ def test_calls_type_check_against_each_major(
         "ignore_missing_imports = True\n"
     )
     folder = ROOT / "pi05_ros" / "backends" / "tensorrt"
-    good = [str(folder / f"{name}.py") for name in ("callbacks", "compile", "runtime")]
+    good = [str(folder / f"{name}.py") for name in ("callbacks", "plan_compiler", "runtime")]
     wrong = tmp_path / "wrong.py"
     wrong.write_text(
         "import tensorrt as trt\n"
