@@ -16,7 +16,7 @@ class LibraryLogs(logging.Handler):
     """Handler of the loggers ``pi05_ros.*`` that speaks with a node's logger at the same level.
 
     Args:
-        node: whose logger is used until `detach`.
+        node: whose logger is used until `detach`; one that is carried to already is not again.
 
     """
 
@@ -25,6 +25,9 @@ class LibraryLogs(logging.Handler):
         self._logger = node.get_logger()
         library = logging.getLogger(LIBRARY)
         self._level_before = library.level
+        self.target = self._logger.name
+        if any(isinstance(h, LibraryLogs) and h.target == self.target for h in library.handlers):
+            return
         library.setLevel(logging.DEBUG)  # the node's logger decides what is shown
         library.addHandler(self)
 

@@ -27,6 +27,9 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from pi05_ros.ros.library_logs import LibraryLogs
+from pi05_ros.runtime.text import printable
+
 # Of mallopt(3). A raw image is 0.2 MB (224x224) to 6 MB (1080p).
 _M_MMAP_THRESHOLD = -3
 _THRESHOLD_BYTES = 512 * 1024
@@ -60,7 +63,7 @@ class EnduringExecutor:
     """Single-threaded executor of one node that outlives the exceptions of callbacks.
 
     A message that does not deserialize, for example text that is not UTF-8, raises while spinning.
-    Each new reason is logged once.
+    Each new reason is logged once. Meanwhile what the library logs goes to the node's logger.
     """
 
     def __init__(self, node: Node) -> None:
@@ -68,6 +71,7 @@ class EnduringExecutor:
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(node)
         self._last_error = ""
+        self._library_logs = LibraryLogs(node)
 
     def spin_once(self, timeout_s: float) -> None:
         """Run the next callback that is due within the time, if one is."""
@@ -78,10 +82,13 @@ class EnduringExecutor:
         except Exception as error:
             if str(error) != self._last_error:
                 self._last_error = str(error)
-                self._node.get_logger().error(f"in a callback: {traceback.format_exc()}")
+                self._node.get_logger().error(
+                    printable(f"in a callback: {traceback.format_exc()}")
+                )
 
     def shutdown(self) -> None:
         """Release the node."""
+        self._library_logs.detach()
         self._executor.shutdown()
 
 

@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+import rclpy
 from lifecycle_msgs.srv import ChangeState, GetState
 from node_client import set_parameter
 from rcl_interfaces.msg import Log
@@ -13,6 +14,8 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
+from pi05_ros.ros import process
+from pi05_ros.ros.library_logs import LibraryLogs
 from pi05_ros.ros.policy_parts import subscriptions
 from pi05_ros.runtime.inputs.clock_watch import ClockWatch
 from pi05_ros.runtime.refusal import is_plain_reason, reason
@@ -64,6 +67,17 @@ def test_library_logs_reach_rosout_with_their_level(bench, rosout):
     assert not any("not shown" in text for _, text in lines)
     b.node.end()
     assert not [h for h in logging.getLogger("pi05_ros").handlers if h is b.node._library_logs]
+
+
+def test_other_nodes_carry_library_logs_as_well_and_only_once(ros, capfd):
+    node = rclpy.create_node("another_node")
+    first, second = process.EnduringExecutor(node), process.EnduringExecutor(node)
+    logging.getLogger("pi05_ros.anything").warning("once for this node")
+    assert capfd.readouterr().err.count("[another_node]: once for this node") == 1
+    second.shutdown()
+    first.shutdown()
+    assert not [h for h in logging.getLogger("pi05_ros").handlers if isinstance(h, LibraryLogs)]
+    node.destroy_node()
 
 
 def test_at_debug_level_every_tick_says_what_it_decided(bench, rosout):
