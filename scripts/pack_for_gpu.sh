@@ -26,8 +26,8 @@ if [ "$(cat "$WORK/key" 2>/dev/null)" != "$key" ]; then
   "$PYTHON" -m venv "$WORK/venv"
   "$WORK/venv/bin/pip" install --quiet -r "$ROOT/requirements/ros-jazzy.txt" "numpy>=2,<3"
   say "fetching the Python packages that the node needs"
-  # numpy and torch are the other machine's own; the simulated arm and plots stay here.
-  grep -vE '^(#|numpy|mujoco|matplotlib|scipy)' "$ROOT/requirements/run.txt" >"$WORK/needed.txt"
+  # numpy and torch are the other machine's own; the simulated arm, plots and data sets stay here.
+  grep -vE '^(#|numpy|mujoco|matplotlib|scipy|av|pyarrow)' "$ROOT/requirements/run.txt" >"$WORK/needed.txt"
   "$WORK/venv/bin/pip" install --quiet --target "$WORK/site" -r "$WORK/needed.txt"
   rm -rf "$WORK"/site/{numpy,numpy.libs,numpy-*,bin}
   "$WORK/venv/bin/python" "$ROOT/scripts/pack_tree.py" exports "$WORK/venv"
