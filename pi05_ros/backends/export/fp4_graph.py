@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.backends.export.onnx_graph import TRT_DOMAIN
 from pi05_ros.backends.quantization.presets import FP4_BLOCK
 
 DOMAIN = "pi05_ros"  # of the placeholders
+TRT_DOMAIN = "trt"
 TRT_QUANTIZE = "TRT_FP4DynamicQuantize"
 OPSET = 23
 IR_VERSION = 11

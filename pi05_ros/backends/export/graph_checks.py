@@ -16,12 +16,11 @@ from onnx import TensorProto
 
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export.fp4_graph import OPSET as FP4_OPSET
-from pi05_ros.backends.export.fp4_graph import TRT_QUANTIZE
+from pi05_ros.backends.export.fp4_graph import TRT_DOMAIN, TRT_QUANTIZE
 from pi05_ros.backends.export.onnx_graph import (
     FLOAT,
     HALF,
     LAYOUT_OPS,
-    TRT_DOMAIN,
     Expectation,
     GraphReport,
     GraphView,

@@ -14,7 +14,8 @@ import onnx
 import torch
 from onnx import NodeProto, TensorProto, numpy_helper
 
-TRT_DOMAIN = "trt"
+from pi05_ros.backends.export.fp4_graph import TRT_DOMAIN
+
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 CODES = {"fp8": TensorProto.FLOAT8E4M3FN, "int8": TensorProto.INT8}
 LAYOUT_OPS = frozenset(
