@@ -19,6 +19,8 @@ INPUT_RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 # in the reader's queue, and where the next image begins before the one before is complete, a queue
 # of one completes none. A deeper queue is taken whole, which costs a copy each.
 INPUT_LARGE = QoSProfile(depth=3, reliability=ReliabilityPolicy.RELIABLE)
+# For a film: every image counts, also where simulated time runs faster than they are read.
+FILM = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 # A late chunk is useless: volatile, and only the newest is resent.
 CHUNK = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 # Late joiners get the last value.

@@ -62,7 +62,7 @@ class SessionWatcher(Node):
         """Whether the policy has answered at all."""
         self._waiting: ActionChunk | None = None
         self._waiting_since_s = 0.0
-        self.create_subscription(Image, "base_camera/image_raw", self._on_image, qos.INPUT)
+        self.create_subscription(Image, "base_camera/image_raw", self._on_image, qos.FILM)
         self.create_subscription(Bool, "sim_arm/task_done", self._on_done, qos.LATCHED)
         self.create_subscription(
             ActionChunk, "pi05_policy/action_chunk", self._on_chunk, qos.CHUNK
