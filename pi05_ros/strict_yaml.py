@@ -118,7 +118,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.depth > MAX_DEPTH:
             self.refuse(
-                self.peek_event(), f"nested too deeply; accepted: at most {MAX_DEPTH} levels"
+                self.peek_event(),  # type: ignore[no-untyped-call]
+                f"nested too deeply; accepted: at most {MAX_DEPTH} levels",
             )
         self.depth += 1
         node: yaml.Node | None = super().compose_node(parent, index)

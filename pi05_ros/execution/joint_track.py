@@ -56,9 +56,11 @@ class JointTrack:
         for state in reversed(self.states):
             if state[0] <= time_ns:
                 if later is None:
-                    return state[1]
+                    found: np.ndarray = state[1]
+                    return found
                 share = (time_ns - state[0]) / (later[0] - state[0])
-                return (1 - share) * state[1] + share * later[1]
+                found = (1 - share) * state[1] + share * later[1]
+                return found
             later = state
         return None if later is None else later[1]
 

@@ -64,4 +64,5 @@ class Teleop:
             return None
         rows = [self._target.get(name, command[i]) for i, name in enumerate(self._limits.names)]
         target = np.array(rows, dtype=np.float64)
-        return target + self._limits.nearest_turn(target, command)
+        found: np.ndarray = target + self._limits.nearest_turn(target, command)
+        return found

@@ -73,7 +73,8 @@ class TimedChunk:
         low = int(place)
         high = min(low + 1, self.horizon - 1)
         part = place - low
-        return (1 - part) * self.positions[low] + part * self.positions[high]
+        found: np.ndarray = (1 - part) * self.positions[low] + part * self.positions[high]
+        return found
 
     def shifted(self, offset: np.ndarray) -> TimedChunk:
         """Copy with an offset ``[n]`` added to all steps."""

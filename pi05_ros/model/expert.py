@@ -57,4 +57,5 @@ class ActionExpert(nn.Module):
         mask = additive_mask(F.pad(cache.mask, (0, H), value=True))
         for index, layer in enumerate(self.layers):
             x, _ = layer(x, angles, mask, cond, past=(cache.k[index], cache.v[index]))
-        return self.norm(x, cond)[0]
+        found: Tensor = self.norm(x, cond)[0]
+        return found

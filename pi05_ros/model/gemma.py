@@ -106,7 +106,8 @@ class GemmaAttention(nn.Module):
         self.o_proj = nn.Linear(q_rows, config.width, bias=False)
 
     def _split(self, y: Tensor) -> Tensor:
-        return y.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+        found: Tensor = torch.unflatten(y, -1, (-1, self.config.head_dim)).transpose(1, 2)
+        return found
 
     def keys_values(self, x: Tensor, angles: Rope) -> KeysValues:
         """K (after RoPE) and V of x ``[B, T, D]``."""
@@ -123,7 +124,8 @@ class GemmaAttention(nn.Module):
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         logits = (q @ k.transpose(-1, -2)) * self.config.head_dim**-0.5
         weights = torch.softmax(logits + mask, dim=-1, dtype=torch.float32).to(q.dtype)
-        return self.o_proj((weights @ v).transpose(1, 2).flatten(2))
+        found: Tensor = self.o_proj((weights @ v).transpose(1, 2).flatten(2))
+        return found
 
 
 class GemmaMLP(nn.Module):
@@ -137,7 +139,10 @@ class GemmaMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, D]`` -> ``[B, T, D]``."""
-        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+        found: Tensor = self.down_proj(
+            F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x)
+        )
+        return found
 
 
 def residual(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:

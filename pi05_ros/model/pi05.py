@@ -96,7 +96,8 @@ class Pi05(nn.Module):
     def embed_images(self, images: Tensor) -> Tensor:
         """Images ``[N, 3, S, S]`` in [-1, 1] -> tokens ``[N, P, D]`` (P = 256 at 224 pixels)."""
         check_images(images, self.config.vision)
-        return self.projector(self.vision(images))
+        found: Tensor = self.projector(self.vision(images))
+        return found
 
     def embed_prompt(self, tokens: Tensor) -> Tensor:
         """Token ids ``[..., L]`` -> ``[..., L, D]``."""
@@ -147,7 +148,8 @@ class Pi05(nn.Module):
             compact = self.config.rope != "openpi-bf16"
         if compact:
             embeddings, mask = drop_masked(embeddings, mask)
-        return self.vlm(embeddings, mask)[0]
+        found: KVCache = self.vlm(embeddings, mask)[0]
+        return found
 
     def prefill(
         self,
@@ -196,7 +198,8 @@ class Pi05(nn.Module):
             raise ValueError(f"t has shape {list(time.shape)}; accepted: [], [B] or [{B}, {H}]")
         x = self.action_in_proj(x_t.to(self.action_in_proj.weight.dtype))
         x = self.expert(x, self.condition(time), kv)
-        return self.action_out_proj(x.to(self.action_out_proj.weight.dtype)).float()
+        found: Tensor = self.action_out_proj(x.to(self.action_out_proj.weight.dtype)).float()
+        return found
 
     @torch.no_grad()
     def sample(

@@ -73,7 +73,8 @@ class PrefixLM(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids ``[...]`` -> ``[..., D]``, scaled by sqrt(D) (images are not)."""
-        return self.embed_tokens(tokens) * math.sqrt(self.config.vlm.width)
+        found: Tensor = self.embed_tokens(tokens) * math.sqrt(self.config.vlm.width)
+        return found
 
     def forward(
         self, embeddings: Tensor, mask: Tensor, *, whole: bool = False

@@ -33,7 +33,8 @@ class SiglipAttention(nn.Module):
         y = F.scaled_dot_product_attention(
             split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
         )
-        return self.out_proj(y.transpose(1, 2).reshape(N, P, D))
+        found: Tensor = self.out_proj(y.transpose(1, 2).reshape(N, P, D))
+        return found
 
 
 class SiglipMLP(nn.Module):
@@ -46,7 +47,8 @@ class SiglipMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, P, D]`` -> ``[N, P, D]``."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        found: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return found
 
 
 class SiglipLayer(nn.Module):
@@ -62,7 +64,8 @@ class SiglipLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[N, P, D]`` -> ``[N, P, D]``."""
         x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
+        found: Tensor = x + self.mlp(self.layer_norm2(x))
+        return found
 
 
 class SiglipTower(nn.Module):
@@ -89,7 +92,8 @@ class SiglipTower(nn.Module):
         x = x.to(self.post_layernorm.weight.dtype)
         for layer in self.layers:
             x = layer(x)
-        return self.post_layernorm(x)
+        found: Tensor = self.post_layernorm(x)
+        return found
 
 
 def check_images(images: Tensor, config: VisionConfig) -> None:

@@ -130,4 +130,5 @@ class JointLimits:
 
     def difference(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """``a - b`` ``[n]``, of continuous joints by the shortest angle."""
-        return a - b + self.nearest_turn(a, b)
+        found: np.ndarray = a - b + self.nearest_turn(a, b)
+        return found

@@ -105,4 +105,5 @@ class MotionFilter:
     def _braking(self, distance: np.ndarray) -> np.ndarray:
         """Highest velocity for the next period from which a stop within ``distance`` is sure."""
         a, dt = self.limits.acceleration, self.period_s
-        return -a * dt + np.sqrt((a * dt) ** 2 + 2 * a * distance)
+        found: np.ndarray = -a * dt + np.sqrt((a * dt) ** 2 + 2 * a * distance)
+        return found

@@ -124,10 +124,13 @@ class Normalizer:
         a, b = (self._array(self.stats[name])[:n] for name in NEEDED[self.kind])
         one, two = x.dtype.type(1), x.dtype.type(2)
         if self.kind == "zscore":
-            return (x - a) / (b + x.dtype.type(self.eps))
+            found: np.ndarray = (x - a) / (b + x.dtype.type(self.eps))
+            return found
         if self.family == "openpi":
-            return (x - a) / (b - a + self.eps) * two - one
-        return two * (x - a) / self._span(a, b) - one
+            found = (x - a) / (b - a + self.eps) * two - one
+            return found
+        found = two * (x - a) / self._span(a, b) - one
+        return found
 
     def unnormalize(self, y: np.ndarray) -> np.ndarray:
         """Inverse of `normalize` for ``[..., n]``.
@@ -160,7 +163,8 @@ class Normalizer:
 
     def _span(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         span = high - low
-        return np.where(span == 0, span.dtype.type(self.eps), span)
+        found: np.ndarray = np.where(span == 0, span.dtype.type(self.eps), span)
+        return found
 
 
 IDENTITY = Normalizer("identity")
