@@ -1,6 +1,6 @@
 """The inference loop of the node and of offline replay: tick, take, infer, deliver.
 
-It knows no ROS and no threads of its own. Whoever drives it calls `tick` at the asked rate and
+It knows no ROS and no threads of its own. Its driver calls `tick` at the asked rate and
 `try_start` after each message; a `Runner` runs the jobs, in a worker thread or at once; `deliver`
 gets the chunks that may be used. A lock and a generation number make sure that nothing is
 delivered after `stop` or `reset`.
