@@ -26,7 +26,12 @@ BAD_TEXT = "caf\udce9 \ud800 \0 end"
 
 @pytest.fixture
 def rosout(ros):
-    """Listener of /rosout: collects (level, text)."""
+    """Listener of /rosout: collects (level, text).
+
+    rcl has one publisher of /rosout for a name of a node, and takes it away when any node of that
+    name goes, also one of an earlier test that is collected late. So these nodes have names of
+    their own.
+    """
     made = []
 
     def listen(client):
@@ -48,7 +53,7 @@ def heard(client, lines, level, words):
 
 
 def test_library_logs_reach_rosout_with_their_level(bench, rosout):
-    b = bench()
+    b = bench(namespace="/library_logs")  # /rosout knows one publisher a name, see `rosout`
     lines = rosout(b.client)
     log = logging.getLogger("pi05_ros.backends.anything")
     assert b.client.until(lambda: b.node.count_subscribers("/rosout") > 0)
@@ -81,7 +86,7 @@ def test_other_nodes_carry_library_logs_as_well_and_only_once(ros, capfd):
 
 
 def test_at_debug_level_every_tick_says_what_it_decided(bench, rosout):
-    b = bench()
+    b = bench(namespace="/every_tick")
     b.node.get_logger().set_level(LoggingSeverity.DEBUG)
     lines = rosout(b.client)
     b.activate()
