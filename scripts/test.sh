@@ -13,4 +13,19 @@ if [ "${1:-}" = --fast ]; then
   exec python -m pytest "${workers[@]}" -m "not (ros or render or compile or gpu or slow)" "$@"
 fi
 scripts/setup_export.sh dev
-exec python -m pytest --durations=10 "${workers[@]}" "$@"
+status=0
+python -m pytest --durations=10 "${workers[@]}" "$@" || status=$?
+# Tests with real processes can fail for what else the machine does. After a whole run, up to three
+# that failed run again, alone; the run passes only if they all pass then. It names them: they need
+# mending.
+failed=.pytest_cache/v/cache/lastfailed
+if [ "$status" = 1 ] && [ $# = 0 ] && [ -s "$failed" ]; then
+  names=$(python -c 'import json, sys; print("\n".join(json.load(open(sys.argv[1]))))' "$failed")
+  if [ "$(wc -l <<<"$names")" -le 3 ]; then
+    printf '[test] again, alone:\n%s\n' "$names"
+    status=0
+    python -m pytest --last-failed --last-failed-no-failures none -q || status=$?
+    [ "$status" = 0 ] && printf '[test] failed beside other tests, passed alone:\n%s\n' "$names"
+  fi
+fi
+exit "$status"
