@@ -23,12 +23,14 @@ class UrdfJoints:
     Attributes:
         limits: of all movable joints, NaN where a number is missing or malformed.
         mimic: joints that follow another one, with its name; they are never commanded.
+        mimic_map: multiplier and offset of each of them.
         problems: malformed numbers by joint, in words.
 
     """
 
     limits: JointLimits
     mimic: dict[str, str] = field(default_factory=dict)
+    mimic_map: dict[str, tuple[float, float]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -71,6 +73,7 @@ def read_urdf(text: str) -> UrdfJoints:
     rows: list[tuple[float, float, float]] = []
     kinds: list[str] = []
     mimic: dict[str, str] = {}
+    mimic_map: dict[str, tuple[float, float]] = {}
     problems: dict[str, str] = {}
     # Direct children only: transmissions and ros2_control hold elements of the same name.
     for joint in root.findall("joint"):
@@ -83,6 +86,11 @@ def read_urdf(text: str) -> UrdfJoints:
         if follows is not None:
             mimic[name] = follows.get("joint", "")
         try:
+            if follows is not None:
+                mimic_map[name] = (
+                    _number(follows.attrib, "multiplier", 1.0),
+                    _number(follows.attrib, "offset", 0.0),
+                )
             row = _row(joint.find("limit"), kind)
         except ValueError as error:
             problems[name] = str(error)
@@ -102,7 +110,7 @@ def read_urdf(text: str) -> UrdfJoints:
         continuous=tuple(kind == "continuous" for kind in kinds),
         units=tuple("metre" if kind == "prismatic" else "radian" for kind in kinds),
     )
-    return UrdfJoints(limits, mimic, problems)
+    return UrdfJoints(limits, mimic, mimic_map, problems)
 
 
 def _row(limit: ElementTree.Element | None, kind: str) -> tuple[float, float, float]:

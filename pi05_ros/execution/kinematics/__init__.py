@@ -1,0 +1,1 @@
+"""Poses of the robot's links: URDF, rotations, pose actions, and joints for poses."""
