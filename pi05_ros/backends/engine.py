@@ -229,6 +229,10 @@ class Engine(ABC):
         """Optional abilities; none unless an engine says so."""
         return Capabilities()
 
+    def holds(self, cache: KVCache) -> bool:
+        """Whether a KV cache of this engine can still be used; a later one may have its memory."""
+        return True
+
     def health(self) -> EngineHealth:
         """What the engine found out about itself; from any thread, waits for nothing."""
         return EngineHealth()

@@ -39,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--max-frame-mib", type=int, default=32, help="largest request")
     server.add_argument("--max-sessions", type=int, default=64, help="connections at a time")
     server.add_argument("--deadline-ms", type=float, help="of requests that name none")
+    server.add_argument("--chunk-mode", default="plain", metavar="MODE",
+                        help="of sessions that name none: how chunks continue")  # fmt: skip
+    server.add_argument("--kv-reuse", default="1", metavar="N",
+                        help="of sessions that name none: prefill every n-th time")  # fmt: skip
     fleet = parser.add_argument_group("fleet (pi05_ros[fleet])")
     fleet.add_argument("--ray", metavar="ADDRESS",
                        help="replicas on this Ray cluster: auto, host:6379, or local")  # fmt: skip
@@ -54,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Load, warm up, serve until SIGINT or SIGTERM."""
     from pi05_ros.policy.remote.key_file import read_keys
     from pi05_ros.serving.access import Access, check_exposure, is_loopback, tls_context
+    from pi05_ros.serving.chunk_rules import NO_CONTINUATION, ChunkRules
     from pi05_ros.serving.errors import ServingError
     from pi05_ros.serving.server import ServerOptions
 
@@ -92,17 +97,20 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.denoise_steps is not None:
         load["denoise_steps"] = args.denoise_steps
+    rules = ChunkRules(args.chunk_mode, args.kv_reuse)
     if args.ray:
+        if rules.continuing:
+            raise ServingError(f"--ray: {NO_CONTINUATION}")
         return _serve_fleet(args, options, load)
     if args.update:
         raise ServingError("--update changes a fleet; name its cluster with --ray")
     from pi05_ros.policy import Policy
-    from pi05_ros.serving.service import policy_server, serve_until_signal
+    from pi05_ros.serving.service import policy_server, serve_until_signal, warm_up
 
     policy = Policy.load(args.checkpoint, seed=args.seed, **load)
     try:
-        policy.warm_up()
-        server = policy_server(policy, options, args.seed)
+        warm_up(policy, rules)
+        server = policy_server(policy, options, args.seed, rules)
         what = f"{policy.info.checkpoint} for {policy.info.robot}"
         clean = serve_until_signal(server, lambda port: _say(what, options, port))
     finally:

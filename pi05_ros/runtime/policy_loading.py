@@ -75,12 +75,13 @@ def load_policy(
         from pi05_ros.policy import Policy
 
     options: dict[str, Any] = {"allow_fallback": True} if parameters.allow_fallback else {}
+    server_side = False
     if options and parameters.backend != "tensorrt":
         raise ParameterError(
             f"parameter allow_fallback is for backend tensorrt, not {parameters.backend}"
         )
     if parameters.backend == REMOTE or is_remote(parameters.checkpoint):
-        options = _remote_options(parameters)
+        options, server_side = _remote_options(parameters), True
     policy = Policy.load(
         parameters.checkpoint,
         robot=parameters.robot or None,
@@ -101,6 +102,8 @@ def load_policy(
         threads=parameters.threads or None,
         backend_options=options,
     )
+    if server_side:  # continues its chunks there
+        return policy
     try:
         return _continuing(policy, parameters, continuing)
     except Exception:
@@ -110,9 +113,9 @@ def load_policy(
 
 def _remote_options(parameters: PolicyParameters) -> dict[str, Any]:
     """Fields of `RemoteOptions`; raises ParameterError for what the server has to do."""
-    if parameters.overlap or parameters.chunk_mode != "plain" or parameters.kv_reuse != "1":
+    if parameters.overlap or parameters.vision_cache_levels >= 0:
         raise ParameterError(
-            "parameters overlap, chunk_mode and kv_reuse are for a policy in this process; with "
+            "parameters overlap and vision_cache_levels are for a policy in this process; with "
             f"{parameters.checkpoint or 'backend remote'} leave them at their defaults"
         )
     key = read_keys(Path(parameters.remote_key_file))[0] if parameters.remote_key_file else b""
@@ -121,6 +124,8 @@ def _remote_options(parameters: PolicyParameters) -> dict[str, Any]:
         "jpeg_quality": parameters.remote_jpeg_quality,
         "resize": parameters.remote_resize,
         "api_key": key.decode(),
+        "chunk_mode": parameters.chunk_mode,
+        "kv_reuse": parameters.kv_reuse,
     }
 
 

@@ -16,8 +16,10 @@ from typing import Any
 
 from pi05_ros.policy.interface import MAX_SEED
 from pi05_ros.policy.remote.array_codec import pack, unpack
+from pi05_ros.policy.remote.errors import WireError
 from pi05_ros.policy.remote.server_facts import read_metadata
 from pi05_ros.policy.robots.profile_yaml import load_profile
+from pi05_ros.serving.chunk_rules import NO_CONTINUATION
 from pi05_ros.serving.errors import ServingError
 from pi05_ros.serving.fleet_replica import FleetReplica
 from pi05_ros.serving.requests import Request
@@ -151,6 +153,8 @@ class FleetSession:
             self._count = 0
         if request.observation is None:
             return {"reset": True}
+        if request.chunk_mode not in (None, "plain") or request.kv_reuse not in (None, "1"):
+            raise WireError(NO_CONTINUATION)
         seed = request.seed
         if seed is None:
             seed = (self._seed + self._count) % (MAX_SEED + 1)

@@ -18,9 +18,22 @@ PROTOCOL = 1
 
 
 def server_metadata(
-    info: PolicyInfo, robot: RobotProfile, statistics_hash: str, max_frame: int
+    info: PolicyInfo,
+    robot: RobotProfile,
+    statistics_hash: str,
+    max_frame: int,
+    chunk_modes: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Plain maps, lists, numbers and texts about a policy, for the first frame."""
+    """Plain maps, lists, numbers and texts about a policy, for the first frame.
+
+    Args:
+        info, robot: of the policy.
+        statistics_hash: see there.
+        max_frame: bytes of a request.
+        chunk_modes: accepted values of a request's ``chunk_mode``; empty where chunks stand
+            alone, so that its ``kv_reuse`` is not accepted either.
+
+    """
     keys = OPENPI_KEYS.get(robot.name)
     openpi = {"images": dict(keys.images), "state": list(keys.state)} if keys else None
     return {
@@ -58,6 +71,7 @@ def server_metadata(
         "assumptions": list(info.assumptions),
         "openpi_keys": openpi,
         "max_frame_bytes": max_frame,
+        "chunk_modes": list(chunk_modes),
     }
 
 

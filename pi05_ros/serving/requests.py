@@ -23,11 +23,16 @@ from pi05_ros.policy.remote.errors import WireError
 from pi05_ros.policy.robots.openpi_keys import OPENPI_KEYS, OpenpiKeys
 from pi05_ros.policy.robots.profile import RobotProfile
 
-CONTROL = ("request_id", "seed", "denoise_steps", "deadline_ms", "reset")
+CONTROL = (
+    "request_id", "seed", "denoise_steps", "deadline_ms", "reset",
+    "chunk_mode", "kv_reuse", "steps_since", "delay_steps",
+)  # fmt: skip
 OWN = ("images", "state", "prompt", "stamp_ns", "age_s")
 MAX_PROMPT = 4096
 MAX_PIXELS = 4096 * 4096
 MAX_DENOISE_STEPS = 1000
+MAX_STEPS = 100_000
+"""Control steps between two observations or of a delay; any chunk is shorter."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,12 @@ class Request:
         seed, denoise_steps: None takes the session's and the policy's own.
         deadline_ms: time the answer is worth waiting for, from arrival; None takes the server's.
         reset: forget what chunks continue and start the session's seeds over, first.
+        chunk_mode, kv_reuse: how the chunk continues the session's one before, as the node's
+            parameters of these names; None takes the server's.
+        steps_since: control steps from the observation of the session's last answer to this one;
+            None where stamps tell.
+        delay_steps: control steps from this observation until the chunk can be used; None leaves
+            it to the server, from ``age_s`` and its own times.
 
     """
 
@@ -51,6 +62,10 @@ class Request:
     denoise_steps: int | None = None
     deadline_ms: float | None = None
     reset: bool = False
+    chunk_mode: str | None = None
+    kv_reuse: str | None = None
+    steps_since: float | None = None
+    delay_steps: int | None = None
 
 
 def parse_request(value: Any, robot: RobotProfile) -> Request:
@@ -79,6 +94,10 @@ def parse_request(value: Any, robot: RobotProfile) -> Request:
         _integer("denoise_steps", control.get("denoise_steps"), 1, MAX_DENOISE_STEPS),
         _number("deadline_ms", control.get("deadline_ms"), 0.0, 3.6e6),
         bool(reset),
+        _word("chunk_mode", control.get("chunk_mode")),
+        _word("kv_reuse", _as_word(control.get("kv_reuse"))),
+        _number("steps_since", control.get("steps_since"), 0.0, MAX_STEPS),
+        _integer("delay_steps", control.get("delay_steps"), 0, MAX_STEPS),
     )
 
 
@@ -204,6 +223,17 @@ def _prompt(value: Any) -> str | None:
     if not isinstance(value, str) or len(value) > MAX_PROMPT:
         raise WireError(f"prompt is {_describe(value)}; accepted: up to {MAX_PROMPT} characters")
     return value or None
+
+
+def _as_word(value: Any) -> Any:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
+    return str(int(value)) if whole else value
+
+
+def _word(where: str, value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and 0 < len(value) <= 100):
+        return value
+    raise WireError(f"{where} is {value!r:.40}; accepted: a word")
 
 
 def _request_id(value: Any) -> int | str | None:

@@ -8,6 +8,7 @@ shows a traceback. ``/healthz`` and ``/metrics`` answer plain HTTP on the same p
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import http
 import itertools
 import json
@@ -213,16 +214,22 @@ class PolicyServer:
         decoded = array_codec.unpack(frame)
         return parse_request(decoded.value, self._robot), decoded.dialect
 
-    async def infer(self, name: str, session: Answering, request: Request, began: float) -> Any:
+    async def infer(
+        self,
+        name: str,
+        answer: Callable[[Request], dict[str, Any]],
+        request: Request,
+        began: float,
+    ) -> Any:
         """Queue a request of a session and wait for its answer."""
         deadline_ms = request.deadline_ms
         if deadline_ms is None:
             deadline_ms = self._options.deadline_ms
         deadline_s = None if deadline_ms is None else began + deadline_ms / 1e3
-        future = self._queue.submit(name, lambda: session.answer(request), deadline_s)
-        answer = await asyncio.wrap_future(future)
-        self.metrics.inference.observe(answer.get("server_timing", {}).get("infer_ms", 0.0) / 1e3)
-        return answer
+        future = self._queue.submit(name, lambda: answer(request), deadline_s)
+        found = await asyncio.wrap_future(future)
+        self.metrics.inference.observe(found.get("server_timing", {}).get("infer_ms", 0.0) / 1e3)
+        return found
 
 
 class _Conversation:
@@ -239,6 +246,7 @@ class _Conversation:
         self._number = 0
         self._sent = 0
         self._previous_ms: float | None = None
+        self._reset_due = False
 
     async def run(self) -> None:
         await self._connection.send(await self._server.first_frame())
@@ -271,7 +279,8 @@ class _Conversation:
             request, dialect = self._server.parse(frame)
             del frame
             request_id = request.request_id
-            answer = await self._server.infer(self._name, self._session, request, began)
+            self._reset_due |= request.reset
+            answer = await self._server.infer(self._name, self._compute, request, began)
             timing = answer.setdefault("server_timing", {})
             if self._previous_ms is not None:
                 timing["prev_total_ms"] = self._previous_ms
@@ -294,6 +303,13 @@ class _Conversation:
         _event("answered", logging.DEBUG, session=self._name, request=number, id=request_id,
                total_ms=round(self._previous_ms, 3))  # fmt: skip
         return packed
+
+    def _compute(self, request: Request) -> dict[str, Any]:
+        """In the inference thread. A reset holds also if its own request was replaced or late."""
+        if self._reset_due:
+            self._reset_due = False
+            request = dataclasses.replace(request, reset=True)
+        return self._session.answer(request)
 
     def _refused(self, error: Pi05Error, number: int, request_id: int | str | None) -> str:
         kinds = ((ReplacedError, "replaced"), (DeadlineError, "late"), (DrainingError, "draining"),

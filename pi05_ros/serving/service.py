@@ -8,10 +8,12 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pi05_ros.policy.chunking.continuing import ContinuingPolicy
+from pi05_ros.serving.chunk_rules import ChunkRules
 from pi05_ros.serving.metadata import server_metadata, statistics_hash
 from pi05_ros.serving.openpi_units import OpenpiUnits
 from pi05_ros.serving.server import PolicyServer, ServerOptions
-from pi05_ros.serving.session import Session
+from pi05_ros.serving.session import Session, offered_modes
 
 if TYPE_CHECKING:
     from pi05_ros.policy import Policy
@@ -19,8 +21,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("pi05_ros.serving")
 
 
-def policy_server(policy: Policy, options: ServerOptions, seed: int = 0) -> PolicyServer:
+def policy_server(
+    policy: Policy, options: ServerOptions, seed: int = 0, rules: ChunkRules | None = None
+) -> PolicyServer:
     """The server of one policy; every connection starts its seeds at ``seed``.
+
+    Args:
+        policy: what is served.
+        options: see `PolicyServer`.
+        seed: first of each connection.
+        rules: how chunks continue each other in sessions that do not say.
 
     Raises:
         ServingError: it would listen beyond this machine without keys.
@@ -28,14 +38,28 @@ def policy_server(policy: Policy, options: ServerOptions, seed: int = 0) -> Poli
     """
     openpi = OpenpiUnits(policy.recipe)
     metadata = server_metadata(
-        policy.info, policy.robot, statistics_hash(policy.recipe), options.max_frame
-    )
+        policy.info, policy.robot, statistics_hash(policy.recipe), options.max_frame,
+        offered_modes(policy),
+    )  # fmt: skip
     return PolicyServer(
         policy.robot,
         lambda: metadata,
-        lambda: Session(policy, seed=seed, openpi=openpi),
+        lambda: Session(policy, seed, openpi, rules),
         options,
     )
+
+
+def warm_up(policy: Policy, rules: ChunkRules) -> None:
+    """Run a policy before it is served, the way its chunks will be asked for.
+
+    Raises:
+        Pi05Error: chunks cannot continue each other in this way.
+
+    """
+    if rules.continuing:
+        ContinuingPolicy(policy, rules.mode, rules.reuse).warm_up()
+    else:
+        policy.warm_up()
 
 
 def serve_until_signal(

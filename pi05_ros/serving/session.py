@@ -1,25 +1,31 @@
 """One connection's inferences: its seeds, its continued chunks, and its answers as maps.
 
-A session computes nothing by itself: `Session.answer` is called in the inference thread.
+A session computes nothing by itself: `Session.answer` is called in the inference thread. What
+its chunks continue (the chunk before, the KV cache) belongs to it alone and ends with it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
+from pi05_ros.policy import Policy
+from pi05_ros.policy.chunking.chunk_generator import supported_modes
+from pi05_ros.policy.chunking.continuing import ContinuingPolicy
 from pi05_ros.policy.interface import MAX_SEED, ActionChunk, Observation, PolicyInfo
+from pi05_ros.policy.remote.errors import WireError
 from pi05_ros.policy.robots.profile import RobotProfile
+from pi05_ros.serving.chunk_rules import NO_CONTINUATION, ChunkRules
 from pi05_ros.serving.errors import ServingError
 from pi05_ros.serving.openpi_units import OpenpiUnits
 from pi05_ros.serving.requests import Request
 
 
 class ServedPolicy(Protocol):
-    """What the server needs of a policy (`pi05_ros.policy.Policy`, `ContinuingPolicy`)."""
+    """What the server needs of a policy (`pi05_ros.policy.Policy`) whose chunks stand alone."""
 
     info: PolicyInfo
     robot: RobotProfile
@@ -47,25 +53,28 @@ class Session:
     """State of one connection.
 
     Args:
-        policy: of this session alone where chunks continue each other, else shared.
-        forget: makes ``policy`` continue nothing; None if it continues nothing anyway.
+        policy: shared by all sessions; a `Policy` where chunks continue each other.
         seed: of the flow noise; request i without a seed of its own uses seed + i.
         openpi: conversions for requests in openpi's keys; None passes numbers unchanged.
+        rules: of requests that name none.
 
     """
 
     def __init__(
         self,
         policy: ServedPolicy,
-        forget: Callable[[], None] | None = None,
         seed: int = 0,
         openpi: OpenpiUnits | None = None,
+        rules: ChunkRules | None = None,
     ) -> None:
         self._policy = policy
-        self._forget = forget
         self._seed = seed
         self._count = 0
         self._openpi = openpi
+        self._rules = rules or ChunkRules()
+        self._used = ChunkRules()
+        self._continuing: ContinuingPolicy | None = None
+        self._stamp_ns: int | None = None  # of the observation of the last continued answer
 
     def answer(self, request: Request) -> dict[str, Any]:
         """Compute one request.
@@ -77,13 +86,13 @@ class Session:
 
         Raises:
             PolicyError: the observation is not as accepted.
+            WireError: chunks shall continue each other and the request does not tell the time.
             ServingError: the policy's answer is not finite.
 
         """
         if request.reset:
             self._count = 0
-            if self._forget is not None:
-                self._forget()
+            self._forget()
         if request.observation is None:
             return {"reset": True}
         seed = request.seed
@@ -92,14 +101,11 @@ class Session:
             self._count += 1
         began = time.perf_counter()
         obs, openpi = request.observation, self._openpi if request.openpi else None
-        chunk = self._policy.infer(
-            obs if openpi is None else openpi.observation(obs),
-            seed=seed,
-            denoise_steps=request.denoise_steps,
-        )
+        chunk = self._infer(request, obs if openpi is None else openpi.observation(obs), seed)
         infer_ms = 1e3 * (time.perf_counter() - began)
         actions = np.ascontiguousarray(chunk.actions, np.float32)
         if not np.isfinite(actions).all():
+            self._forget()
             raise ServingError("the policy's answer holds values that are not finite; not sent")
         if request.openpi:
             if openpi is not None:
@@ -109,6 +115,62 @@ class Session:
             answer = {"actions": actions, **_description(chunk)}
         answer["server_timing"] = {"infer_ms": infer_ms}
         return answer
+
+    def _forget(self) -> None:
+        """Let the next chunk continue nothing."""
+        self._stamp_ns = None
+        if self._continuing is not None:
+            self._continuing.forget()
+
+    def _infer(self, request: Request, obs: Observation, seed: int) -> ActionChunk:
+        rules = ChunkRules(
+            request.chunk_mode or self._rules.mode, request.kv_reuse or self._rules.reuse
+        )
+        if rules != self._used:
+            self._continuing, self._stamp_ns, self._used = None, None, ChunkRules()
+        steps = request.denoise_steps
+        if not rules.continuing:
+            return self._policy.infer(obs, seed=seed, denoise_steps=steps)
+        if request.openpi and rules.reuse != "1":
+            raise WireError(
+                "kv_reuse is not for requests in openpi's keys; send our own form (images, state)"
+            )
+        if not isinstance(self._policy, Policy):
+            raise WireError(NO_CONTINUATION)
+        if self._continuing is None:
+            # Raises for a mode that the engine does not have.
+            self._continuing = ContinuingPolicy(self._policy, rules.mode, rules.reuse)
+            self._used = rules
+        stamp_ns = self._time(request, obs)
+        chunk = self._continuing.infer(
+            dataclasses.replace(obs, stamp_ns=stamp_ns),
+            seed=seed,
+            denoise_steps=steps,
+            delay=request.delay_steps,
+        )
+        self._stamp_ns = stamp_ns
+        return chunk
+
+    def _time(self, request: Request, obs: Observation) -> int:
+        """Stamp of the observation, nanoseconds of the client's clock or counted from steps."""
+        before, since = self._stamp_ns, request.steps_since
+        if obs.stamp_ns and since is not None:
+            raise WireError("stamp_ns and steps_since both tell the time; send one of them")
+        if obs.stamp_ns:
+            return obs.stamp_ns
+        if before is None:
+            return 1
+        if since is None:
+            raise WireError(
+                f"a chunk that continues the one before ({self._used.mode}, kv_reuse "
+                f"{self._used.reuse}) needs steps_since or stamp_ns"
+            )
+        return before + round(since * self._policy.info.step_s * 1e9)
+
+
+def offered_modes(policy: ServedPolicy) -> tuple[str, ...]:
+    """Values of ``chunk_mode`` that sessions of a policy accept; empty if chunks stand alone."""
+    return supported_modes(policy.engine) if isinstance(policy, Policy) else ()
 
 
 def _description(chunk: ActionChunk) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def test_the_server_goes_and_comes_back(bench, messages):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"overlap": True}, "overlap, chunk_mode and kv_reuse"),
+        ({"overlap": True}, "overlap and vision_cache_levels"),
+        ({"vision_cache_levels": 0}, "overlap and vision_cache_levels"),
         ({"remote_key_file": "/nowhere/key"}, "No such file"),
     ],
 )

@@ -121,6 +121,26 @@ def test_the_newest_request_of_a_session_wins_and_all_are_answered_in_order():
             assert len(policy.seen) == 2
 
 
+def test_a_reset_holds_though_its_request_was_replaced():
+    policy = StubPolicy()
+    with running(policy) as server:
+        socket, _ = dial(server)
+        with socket:
+            assert [ask(socket, own_request())["seed"] for _ in range(3)] == [0, 1, 2]
+            assert policy.begun.acquire(timeout=20)
+            policy.gate.clear()
+            socket.send(pack(own_request()))
+            wait_for(lambda: len(policy.seen) == 4)
+            socket.send(pack(own_request(reset=True)))
+            socket.send(pack(own_request()))
+            replaced = server.server.metrics.requests.labels("replaced")
+            wait_for(lambda: replaced._value.get() == 1)
+            policy.gate.set()
+            answers = [socket.recv(20) for _ in range(3)]
+            assert "replaced" in answers[1]
+            assert [unpack(answers[i]).value["seed"] for i in (0, 2)] == [3, 0]
+
+
 def test_a_request_whose_deadline_has_passed_is_not_begun():
     policy = StubPolicy()
     with running(policy) as server:

@@ -264,6 +264,10 @@ class CudaEngine(Engine):
             self._watch.mark("denoised")
             return self.buffers.actions[:horizon].clone()
 
+    def holds(self, cache: CudaKVCache) -> bool:
+        """Whether no later prefill or sample has written to the slot of a KV cache."""
+        return cache.serial in self._serial
+
     @property
     def capabilities(self) -> Capabilities:
         """Guidance without a backward pass, a frozen prefix, reuse of image tokens."""

@@ -101,6 +101,10 @@ class Pipeline(Engine):
         """Those of the engine, and overlap."""
         return dataclasses.replace(self.engine.capabilities, overlap=True)
 
+    def holds(self, cache: CudaKVCache) -> bool:
+        """See `CudaEngine.holds`."""
+        return self.engine.holds(cache)
+
     def prefill(
         self, images: Images, tokens: Tensor, *, camera_keys: Sequence[Hashable] | None = None
     ) -> CudaKVCache:

@@ -32,14 +32,19 @@ def require_mode(engine: Engine, mode: str) -> None:
     """
     if mode not in MODES:
         raise InvalidValueError(f"chunk mode {mode!r}; accepted: {', '.join(MODES)}")
-    able = engine.capabilities
-    has = (*able.guidance, *(("trained",) if able.frozen else ()))
-    if mode != "plain" and mode not in has:
-        others = f"it has {', '.join(('plain', *has))}" if has else "it has plain only"
+    has = supported_modes(engine)
+    if mode not in has:
+        others = f"it has {', '.join(has)}" if len(has) > 1 else "it has plain only"
         raise BackendError(
             f"chunk mode {mode!r} cannot run on backend {engine.backend!r}: {others}; "
             "backend 'eager' has all modes"
         )
+
+
+def supported_modes(engine: Engine) -> tuple[str, ...]:
+    """Modes of `ChunkGenerator` that an engine has."""
+    able = engine.capabilities
+    return ("plain", *able.guidance, *(("trained",) if able.frozen else ()))
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,9 @@ class ChunkGenerator:
             if image is not None
         }
         kept, self._anchor = self._anchor, None  # stays so if prefill fails
-        if kept is not None and kept.prompt != prompt:
+        if kept is not None and (
+            kept.prompt != prompt or not self.policy.engine.holds(kept.cache)
+        ):  # the engine may have answered somebody else meanwhile
             self.reuse.reset()
         # Rows count from the anchor; a cache older than half a chunk leaves too few of them.
         old = kept is not None and step - kept.step > self.policy.info.horizon // 2

@@ -28,12 +28,14 @@ class Started:
         chunk: its first half.
         began_s: when that began (`time.perf_counter`).
         age_s: of the observation then, 0 to the length of a chunk.
+        delay: see `ContinuingPolicy.infer`.
 
     """
 
     chunk: PendingChunk
     began_s: float
     age_s: float
+    delay: int | None = None
 
 
 class ContinuingPolicy:
@@ -74,13 +76,29 @@ class ContinuingPolicy:
         self._last_ns = 0
 
     def infer(
-        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
+        self,
+        obs: Observation,
+        *,
+        seed: int | None = None,
+        denoise_steps: int | None = None,
+        delay: int | None = None,
     ) -> ActionChunk:
         """Answer one observation, see `Policy.infer`.
 
         A chunk from a reused KV cache has fewer rows: those before the observation are cut off.
+
+        Args:
+            obs: see there, as are seed and denoise_steps.
+            seed: see there.
+            denoise_steps: see there.
+            delay: control steps from the observation until the chunk can be used; None takes the
+                age of the observation and the longest of the last inferences.
+
         """
-        return self.denoise(self.prefill(obs, seed=seed, denoise_steps=denoise_steps))
+        started = self.prefill(obs, seed=seed, denoise_steps=denoise_steps)
+        return self.denoise(
+            started if delay is None else dataclasses.replace(started, delay=delay)
+        )
 
     def prefill(
         self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
@@ -107,7 +125,10 @@ class ContinuingPolicy:
         The previous chunk has been finished when this is called, also with overlap, so what has
         to be continued is known.
         """
-        made = self._maker.finish(started.chunk, self._delay.steps(started.age_s))
+        delay = started.delay
+        if delay is None:
+            delay = self._delay.steps(started.age_s)
+        made = self._maker.finish(started.chunk, delay)
         self._delay.record(time.perf_counter() - started.began_s)
         ahead = started.chunk.step - made.anchor
         if not ahead:

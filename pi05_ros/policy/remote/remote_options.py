@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pi05_ros.policy.chunking.kv_reuse import MODES, make_rule
 from pi05_ros.policy.errors import PolicyError
 
 
@@ -18,6 +19,8 @@ class RemoteOptions:
         resize: shrink images to the model's 224 x 224 before they are sent, with padding, as the
             model's own preprocessing does.
         api_key: of the server; empty for none.
+        chunk_mode, kv_reuse: how chunks continue each other, as the node's parameters; done by
+            the server, which must be `pi05 serve`.
 
     """
 
@@ -26,6 +29,8 @@ class RemoteOptions:
     jpeg_quality: int = 0
     resize: bool = False
     api_key: str = ""
+    chunk_mode: str = MODES[0]
+    kv_reuse: str = "1"
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.deadline_s <= 60.0:
@@ -34,6 +39,16 @@ class RemoteOptions:
             raise PolicyError(
                 f"remote jpeg_quality is {self.jpeg_quality!r}; accepted: 0 (off) to 95"
             )
+        if self.chunk_mode not in MODES:
+            raise PolicyError(
+                f"remote chunk_mode is {self.chunk_mode!r}; accepted: {', '.join(MODES)}"
+            )
+        make_rule(self.kv_reuse)
+
+    @property
+    def continuing(self) -> bool:
+        """Whether anything of the chunk before is needed."""
+        return self.chunk_mode != MODES[0] or self.kv_reuse != "1"
 
 
 def is_remote(checkpoint: str) -> bool:

@@ -8,73 +8,26 @@ RemoteError with the reason; it recovers by itself.
 
 from __future__ import annotations
 
-import io
+import dataclasses
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pi05_ros.backends.engine import EngineHealth
-from pi05_ros.backends.resize import resize_with_pad_pillow
+from pi05_ros.policy.argument_checks import check_count
+from pi05_ros.policy.chunking.continuation import DelayEstimator
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.interface import MAX_SEED, ActionChunk, Observation, PolicyInfo, StageTimings
 from pi05_ros.policy.remote.connection import Connection, DialOptions
 from pi05_ros.policy.remote.errors import RemoteError
-from pi05_ros.policy.remote.remote_options import RemoteOptions, is_remote
-from pi05_ros.policy.remote.server_facts import ServerFacts, read_metadata
-from pi05_ros.policy.robots.openpi_keys import OPENPI_KEYS
+from pi05_ros.policy.remote.outgoing import MODEL_SIZE, openpi_request, own_request
+from pi05_ros.policy.remote.remote_options import RemoteOptions
+from pi05_ros.policy.remote.server_facts import MAX_HORIZON, ServerFacts, read_metadata
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.robots.profile_yaml import load_profile
-from pi05_ros.policy.transforms.images import to_uint8_hwc
-
-MODEL_SIZE = 224
-"""Side of the model's images, pixels, to which `RemoteOptions.resize` shrinks."""
-_RECENT = 10
-
-
-def load_remote(
-    url: str,
-    *,
-    backend: str,
-    robot: str | None,
-    seed: int,
-    denoise_steps: int,
-    prompt: str | None,
-    options: Mapping[str, Any] | None,
-) -> RemotePolicy:
-    """`Policy.load` of a policy server.
-
-    Raises:
-        PolicyError: the address is none, or an option or backend does not go with it.
-        RemoteError: see `RemotePolicy`.
-
-    """
-    if not is_remote(url):
-        raise PolicyError(
-            f"backend remote needs the address of a policy server as checkpoint, "
-            f"ws://host:port or wss://host:port; it is {url!r:.200}"
-        )
-    if backend not in ("auto", "remote"):
-        raise PolicyError(
-            f"backend {backend!r} cannot be chosen for {url}: the server has its own"
-        )
-    known = [entry.name for entry in fields(RemoteOptions)]
-    for name in options or {}:
-        if name not in known:
-            raise PolicyError(f"backend remote has no option {name!r}; it has {', '.join(known)}")
-    return RemotePolicy(
-        url,
-        robot=robot,
-        options=RemoteOptions(**(options or {})),
-        seed=seed,
-        denoise_steps=denoise_steps,
-        prompt=prompt,
-    )
 
 
 class RemotePolicy:
@@ -87,9 +40,12 @@ class RemotePolicy:
         seed: inference number i without a seed of its own uses seed + i.
         denoise_steps: 0 leaves them to the server.
         prompt: of observations that bring none.
+        horizon: steps kept of each chunk; None keeps all.
+        control_hz: replaces the profile's rate; the server's must be the same.
 
     Raises:
-        RemoteError: the server cannot be reached or serves another robot.
+        RemoteError: the server cannot be reached, serves another robot, or cannot continue chunks
+            as asked.
         PolicyError, RobotProfileError: an option or the profile is not as accepted.
 
     """
@@ -103,15 +59,21 @@ class RemotePolicy:
         seed: int = 0,
         denoise_steps: int = 0,
         prompt: str | None = None,
+        horizon: int | None = None,
+        control_hz: float | None = None,
     ) -> None:
         self._options = options or RemoteOptions()
         self._profile = None if robot is None else load_profile(robot)
+        self._control_hz = control_hz
+        self._rows = (
+            MAX_HORIZON if horizon is None else check_count("horizon", horizon, MAX_HORIZON)
+        )
         self._lock = threading.Lock()
         self._facts: ServerFacts | None = None
         self._seed, self._count = seed, 0
         self._steps = denoise_steps
         self._prompt = prompt or None
-        self._network_s: deque[float] = deque(maxlen=_RECENT)
+        self._afresh = False  # the server shall continue nothing; set by any thread
         self._last: dict[str, float] = {}
         self._connection = Connection(
             DialOptions(url, self._options.api_key), self._accept_metadata
@@ -124,11 +86,15 @@ class RemotePolicy:
         facts = self._facts
         assert facts is not None
         self.robot: RobotProfile = facts.robot
-        self.info: PolicyInfo = facts.info(url)
+        said = facts.info(url)
+        self.info: PolicyInfo = dataclasses.replace(said, horizon=min(said.horizon, self._rows))
+        self._delay: DelayEstimator = DelayEstimator(self.robot.step_s)
 
     def _accept_metadata(self, metadata: Mapping[Any, Any]) -> None:
         """Check a new connection's metadata; a server must not change into another model."""
-        facts = read_metadata(metadata, self._profile)
+        facts = read_metadata(metadata, self._profile, self._control_hz)
+        if self._options.continuing:
+            facts.require_continuation(self._options.chunk_mode)
         before = self._facts
         if before is not None and before.identity != facts.identity:
             raise RemoteError(
@@ -154,33 +120,12 @@ class RemotePolicy:
 
         """
         with self._lock:
-            facts = self._facts
-            assert facts is not None
             if seed is None:
                 seed = (self._seed + self._count) % (MAX_SEED + 1)
                 self._count += 1
-            prompt = obs.prompt or self._prompt or self.robot.default_prompt
-            if not prompt:
-                raise PolicyError(
-                    f"no prompt: the observation has none and robot {self.robot.name!r} has no "
-                    "default; set `prompt` (of the node: parameter or topic)"
-                )
-            steps = denoise_steps or self._steps or None
-            began = time.perf_counter()
-            request = (
-                self._own_request(obs, prompt, seed, steps)
-                if facts.own
-                else self._openpi_request(obs, prompt, facts)
-            )
-            prepared = time.perf_counter()
-            answer = self._connection.ask(request, self._options.deadline_s)
-            done = time.perf_counter()
-            try:
-                actions = facts.actions(answer)
-            except RemoteError as error:
-                self._connection.drop(str(error))
-                raise
-            return self._chunk(answer, actions, prompt, seed, steps, (began, prepared, done))
+            chunk, took_s = self._ask(obs, seed, denoise_steps or self._steps or None)
+            self._delay.record(took_s)
+            return chunk
 
     def prefill(
         self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
@@ -197,9 +142,14 @@ class RemotePolicy:
         raise PolicyError("overlap is not for a remote policy; the server runs both halves")
 
     def reset(self) -> None:
-        """Start the seeds over."""
+        """Forget, and start the seeds over."""
+        self.forget()
         with self._lock:
             self._count = 0
+
+    def forget(self) -> None:
+        """Continue and reuse nothing at the next inference; callable from any thread."""
+        self._afresh = True
 
     def warm_up(self) -> float:
         """One inference on black images; returns its milliseconds."""
@@ -209,9 +159,11 @@ class RemotePolicy:
             np.zeros(len(self.robot.state_names)),
             self._prompt or self.robot.default_prompt or "warm up",
         )
-        start = time.perf_counter()
-        self.infer(obs, seed=0)
-        return 1e3 * (time.perf_counter() - start)
+        with self._lock:
+            self.forget()
+            _, took_s = self._ask(obs, 0, self._steps or None)
+            self.forget()
+        return 1e3 * took_s
 
     def health(self) -> EngineHealth:
         """Connection and times of the last call, for diagnostics."""
@@ -223,59 +175,49 @@ class RemotePolicy:
         """Close the connection."""
         self._connection.close()
 
-    # one request ----------------------------------------------------------------------------
+    # one answer ------------------------------------------------------------------------------
 
-    def _own_request(
-        self, obs: Observation, prompt: str, seed: int, steps: int | None
-    ) -> dict[str, Any]:
-        network_s = max(self._network_s, default=0.0)
-        request: dict[str, Any] = {
-            "images": {role: self._image(image, role) for role, image in obs.images.items()},
-            "state": np.asarray(obs.state),
-            "prompt": prompt,
-            "seed": seed,
-            # What chunks that continue each other are late by: the way here and back as well.
-            "age_s": min(3600.0, max(0.0, obs.age_s) + network_s),
-            "deadline_ms": 1e3 * self._options.deadline_s,
+    def _ask(self, obs: Observation, seed: int, steps: int | None) -> tuple[ActionChunk, float]:
+        """Chunk for an observation, and the seconds that it took."""
+        facts = self._facts
+        assert facts is not None
+        prompt = obs.prompt or self._prompt or self.robot.default_prompt
+        if not prompt:
+            raise PolicyError(
+                f"no prompt: the observation has none and robot {self.robot.name!r} has no "
+                "default; set `prompt` (of the node: parameter or topic)"
+            )
+        began = time.perf_counter()
+        afresh = self._afresh
+        if facts.own:
+            request = own_request(self._options, obs, prompt, seed, steps)
+            if self._options.continuing:
+                request |= self._continuation(obs, afresh)
+        else:
+            request = openpi_request(self._options, obs, prompt, facts)
+        prepared = time.perf_counter()
+        answer = self._connection.ask(request, self._options.deadline_s)
+        done = time.perf_counter()
+        try:
+            actions = facts.actions(answer)
+        except RemoteError as error:
+            self._connection.drop(str(error))
+            raise
+        if afresh:
+            self._afresh = False
+        times = (began, prepared, done)
+        return self._chunk(answer, actions[: self._rows], prompt, seed, steps, times), done - began
+
+    def _continuation(self, obs: Observation, afresh: bool) -> dict[str, Any]:
+        """What a request has to say where chunks continue each other."""
+        whole_s = self.info.horizon * self.robot.step_s
+        age_s = min(max(0.0, obs.age_s), whole_s)  # as for a policy in this process
+        return {
+            "chunk_mode": self._options.chunk_mode,
+            "kv_reuse": self._options.kv_reuse,
+            "delay_steps": self._delay.steps(age_s),
+            "reset": afresh,
         }
-        if obs.stamp_ns > 0:
-            request["stamp_ns"] = obs.stamp_ns
-        if steps:
-            request["denoise_steps"] = steps
-        return request
-
-    def _openpi_request(self, obs: Observation, prompt: str, facts: ServerFacts) -> dict[str, Any]:
-        keys = OPENPI_KEYS[self.robot.name]
-        request: dict[str, Any] = {"prompt": prompt}
-        for role, image in obs.images.items():
-            folder, _, name = keys.images[role].rpartition("/")
-            if folder == "images":  # ALOHA: a map of channel-first images
-                pixels = np.ascontiguousarray(self._pixels(image, role).transpose(2, 0, 1))
-                request.setdefault("images", {})[name] = pixels
-            else:
-                request[keys.images[role]] = self._pixels(image, role)
-        state = facts.state_as_trained(np.asarray(obs.state, np.float64))
-        sizes = {"observation/joint_position": 7, "joints": 6}
-        at = 0
-        for key in keys.state:
-            size = sizes.get(key, len(state) - at)
-            request[key] = state[at : at + size]
-            at += size
-        return request
-
-    def _pixels(self, image: np.ndarray, role: str) -> np.ndarray:
-        pixels = to_uint8_hwc(np.asarray(image), role)
-        if self._options.resize:
-            pixels = resize_with_pad_pillow(pixels, MODEL_SIZE)
-        return np.ascontiguousarray(pixels)
-
-    def _image(self, image: np.ndarray, role: str) -> np.ndarray | dict[str, bytes]:
-        pixels = self._pixels(image, role)
-        if not self._options.jpeg_quality:
-            return pixels
-        out = io.BytesIO()
-        Image.fromarray(pixels).save(out, "JPEG", quality=self._options.jpeg_quality)
-        return {"jpeg": out.getvalue()}
 
     def _chunk(
         self,
@@ -290,11 +232,10 @@ class RemotePolicy:
         timing = answer.get("server_timing") or {}
         server_ms = _milliseconds(timing, "total_ms") or _milliseconds(timing, "infer_ms") or 0.0
         trip_ms = 1e3 * (done - prepared)
-        self._network_s.append(max(0.0, trip_ms - server_ms) / 1e3)
         self._last = {
             "round_trip_ms": trip_ms,
             "server_ms": server_ms,
-            "network_ms": 1e3 * self._network_s[-1],
+            "network_ms": max(0.0, trip_ms - server_ms),
         }
         parts = answer.get("timings") or {}
         return ActionChunk(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,18 @@ class ServerFacts:
         """Which model it is, to notice a change; empty where the server does not say."""
         parts = (self.metadata.get(name) for name in ("checkpoint_hash", "statistics_hash"))
         return " ".join(str(part) for part in parts if part)
+
+    def require_continuation(self, mode: str) -> None:
+        """Check that the server continues chunks in a mode; raises RemoteError."""
+        modes = self.metadata.get("chunk_modes")
+        if not self.own or not isinstance(modes, list) or not modes:
+            raise RemoteError(
+                "the server's chunks stand alone; accepted: chunk_mode plain with kv_reuse 1"
+            )
+        if mode not in modes:
+            raise RemoteError(
+                f"the server has no chunk_mode {mode!r}; accepted: {', '.join(map(str, modes))}"
+            )
 
     def info(self, url: str) -> PolicyInfo:
         """The policy's description."""
@@ -105,12 +118,15 @@ class ServerFacts:
         return np.stack(parts, axis=1).astype(np.float32)
 
 
-def read_metadata(metadata: Mapping[Any, Any], robot: RobotProfile | None) -> ServerFacts:
+def read_metadata(
+    metadata: Mapping[Any, Any], robot: RobotProfile | None, control_hz: float | None = None
+) -> ServerFacts:
     """Check a first frame.
 
     Args:
         metadata: as decoded; other servers of the protocol may send an empty map.
         robot: profile that was asked for; None takes the shipped one that the server names.
+        control_hz: rate in place of the profile's.
 
     Raises:
         RemoteError: the server serves another robot, or does not say which and none was named.
@@ -118,13 +134,14 @@ def read_metadata(metadata: Mapping[Any, Any], robot: RobotProfile | None) -> Se
     """
     meta = {key.decode() if isinstance(key, bytes) else key: v for key, v in metadata.items()}
     if meta.get("server") == "pi05_ros":
-        return _own(meta, robot)
+        return _own(meta, robot, control_hz)
     if robot is None:
         raise RemoteError("the server does not say which robot it serves; name the robot profile")
     if robot.name not in OPENPI_KEYS:
         raise RemoteError(
             f"openpi's keys of robot {robot.name!r} are not known; known: {', '.join(OPENPI_KEYS)}"
         )
+    robot = _at_rate(robot, control_hz)
     assumption = (
         f"the server does not describe its actions: they are taken as those of robot profile "
         f"{robot.name!r}, {len(robot.action_names)} columns every {robot.step_s:g} s"
@@ -132,7 +149,13 @@ def read_metadata(metadata: Mapping[Any, Any], robot: RobotProfile | None) -> Se
     return ServerFacts(False, robot, meta, (assumption,))
 
 
-def _own(meta: Mapping[str, Any], robot: RobotProfile | None) -> ServerFacts:
+def _at_rate(robot: RobotProfile, control_hz: float | None) -> RobotProfile:
+    return robot if control_hz is None else dataclasses.replace(robot, control_hz=control_hz)
+
+
+def _own(
+    meta: Mapping[str, Any], robot: RobotProfile | None, control_hz: float | None
+) -> ServerFacts:
     try:
         action, state = meta["action"], meta["state"]
         said = {
@@ -154,6 +177,7 @@ def _own(meta: Mapping[str, Any], robot: RobotProfile | None) -> ServerFacts:
             raise RemoteError(
                 f"the server serves robot {name!r:.60}, which is not shipped; name the profile"
             ) from error
+    robot = _at_rate(robot, control_hz)
     here = {
         "action names": robot.action_names,
         "action meanings": tuple(meaning.name.lower() for meaning in robot.action_meanings),
