@@ -5,7 +5,6 @@
 An argument that is left empty keeps the value of params_file. `--show-args` lists them all.
 """
 
-from pathlib import Path
 from typing import Any
 
 from launch.action import Action
@@ -32,6 +31,8 @@ from pi05_ros.runtime.launch_arguments import (
     log_level,
     overrides,
     parameter_arguments,
+    parameter_files,
+    refuse_second_include,
     refuse_unknown,
 )
 
@@ -48,7 +49,7 @@ PROCESS = {
     "namespace": ("", "namespace of the node and its relative topics"),
     "params_file": (
         PathJoinSubstitution([FindPackageShare("pi05_ros"), "config", "policy.yaml"]),
-        "YAML file of parameters, keyed by /**",
+        "YAML files of parameters, separated by commas, keyed by /**; later ones win",
     ),
     "use_sim_time": ("false", "follow /clock (simulation, bag replay)"),
     "autostart": ("true", "configure and activate when the process starts"),
@@ -67,9 +68,6 @@ def remappings(values: dict[str, str]) -> list[tuple[str, str]]:
             if topic.endswith("image_raw"):
                 rules.append((f"{topic}/compressed", f"{given}/compressed"))
     return rules
-
-
-INCLUDED = "pi05_ros_policy_launch_included"
 
 
 class Autostart:
@@ -153,18 +151,16 @@ def bring_up(context: LaunchContext) -> list[Action]:
     """Node and event handlers for the given arguments."""
     names = declared()
     refuse_unknown("policy.launch.py", names)
-    refuse_second_include(context)
+    refuse_second_include(context.launch_configurations, "policy.launch.py")
     values = {name: LaunchConfiguration(name).perform(context) for name in names}
-    if not Path(values["params_file"]).is_file():
-        # launch itself only warns, and the node would run with defaults
-        raise ValueError(f"params_file:={values['params_file']} is not a file")
+    files = parameter_files(values["params_file"])
     node = LifecycleNode(
         package="pi05_ros",
         executable="policy_node",
         name="pi05_policy",
         namespace=values["namespace"],
         parameters=[
-            values["params_file"],
+            *files,
             {**overrides(values), "use_sim_time": is_true("use_sim_time", values["use_sim_time"])},
         ],
         remappings=remappings(values),
@@ -188,21 +184,6 @@ def declared() -> dict[str, tuple[Any, str]]:
         },
         **{name: ("", f"topic, if not {topic}") for name, topic in TOPICS.items()},
     }
-
-
-def refuse_second_include(context: LaunchContext) -> None:
-    """Refuse to be included twice in one scope.
-
-    What one include sets holds for everything after it in its scope: a second robot would get the
-    checkpoint and topics of the first where it names none.
-    """
-    if INCLUDED in context.launch_configurations:
-        raise RuntimeError(
-            "policy.launch.py is included twice in one scope, so that the second node would "
-            "inherit arguments of the first; put each IncludeLaunchDescription into a "
-            "GroupAction([...])"
-        )
-    context.launch_configurations[INCLUDED] = "true"
 
 
 def generate_launch_description() -> LaunchDescription:

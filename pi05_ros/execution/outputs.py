@@ -17,7 +17,7 @@ TRAJECTORY, CHUNK, POSITION, VELOCITY = "trajectory", "trajectory_chunk", "posit
 GRIPPER_COMMAND, PARALLEL_GRIPPER = "gripper_command", "parallel_gripper_command"
 KINDS = (TRAJECTORY, CHUNK, POSITION, VELOCITY, GRIPPER_COMMAND, PARALLEL_GRIPPER)
 _ACTIONS = (GRIPPER_COMMAND, PARALLEL_GRIPPER)
-_KEYS = ("kind", "topic", "joints", "gripper", "scale", "offset", "gain", "max_effort")
+_KEYS = ("kind", "topic", "joints", "names", "gripper", "scale", "offset", "gain", "max_effort")
 
 
 class OutputsError(Pi05Error, ValueError):
@@ -34,6 +34,7 @@ class Output:
             std_msgs/Float64MultiArray. GRIPPER_COMMAND, PARALLEL_GRIPPER: actions of control_msgs.
         topic: topic or action name, relative to the node's namespace.
         joints: in the order of the message.
+        names: what the controller calls them; the same if empty.
         gripper: what these joints hold may keep them away from their commands.
         scale, offset: sent is ``scale * position + offset``, velocities are scaled.
         gain: of VELOCITY, 1/s: velocity added per distance between command and joint.
@@ -49,6 +50,12 @@ class Output:
     offset: float = 0.0
     gain: float = 1.0
     max_effort: float = 0.0
+    names: tuple[str, ...] = ()
+
+    @property
+    def message_names(self) -> tuple[str, ...]:
+        """Names of the joints in messages to the controller."""
+        return self.names or self.joints
 
 
 def default_outputs(joints: Sequence[str], output: str, gripper_joint: str) -> list[Output]:
@@ -102,6 +109,13 @@ def _output(entry: Any, where: str) -> Output:
         raise OutputsError(f"{where}.joints is {joints!s:.50}; accepted: a list of joint names")
     if kind in _ACTIONS and len(joints) != 1:
         raise OutputsError(f"{where}.joints has {len(joints)} joints; accepted: one for {kind}")
+    names = entry.get("names", joints)
+    named = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
+    if not named or len(names) != len(joints) or len(set(names)) != len(names):
+        raise OutputsError(
+            f"{where}.names is {names!s:.80}; accepted: the controller's name of each of the "
+            f"{len(joints)} joints, once"
+        )
     gripper = entry.get("gripper", kind in _ACTIONS)
     if not isinstance(gripper, bool):
         raise OutputsError(f"{where}.gripper is {gripper!s:.50}; accepted: true or false")
@@ -111,7 +125,7 @@ def _output(entry: Any, where: str) -> Output:
     if numbers.get("scale") == 0:
         raise OutputsError(f"{where}.scale is 0; accepted: another number")
     given = {key: value for key, value in numbers.items() if value is not None}
-    return Output(kind, topic, tuple(joints), gripper, **given)
+    return Output(kind, topic, tuple(joints), gripper, names=tuple(names), **given)
 
 
 def _number(entry: Mapping[str, Any], key: str, where: str) -> float | None:

@@ -98,7 +98,7 @@ class _Point:
             positions=values.tolist(), time_from_start=_duration(core.settings.period_s)
         )
         # Stamp 0: start now.
-        names = list(self._output.joints)
+        names = list(self._output.message_names)
         self.publisher.publish(JointTrajectory(joint_names=names, points=[point]))
 
 
@@ -136,7 +136,7 @@ class _Chunks:
             )
             for k in places
         ]
-        names = list(self._output.joints)
+        names = list(self._output.message_names)
         self.publisher.publish(JointTrajectory(joint_names=names, points=points))
 
 
@@ -219,7 +219,7 @@ class _GripperAction:
             return
         goal = self._action.Goal()
         if self._parallel:
-            goal.command.name = list(self._output.joints)
+            goal.command.name = list(self._output.message_names)
             goal.command.position = [value]
             if self._output.max_effort:
                 goal.command.effort = [self._output.max_effort]

@@ -1,10 +1,10 @@
-"""Launch arguments of the policy node, made from its parameters; needs no `launch`."""
+"""Launch arguments of nodes, made from their parameters; needs no `launch`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from pathlib import Path, PurePath
 
 from pi05_ros.runtime.parameter_specs import ParameterError, Spec
 from pi05_ros.runtime.parameters import SPECS
@@ -23,13 +23,15 @@ def argument_name(parameter: str) -> str:
     return parameter.replace(".", "_")
 
 
-def parameter_arguments() -> dict[str, str]:
-    """Launch argument -> description, for all parameters of the policy node."""
-    texts = {argument_name(spec.name): _described(spec) for spec in SPECS.values()}
-    return {**texts, PRECISION: f"all of precision.*: {SPECS['precision.vision'].accepted}"}
+def parameter_arguments(specs: Mapping[str, Spec] = SPECS) -> dict[str, str]:
+    """Launch argument -> description, for all parameters of a node; default: the policy node."""
+    texts = {argument_name(spec.name): _described(spec) for spec in specs.values()}
+    if "precision.vision" in specs:
+        texts[PRECISION] = f"all of precision.*: {specs['precision.vision'].accepted}"
+    return texts
 
 
-def overrides(values: Mapping[str, str]) -> dict[str, object]:
+def overrides(values: Mapping[str, str], specs: Mapping[str, Spec] = SPECS) -> dict[str, object]:
     """Parameters by ROS name for the arguments that are not empty.
 
     Raises:
@@ -38,15 +40,30 @@ def overrides(values: Mapping[str, str]) -> dict[str, object]:
     """
     result: dict[str, object] = {}
     if values.get(PRECISION):
-        for name, spec in SPECS.items():
+        for name, spec in specs.items():
             if name.startswith("precision."):
                 result[name] = spec.read(values[PRECISION])
-    for spec in SPECS.values():
+    for spec in specs.values():
         text = values.get(argument_name(spec.name), "")
         if text:
             value = spec.read(text)
             result[spec.name] = list(value) if isinstance(value, tuple) else value
     return result
+
+
+def parameter_files(text: str) -> list[str]:
+    """Paths of an argument params_file: separated by commas, all of them must be there.
+
+    Raises:
+        ParameterError: names the file; launch itself only warns, and the node would run with
+            defaults.
+
+    """
+    files = [name.strip() for name in text.split(",") if name.strip()]
+    for name in files:
+        if not Path(name).is_file():
+            raise ParameterError(f"params_file:={name} is not a file")
+    return files
 
 
 def is_true(name: str, text: str) -> bool:
@@ -87,6 +104,25 @@ def refuse_unknown(
             f"{launch_file} has no argument {', '.join(unknown)}; accepted: "
             f"{', '.join(sorted(known))}"
         )
+
+
+def refuse_second_include(configurations: MutableMapping[str, str], launch_file: str) -> None:
+    """Refuse a launch file that is included twice in one scope.
+
+    What one include sets holds for everything after it in its scope: a second robot would get the
+    checkpoint, limits and topics of the first where it names none.
+
+    Raises:
+        RuntimeError: names the file.
+
+    """
+    key = f"pi05_ros_{launch_file}_included"
+    if key in configurations:
+        raise RuntimeError(
+            f"{launch_file} is included twice in one scope, so that the second node would inherit "
+            "arguments of the first; put each IncludeLaunchDescription into a GroupAction([...])"
+        )
+    configurations[key] = "true"
 
 
 def _described(spec: Spec) -> str:

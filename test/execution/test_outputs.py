@@ -24,6 +24,15 @@ def test_outputs_of_a_file(tmp_path):
     arm, hand = read_outputs(path, JOINTS)
     assert (arm.kind, arm.joints, arm.gripper) == ("trajectory_chunk", ("b", "a"), False)
     assert (hand.scale, hand.offset, hand.gripper) == (-0.8, 0.8, True)
+    assert arm.message_names == ("b", "a")
+
+
+def test_controllers_may_have_other_names_for_the_joints(tmp_path):
+    path = tmp_path / "outputs.yaml"
+    path.write_text(GOOD.replace("[b, a]", "[b, a], names: [elbow, waist]"))
+    arm, hand = read_outputs(path, JOINTS)
+    assert (arm.joints, arm.message_names) == (("b", "a"), ("elbow", "waist"))
+    assert hand.message_names == ("hand",)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +47,8 @@ def test_outputs_of_a_file(tmp_path):
         ("scale: -0.8", "scale: fast", "scale is fast; accepted: a finite number"),
         ("scale: -0.8", "scal: 1", "scal is not known; did you mean scale"),
         ("[hand]", "[hand, a]", "accepted: one for gripper_command"),
+        ("[b, a]", "[b, a], names: [x]", "names is .*accepted: the controller's name of each"),
+        ("[b, a]", "[b, a], names: [x, x]", "names is .*once"),
         ("arm/joint_trajectory", "''", "topic is"),
         (GOOD, "outputs: []", "needs a list outputs"),
         (GOOD, "- 1", "needs a list outputs"),

@@ -1,51 +1,22 @@
 """launch/policy.launch.py.
 
-ROS's `launch` and `launch_ros` are not on PyPI (the `launch` there is something else). Where they
-can be imported, the file is loaded with them. Elsewhere small stand-ins record what it builds:
-that checks arguments, parameters, remappings and event handlers, not launch itself.
+Where ROS's `launch` can be imported, the file is loaded with it; elsewhere with stand-ins.
 """
 
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
+from launch_stand_ins import Context, arguments, load, load_with_stand_ins
+from launch_stand_ins import bring_up as build
 
 from pi05_ros.runtime.parameters import SPECS, PolicyParameters
 
 ROOT = Path(__file__).parents[2]
 PATH = ROOT / "launch" / "policy.launch.py"
 PARAMS_FILE = ROOT / "config" / "policy.yaml"
-
-STAND_INS = {
-    "launch": ["LaunchContext", "LaunchDescription"],
-    "launch.action": ["Action"],
-    "launch.actions": [
-        "DeclareLaunchArgument", "EmitEvent", "OpaqueFunction", "RegisterEventHandler",
-        "TimerAction",
-    ],
-    "launch.event_handlers": ["OnProcessExit", "OnProcessStart"],
-    "launch.events": ["matches_action"],
-    "launch.substitutions": ["LaunchConfiguration", "PathJoinSubstitution"],
-    "launch_ros": [],
-    "launch_ros.actions": ["LifecycleNode"],
-    "launch_ros.event_handlers": ["OnStateTransition"],
-    "launch_ros.events": [],
-    "launch_ros.events.lifecycle": ["ChangeState"],
-    "launch_ros.ros_adapters": ["get_ros_node"],
-    "launch_ros.substitutions": ["FindPackageShare"],
-}  # fmt: skip
-
-
-def stand_in(name):
-    def init(self, *args, **kwargs):
-        self.args, self.kwargs = args, kwargs
-
-    def perform(self, context):
-        return context[self.args[0]]
-
-    return type(name, (), {"__init__": init, "perform": perform})
 
 
 def has_ros_launch():
@@ -55,47 +26,13 @@ def has_ros_launch():
         return False
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("policy_launch", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def launch_file(monkeypatch):
-    for name, members in STAND_INS.items():
-        module = ModuleType(name)
-        module.__path__ = []
-        for member in members:
-            setattr(module, member, stand_in(member))
-        monkeypatch.setitem(sys.modules, name, module)
-    return load()
-
-
-def arguments(module):
-    (entities,) = module.generate_launch_description().args
-    return {
-        item.args[0]: SimpleNamespace(**item.kwargs)
-        for item in entities
-        if type(item).__name__ == "DeclareLaunchArgument"
-    }
+    return load_with_stand_ins("policy", monkeypatch)
 
 
 def bring_up(module, **changes):
-    values = {
-        name: item.default_value if isinstance(item.default_value, str) else str(PARAMS_FILE)
-        for name, item in arguments(module).items()
-    }
-    return module.bring_up(Context({**values, **changes}))
-
-
-class Context(dict):
-    """Stands in for LaunchContext: values by argument, and the configurations of its scope."""
-
-    def __init__(self, values):
-        super().__init__(values)
-        self.launch_configurations = {}
+    return build(module, **{"params_file": str(PARAMS_FILE), **changes})
 
 
 def node_of(actions):
@@ -179,11 +116,18 @@ def test_unknown_arguments_of_the_command_line_are_refused(launch_file, monkeypa
 
 
 def test_a_second_include_in_one_scope_is_refused(launch_file):
-    context = Context(dict.fromkeys(arguments(launch_file), ""))
-    launch_file.refuse_second_include(context)
-    with pytest.raises(RuntimeError, match="GroupAction"):
-        launch_file.refuse_second_include(context)
-    launch_file.refuse_second_include(Context({}))
+    values = dict.fromkeys(arguments(launch_file), "")
+    flags = {
+        "use_sim_time": "false",
+        "autostart": "false",
+        "respawn": "false",
+        "log_level": "info",
+    }
+    context = Context({**values, **flags})
+    assert launch_file.bring_up(context)
+    with pytest.raises(RuntimeError, match=r"policy.launch.py is included twice.* GroupAction"):
+        launch_file.bring_up(context)
+    assert launch_file.bring_up(Context({**values, **flags}))
 
 
 def test_camera_remaps_cover_raw_and_compressed(launch_file):
@@ -293,7 +237,7 @@ def test_real_launch_accepts_the_file():
         return
     from launch import LaunchContext
 
-    description = load().generate_launch_description()
+    description = load("policy").generate_launch_description()
     names = {item.name for item in description.get_launch_arguments()}
     assert {"checkpoint", "namespace", "autostart"} <= names
     assert LaunchContext() is not None

@@ -31,7 +31,8 @@ def minimal() -> dict:
 
 def test_shipped_robots_are_all_there_and_valid():
     assert available_robots() == (
-        "aloha", "droid", "droid_jointpos", "libero", "sim_arm", "so101", "so101_range", "ur5e",
+        "aloha", "aloha_interbotix", "droid", "droid_jointpos", "fr3", "kinova_gen3", "libero",
+        "sim_arm", "so101", "so101_range", "ur5e", "ur5e_robotiq",
     )  # fmt: skip
     for name in available_robots():
         assert load_profile(name).name == name
@@ -44,7 +45,11 @@ def test_shipped_robots_are_all_there_and_valid():
         ("droid", 8, 8, 15, 15, (), True, "droid", "none"),
         ("droid_jointpos", 8, 8, 15, 15, (True,) * 7, True, "droid", "none"),
         ("aloha", 14, 14, 50, 50, ALOHA_MASK, True, "trossen", "aloha"),
+        ("aloha_interbotix", 14, 14, 50, 50, ALOHA_MASK, True, "trossen", "aloha"),
         ("ur5e", 7, 7, 50, 20, (True,) * 6, True, "ur5e", "none"),
+        ("ur5e_robotiq", 7, 7, 50, 20, (True,) * 6, True, "ur5e", "none"),
+        ("fr3", 8, 8, None, 15, (True,) * 7, True, None, "none"),
+        ("kinova_gen3", 8, 8, None, 20, (True,) * 7, True, None, "none"),
         ("sim_arm", 7, 7, None, 20, (True,) * 6, True, "sim_arm", "none"),
     ],
 )
@@ -56,7 +61,7 @@ def test_shipped_robot_semantics(name, states, actions, horizon, hz, mask, discr
     assert (robot.discrete_state, robot.asset_id, robot.adapt) == (discrete, asset, adapt)
     assert robot.normalization == "quantile"
     assert robot.required_roles == ("base",)
-    roles = ("base", "wrist", "wrist_2") if name == "aloha" else ("base", "wrist")
+    roles = ("base", "wrist", "wrist_2") if name.startswith("aloha") else ("base", "wrist")
     assert robot.camera_roles == roles
 
 
@@ -212,7 +217,9 @@ def test_delta_mask_longer_than_the_state_is_refused():
 
 
 def test_unknown_robot_lists_the_known_and_the_closest():
-    with pytest.raises(RobotProfileError, match=r"did you mean 'libero'.*accepted: aloha, droid"):
+    with pytest.raises(
+        RobotProfileError, match=r"did you mean 'libero'.*accepted: aloha, .*droid"
+    ):
         load_profile("libreo")
     with pytest.raises(RobotProfileError, match="accepted"):
         load_profile("../robots/libero")

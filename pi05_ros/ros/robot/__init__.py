@@ -1,0 +1,1 @@
+"""Nodes beside the executor that a particular robot needs."""
