@@ -234,10 +234,10 @@ def _run_ros(args: argparse.Namespace) -> int:
     rate = str(ros_grid.DEFAULT_RATE_HZ) if args.rate is None else args.rate
     rates = listed("--rate", rate, float)
     tasks, seeds = arm_tasks(args.tasks), _seeds(args)
+    checkpoint = _checkpoint(args.checkpoint, ros=True)
     todo = ros_grid.ros_jobs(
-        settings_of(args, Setting), rates, tasks, seeds, real_time=args.real_time
+        settings_of(args, Setting), rates, tasks, seeds, args.real_time, checkpoint
     )
-    checkpoint = _checkpoint(args.checkpoint)
     ros_environment()  # says what is missing before rclpy is imported
     from pi05_ros.ros.processes.bring_up import BringUpError
 
@@ -280,9 +280,12 @@ def _seeds(args: argparse.Namespace) -> list[int]:
     return seeds_of("--seeds", DEFAULT_SEEDS if args.seeds is None else args.seeds)
 
 
-def _checkpoint(given: str | None) -> str:
+def _checkpoint(given: str | None, ros: bool = False) -> str:
+    from pi05_ros.policy.remote.remote_options import is_remote
     from pi05_ros.sim.training.shipped import CHECKPOINT
 
+    if given is not None and is_remote(given) and not ros:
+        raise InvalidValueError(f"--checkpoint {given}: a policy server is for --ros")
     if given is None and not (CHECKPOINT / "model.safetensors").is_file():
         raise InvalidValueError(f"no trained policy in {CHECKPOINT}; name one with --checkpoint")
     return given or str(CHECKPOINT)

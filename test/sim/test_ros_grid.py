@@ -98,6 +98,26 @@ def test_a_setting_becomes_parameters_of_the_nodes():
     assert (job.policy_parameters("x")["chunk_mode"], job.strategy) == ("plain", "ensemble")
 
 
+def test_a_policy_server_keeps_its_own_engine():
+    address = "ws://127.0.0.1:8000"
+    (job,) = ros_jobs([FAST], [10], ["pick_red"], [4], checkpoint=address)
+    values = job.policy_parameters(address)
+    assert (values["chunk_mode"], values["denoise_steps"]) == ("trained", 3)
+    assert not {"device", "threads", "backend", "precision.vision"} & set(values)
+    assert values["remote_deadline_s"] == 60.0  # simulated time waits, real time does not
+    (job,) = ros_jobs([FAST], [10], ["pick_red"], [4], True, address)
+    assert "remote_deadline_s" not in job.policy_parameters(address)
+    with pytest.raises(ValueError, match="--backend, --precision and --engines are not for"):
+        ros_jobs([Setting(precision="bf16")], [4.0], ["pick_red"], [0], checkpoint=address)
+
+
+def test_a_policy_server_is_for_nodes_and_has_results_of_its_own(tmp_path, capsys):
+    assert main(["eval", "--checkpoint", "ws://127.0.0.1:1", "--out", str(tmp_path)]) == 2
+    assert "a policy server is for --ros" in capsys.readouterr().err
+    assert main(["eval", "--ros", "--checkpoint", "ws://127.0.0.1:1", "--out", str(tmp_path)]) == 2
+    assert "cannot use policy server ws://127.0.0.1:1" in capsys.readouterr().err
+
+
 def test_what_nodes_do_not_have_is_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="--delay-ms is not for --ros"):
         ros_jobs([Setting(delay_ms=100)], [4.0], ["pick_red"], [0])

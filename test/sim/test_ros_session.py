@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from PIL import Image
 
-from pi05_ros.model import load_checkpoint
+from pi05_ros.model import checkpoint_hash, load_checkpoint
+from pi05_ros.policy import Policy
+from pi05_ros.serving.server import ServerOptions
+from pi05_ros.serving.service import policy_server
 from pi05_ros.sim.evaluation.evaluate import evaluate, jobs
 from pi05_ros.sim.evaluation.setting import Setting
 from pi05_ros.sim.training.shipped import CHECKPOINT, CONFIG
@@ -56,6 +61,33 @@ def test_episodes_through_ros_nodes(tmp_path):
     assert (tmp_path / "ros-push_blue.png").stat().st_size > 1000
     with Image.open(tmp_path / "ros-push_blue.gif") as gif:
         assert gif.n_frames > 10
+
+
+def test_an_episode_through_a_policy_server(tmp_path):
+    """The shipped policy behind a websocket does the task; the same seed does it locally above."""
+    policy = Policy.load(CHECKPOINT, robot="sim_arm", device="cpu", threads=1)
+    server = policy_server(policy, ServerOptions(port=0))
+    ready, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+    run = server.run(stop, lambda port: ready.set())
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run))
+    thread.start()
+    try:
+        assert ready.wait(60)
+        address = f"ws://127.0.0.1:{server.port}"
+        words = f"eval --ros --tasks push_blue --seeds 0:1 --checkpoint {address} --out {tmp_path}"
+        done = subprocess.run(
+            [sys.executable, "-m", "pi05_ros.cli.main", *words.split()],
+            capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(60)
+        policy.close()
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = json.loads((tmp_path / "ros-push_blue.json").read_text())
+    assert row["done"] == {"0": True}
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["weights"] == f"{checkpoint_hash(str(CHECKPOINT))} served by {address}"
 
 
 def test_who_interrupts_it_gets_no_traceback(tmp_path):

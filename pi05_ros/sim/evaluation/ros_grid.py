@@ -16,6 +16,7 @@ import numpy as np
 
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
+from pi05_ros.policy.remote.remote_options import is_remote
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.sim.evaluation import results_file
 from pi05_ros.sim.evaluation.setting import Setting, chunk_mode
@@ -24,6 +25,7 @@ from pi05_ros.tables import markdown_table
 RESULTS = "ros.jsonl"
 DEFAULT_RATE_HZ = 4.0
 TABLE = "ros.md"
+LOCK_STEP_DEADLINE_S = 60.0
 STAGES = ("vision", "prefill", "denoise")
 VARIED = ("backend", "precision", "denoise_steps", "chunking", "kv_reuse")
 """What of a setting the nodes are started with; the rest is for episodes in one process."""
@@ -46,15 +48,30 @@ class RosJob:
         return json.dumps(words if self.real_time else [*words, "lock-step"])
 
     def policy_parameters(self, checkpoint: str) -> dict[str, Any]:
-        """Parameters of the policy node."""
+        """Parameters of the policy node.
+
+        Raises:
+            ValueError: an engine is named for a policy server, which has its own.
+
+        """
         setting = self.setting
-        return {
+        common: dict[str, Any] = {
             "checkpoint": checkpoint,
             "robot": "sim_arm",
             "rate_hz": self.rate_hz,
             "denoise_steps": setting.denoise_steps,
             "chunk_mode": chunk_mode(setting),
             "kv_reuse": setting.kv_reuse,
+        }
+        if is_remote(checkpoint):
+            if (setting.backend, setting.precision) != (Setting.backend, Setting.precision):
+                raise InvalidValueError(
+                    f"--backend, --precision and --engines are not for the policy server "
+                    f"{checkpoint}, which has its own"
+                )
+            # Simulated time waits for a slow answer, real time does not.
+            return common | ({} if self.real_time else {"remote_deadline_s": LOCK_STEP_DEADLINE_S})
+        return common | {
             "threads": 1,
             "device": "cpu" if setting.backend == "eager" else "auto",
             "backend": setting.backend,
@@ -83,8 +100,9 @@ def ros_jobs(
     tasks: Sequence[str],
     seeds: Sequence[int],
     real_time: bool = False,
+    checkpoint: str = RANDOM_PREFIX,
 ) -> list[RosJob]:
-    """All combinations.
+    """All combinations for a checkpoint.
 
     Raises:
         ValueError: a setting varies something that nodes in real time do not have, the policy
@@ -108,7 +126,7 @@ def ros_jobs(
         for task in tasks
     ]
     for job in todo:
-        PolicyParameters.from_values(job.policy_parameters(RANDOM_PREFIX))
+        PolicyParameters.from_values(job.policy_parameters(checkpoint))
     return todo
 
 

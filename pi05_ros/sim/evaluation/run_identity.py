@@ -12,6 +12,8 @@ from pi05_ros.errors import InvalidValueError
 from pi05_ros.model import checkpoint_hash
 from pi05_ros.model.checkpoint.open import open_checkpoint
 from pi05_ros.policy.checkpoints.recipe import RANDOM_PREFIX
+from pi05_ros.policy.remote.remote_options import is_remote
+from pi05_ros.policy.remote.remote_policy import RemotePolicy
 from pi05_ros.small_files import read_json, write_atomically
 
 FILE = "run.json"
@@ -33,10 +35,15 @@ def claim(out: Path, checkpoint: str, resume: bool, **facts: str | int) -> None:
     Raises:
         ValueError: ``out`` holds results of something else.
         CheckpointError: the checkpoint cannot be read.
+        RemoteError: the policy server cannot be used.
 
     """
     if checkpoint.startswith(RANDOM_PREFIX):
         weights = checkpoint
+    elif is_remote(checkpoint):
+        policy = RemotePolicy(checkpoint)
+        policy.close()
+        weights = f"{policy.info.checkpoint_hash} served by {checkpoint}"
     else:
         open_checkpoint(checkpoint)  # refuses what is none before gigabytes are hashed
         weights = checkpoint_hash(checkpoint)
