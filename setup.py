@@ -68,7 +68,7 @@ def config_files():
     """Return the files of share/ that are needed without ROS 2 as well."""
     return [
         (f"share/{NAME}/{path.parent}", [str(path)])
-        for folder in ("config", "launch", "msg")
+        for folder in ("action", "config", "launch", "msg")
         for path in sorted(pathlib.Path(folder).rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     ]

@@ -60,6 +60,7 @@ class ExecutorControls:
         if self._core.intervention != self._said:
             self._said = self._core.intervention
             self._intervention.publish(Bool(data=self._said))
+            self._on_change()
 
     @property
     def _now_ns(self) -> int:

@@ -27,6 +27,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from pi05_ros.errors import Pi05Error
 from pi05_ros.ros.library_logs import LibraryLogs
 from pi05_ros.runtime.text import printable
 
@@ -157,7 +158,7 @@ def run(
         return 2
     try:
         node = make_node(stop)
-    except ParameterException as error:  # of a parameter that rclpy declares, as use_sim_time
+    except (ParameterException, Pi05Error) as error:  # the first: as of use_sim_time
         print(f"cannot start: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 2

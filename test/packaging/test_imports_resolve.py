@@ -11,7 +11,14 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-GENERATED = {"msg", "srv", "pi05_ros.msg", "pi05_ros.srv"}  # made by the build
+GENERATED = {
+    "action",
+    "msg",
+    "srv",
+    "pi05_ros.action",
+    "pi05_ros.msg",
+    "pi05_ros.srv",
+}  # made by the build
 USERS = sorted([*(ROOT / "scripts").glob("*.py"), *(ROOT / "test").rglob("*.py")])
 
 

@@ -23,6 +23,7 @@ SYSTEM_KEYS = {
 }
 # Released in Humble, Jazzy and Kilted alike.
 ROS_PACKAGES = {
+    "action_msgs",
     "ament_cmake",
     "ament_cmake_pytest",
     "ament_cmake_python",

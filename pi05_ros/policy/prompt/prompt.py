@@ -7,12 +7,14 @@ openpi's ``PaligemmaTokenizer`` (models/tokenizer.py).
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.prompt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pi05_ros.policy.prompt.tokenizer import Tokenizer
 
 STATE_BINS = 256
 
