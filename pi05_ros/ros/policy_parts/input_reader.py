@@ -13,10 +13,13 @@ from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 
 from pi05_ros.ros import qos
+from pi05_ros.ros.policy_parts.image_take import Taken, rclpy_take
 from pi05_ros.runtime.inputs.frame_clock import FrameClock
 from pi05_ros.runtime.inputs.observation_buffer import NS
 
 LONGEST_WAIT_NS = 60 * NS  # of a message in the middleware
+MOST_AT_ONCE = 1000
+"""Messages after which others have their turn, whoever publishes faster than they are taken."""
 
 
 class TakenOnDemand(CallbackGroup):
@@ -45,6 +48,7 @@ class InputReader:
         wanted: returns the QoS profile that is right now.
         options: further arguments of create_subscription.
         group: of messages that are taken on demand; None leaves them to the executor.
+        take: gets the next message that waits.
 
     """
 
@@ -58,12 +62,14 @@ class InputReader:
         wanted: Callable[[QoSProfile | None], QoSProfile],
         options: Mapping[str, Any],
         group: CallbackGroup | None,
+        take: Callable[[Subscription], Taken | None] = rclpy_take,
     ) -> None:
         self._node = node
         self._kind = kind
         self._topic = topic
         self._received = received
         self._malformed = malformed
+        self._take = take
         self._wanted = wanted
         self._options = dict(options)
         if group is not None:
@@ -93,24 +99,24 @@ class InputReader:
     def take(self) -> None:
         """Take every message that is there; the queue is as deep as its QoS says."""
         subscription = self._subscription
-        while subscription is not None:
+        if subscription is None:
+            return
+        for _ in range(MOST_AT_ONCE):
             try:
-                with subscription.handle:
-                    taken = subscription.handle.take_message(subscription.msg_type, False)
+                taken = self._take(subscription)
             except Exception as error:  # a text that is not UTF-8, for example
                 self._malformed(error)
                 continue
             if taken is None:
                 return
-            message, info = taken
             now_ns, mono_ns = time.time_ns(), time.monotonic_ns()
-            came_ns = int(info.get("received_timestamp", 0)) or now_ns
             # The middleware stamps with the system clock, which may have been set meanwhile.
-            waited_ns = now_ns - came_ns if 0 <= now_ns - came_ns <= LONGEST_WAIT_NS else 0
-            sequence = int(info.get("publication_sequence_number", 0))
-            published = self.frames.observe(mono_ns - waited_ns, sequence)
+            waited_ns = now_ns - (taken.received_ns or now_ns)
+            if not 0 <= waited_ns <= LONGEST_WAIT_NS:
+                waited_ns = 0
+            published = self.frames.observe(mono_ns - waited_ns, taken.sequence)
             self.overwritten += published - 1
-            self._received(message, mono_ns - waited_ns)
+            self._received(taken.message, mono_ns - waited_ns)
 
     def destroy(self) -> None:
         """Remove the subscription."""

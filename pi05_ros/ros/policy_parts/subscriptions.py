@@ -1,9 +1,8 @@
 """Subscriptions to the cameras and the joint states, feeding `Inputs`.
 
-Taking an image out of the middleware copies it under the GIL, which inference needs as well; so
-images are taken when an inference is due and not as they come. Then the few header fields that
-decide whether a message is usable are checked; pixels are touched in the worker thread, and only
-those that are used.
+Images are taken when an inference is due and not as they come, and without the GIL, which
+inference needs as well. Then the few header fields that decide whether a message is usable are
+checked; pixels are touched in the worker thread, and only those that are used.
 """
 
 from __future__ import annotations
@@ -18,11 +17,13 @@ import numpy as np
 from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
 from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from pi05_ros.resources import config_dir
 from pi05_ros.ros import qos
+from pi05_ros.ros.policy_parts.image_take import ImageTake, NoImageTakeError, Taken, rclpy_take
 from pi05_ros.ros.policy_parts.input_reader import InputReader, TakenOnDemand
 from pi05_ros.ros.policy_parts.managed import ManagedPart
 from pi05_ros.ros.policy_parts.policy_host import PolicyHost
@@ -158,7 +159,18 @@ class Subscriptions(ManagedPart):
             lambda current: self._camera_qos(name, topic, reliability, current),
             {"qos_overriding_options": qos.overridable_depth()},
             self._group,
+            self._image_take(kind),
         )
+
+    def _image_take(self, kind: Any) -> Callable[[Subscription], Taken | None]:
+        """How images are taken on demand: without the GIL where that can be done."""
+        try:
+            return ImageTake(kind)
+        except NoImageTakeError as error:
+            self._node.get_logger().warning(
+                f"images are taken through rclpy, which holds up inferences: {error}"
+            )
+            return rclpy_take
 
     def _camera_qos(
         self, name: str, topic: str, reliability: str, current: QoSProfile | None
