@@ -30,8 +30,6 @@ from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.statistics import Statistics
 from pi05_ros.runtime.text import printable
 
-LOOK_AGAIN_NS = 2_000_000  # while it is not known when frames come
-
 
 class NodeClocks:
     """The node's clock, and the monotonic one."""
@@ -245,14 +243,12 @@ class TimedLoop(ManagedPart):
             return
         if loop.runner.busy:
             return  # its end looks again
-        now_ns, over_ns = time.monotonic_ns(), loop.due_since_ns + loop.wait_ns
-        expected_ns = self._subscriptions.next_look_ns(loop.due_since_ns)
-        if now_ns < over_ns and expected_ns is not None and now_ns < expected_ns:
-            self._wake_in(min(expected_ns, over_ns) - now_ns)
-            return
-        self._subscriptions.take()
-        if not self._try_start(waited=now_ns >= over_ns):
-            self._wake_in(max(min(LOOK_AGAIN_NS, over_ns - now_ns), 1))
+        over_ns = loop.due_since_ns + loop.wait_ns
+        again_ns = self._subscriptions.take_since(loop.due_since_ns, over_ns)
+        if again_ns is None:
+            self._try_start(waited=True)
+        else:
+            self._wake_in(max(again_ns - time.monotonic_ns(), 1))
 
     def _wake_in(self, time_ns: int) -> None:
         if self._timers is not None:

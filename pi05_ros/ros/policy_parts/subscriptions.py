@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,11 @@ from pi05_ros.ros.policy_parts.policy_host import PolicyHost
 from pi05_ros.ros.processes.children import FASTDDS_PROFILE_VARIABLES
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inputs import conversion
+from pi05_ros.runtime.inputs.frame_clock import wake_ns
 from pi05_ros.runtime.inputs.observation_buffer import NS, Inputs
 from pi05_ros.runtime.inputs.sources import JOINTS, camera_source, limits, make_inputs
 from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
 
-FRAME_JITTER_NS = 1_500_000
 SILENT_NS = 3 * NS
 
 
@@ -96,27 +96,50 @@ class Subscriptions(ManagedPart):
         """Whether `take` has to be called for messages to come."""
         return self._group is not None
 
-    def take(self) -> None:
-        """Take what has come; without effect where the executor does."""
+    def take(self, names: Collection[str] | None = None) -> None:
+        """Take what has come, of some sources or all; without effect where the executor does."""
         if self._group is None:
             return
         for name, reader in self._readers.items():
-            overwritten = reader.overwritten
-            reader.take()
-            self.inputs.sources[name].received += reader.overwritten - overwritten
+            if names is None or name in names:
+                overwritten = reader.overwritten
+                reader.take()
+                self.inputs.sources[name].received += reader.overwritten - overwritten
 
-    def next_look_ns(self, since_ns: int) -> int | None:
-        """Monotonic time at which every camera should have a frame that came after another time.
+    def take_since(self, since_ns: int, over_ns: int) -> int | None:
+        """Take the frames that should have come after a time, and all joint states.
 
-        None if a camera's period is not known: look again and again then.
+        A camera is left alone until its first frame after that time should be there: what would be
+        taken before is replaced at once.
+
+        Args:
+            since_ns: monotonic time.
+            over_ns: end of the wait for frames.
+
+        Returns:
+            When to call again; None if nothing is left to wait for, and all has been taken.
+
         """
-        expected = [
-            reader.frames.next_after(since_ns)
-            for name, reader in self._readers.items()
-            if name != JOINTS and not self.inputs.complete_since((name,), since_ns)
-        ]
-        known = [time_ns for time_ns in expected if time_ns is not None]
-        return max(known) + FRAME_JITTER_NS if known and len(known) == len(expected) else None
+        self.take((JOINTS,))  # before the frames, which are waited for
+        now_ns = time.monotonic_ns()
+        if now_ns < over_ns:
+            expected = self._expected_ns(since_ns, now_ns)
+            self.take([name for name, at in expected.items() if at is None or at <= now_ns])
+            now_ns = time.monotonic_ns()
+            again_ns = wake_ns(self._expected_ns(since_ns, now_ns).values(), now_ns, over_ns)
+            if again_ns is not None:
+                return again_ns
+        self.take()
+        return None
+
+    def _expected_ns(self, since_ns: int, now_ns: int) -> dict[str, int | None]:
+        """When the first frame after a time can be taken, of each camera without one."""
+        expected: dict[str, int | None] = {}
+        for name, reader in self._readers.items():
+            if name != JOINTS and not self.inputs.complete_since((name,), since_ns):
+                at_ns = reader.frames.next_after(since_ns, now_ns)
+                expected[name] = None if at_ns is None else at_ns + reader.frames.margin_ns
+        return expected
 
     def apply(self, parameters: PolicyParameters) -> None:
         """Take over changed limits."""

@@ -6,6 +6,9 @@ must know when to look: too early it takes a frame that the next one replaces at
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+
 from pi05_ros.runtime.inputs.observation_buffer import NS
 
 LONGEST_PERIOD_NS = NS
@@ -15,6 +18,16 @@ MOST_MISSED = 1000
 """A sequence number that is farther ahead is of another publisher."""
 
 
+LEAST_MARGIN_NS = 200_000
+MOST_MARGIN_NS = 3_000_000
+FORGET_LATENESS = 0.9  # of the largest lateness so far, per message
+PHASE_GAIN = 0.3
+LOOK_AGAIN_NS = 2_000_000
+"""How soon to look for a frame of which nothing is known."""
+LOOK_FOR_LATE_NS = 500_000
+"""The same for a frame that should be there."""
+
+
 class FrameClock:
     """Period and phase of one publisher, from the messages that were taken; times in ns."""
 
@@ -22,6 +35,8 @@ class FrameClock:
         self._received_ns: int | None = None
         self._sequence = 0
         self._period_ns = 0.0
+        self._phase_ns = 0.0  # when the last message should have come
+        self._late_ns = 0.0  # how late messages come at most, fading
 
     def observe(self, received_ns: int, sequence: int) -> int:
         """Note a message that was taken.
@@ -38,20 +53,62 @@ class FrameClock:
         self._received_ns, self._sequence = received_ns, sequence
         ahead = sequence - last
         if last_ns is None or not 0 < ahead <= MOST_MISSED or received_ns <= last_ns:
+            self._phase_ns = received_ns
             return 1
         period = (received_ns - last_ns) / ahead
         known = self._period_ns
         # Several cameras on one topic, or one that changed its rate: start over.
-        steady = known > 0 and 0.5 < period / known < 2.0
-        self._period_ns = known + 0.2 * (period - known) if steady else period
+        if not (known > 0 and 0.5 < period / known < 2.0):
+            self._period_ns, self._phase_ns, self._late_ns = period, received_ns, 0.0
+            return ahead
+        should_ns = self._phase_ns + ahead * known
+        error = received_ns - should_ns
+        self._late_ns = max(FORGET_LATENESS * self._late_ns, error)
+        self._period_ns = known + 0.2 * (period - known)
+        close = abs(error) < 0.5 * known
+        self._phase_ns = should_ns + PHASE_GAIN * error if close else received_ns
         return ahead
 
-    def next_after(self, now_ns: int) -> int | None:
-        """When the first message after a time is expected; None if nothing can be said."""
+    @property
+    def margin_ns(self) -> int:
+        """How long after the expected time a message can be taken for certain."""
+        return LEAST_MARGIN_NS + round(min(self._late_ns, MOST_MARGIN_NS))
+
+    def next_after(self, since_ns: int, now_ns: int | None = None) -> int | None:
+        """When the first message after a time is expected; None if nothing can be said.
+
+        Args:
+            since_ns: the time.
+            now_ns: no message was there until now: one that is late by half a period is lost.
+
+        """
         if self._received_ns is None or not 0 < self._period_ns <= LONGEST_PERIOD_NS:
             return None
-        since = now_ns - self._received_ns
-        if since > FORGET_AFTER * self._period_ns:
+        if max(since_ns, now_ns or 0) - self._received_ns > FORGET_AFTER * self._period_ns:
             return None
-        periods = max(1, -int(-since // self._period_ns))
-        return round(self._received_ns + periods * self._period_ns)
+        after_ns = max(since_ns, (now_ns or since_ns) - 0.5 * self._period_ns)
+        periods = max(1, math.ceil((after_ns - self._phase_ns) / self._period_ns))
+        return round(self._phase_ns + periods * self._period_ns)
+
+
+def wake_ns(expected_ns: Collection[int | None], now_ns: int, over_ns: int) -> int | None:
+    """When to look for frames again; None if there is nothing to wait for.
+
+    Args:
+        expected_ns: of each camera whose next frame is wanted, when it can be taken; None if
+            nothing is known. What comes after the wait is not waited for.
+        now_ns: time; each camera whose frame is expected by now has been looked at.
+        over_ns: end of the wait.
+
+    """
+    wanted = [time_ns for time_ns in expected_ns if time_ns is None or time_ns <= over_ns]
+    if now_ns >= over_ns or not wanted:
+        return None
+    looks = [
+        now_ns + LOOK_AGAIN_NS
+        if time_ns is None
+        else time_ns if time_ns > now_ns
+        else now_ns + LOOK_FOR_LATE_NS
+        for time_ns in wanted
+    ]  # fmt: skip
+    return min(*looks, over_ns)
