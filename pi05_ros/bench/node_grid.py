@@ -33,6 +33,7 @@ HEAD = (
     "rate",
     "chunks",
     "newest image -> chunk, p50/p99 ms",
+    "arrive + wait + convert + answer + leave, p50 ms",
     "inference p50/p99 ms",
     "direct p50 ms",
     "p50, p99 against direct p50",
@@ -50,6 +51,7 @@ class GridCell:
         rate_hz: inferences per second that were asked for.
         chunks, asked: received, and rate times duration.
         newest_image_to_chunk_ms: newest image's stamp -> chunk received by another process.
+        parts_ms: medians of what is between the two besides the inference, see `rate_sweep.PARTS`.
         inference_ms: the policy's call in the node.
         direct_p50_ms: the same call in the same process without load, at that rate.
         cpu_share: of one core, node process only.
@@ -62,6 +64,7 @@ class GridCell:
     chunks: int
     asked: float
     newest_image_to_chunk_ms: dict[str, float]
+    parts_ms: dict[str, float]
     inference_ms: dict[str, float]
     direct_p50_ms: float
     cpu_share: float
@@ -191,6 +194,7 @@ def _cell(cameras: str, row: dict[str, Any], direct_ms: float, cpu_share: float)
         chunks=row["chunks"],
         asked=row["asked"],
         newest_image_to_chunk_ms=row["newest_image_to_chunk_ms"],
+        parts_ms=row["parts_ms"],
         inference_ms=row["inference_ms"],
         direct_p50_ms=direct_ms,
         cpu_share=cpu_share,
@@ -210,6 +214,7 @@ def row_of(cell: GridCell) -> tuple[str, ...]:
         f"{cell.rate_hz:g}",
         f"{cell.chunks}/{cell.asked:.0f}",
         f"{newest['p50']:.1f} / {newest['p99']:.1f}",
+        " + ".join(f"{value:.1f}" for value in cell.parts_ms.values()),
         f"{inference['p50']:.1f} / {inference['p99']:.1f}",
         f"{cell.direct_p50_ms:.1f}",
         f"{cell.against_direct('p50'):.2f}, {cell.against_direct('p99'):.2f}",

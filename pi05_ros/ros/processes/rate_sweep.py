@@ -131,19 +131,35 @@ class Sweep:
         }
 
 
+PARTS = ("arrive", "wait", "convert", "answer", "leave")
+"""Where the time between newest image and chunk goes besides the inference: stamp -> received by
+the middleware, -> taken and inference due, conversion, checks and building the message, handed
+over -> received by another process."""
+
+
 def figures(chunks: Sequence[tuple[int, ActionChunk]]) -> dict[str, Any]:
-    """Percentiles, ms, of arrival minus newest image, and of the chunks' own timings."""
+    """Percentiles, ms, of arrival minus newest image, of the chunks' own timings, of `PARTS`."""
     newest, inference, total = [], [], []
+    parts: dict[str, list[float]] = {name: [] for name in PARTS}
     for arrived_ns, chunk in chunks:
         stamps = zip(chunk.input_names, chunk.input_stamps, strict=True)
         images = [stamp_ns(stamp) for name, stamp in stamps if "camera" in name]
-        newest.append((arrived_ns - max(images)) / 1e6 if images else float("nan"))
-        inference.append(float(chunk.timings.inference_ms))
-        total.append(float(chunk.timings.total_ms))
+        took = (arrived_ns - max(images)) / 1e6 if images else float("nan")
+        newest.append(took)
+        times = chunk.timings
+        inference.append(float(times.inference_ms))
+        total.append(float(times.total_ms))
+        answer = times.total_ms - times.queue_ms - times.convert_ms - times.inference_ms
+        # The message is stamped when the chunk is ready, before it is built.
+        leave = (arrived_ns - stamp_ns(chunk.published_stamp)) / 1e6 - answer
+        row = (took - times.total_ms - leave, times.queue_ms, times.convert_ms, answer, leave)
+        for name, value in zip(PARTS, row, strict=True):
+            parts[name].append(float(value))
     return {
         "newest_image_to_chunk_ms": spread(newest),
         "inference_ms": spread(inference),
         "total_ms": spread(total),
+        "parts_ms": {name: spread(values)["p50"] for name, values in parts.items()},
     }
 
 
