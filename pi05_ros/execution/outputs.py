@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ TRAJECTORY, CHUNK, POSITION, VELOCITY = "trajectory", "trajectory_chunk", "posit
 GRIPPER_COMMAND, PARALLEL_GRIPPER = "gripper_command", "parallel_gripper_command"
 KINDS = (TRAJECTORY, CHUNK, POSITION, VELOCITY, GRIPPER_COMMAND, PARALLEL_GRIPPER)
 _ACTIONS = (GRIPPER_COMMAND, PARALLEL_GRIPPER)
-_KEYS = ("kind", "topic", "joints", "names", "gripper", "scale", "offset", "gain", "max_effort")
+_KEYS = (
+    "kind", "topic", "joints", "names", "gripper", "stamped", "scale", "offset", "gain",
+    "max_effort",
+)  # fmt: skip
 
 
 class OutputsError(Pi05Error, ValueError):
@@ -37,6 +40,9 @@ class Output:
         names: what the controller calls them; the same if empty.
         gripper: what these joints hold may keep them away from their commands.
         scale, offset: sent is ``scale * position + offset``, velocities are scaled.
+        stamped: of CHUNK: its header says when it starts, a period later than else, so that a
+            message that is late changes nothing; the controller's clock must be this one. Else it
+            starts when it arrives.
         gain: of VELOCITY, 1/s: velocity added per distance between command and joint.
         max_effort: of the actions.
 
@@ -51,6 +57,7 @@ class Output:
     gain: float = 1.0
     max_effort: float = 0.0
     names: tuple[str, ...] = ()
+    stamped: bool = False
 
     @property
     def message_names(self) -> tuple[str, ...]:
@@ -116,16 +123,21 @@ def _output(entry: Any, where: str) -> Output:
             f"{where}.names is {names!s:.80}; accepted: the controller's name of each of the "
             f"{len(joints)} joints, once"
         )
-    gripper = entry.get("gripper", kind in _ACTIONS)
-    if not isinstance(gripper, bool):
-        raise OutputsError(f"{where}.gripper is {gripper!s:.50}; accepted: true or false")
+    flags = {"gripper": kind in _ACTIONS, "stamped": False}
+    for key, default in flags.items():
+        flags[key] = entry.get(key, default)
+        if not isinstance(flags[key], bool):
+            raise OutputsError(f"{where}.{key} is {flags[key]!s:.50}; accepted: true or false")
+    if flags["stamped"] and kind != CHUNK:
+        raise OutputsError(f"{where}.stamped is for {CHUNK}, not for {kind}")
     numbers = {
         key: _number(entry, key, where) for key in ("scale", "offset", "gain", "max_effort")
     }
     if numbers.get("scale") == 0:
         raise OutputsError(f"{where}.scale is 0; accepted: another number")
-    given = {key: value for key, value in numbers.items() if value is not None}
-    return Output(kind, topic, tuple(joints), gripper, names=tuple(names), **given)
+    given: dict[str, Any] = {key: value for key, value in numbers.items() if value is not None}
+    made = Output(kind, topic, tuple(joints), names=tuple(names), **given)
+    return replace(made, **flags)
 
 
 def _number(entry: Mapping[str, Any], key: str, where: str) -> float | None:
