@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.runtime.isolation.errors import EngineFaultError, EngineLostError, IsolationError
+from pi05_ros.runtime.isolation.inference_times import InferenceTimes
 from pi05_ros.runtime.isolation.isolated_policy import IsolatedPolicy, IsolationOptions
 from pi05_ros.runtime.isolation.shared_images import SharedImages, make_file
 from pi05_ros.runtime.parameter_specs import to_values
@@ -162,16 +165,20 @@ def test_loading_that_fails_is_one_error_and_leaves_no_process(reference, isolat
 
 
 def test_nothing_leaks_over_many_losses(isolated):
-    def once():
-        os.kill(isolated.engine_pid, signal.SIGKILL)
+    def once(number):
+        if number % 2:  # out of memory
+            with pytest.raises((EngineLostError, EngineFaultError)):
+                isolated.infer(observation(isolated, "memory"), seed=0)
+        else:
+            os.kill(isolated.engine_pid, signal.SIGKILL)
         assert until(lambda: isolated.problem)
         assert until(lambda: not isolated.problem)
         isolated.infer(observation(isolated), seed=0)
 
-    once()
+    once(0)
     before = resources()
-    for _ in range(LOSSES):
-        once()
+    for number in range(LOSSES):
+        once(number)
     assert resources() == before
 
 
@@ -213,3 +220,34 @@ def test_shared_images_hold_arrays_of_any_kind():
     del images
     ours.close()
     theirs.close()
+
+
+def test_a_hang_is_noticed_soon_where_inferences_are_short():
+    times = InferenceTimes()
+    times.add(0.03)
+    assert 0.03 < times.late_s <= 0.4
+    for _ in range(200):
+        times.add(0.009)
+    assert times.late_s == pytest.approx(0.259)
+    assert times.hang_s == 2.0
+
+
+def test_one_slow_inference_does_not_hide_hangs_for_ever():
+    times = InferenceTimes()
+    times.add(5.0)
+    assert times.late_s > 5.0
+    assert times.hang_s >= 5.0
+    for _ in range(200):
+        times.add(0.2)
+    assert times.late_s == pytest.approx(0.45)
+    assert times.hang_s == pytest.approx(4.0)
+
+
+@given(st.lists(st.floats(1e-4, 100.0), min_size=1, max_size=300))
+def test_no_more_than_one_in_a_hundred_like_the_newest_is_late(durations):
+    times = InferenceTimes()
+    for seconds in durations:
+        times.add(seconds)
+    newest = durations[-200:]
+    assert sum(seconds > times.late_s for seconds in newest) <= len(newest) / 100
+    assert times.hang_s > times.late_s

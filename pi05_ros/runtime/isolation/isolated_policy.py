@@ -15,14 +15,12 @@ from pi05_ros.policy.interface import ActionChunk, Observation, PolicyInfo
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.runtime.isolation.engine_process import EngineProcess
 from pi05_ros.runtime.isolation.errors import EngineFaultError, EngineLostError, IsolationError
+from pi05_ros.runtime.isolation.inference_times import InferenceTimes
 from pi05_ros.runtime.isolation.records import unpack_chunk, unpack_health, unpack_info
 
 WATCH_S = 0.05
 GRACE_S = 2.0  # a process that stands still may go on within this time before it is killed
 LONGEST_BACKOFF_S = 30.0
-LEAST_TIMEOUT_S = 2.0
-TIMEOUT_FACTOR = 20.0
-LATE_FACTOR = 4.0
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +31,8 @@ class IsolationOptions:
 
     Attributes:
         stalled_s: without a heartbeat for so long the process stands still.
-        timeout_s: an inference that takes longer hangs; 0: 20 times the slowest one so far, at
-            least 2 s.
+        timeout_s: an inference that takes longer hangs; 0: 20 times the 99th percentile of the
+            newest 200, at least 2 s.
         backoff_s: wait before the first restart; doubled for each further one, up to 30 s.
         calm_s: after so long without a loss the backoff starts over.
 
@@ -75,7 +73,7 @@ class IsolatedPolicy:
         self._lock = threading.Lock()  # of one inference, and of exchanging the process
         self._problem = ""
         self._restarts = 0
-        self._slowest_s = 0.0
+        self._times = InferenceTimes()
         self._busy_since = 0.0  # monotonic; 0 while no inference runs
         self._forget = False
         self._health = EngineHealth()
@@ -119,7 +117,7 @@ class IsolatedPolicy:
             began = self._busy_since = time.monotonic()
             try:
                 answer = engine.infer(
-                    self._timeout_s(),
+                    self._options.timeout_s or self._times.hang_s,
                     images=images,
                     state=state,
                     prompt=obs.prompt,
@@ -131,7 +129,7 @@ class IsolatedPolicy:
                 )
             finally:
                 self._busy_since = 0.0
-            self._slowest_s = max(self._slowest_s, time.monotonic() - began)
+            self._times.add(time.monotonic() - began)
             self._forget = False
         self._health = unpack_health(answer["health"])
         return unpack_chunk(answer["chunk"])
@@ -168,16 +166,10 @@ class IsolatedPolicy:
         self._supervisor.join()
         self._engine.close()
 
-    def _timeout_s(self) -> float:
-        if self._options.timeout_s:
-            return self._options.timeout_s
-        return max(LEAST_TIMEOUT_S, TIMEOUT_FACTOR * self._slowest_s)
-
     def _overdue(self) -> str:
-        """Told, while an inference takes much longer than any before; it may still end."""
+        """Told, while an inference takes longer than nearly all others; it may still end."""
         since = self._busy_since
-        limit_s = max(self._options.stalled_s, LATE_FACTOR * self._slowest_s)
-        late = since > 0.0 and time.monotonic() - since > limit_s
+        late = since > 0.0 and time.monotonic() - since > self._times.late_s
         return "the engine process does not answer" if late else ""
 
     def _start(self) -> tuple[EngineProcess, PolicyInfo]:
@@ -187,7 +179,7 @@ class IsolatedPolicy:
         except BaseException:
             engine.close()
             raise
-        self._slowest_s = max(self._slowest_s, float(ready["inference_s"]))
+        self._times.add(float(ready["inference_s"]))
         return engine, unpack_info(ready["info"])
 
     def _supervise(self) -> None:
