@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,8 +12,10 @@ import numpy as np
 
 from pi05_ros.errors import Pi05Error
 from pi05_ros.policy.interface import ActionChunk, Observation
-from pi05_ros.runtime.inputs.conversion import ConversionError
+from pi05_ros.runtime.inputs.conversion import ConversionError, compressed_to_rgb
 from pi05_ros.runtime.inputs.observation_buffer import Snapshot
+
+_DECODERS = ThreadPoolExecutor(3, thread_name_prefix="pi05_decoder")
 
 
 class PolicyLike(Protocol):
@@ -144,17 +147,26 @@ def finish(policy: PolicyLike, pending: PendingInference) -> InferenceResult:
 
 
 def convert(job: Job) -> Observation:
-    """Messages of a job as an observation; raises BadSampleError."""
+    """Messages of a job as an observation; raises BadSampleError.
+
+    Compressed images are decoded side by side: the decoder works without the GIL.
+    """
     samples = job.snapshot.samples
-    images = {}
-    for role, (source, to_rgb) in job.images.items():
+
+    def converted(role: str) -> np.ndarray:
+        source, to_rgb = job.images[role]
         try:
-            images[role] = to_rgb(samples[source].payload)
+            return to_rgb(samples[source].payload)
         except ConversionError as error:
             raise BadSampleError(source, error) from error
+
+    packed = [role for role, (_, to_rgb) in job.images.items() if to_rgb is compressed_to_rgb]
+    later = {role: _DECODERS.submit(converted, role) for role in packed[1:]}
+    images = {role: converted(role) for role in job.images if role not in later}
+    images |= {role: future.result() for role, future in later.items()}
     stamp_ns = job.snapshot.stamp_ns
     return Observation(
-        images=images,
+        images={role: images[role] for role in job.images},
         state=samples[job.joints].payload,
         prompt=job.prompt or None,
         stamp_ns=stamp_ns,

@@ -20,7 +20,7 @@ MOST_MISSED = 1000
 
 LEAST_MARGIN_NS = 200_000
 MOST_MARGIN_NS = 3_000_000
-FORGET_LATENESS = 0.9  # of the largest lateness so far, per message
+LATENESS_GAIN = 0.1
 PHASE_GAIN = 0.3
 LOOK_AGAIN_NS = 2_000_000
 """How soon to look for a frame of which nothing is known."""
@@ -36,7 +36,7 @@ class FrameClock:
         self._sequence = 0
         self._period_ns = 0.0
         self._phase_ns = 0.0  # when the last message should have come
-        self._late_ns = 0.0  # how late messages come at most, fading
+        self._late_ns = 0.0  # how late messages come on average
 
     def observe(self, received_ns: int, sequence: int) -> int:
         """Note a message that was taken.
@@ -63,7 +63,7 @@ class FrameClock:
             return ahead
         should_ns = self._phase_ns + ahead * known
         error = received_ns - should_ns
-        self._late_ns = max(FORGET_LATENESS * self._late_ns, error)
+        self._late_ns += LATENESS_GAIN * (max(0.0, error) - self._late_ns)
         self._period_ns = known + 0.2 * (period - known)
         close = abs(error) < 0.5 * known
         self._phase_ns = should_ns + PHASE_GAIN * error if close else received_ns
@@ -71,7 +71,7 @@ class FrameClock:
 
     @property
     def margin_ns(self) -> int:
-        """How long after the expected time a message can be taken for certain."""
+        """How long after the expected time to look; what is later is looked for again."""
         return LEAST_MARGIN_NS + round(min(self._late_ns, MOST_MARGIN_NS))
 
     def next_after(self, since_ns: int, now_ns: int | None = None) -> int | None:
