@@ -98,6 +98,13 @@ def image_message(pixels: np.ndarray, stamp_ns: int, frame_id: str = "") -> Any:
     )
 
 
+def compressed_image_message(data: bytes, stamp_ns: int, image_format: str) -> Any:
+    """sensor_msgs/CompressedImage of encoded bytes."""
+    return typestore().types[COMPRESSED_IMAGE](
+        header=header(stamp_ns), format=image_format, data=np.frombuffer(data, np.uint8)
+    )
+
+
 def joint_state_message(names: list[str], positions: np.ndarray, stamp_ns: int) -> Any:
     """sensor_msgs/JointState with positions only."""
     return typestore().types[JOINT_STATE](

@@ -125,33 +125,49 @@ class ServeBenchRequest:
 
 @dataclass(frozen=True)
 class CameraLoad:
-    """Size, pixels, and rate of the images of every camera."""
+    """Size, pixels, and rate of the images of every camera.
+
+    Attributes:
+        jpeg: compressed images instead of raw ones.
+        cameras: how many of the robot's cameras; None: as the request says.
+
+    """
 
     width: int
     height: int
     hz: float
+    jpeg: bool = False
+    cameras: int | None = None
 
     def __str__(self) -> str:
-        """As it is given: 640x480@30."""
-        return f"{self.width}x{self.height}@{self.hz:g}"
+        """As it is given: 640x480@30, 3*640x480@30jpeg."""
+        count = "" if self.cameras is None else f"{self.cameras}*"
+        return f"{count}{self.width}x{self.height}@{self.hz:g}{'jpeg' if self.jpeg else ''}"
 
     @classmethod
     def parse(cls, text: str) -> CameraLoad:
-        """Read WxH@HZ; raises InvalidValueError naming what is accepted."""
-        found = re.fullmatch(r"(\d{1,4})x(\d{1,4})@(\d{1,4}(?:\.\d+)?)", text.strip())
+        """Read [N*]WxH@HZ[jpeg]; raises InvalidValueError naming what is accepted."""
+        pattern = r"(?:(\d)\*)?(\d{1,4})x(\d{1,4})@(\d{1,4}(?:\.\d+)?)(jpeg)?"
+        found = re.fullmatch(pattern, text.strip())
         if not found:
-            raise InvalidValueError(f"--grid {text!r}; accepted: WxH@HZ, as 640x480@30")
-        width, height, hz = int(found[1]), int(found[2]), float(found[3])
+            raise InvalidValueError(
+                f"--grid {text!r}; accepted: WxH@HZ, as 640x480@30, 3*640x480@30 for three "
+                "cameras, 640x480@30jpeg for compressed images"
+            )
+        cameras = None if found[1] is None else int(found[1])
+        width, height, hz = int(found[2]), int(found[3]), float(found[4])
         if not (1 <= width <= 4096 and 1 <= height <= 4096 and 0.1 <= hz <= 1000):
             raise InvalidValueError(
                 f"--grid {text!r}; accepted: up to 4096 pixels a side, 0.1 to 1000 Hz"
             )
-        return cls(width, height, hz)
+        return cls(width, height, hz, found[5] is not None, cameras)
 
 
 @dataclass(frozen=True)
 class NodeGridRequest:
-    """Camera settings times inference rates for one policy node that is loaded once.
+    """Camera settings times inference rates for a policy node.
+
+    It is loaded once for each number of cameras and kind of images.
 
     Attributes:
         grid: loads, one after the other.
@@ -159,8 +175,9 @@ class NodeGridRequest:
         seconds: of each cell; direct_seconds: of each series of direct calls.
         checkpoint, robot, prompt, backend, precision: of the node, as its parameters.
         denoise_steps, threads, overlap, isolation: of the node, too.
-        cameras: how many of the robot's cameras are used.
+        cameras: how many of the robot's cameras are used, where a load does not say it.
         joint_hz: joint states per second.
+        pretend_ms: inferences sleep so long instead of computing; 0: they compute.
         out: folder for logs, grid.json and grid.md.
 
     """
@@ -180,10 +197,19 @@ class NodeGridRequest:
     isolation: str = "thread"
     cameras: int = 2
     joint_hz: float = 100.0
+    pretend_ms: float = 0.0
     out: Path = Path("out/bench_node")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
+        if not 0 <= self.pretend_ms <= 10_000:
+            raise InvalidValueError(f"--pretend-ms is {self.pretend_ms}; accepted: 0 to 10000")
+        if self.pretend_ms and (self.overlap or self.isolation != "thread"):
+            raise InvalidValueError("--pretend-ms goes with --isolation thread, without --overlap")
+        if not 0.2 <= self.direct_seconds <= 60:
+            raise InvalidValueError(
+                f"--direct-seconds is {self.direct_seconds}; accepted: 0.2 to 60"
+            )
         if not self.grid or not self.rates:
             raise InvalidValueError("--grid and --rates name one setting at least")
         for name, low, high in (("seconds", 1, 3600), ("joint_hz", 0.1, 10000)):

@@ -1,12 +1,14 @@
 """`pi05 bench node --grid`: the policy node over camera settings and rates, beside its bare call.
 
-The node is loaded once. Its process first times the policy's call alone (the reference); then, for
-each camera setting, a publisher runs and the node is taken through all rates.
+The node is loaded once for each number of cameras and kind of images. Its process first times the
+policy's call alone (the reference); then, for each camera setting, a publisher runs and the node
+is taken through all rates.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -76,12 +78,33 @@ class GridCell:
 
 
 @dataclass(frozen=True)
+class StartUp:
+    """Start of one node process.
+
+    Attributes:
+        name: its cameras.
+        configured_s: process started -> configured, without the direct calls.
+        parts: seconds of its parts, as its log says.
+
+    """
+
+    name: str
+    configured_s: float
+    parts: dict[str, float]
+
+    def text(self) -> str:
+        """One line."""
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.parts.items())
+        return f"{self.name}: configured {self.configured_s:.1f} s after its start ({parts})"
+
+
+@dataclass(frozen=True)
 class GridFigures:
-    """All cells, and what was measured: machine, engine, seconds until the node was configured."""
+    """All cells, and what was measured: machine, engine, and the start of each node process."""
 
     machine: str
     engine: dict[str, Any]
-    configure_s: float
+    starts: tuple[StartUp, ...]
     cells: tuple[GridCell, ...]
 
 
@@ -95,49 +118,86 @@ def measure_grid(
 
     """
     roles = load_profile(request.robot).camera_roles
-    if not 1 <= request.cameras <= len(roles):
-        raise ParameterError(
-            f"--cameras is {request.cameras}; accepted: 1 to {len(roles)} for robot "
-            f"{request.robot}"
-        )
-    values = _parameters(request, roles[: request.cameras])
-    PolicyParameters.from_values(values)
+    series: dict[tuple[int, bool], list[CameraLoad]] = {}
+    for load in request.grid:
+        cameras = request.cameras if load.cameras is None else load.cameras
+        if not 1 <= cameras <= len(roles):
+            raise ParameterError(
+                f"--cameras is {cameras}; accepted: 1 to {len(roles)} for robot {request.robot}"
+            )
+        series.setdefault((cameras, load.jpeg), []).append(load)
     environment, _ = ros_environment()
     request.out.mkdir(parents=True, exist_ok=True)
-    write_parameters(request.out / "node_params.yaml", values)
-    direct_out = request.out / "direct.json"
-    direct_out.unlink(missing_ok=True)
-    sizes = dict.fromkeys(f"{load.width}x{load.height}" for load in request.grid)
-    with Children(environment, request.out / "logs") as children:
-        node = children.start_module(
-            "policy_node", "pi05_ros.ros.processes.timed_policy_node",
-            "--direct-out", str(direct_out), "--sizes", ",".join(sizes),
-            "--rates", ",".join(f"{rate:g}" for rate in request.rates),
-            "--seconds", str(request.direct_seconds),
-            "--ros-args", "--params-file", str(request.out / "node_params.yaml"),
-        )  # fmt: skip
-        began = time.monotonic()
-        sweep = children.start_module(
-            "sweep", "pi05_ros.ros.processes.rate_sweep", "--node", NODE,
-            "--configure-timeout", str(CONFIGURE_S), talks=True,
-        )  # fmt: skip
-        children.wait_event(sweep, "configured", CONFIGURE_S + START_S)
-        configure_s = time.monotonic() - began
-        direct = read_json(direct_out)
-        say(f"configured after {configure_s:.1f} s, direct calls included: {direct['info']}")
-        cells: list[GridCell] = []
-        for load in request.grid:
-            for cell in _setting(children, node, sweep, request, load, direct["calls"]):
-                cells.append(cell)
-                say(" | ".join(row_of(cell)))
-    figures = GridFigures(machine(), direct["info"], configure_s, tuple(cells))
+    cells: list[GridCell] = []
+    starts: list[StartUp] = []
+    engine: dict[str, Any] = {}
+    for (cameras, jpeg), loads in series.items():
+        name = f"{cameras}_{'jpeg' if jpeg else 'raw'}"
+        values = _parameters(request, roles[:cameras], jpeg=jpeg)
+        PolicyParameters.from_values(values)
+        with Children(environment, request.out / f"logs_{name}") as children:
+            engine, start = _series(
+                children, request, cameras, loads, values, lambda cell: cells.append(cell), say
+            )
+        starts.append(start)
+    figures = GridFigures(machine(), engine, tuple(starts), tuple(cells))
     report = json.dumps(asdict(figures), indent=1) + "\n"
     (request.out / "grid.json").write_text(report, encoding="utf-8")
     return figures
 
 
-def _parameters(request: NodeGridRequest, roles: Sequence[str]) -> dict[str, Any]:
+def _series(
+    children: Children,
+    request: NodeGridRequest,
+    cameras: int,
+    loads: Sequence[CameraLoad],
+    values: dict[str, Any],
+    done: Callable[[GridCell], None],
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], StartUp]:
+    """One node process under all loads that its cameras fit; who was measured, and its start."""
+    write_parameters(request.out / "node_params.yaml", values)
+    direct_out = request.out / "direct.json"
+    direct_out.unlink(missing_ok=True)
+    sizes = dict.fromkeys(f"{load.width}x{load.height}" for load in loads)
+    node = children.start_module(
+        "policy_node", "pi05_ros.ros.processes.timed_policy_node",
+        "--direct-out", str(direct_out), "--sizes", ",".join(sizes),
+        "--rates", ",".join(f"{rate:g}" for rate in request.rates),
+        "--seconds", str(request.direct_seconds), "--pretend-ms", str(request.pretend_ms),
+        "--ros-args", "--params-file", str(request.out / "node_params.yaml"),
+    )  # fmt: skip
+    began = time.monotonic()
+    sweep = children.start_module(
+        "sweep", "pi05_ros.ros.processes.rate_sweep", "--node", NODE,
+        "--configure-timeout", str(CONFIGURE_S), talks=True,
+    )  # fmt: skip
+    children.wait_event(sweep, "configured", CONFIGURE_S + START_S)
+    configured_s = time.monotonic() - began
+    direct = read_json(direct_out)
+    parts = phases_of(node.log.read_text(encoding="utf-8", errors="replace"))
+    start = StartUp(
+        f"{cameras} {'compressed' if loads[0].jpeg else 'raw'} cameras",
+        configured_s - float(direct["seconds"]),
+        parts,
+    )
+    say(start.text())
+    for load in loads:
+        for cell in _setting(children, node, sweep, request, load, cameras, direct["calls"]):
+            done(cell)
+            say(" | ".join(row_of(cell)))
+    return direct["info"], start
+
+
+def phases_of(log: str) -> dict[str, float]:
+    """Seconds of each part of a start, from the log of a node."""
+    found = re.findall(r"loading: (.+) took (\d+\.\d+) s", log)
+    return {name: float(seconds) for name, seconds in found}
+
+
+def _parameters(request: NodeGridRequest, roles: Sequence[str], *, jpeg: bool) -> dict[str, Any]:
     stages = ("vision", "prefill", "denoise")
+    transport = "compressed" if jpeg else "raw"
     return {
         "checkpoint": request.checkpoint,
         "robot": request.robot,
@@ -148,6 +208,7 @@ def _parameters(request: NodeGridRequest, roles: Sequence[str]) -> dict[str, Any
         "overlap": request.overlap,
         "isolation": request.isolation,
         "camera_roles": list(roles),
+        **{f"camera_transport.{role}": transport for role in roles},
         "prompt": request.prompt,
     }
 
@@ -158,14 +219,15 @@ def _setting(
     sweep: Child,
     request: NodeGridRequest,
     load: CameraLoad,
+    cameras: int,
     direct: dict[str, dict[str, list[float]]],
 ) -> list[GridCell]:
     """All rates under one camera load."""
     publisher = children.start_module(
-        f"publisher_{load}", "pi05_ros.ros.processes.load_publisher", "--node=",
-        f"--robot={request.robot}", f"--cameras={request.cameras}", f"--width={load.width}",
+        f"publisher_{load}".replace("*", "_"), "pi05_ros.ros.processes.load_publisher", "--node=",
+        f"--robot={request.robot}", f"--cameras={cameras}", f"--width={load.width}",
         f"--height={load.height}", f"--camera-hz={load.hz}", f"--joint-hz={request.joint_hz}",
-        talks=True,
+        *(["--jpeg"] if load.jpeg else []), talks=True,
     )  # fmt: skip
     children.wait_event(publisher, "ready", START_S)
     publisher.send("go")
@@ -232,6 +294,7 @@ def write_table(figures: GridFigures, path: Path) -> str:
         f"{figures.machine}; {engine['backend']} on {engine['device']}, "
         f"{'/'.join(engine['precision'])}\n\n"
     )
+    text += "\n".join(start.text() for start in figures.starts) + "\n\n"
     text += markdown_table(HEAD, [row_of(cell) for cell in figures.cells])
     path.write_text(text, encoding="utf-8")
     return text

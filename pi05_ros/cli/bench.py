@@ -75,6 +75,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--runs", type=at_least_one, default=_MODEL.runs)
     add("--depth", type=int, help="student: layers of both stacks")
     add("--width", type=float, default=_MODEL.width, help="student: factor on the MLP widths")
+    add(
+        "--pretend-ms",
+        type=float,
+        default=0.0,
+        help="with --grid: inferences sleep so long instead of computing, as a GPU lets the CPU",
+    )
     add("--overlap", action="store_true", help="also frame after frame with two under way")
     add("--no-eager", action="store_true", help="skip the plain model")
     add("--json", type=Path)
@@ -130,13 +136,20 @@ def _add_node(parser: argparse.ArgumentParser) -> None:
     add("--precision", default=_NODE.precision, help="of all three stages (default auto)")
     add(
         "--grid",
-        help="camera settings WxH@HZ, separated by commas: measures all --rates under each of "
-        "them, beside the same call without load (instead of --width, --height, --camera-hz, "
-        "--rate and --duration)",
+        help="camera settings WxH@HZ, separated by commas (3*WxH@HZ: three cameras, WxH@HZjpeg: "
+        "compressed images): measures all --rates under each of them, beside the same call "
+        "without load (instead of --width, --height, --camera-hz, --rate and --duration)",
     )
     add("--rates", default="10,30,60", help="with --grid: inferences per second")
     add("--seconds", type=float, default=6.0, help="with --grid: of each cell")
+    add("--direct-seconds", type=float, default=2.0, help="with --grid: of direct calls, per rate")
     add("--prompt", default="pick up the red block", help="with --grid")
+    add(
+        "--pretend-ms",
+        type=float,
+        default=0.0,
+        help="with --grid: inferences sleep so long instead of computing, as a GPU lets the CPU",
+    )
     add("--overlap", action="store_true", help="with --grid: overlap prefill and denoising")
     add("--isolation", choices=("thread", "process"), default="thread", help="with --grid")
     add("--out", type=Path, default=_NODE.out)
@@ -245,6 +258,7 @@ def _run_grid(args: argparse.Namespace) -> int:
             grid=loads,
             rates=rates,
             seconds=args.seconds,
+            direct_seconds=args.direct_seconds,
             checkpoint=args.checkpoint,
             robot=args.robot,
             prompt=args.prompt,
@@ -255,6 +269,7 @@ def _run_grid(args: argparse.Namespace) -> int:
             isolation=args.isolation,
             cameras=args.cameras,
             joint_hz=args.joint_hz,
+            pretend_ms=args.pretend_ms,
             out=args.out,
         ),
         say=lambda text: None if args.json else print(text, flush=True),

@@ -28,17 +28,26 @@ def test_node_benchmark_reports_its_figures(
 def test_grid_compares_the_node_with_its_bare_call(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = f"--grid 64x48@10 --rates 2,5 --seconds 2 --out {tmp_path}"
+    loads = "64x48@10,1*64x48@10jpeg"
+    words = f"--grid {loads} --rates 5 --seconds 2 --direct-seconds 0.5 --pretend-ms 30"
+    words = f"{words} --out {tmp_path}"
     assert main(["bench", "node", *words.split(), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert [cell["rate_hz"] for cell in report["cells"]] == [2.0, 5.0]
+    assert [cell["cameras"] for cell in report["cells"]] == loads.split(",")
     for cell in report["cells"]:
-        assert cell["cameras"] == "64x48@10"
+        assert cell["rate_hz"] == 5.0
         assert 0 < cell["chunks"] <= cell["asked"] + 1
         assert cell["newest_image_to_chunk_ms"]["p50"] > cell["inference_ms"]["p50"] > 0
-        assert min(cell["direct_p50_ms"], cell["cpu_share"]) > 0
+        assert cell["direct_p50_ms"] >= 30
+        assert cell["cpu_share"] > 0
+        parts = cell["parts_ms"]
+        assert list(parts) == ["arrive", "wait", "convert", "answer", "leave"]
+        assert 0 < sum(parts.values()) < cell["newest_image_to_chunk_ms"]["max"]
+    assert [start["configured_s"] > 0 for start in report["starts"]] == [True, True]
     assert report["engine"]["backend"] == "eager"
-    assert "| 64x48@10 | 5 |" in (tmp_path / "grid.md").read_text()
+    table = (tmp_path / "grid.md").read_text()
+    assert "| 64x48@10 | 5 |" in table
+    assert "1 compressed cameras: configured" in table
 
 
 def test_unknown_benchmark() -> None:
@@ -56,6 +65,9 @@ def test_unknown_benchmark() -> None:
         ("node --camera-hz 0", "--camera-hz is 0.0; accepted: 0.1 to 1000"),
         ("node --joint-hz nan", "--joint-hz is nan; accepted: 0.1 to"),
         ("node --grid 640", "--grid '640'; accepted: WxH@HZ"),
+        ("node --grid 0*64x48@10", "--cameras is 0; accepted: 1 to 2 for robot sim_arm"),
+        ("node --grid 64x48@10 --direct-seconds 0", "--direct-seconds is 0.0; accepted: 0.2"),
+        ("node --grid 64x48@10 --pretend-ms 5 --overlap", "--pretend-ms goes with --isolation"),
         ("node --grid 64x48@0", "accepted: up to 4096 pixels a side, 0.1 to 1000 Hz"),
         ("node --grid ,", "--grid and --rates name one setting at least"),
         ("node --grid 64x48@10 --rates fast", "--rates 'fast'; accepted: numbers"),

@@ -10,6 +10,7 @@ JSON lines on stdout: `ready`, `done`, `error`; it starts when "go" arrives on s
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import struct
 import sys
@@ -18,12 +19,19 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image as PilImage
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CompressedImage, Image, JointState
 
-from pi05_ros.bags.cdr_messages import NS, encode, image_message, joint_state_message
+from pi05_ros.bags.cdr_messages import (
+    NS,
+    compressed_image_message,
+    encode,
+    image_message,
+    joint_state_message,
+)
 from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.ros.processes.bring_up import (
     BringUpError,
@@ -36,6 +44,7 @@ from pi05_ros.ros.processes.bring_up import (
 from pi05_ros.runtime.inputs.sources import JOINTS, camera_source
 
 PICTURES = 8  # different images per camera, sent in turn
+BLOCK = 8  # pixels
 SWING = 100  # joint states, sent in turn
 
 
@@ -73,12 +82,11 @@ def make_streams(node: Node, args: argparse.Namespace) -> list[Stream]:
     streams = []
     for index, role in enumerate(robot.camera_roles[: args.cameras]):
         name = camera_source(role)
-        shape = (args.height, args.width, 3)
-        messages = [
-            encode(image_message(random.integers(0, 256, shape, np.uint8), 0))
-            for _ in range(PICTURES)
-        ]
-        publisher = node.create_publisher(Image, f"{name}/image_raw", QoSProfile(depth=5))
+        kind, topic = Image, f"{name}/image_raw"
+        if args.jpeg:
+            kind, topic = CompressedImage, f"{topic}/compressed"
+        messages = [_image(random, args) for _ in range(PICTURES)]
+        publisher = node.create_publisher(kind, topic, QoSProfile(depth=5))
         streams.append(Stream(name, publisher, messages, args.camera_hz, index / 3))
     names = list(robot.state_names)
     # A slow swing: joints that jump are taken for two publishers that disagree.
@@ -88,6 +96,20 @@ def make_streams(node: Node, args: argparse.Namespace) -> list[Stream]:
     ]
     publisher = node.create_publisher(JointState, JOINTS, QoSProfile(depth=10))
     return [*streams, Stream(JOINTS, publisher, messages, args.joint_hz, 0.5)]
+
+
+def _image(random: np.random.Generator, args: argparse.Namespace) -> bytes:
+    """CDR bytes of one image: noise, or for JPEG blocks of color, which compress as scenes do."""
+    shape = (args.height, args.width, 3)
+    if not args.jpeg:
+        return encode(image_message(random.integers(0, 256, shape, np.uint8), 0))
+    coarse = random.integers(
+        0, 256, (-(-args.height // BLOCK), -(-args.width // BLOCK), 3), np.uint8
+    )
+    pixels = coarse.repeat(BLOCK, 0).repeat(BLOCK, 1)[: args.height, : args.width]
+    file = io.BytesIO()
+    PilImage.fromarray(pixels).save(file, "JPEG", quality=90)
+    return encode(compressed_image_message(file.getvalue(), 0, "jpeg"))
 
 
 def main() -> int:
@@ -100,6 +122,7 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--camera-hz", type=float, default=30.0)
+    parser.add_argument("--jpeg", action="store_true", help="compressed images")
     parser.add_argument("--joint-hz", type=float, default=100.0)
     parser.add_argument("--configure-timeout", type=float, default=600.0)
     args = parser.parse_args()

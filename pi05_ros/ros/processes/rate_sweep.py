@@ -48,6 +48,7 @@ class Sweep:
         self._chunks: list[tuple[int, ActionChunk]] = []
         self._counters: dict[str, str] = {}
         self._counted = 0
+        self._last: dict[str, str] | None = None  # counters after the last cell
         self._change = node.create_client(ChangeState, f"{target}/change_state")
         self._set = node.create_client(SetParameters, f"{target}/set_parameters")
         node.create_subscription(
@@ -111,7 +112,8 @@ class Sweep:
     def cell(self, rate_hz: float, seconds: float) -> dict[str, Any]:
         """Figures of one rate."""
         self.set_rate(rate_hz)
-        before = self._fresh_counters()
+        # They do not rise between two cells.
+        before = self._last if self._last is not None else self._fresh_counters()
         self._chunks.clear()
         self.change("activate")
         began = time.monotonic()
@@ -121,13 +123,14 @@ class Sweep:
         emit_event("inactive")
         self.change("deactivate")
         chunks = list(self._chunks)
+        self._last = self._fresh_counters()
         return {
             "rate_hz": rate_hz,
             "seconds": took,
             "chunks": len(chunks),
             "asked": rate_hz * took,
             **figures(chunks),
-            "counts": difference(before, self._fresh_counters()),
+            "counts": difference(before, self._last),
         }
 
 

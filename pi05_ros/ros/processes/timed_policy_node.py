@@ -3,8 +3,9 @@
     python -m pi05_ros.ros.processes.timed_policy_node --direct-out FILE --sizes 640x480 \
         --rates 10,30 --seconds 2 --ros-args ...
 
-What the node costs is then the difference between a call under load and this one. FILE gets
-{"info": ..., "calls": {"640x480": {"0": [ms, ...], "10": [ms, ...]}}}; rate 0 is call after call.
+What the node costs is then the difference between a call under load and this one. With isolation
+`process` both go to the engine's process and back. FILE gets {"info": ..., "seconds": all took,
+"calls": {"640x480": {"0": [ms, ...], "10": [ms, ...]}}}; rate 0 is call after call.
 """
 
 from __future__ import annotations
@@ -15,19 +16,57 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pi05_ros.policy.interface import Observation
+from pi05_ros.phases import phase
+from pi05_ros.policy.interface import ActionChunk, Observation
 from pi05_ros.ros import process
 from pi05_ros.ros.policy_node import PolicyNode
 from pi05_ros.runtime.inference import PolicyLike
 from pi05_ros.runtime.parameters import PolicyParameters
-from pi05_ros.runtime.policy_loading import load_policy
+from pi05_ros.runtime.policy_loading import host_policy
 
 IMAGES = 8
 WARM_CALLS = 12
 FEWEST_CALLS = 5
+
+
+class PretendedPolicy:
+    """A policy whose inferences after the first take a time without computing, as on a GPU.
+
+    Args:
+        policy: makes the chunk that is given again and again.
+        seconds: of one inference.
+
+    """
+
+    def __init__(self, policy: PolicyLike, seconds: float) -> None:
+        self.info, self.robot = policy.info, policy.robot
+        self.warm_up, self.close = policy.warm_up, policy.close
+        self._policy = policy
+        self._seconds = seconds
+        self._chunk: ActionChunk | None = None
+
+    def infer(
+        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
+    ) -> ActionChunk:
+        """Sleep, and give the chunk of the first observation."""
+        if self._chunk is None:
+            self._chunk = self._policy.infer(obs, seed=seed, denoise_steps=denoise_steps)
+        time.sleep(self._seconds)
+        return self._chunk
+
+    def prefill(
+        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
+    ) -> Any:
+        """Not offered: there are no halves."""
+        raise NotImplementedError
+
+    def denoise(self, prefilled: Any) -> ActionChunk:
+        """Not offered: there are no halves."""
+        raise NotImplementedError
 
 
 def time_calls(
@@ -98,6 +137,7 @@ def main() -> int:
     parser.add_argument("--sizes", required=True, help="WxH, separated by commas")
     parser.add_argument("--rates", required=True, help="Hz, separated by commas")
     parser.add_argument("--seconds", type=float, default=2.0, help="per size and rate")
+    parser.add_argument("--pretend-ms", type=float, default=0.0, help="of each inference")
     args, ros = parser.parse_known_args()
     sizes = [
         (int(width), int(height))
@@ -106,9 +146,14 @@ def main() -> int:
     rates = [float(word) for word in args.rates.split(",")]
 
     def load_and_time(parameters: PolicyParameters) -> PolicyLike:
-        policy = load_policy(parameters)
-        policy.warm_up()
+        policy = host_policy(parameters)
+        with phase("warm-up"):
+            policy.warm_up()
+        if args.pretend_ms:
+            policy = PretendedPolicy(policy, args.pretend_ms / 1e3)
+        began = time.monotonic()
         found = time_policy(policy, parameters, sizes, rates, args.seconds)
+        found["seconds"] = time.monotonic() - began
         args.direct_out.write_text(json.dumps(found) + "\n", encoding="utf-8")
         return policy
 
