@@ -1,6 +1,7 @@
 """The active node and its inputs: images and joints with every fault, stamps, clocks."""
 
 import array
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -355,3 +356,25 @@ def test_ticks_do_not_depend_on_system_time(bench, sim, kind):
     b.activate()
     ticking = [timer for timer in b.node.timers if timer.timer_period_ns == 50_000_000]
     assert [timer.clock.clock_type for timer in ticking] == [kind, kind]
+
+
+def test_frames_are_taken_while_an_inference_runs(bench):
+    release, running = threading.Event(), threading.Event()
+
+    def behave(number, _):
+        running.set()
+        release.wait(60)
+
+    b = bench(behave=behave)
+    b.activate()
+    assert b.client.until(running.is_set, feed=b.feed)
+    used = b.node._intake.inputs.sources["base_camera"].newest.stamp_ns
+    try:
+        assert b.client.until(
+            lambda: b.node._intake.inputs.sources["base_camera"].newest.stamp_ns > used,
+            feed=b.feed,
+        )
+        assert not b.client.chunks
+    finally:
+        release.set()
+    b.chunks(2)

@@ -237,18 +237,20 @@ class TimedLoop(ManagedPart):
             self._wake_in(wait_ns)
 
     def _look(self) -> None:
-        """Take messages and start the due inference, or look again when frames are expected."""
+        """Take messages and start the due inference, or look again when frames are expected.
+
+        Frames are taken while an inference runs, too, so that the next one need not wait for it;
+        what is newer when that has ended is taken then.
+        """
         loop = self._loop
         if loop is None or self._timers is None or loop.due_since_ns is None:
             return
-        if loop.runner.busy:
-            return  # its end looks again
         over_ns = loop.due_since_ns + loop.wait_ns
         again_ns = self._subscriptions.take_since(loop.due_since_ns, over_ns)
-        if again_ns is None:
-            self._try_start(waited=True)
-        else:
+        if again_ns is not None:
             self._wake_in(max(again_ns - time.monotonic_ns(), 1))
+        elif not loop.runner.busy:  # else its end looks again
+            self._try_start(waited=True)
 
     def _wake_in(self, time_ns: int) -> None:
         if self._timers is not None:

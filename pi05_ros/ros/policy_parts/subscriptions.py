@@ -110,7 +110,8 @@ class Subscriptions(ManagedPart):
         """Take the frames that should have come after a time, and all joint states.
 
         A camera is left alone until its first frame after that time should be there: what would be
-        taken before is replaced at once.
+        taken before is replaced at once. Where that comes after the wait, the frame before it is
+        the one to use, and is taken while others are waited for.
 
         Args:
             since_ns: monotonic time.
@@ -124,7 +125,9 @@ class Subscriptions(ManagedPart):
         now_ns = time.monotonic_ns()
         if now_ns < over_ns:
             expected = self._expected_ns(since_ns, now_ns)
-            self.take([name for name, at in expected.items() if at is None or at <= now_ns])
+            self.take(
+                [n for n, at in expected.items() if at is None or not now_ns < at <= over_ns]
+            )
             now_ns = time.monotonic_ns()
             again_ns = wake_ns(self._expected_ns(since_ns, now_ns).values(), now_ns, over_ns)
             if again_ns is not None:
