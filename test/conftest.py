@@ -34,6 +34,7 @@ NEEDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("cli/test_doctor.py", ("ros", "render")),
     ("cli/test_live.py", ("ros",)),
     ("cli/test_replay_cli.py", ("slow",)),
+    ("replay/test_dataset_recording.py", ("slow",)),
     ("replay/test_demo_bag.py", ("render",)),
     ("replay/test_offline.py", ("slow",)),
     ("replay/test_release_0_1_0.py", ("slow",)),

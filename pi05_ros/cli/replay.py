@@ -23,7 +23,11 @@ TIME_BASES = ("auto", "clock", "log", "header")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("bag", type=Path, help="rosbag2 folder, .mcap or .db3 file")
+    parser.add_argument(
+        "bag",
+        type=Path,
+        help="rosbag2 folder, .mcap or .db3 file; LeRobot dataset, or DATASET/episode_N",
+    )
     parser.add_argument(
         "--offline",
         action="store_true",
@@ -161,8 +165,8 @@ def _yaml(name: str, text: str) -> Any:
 
 def run(args: argparse.Namespace) -> int:
     """Replay, report, compare; exit code 2 (from `main`) where it cannot run."""
-    from pi05_ros.bags.bag import Bag
     from pi05_ros.bags.chunk_record import read_chunks
+    from pi05_ros.bags.lerobot_recording import open_recording
     from pi05_ros.bags.topics import parse_map
     from pi05_ros.replay.compare import compare
     from pi05_ros.replay.out_claim import claim
@@ -187,8 +191,8 @@ def run(args: argparse.Namespace) -> int:
     mapping = parse_map(args.map)
     if args.against_demonstration:
         return _against_demonstration(args, parameters, mapping)
-    with Bag(args.bag) as bag:
-        robot = robot_of(parameters)
+    robot = robot_of(parameters)
+    with open_recording(args.bag, robot) as bag:
         chosen = choose(
             bag,
             robot,
@@ -250,6 +254,7 @@ def _against_demonstration(
     """Compare with what the demonstrator did."""
     from pi05_ros.bags.bag import BagError
     from pi05_ros.bags.bag_files import bags_in
+    from pi05_ros.bags.lerobot_recording import episodes_in
     from pi05_ros.replay.against_demonstration import compare_bags
     from pi05_ros.replay.out_claim import claim
     from pi05_ros.replay.plots import plot_agreement
@@ -258,7 +263,7 @@ def _against_demonstration(
     policy = load_policy(parameters)
     with claim(args.out):
         agreement = compare_bags(
-            bags_in(args.bag),
+            [episode for path in bags_in(args.bag) for episode in episodes_in(path)],
             policy,
             mapping,
             args.namespace,

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pi05_ros.bags.bag import Bag, BagError
+from pi05_ros.bags.bag import BagError
 from pi05_ros.bags.cdr_messages import NS
+from pi05_ros.bags.lerobot_recording import open_recording
 from pi05_ros.policy.interface import ActionMeaning, Observation
 from pi05_ros.replay.agreement import Agreement
 from pi05_ros.replay.convention_faults import (
@@ -271,8 +272,16 @@ def compare_bags(
     """
     with contextlib.ExitStack() as stack:
         demonstrations = []
-        for path in paths:
-            bag = stack.enter_context(Bag(path))
+        notes: set[str] = set()
+        spread = np.linspace(0, len(paths) - 1, min(len(paths), count)).round().astype(int)
+        if len(spread) < len(paths):
+            say(f"{len(spread)} of {len(paths)} recordings are compared, spread over all")
+        for path in (paths[index] for index in spread):
+            bag = stack.enter_context(open_recording(path, policy.robot))
+            for note in bag.notes:
+                if note not in notes:
+                    notes.add(note)
+                    say(f"{path}: {note}")
             chosen = choose(bag, policy.robot, mapping, namespace)
             demonstrations.append(
                 read_demonstration(

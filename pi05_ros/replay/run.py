@@ -12,6 +12,7 @@ import numpy as np
 from pi05_ros.bags.bag import Bag, BagError, BagWriter, require_place
 from pi05_ros.bags.cdr_messages import ACTION_CHUNK
 from pi05_ros.bags.chunk_record import CHUNK_TOPIC, CHUNKS, ChunkRecord
+from pi05_ros.bags.lerobot_recording import episodes_in, is_dataset, open_recording
 from pi05_ros.bags.topics import JOINT_STATES, PROMPT, Source, find_sources
 from pi05_ros.policy.checkpoints.loading import read_recipe
 from pi05_ros.policy.checkpoints.recipe import Recipe
@@ -33,6 +34,7 @@ class Chosen:
         sources: bag topic per input.
         roles: cameras that are used, in the robot profile's order.
         absent: inputs of cameras that the bag lacks and the robot profile does not require.
+        robot: whose inputs they are.
         notes: what is odd about the bag, one sentence each.
 
     """
@@ -40,6 +42,7 @@ class Chosen:
     sources: dict[str, Source]
     roles: tuple[str, ...]
     absent: tuple[str, ...]
+    robot: RobotProfile
     notes: tuple[str, ...] = ()
 
 
@@ -113,6 +116,7 @@ def choose(
         sources,
         tuple(role for role in wanted if camera_source(role) in sources),
         tuple(name for name in map(camera_source, wanted) if name not in sources),
+        robot,
         bag.notes,
     )
 
@@ -140,7 +144,7 @@ def run_offline(
     out.mkdir(parents=True, exist_ok=True)
     chunks: list[ChunkRecord] = []
     times: list[float] = []
-    with Bag(path) as bag, BagWriter(out / CHUNKS) as writer:
+    with open_recording(path, chosen.robot) as bag, BagWriter(out / CHUNKS) as writer:
         writer.add_topic(CHUNK_TOPIC, ACTION_CHUNK)
         replay = OfflineReplay(bag, chosen.sources, policy, parameters, chosen.roles, base, loops)
         for chunk in replay:
@@ -175,6 +179,21 @@ def run_offline(
     return Outcome(chunks, summary, out / CHUNKS)
 
 
+def _playable(path: Path, robot: RobotProfile, out: Path) -> Path:
+    """The bag that the player plays: an episode of a dataset is written as one."""
+    if not is_dataset(path):
+        return path
+    if len(episodes_in(path)) > 1:
+        raise BagError(
+            f"{path} has several episodes, and live replay plays one: give {path}/episode_0 (or "
+            "another), or --offline"
+        )
+    with open_recording(path, robot) as episode, BagWriter(out / "episode") as writer:
+        for message in episode.messages():
+            writer.write_raw(message.topic, message.msgtype, message.log_ns, message.raw)
+    return out / "episode"
+
+
 def run_online(
     path: Path,
     chosen: Chosen,
@@ -188,6 +207,7 @@ def run_online(
 ) -> Outcome:
     """Live replay into `out`/chunks."""
     _require_place(path, out)
+    path = _playable(path, chosen.robot, out)
     recipe = recipe_of(parameters)
     node_values = {**values, "camera_roles": list(chosen.roles)}
     options = LiveOptions(path, chosen.sources, node_values, out, base, speed, loops)
@@ -225,7 +245,9 @@ def write_files(
         if plot and outcome.chunks:
             written.append(out / "replay.png")
             topic = chosen.sources[JOINT_STATES].topic
-            measured = joint_history(bag, topic, outcome.chunks[0].names)
+            names = outcome.chunks[0].names
+            with open_recording(bag, chosen.robot) as opened:
+                measured = joint_history(opened, topic, names)
             plot_replay(written[-1], outcome.chunks, outcome.summary, measured, title)
     except OSError as error:
         raise BagError(f"cannot write {written[-1]}: {error.strerror or error}") from error
@@ -233,7 +255,7 @@ def write_files(
 
 
 def joint_history(
-    path: Path, topic: str, names: Sequence[str]
+    bag: Bag, topic: str, names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Stamps in ns ``[n]`` and positions ``[n, len(names)]`` of a bag; None if names differ."""
     from pi05_ros.runtime.inputs.conversion import ConversionError, stamp_ns
@@ -242,16 +264,15 @@ def joint_history(
     joints = JointStateMerger(names)
     stamps: list[int] = []
     rows: list[np.ndarray] = []
-    with Bag(path) as bag:
-        for message in bag.messages([topic]):
-            try:
-                decoded = message.decode()
-                merged = merge_message(joints, decoded, stamp_ns=stamp_ns(decoded.header.stamp))
-            except (BagError, ConversionError):
-                continue  # counted by the replay
-            if merged is not None:
-                rows.append(merged.positions.astype(np.float32))
-                stamps.append(max(merged.stamps_ns))
+    for message in bag.messages([topic]):
+        try:
+            decoded = message.decode()
+            merged = merge_message(joints, decoded, stamp_ns=stamp_ns(decoded.header.stamp))
+        except (BagError, ConversionError):
+            continue  # counted by the replay
+        if merged is not None:
+            rows.append(merged.positions.astype(np.float32))
+            stamps.append(max(merged.stamps_ns))
     return (np.asarray(stamps), np.stack(rows)) if rows else None
 
 

@@ -218,3 +218,37 @@ def test_bad_options_are_named_before_any_work(words, said, tmp_path, capsys):
         train.main([str(tmp_path / "ckpt"), *words.split()])
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("version", ["3.0", "2.1"])
+def test_training_reads_an_exported_dataset_of_the_expert(version, tmp_path, capsys):
+    """Recorded, exported, read: the expert's states and commands, and a checkpoint of them."""
+    pytest.importorskip("av")
+    pytest.importorskip("pyarrow")
+    from pi05_ros.cli.main import main as pi05
+    from pi05_ros.sim.training import train
+    from pi05_ros.sim.training.from_dataset import read_dataset
+    from pi05_ros.sim.training.record import record_episode
+
+    world = World()
+    task = TASKS["push_blue"]
+    assert record_episode(world, task, 5, tmp_path / "bag")
+    frames = episode(world, task, 5, disturbed=False)
+    world.close()
+    out = tmp_path / "dataset"
+    assert pi05(["dataset", str(tmp_path / "bag"), "--out", str(out), "--version", version]) == 0
+    data = read_dataset(out)
+    assert set(data.tasks) == {list(TASKS).index("push_blue")}
+    assert data.images.shape == (len(data.states), 2, 112, 112, 3)
+    count = min(len(frames), len(data.states) - HORIZON)
+    assert count > 10
+    for k in range(count):
+        np.testing.assert_array_equal(data.states[k], frames[k].state)
+        np.testing.assert_array_equal(data.actions[k], frames[k].actions)
+        assert np.abs(data.images[k].astype(int) - frames[k].images).mean() < 6
+    assert (data.actions[-1] == data.actions[-1, 0]).all()
+    if version == "3.0":
+        words = f"{tmp_path / 'ckpt'} --data {out} --batch 2 --eval-seeds 0 --device cpu"
+        assert train.main([*words.split(), "--minutes", "0.0001"]) == 0
+        assert "those of the dataset" in capsys.readouterr().out
+        assert load_checkpoint(tmp_path / "ckpt").config == CONFIG

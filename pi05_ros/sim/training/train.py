@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pi05_ros.bags.lerobot_recording import is_dataset
 from pi05_ros.model import Pi05
 from pi05_ros.model.checkpoint.load import openpi_tensors, save_openpi
 from pi05_ros.model.checkpoint.safetensors_file import write_file
@@ -33,6 +34,7 @@ from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.policy.transforms.transforms import delta_to_absolute
 from pi05_ros.sim.arm.tasks import TASKS
 from pi05_ros.sim.training.demonstrations import FACTS, Demonstrations, generate
+from pi05_ros.sim.training.from_dataset import read_dataset
 from pi05_ros.sim.training.objective import (
     DELTA_MASK,
     TrainingRecipe,
@@ -245,7 +247,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Generate demonstrations, train, save and evaluate."""
     parser = argparse.ArgumentParser(description="train the simulated arm's small pi0.5")
     parser.add_argument("out", type=Path, help="checkpoint directory to write")
-    parser.add_argument("--data", type=Path, help="demonstrations (default OUT/../demonstrations)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="demonstrations, made if they are not there (default OUT/../demonstrations), or a "
+        "LeRobot dataset of the simulated arm",
+    )
     parser.add_argument("--episodes", type=int, default=6000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--renderer", default=None, help="egl, osmesa or ray")
@@ -268,13 +275,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--resume {args.resume}: no such file")
     began = time.monotonic()
     directory = args.data or args.out.parent / "demonstrations"
-    if (directory / FACTS).is_file():
+    if is_dataset(directory):
+        print(f"demonstrations are those of the dataset {directory}")
+    elif (directory / FACTS).is_file():
         facts = read_text(directory / FACTS).strip()
         print(f"demonstrations in {directory} are kept, whatever --episodes says: {facts}")
     else:
         frames = generate(directory, args.episodes, args.workers, args.renderer)
         print(f"{frames} frames in {time.monotonic() - began:.0f} s", flush=True)
-    data = Demonstrations.read(directory)
+    read = read_dataset if is_dataset(directory) else Demonstrations.read
+    data = read(directory)
     staged = args.out.with_name(args.out.name + ".new")
     shutil.rmtree(staged, ignore_errors=True)  # of a run that was killed
     write_stats(staged, data)
