@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,22 +21,15 @@ from pi05_ros.bags.cdr_messages import NS
 from pi05_ros.bags.lerobot_recording import open_recording
 from pi05_ros.policy.interface import ActionMeaning, Observation
 from pi05_ros.replay.agreement import Agreement
-from pi05_ros.replay.convention_faults import (
-    BAD,
-    CAP,
-    Hypothesis,
-    Windows,
-    best,
-    column_hypotheses,
-)
+from pi05_ros.replay.convention_faults import best, column_hypotheses
 from pi05_ros.replay.demonstration import Demonstration, read_demonstration
+from pi05_ros.replay.faults.recorded_faults import RecordedFaults
+from pi05_ros.replay.faults.windows import BAD, CAP, Hypothesis, Windows
 from pi05_ros.replay.input_faults import (
     InputFault,
     Moment,
-    camera_groups,
     image_faults,
     state_faults,
-    with_images,
 )
 from pi05_ros.replay.run import choose
 from pi05_ros.runtime.inference import PolicyLike
@@ -46,7 +38,6 @@ WINDOWS = 24
 FEW = 4
 """Windows with which each fault of the inputs is tried first."""
 FINALISTS = 4
-STALE_S = (0.1, 0.2, 0.4, 0.8)
 
 
 class Comparer:
@@ -93,7 +84,6 @@ class Comparer:
                 f"no recording has {self._horizon * info.step_s:.2g} s of actions after a frame "
                 "of every camera"
             )
-        self._later: dict[tuple[str, int, int], np.ndarray] = {}
 
     def compare(self) -> Agreement:
         """Run the policy, and look for faults if it does not follow."""
@@ -111,8 +101,11 @@ class Comparer:
             faults = best(w, list(column_hypotheses(w)))
             base = np.minimum(errors, CAP)
             bad = base > BAD
-            if not faults or faults[0].left(bad) > 0.1 * float(base[bad].sum()):
-                found = [*faults, *self._input_hypotheses(w, base)]
+            names = self._policy.robot.state_names
+            recorded = RecordedFaults(self._demonstrations, self._moments, names)
+            sure = bool(faults) and faults[0].fitted < 2 and not recorded.unlike_commands
+            if not sure or faults[0].left(bad) > 0.1 * float(base[bad].sum()):
+                found = [*faults, *self._input_hypotheses(w, base, recorded)]
                 faults = best(w, found)
         return Agreement(w, errors, lag * w.step_s, tuple(faults), judged, commanded)
 
@@ -181,13 +174,16 @@ class Comparer:
 
     # -- faults of the inputs ---------------------------------------------------------------
 
-    def _input_hypotheses(self, w: Windows, base: np.ndarray) -> list[Hypothesis]:
+    def _input_hypotheses(
+        self, w: Windows, base: np.ndarray, recorded: RecordedFaults
+    ) -> list[Hypothesis]:
         """Run the policy on corrected observations: all faults on a few windows, then the best."""
         every = max(1, len(self._moments) // FEW)
         few = list(range(0, len(self._moments), every))[:FEW]
         part = dataclasses.replace(w, chunks=w.chunks[few], state=w.state[few], done=w.done[few])
         before = float(np.minimum(part.errors(part.chunks), CAP).sum())
-        faults = list(self._input_faults())
+        roles, names = self._demonstrations[0].roles, self._policy.robot.state_names
+        faults = [*image_faults(roles), *state_faults(names), *recorded.faults()]
         tried = [
             (float(np.minimum(h.errors, CAP).sum()), fault)
             for fault in faults
@@ -202,14 +198,20 @@ class Comparer:
         return found
 
     def _try(self, fault: InputFault, w: Windows, moments: Sequence[Moment]) -> list[Hypothesis]:
-        """The fault corrected in the inputs alone, and in the actions too; the better first."""
-        changed = []
-        for moment in moments:
+        """The fault corrected in the inputs alone, and in the actions too; the better first.
+
+        Windows whose correction was not recorded are left out; none if those are half of them.
+        """
+        changed, kept = [], []
+        for index, moment in enumerate(moments):
             observation = fault.change(moment)
-            if observation is None:
-                return []
-            changed.append(dataclasses.replace(moment, observation=observation))
-        chunks = self._run(changed, [moment.observation for moment in moments])
+            if observation is not None:
+                changed.append(dataclasses.replace(moment, observation=observation))
+                kept.append(index)
+        if 2 * len(kept) <= len(moments):
+            return []
+        w = dataclasses.replace(w, chunks=w.chunks[kept], state=w.state[kept], done=w.done[kept])
+        chunks = self._run(changed, [moments[index].observation for index in kept])
         found = [Hypothesis(fault.kind, fault.text, fault.columns, fault.number, w.errors(chunks))]
         if fault.undo is not None:
             errors = w.errors(fault.undo(chunks, w.names))
@@ -217,42 +219,6 @@ class Comparer:
             both = Hypothesis(fault.kind, text, fault.columns, fault.number, errors)
             found.append(both)
         return sorted(found, key=lambda h: float(np.minimum(h.errors, CAP).sum()))
-
-    def _input_faults(self) -> Iterator[InputFault]:
-        roles = self._demonstrations[0].roles
-        yield from image_faults(roles)
-        for group in camera_groups(roles):
-            for seconds in STALE_S:
-                yield InputFault(
-                    "stale_image",
-                    f"the images of {' and '.join(group)} are {seconds:g} s old",
-                    (),
-                    seconds,
-                    functools.partial(self._fresher, group=group, seconds=seconds),
-                )
-        yield from state_faults(self._policy.robot.state_names)
-
-    def _fresher(self, moment: Moment, group: Sequence[str], seconds: float) -> Observation | None:
-        """The observation with images that are so much newer."""
-        demo = self._demonstrations[moment.demonstration]
-        images = {}
-        for role in group:
-            stamp = demo.newest(role, moment.time_ns + int(seconds * NS)) or 0
-            key = role, moment.demonstration, stamp
-            if key not in self._later:
-                self._load_later(role, moment.demonstration)
-            if key not in self._later:
-                return None
-            images[role] = self._later[key]
-        return with_images(moment.observation, images)
-
-    def _load_later(self, role: str, index: int) -> None:
-        """Frames of all moments of a recording for every age that is tried."""
-        demo = self._demonstrations[index]
-        times = [m.time_ns for m in self._moments if m.demonstration == index]
-        wanted = [demo.newest(role, t + int(s * NS)) or 0 for t in times for s in STALE_S]
-        for (_, stamp), image in demo.images({role: wanted}).items():
-            self._later[role, index, stamp] = image
 
 
 def compare_bags(

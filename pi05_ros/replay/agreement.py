@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pi05_ros.replay.convention_faults import BAD, CAP, Hypothesis, Windows
+from pi05_ros.replay.faults.windows import BAD, CAP, Hypothesis, Windows
 
 SHOWN = 3
 

@@ -1,117 +1,31 @@
 """Which mistake in units, order or timing would explain that chunks are not what was done.
 
 Each hypothesis corrects the chunks (sign, scale, columns, ...). The one after whose correction the
-least error is left is named, if it removes most of a large error. Errors are squares relative to
-the demonstrator's motion from the start of a window: 0 is equal, 1 is standing still.
+least error is left is named, if it removes most of a large error.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-BAD = 0.15
-"""Relative error above which a column needs an explanation."""
-EXPLAINED = 0.35
-"""Share of the error that may be left after a correction that is believed."""
-BELIEVED = 0.5
-"""Relative error that may be left; shrinking a wrong chunk to nothing leaves 1."""
-FITTED = 0.7
-"""A hypothesis with a fitted number must leave this much less than one without."""
-STILL = 0.05
-"""Motion of a column below this share of the largest is no motion."""
-CAP = 25.0
+from pi05_ros.replay.faults.column_sources import base_faults, source_faults
+from pi05_ros.replay.faults.fitted_columns import normalization_faults
+from pi05_ros.replay.faults.windows import (
+    BAD,
+    BELIEVED,
+    CAP,
+    EXPLAINED,
+    FITTED,
+    Hypothesis,
+    Windows,
+    explained,
+)
+
 LAGS = 8
 DEGREES = 180 / math.pi
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Chunks beside what was done.
-
-    Attributes:
-        names: of the columns.
-        grippers: whether a column is a gripper.
-        chunks: ``[N, H, A]``, absolute joint positions.
-        state: measured at the start of each window ``[N, A]``.
-        done: the demonstrator ``[N, before + 3 H, A]``; NaN where the recording has ended.
-        before: index of the start of the window in `done`.
-        step_s: seconds per step.
-
-    """
-
-    names: tuple[str, ...]
-    grippers: tuple[bool, ...]
-    chunks: np.ndarray
-    state: np.ndarray
-    done: np.ndarray
-    before: int
-    step_s: float
-
-    @property
-    def horizon(self) -> int:
-        """Steps of a chunk."""
-        return int(self.chunks.shape[1])
-
-    @property
-    def motion(self) -> np.ndarray:
-        """Root mean square of what was done from the start on ``[A]``, with a floor."""
-        done = self.slice()
-        done = done - done[:, :1]
-        motion = np.sqrt(np.nanmean(done**2, axis=(0, 1)))
-        return np.asarray(np.maximum(motion, max(STILL * motion.max(), 1e-6)))
-
-    def slice(self, lag: float = 0.0, pace: float = 1.0) -> np.ndarray:
-        """What was done at the steps of the chunk, or at other ones ``[N, H, A]``."""
-        steps = self.before + lag + pace * np.arange(self.horizon)
-        low = np.clip(np.floor(steps).astype(int), 0, self.done.shape[1] - 1)
-        high = np.clip(low + 1, 0, self.done.shape[1] - 1)
-        share = (steps - low)[:, None]
-        found = np.where(
-            share > 0,
-            (1 - share) * self.done[:, low] + share * self.done[:, high],
-            self.done[:, low],
-        )
-        found[:, (steps < 0) | (steps > self.done.shape[1] - 1)] = np.nan
-        return np.asarray(found)
-
-    def errors(self, chunks: np.ndarray, lag: float = 0.0, pace: float = 1.0) -> np.ndarray:
-        """Relative squared error per column ``[A]``; infinite where too little overlaps."""
-        away = ((chunks - self.slice(lag, pace)) / self.motion) ** 2
-        seen = np.isfinite(away).mean(axis=(0, 1))
-        capped = np.minimum(away, CAP)
-        with np.errstate(invalid="ignore"):
-            mean = np.nanmean(np.where(np.isfinite(away), capped, np.nan), axis=(0, 1))
-        return np.where(seen > 0.4, mean, np.inf)
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """One fault and the errors after its correction.
-
-    Attributes:
-        kind: word for programs ("sign", "swapped_columns", ...).
-        text: what is wrong, for people.
-        columns: names of the columns that it is about.
-        number: the fitted or tested number behind it.
-        errors: per column after the correction ``[A]``.
-        fitted: whether the number was fitted to the data.
-
-    """
-
-    kind: str
-    text: str
-    columns: tuple[str, ...]
-    number: float
-    errors: np.ndarray
-    fitted: bool = False
-
-    def left(self, bad: np.ndarray) -> float:
-        """Error that is left in the columns that are bad."""
-        return float(np.minimum(self.errors, CAP)[bad].sum())
 
 
 def column_hypotheses(w: Windows) -> Iterator[Hypothesis]:
@@ -125,12 +39,12 @@ def column_hypotheses(w: Windows) -> Iterator[Hypothesis]:
         number: float,
         change: Callable[[np.ndarray], np.ndarray],
         among: Sequence[int],
-        fitted: bool = False,
+        fitted: int = 0,
     ) -> Iterator[Hypothesis]:
         """The fault in every column where it explains something."""
         errors = base.copy()
         better = w.errors(change(w.chunks))
-        hit = [j for j in among if _explained(base[j], better[j])]
+        hit = [j for j in among if explained(base[j], better[j])]
         errors[hit] = better[hit]
         if hit:
             names = tuple(w.names[j] for j in hit)
@@ -147,6 +61,11 @@ def column_hypotheses(w: Windows) -> Iterator[Hypothesis]:
     yield from one(
         "gripper", "{} opens where it should close (0 to 100)", -1.0, lambda p: 100 - p, grippers
     )
+    done = w.slice()
+    ends = np.nanmin(done, axis=(0, 1)) + np.nanmax(done, axis=(0, 1))
+    turned = [j for j in grippers if min(abs(ends[j] - 1), abs(ends[j] - 100)) > 1e-2]
+    text = "{} opens where it should close (between the ends of what was done)"
+    yield from one("gripper", text, -1.0, lambda p: ends - p, turned)
     for factor, text in (
         (1 / DEGREES, "{} is in degrees and read as radians"),
         (DEGREES, "{} is in radians and read as degrees"),
@@ -179,6 +98,9 @@ def column_hypotheses(w: Windows) -> Iterator[Hypothesis]:
     yield from _offsets(w, base)
     yield from _swaps(w, base)
     yield from _timing(w, base)
+    yield from source_faults(w, base)
+    yield from normalization_faults(w, base)
+    yield from base_faults(w, base)
 
 
 def _shifted(by: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -206,7 +128,7 @@ def _scales(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
         hit = [
             j
             for j in range(len(w.names))
-            if _explained(base[j], better[j]) and ratio[j] > 0 and not 0.77 < ratio[j] < 1.3
+            if explained(base[j], better[j]) and ratio[j] > 0 and not 0.77 < ratio[j] < 1.3
         ]
         groups = [[j] for j in hit] + ([hit] if len(hit) > 1 else [])
         for group in groups:
@@ -215,20 +137,20 @@ def _scales(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
             errors[group] = w.errors(about + common * p)[group]
             names = tuple(w.names[j] for j in group)
             text = f"{word} of {', '.join(names)} is off: it should be {common:.3g} times as large"
-            yield Hypothesis("scale", text, names, common, errors, True)
+            yield Hypothesis("scale", text, names, common, errors, 1)
 
 
 def _offsets(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
     offset = np.nanmedian(w.slice() - w.chunks, axis=(0, 1))
     better = w.errors(w.chunks + offset)
-    hit = [j for j in range(len(w.names)) if _explained(base[j], better[j])]
+    hit = [j for j in range(len(w.names)) if explained(base[j], better[j])]
     if hit:
         errors = base.copy()
         errors[hit] = better[hit]
         names = tuple(w.names[j] for j in hit)
         shown = ", ".join(f"{w.names[j]} by {offset[j]:+.3g}" for j in hit)
         text = f"offset: {shown} is missing"
-        yield Hypothesis("offset", text, names, float(offset[hit[0]]), errors, True)
+        yield Hypothesis("offset", text, names, float(offset[hit[0]]), errors, 1)
 
 
 def _swaps(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
@@ -245,7 +167,7 @@ def _swaps(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
             order[i], order[j] = j, i
         errors = w.errors(w.chunks[..., order])
         involved = [*first, *second]
-        if _explained(base[involved].max(), errors[involved].max()):
+        if explained(base[involved].max(), errors[involved].max()):
             kept = base.copy()
             kept[involved] = errors[involved]
             left, right = (", ".join(w.names[i] for i in side) for side in (first, second))
@@ -263,12 +185,12 @@ def _timing(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
             seconds = abs(lag) * w.step_s
             word = "ahead of" if lag > 0 else "behind"
             text = f"chunks are {seconds:.2f} s {word} what was done"
-            yield Hypothesis("lag", text, w.names, lag * w.step_s, errors, True)
+            yield Hypothesis("lag", text, w.names, lag * w.step_s, errors, 1)
     for pace in (1 / 3, 0.5, 2 / 3, 1.5, 2.0, 3.0):
         errors = w.errors(w.chunks, pace=pace)
         if np.isfinite(errors).all() and errors.sum() < EXPLAINED * base.sum():
             text = f"a step takes {pace * w.step_s:.3g} s, not {w.step_s:.3g} s (control_hz)"
-            yield Hypothesis("step_time", text, w.names, pace, errors, True)
+            yield Hypothesis("step_time", text, w.names, pace, errors, 1)
 
 
 def best(w: Windows, found: Sequence[Hypothesis]) -> list[Hypothesis]:
@@ -281,7 +203,7 @@ def best(w: Windows, found: Sequence[Hypothesis]) -> list[Hypothesis]:
     good = [h for h in found if _whole(h, bad, total) or _one_column(h, base, bad)]
 
     def cost(h: Hypothesis) -> tuple[float, int]:
-        left = h.left(bad) / (FITTED if h.fitted else 1.0)
+        left = h.left(bad) / FITTED**h.fitted
         return (left + 0.02 * total, len(h.columns))
 
     return sorted(good, key=cost)
@@ -297,8 +219,4 @@ def _one_column(h: Hypothesis, base: np.ndarray, bad: np.ndarray) -> bool:
     """Whether it explains one of the columns."""
     left = np.minimum(h.errors, CAP)
     pairs = zip(base[bad], left[bad], strict=True)
-    return bool(h.columns) and any(_explained(before, after) for before, after in pairs)
-
-
-def _explained(before: float, after: float) -> bool:
-    return bool(before > BAD and after < min(EXPLAINED * before, BELIEVED))
+    return bool(h.columns) and any(explained(before, after) for before, after in pairs)

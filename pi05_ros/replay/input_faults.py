@@ -68,6 +68,14 @@ def image_faults(roles: Sequence[str]) -> Iterator[InputFault]:
         ("rotated_image", "turned by 180 degrees", lambda image: image[::-1, ::-1]),
         ("color_order", "in BGR instead of RGB", lambda image: image[..., ::-1]),
     )
+    turns += (
+        ("rotated_image", "turned by 90 degrees to the left", lambda image: np.rot90(image, -1)),
+        ("rotated_image", "turned by 90 degrees to the right", lambda image: np.rot90(image)),
+        ("cropped_image", "wider than what the policy knows (0.8)", _crop(0.8)),
+        ("cropped_image", "wider than what the policy knows (0.6)", _crop(0.6)),
+        ("cropped_image", "a part of what the policy knows (0.8)", _widen(0.8)),
+        ("cropped_image", "a part of what the policy knows (0.6)", _widen(0.6)),
+    )
     for group in camera_groups(roles):
         for kind, word, turn in turns:
             text = f"the images of {' and '.join(group)} are {word}"
@@ -103,6 +111,18 @@ def state_faults(names: Sequence[str]) -> Iterator[InputFault]:
         yield _state_fault(
             "state_columns", text, (names[i], names[j]), 1.0, [i, j], _reverse, _reverse
         )
+
+    for group, what in ((joints, "joints"), (list(range(len(names))), "columns")):
+        if len(group) < 3 or (what == "columns" and not grippers):
+            continue
+        for kept, word, turn, back in (
+            (group, "one place late", _roll(-1), _roll(1)),
+            (group, "one place early", _roll(1), _roll(-1)),
+            (group, "in reverse order", _reverse, _reverse),
+        ):
+            text = f"the states of the {what} are {word}"
+            columns = tuple(names[j] for j in kept)
+            yield _state_fault("state_order", text, columns, 1.0, kept, turn, back)
 
 
 def _state_fault(
@@ -142,6 +162,39 @@ def _one_minus(values: np.ndarray) -> np.ndarray:
 
 def _reverse(values: np.ndarray) -> np.ndarray:
     return values[..., ::-1]
+
+
+def _roll(places: int) -> _Array:
+    def change(values: np.ndarray) -> np.ndarray:
+        return np.roll(values, places, axis=-1)
+
+    return change
+
+
+def _crop(share: float) -> _Array:
+    """The middle of an image."""
+
+    def change(image: np.ndarray) -> np.ndarray:
+        height, width = (round(share * side) for side in image.shape[:2])
+        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        return image[top : top + height, left : left + width]
+
+    return change
+
+
+def _widen(share: float) -> _Array:
+    """An image smaller, with its edges around it: what it lacks is not known."""
+
+    def change(image: np.ndarray) -> np.ndarray:
+        rows, columns = (
+            np.clip(
+                np.round((np.arange(side) - side / 2 + 0.5) / share + side / 2 - 0.5), 0, side - 1
+            ).astype(int)
+            for side in image.shape[:2]
+        )
+        return np.asarray(image[rows][:, columns])
+
+    return change
 
 
 def _exchange(a: str, b: str) -> Callable[[Moment], Observation]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pi05_ros.bags.chunk_record import ChunkRecord
-from pi05_ros.replay.convention_faults import Windows
+from pi05_ros.replay.faults.windows import Windows
 from pi05_ros.replay.summary import ReplaySummary, latencies_ms
 
 STAGES = (

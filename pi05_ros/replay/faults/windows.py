@@ -1,0 +1,121 @@
+"""Chunks beside what was done, and a fault that would explain how they differ.
+
+Errors are squares relative to the motion from the start of a window: 0 is equal, 1 is
+standing still.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BAD = 0.15
+"""Relative error above which a column needs an explanation."""
+EXPLAINED = 0.35
+"""Share of the error that may be left after a correction that is believed."""
+BELIEVED = 0.5
+"""Relative error that may be left; shrinking a wrong chunk to nothing leaves 1."""
+FITTED = 0.7
+"""For each number that was fitted to a column, a hypothesis must leave this much less."""
+STILL = 0.05
+"""Motion of a column below this share of the largest is no motion."""
+CAP = 25.0
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Chunks beside what was done.
+
+    Attributes:
+        names: of the columns.
+        grippers: whether a column is a gripper.
+        chunks: ``[N, H, A]``, absolute joint positions.
+        state: measured at the start of each window ``[N, A]``.
+        done: the demonstrator ``[N, before + 3 H, A]``; NaN where the recording has ended.
+        before: index of the start of the window in `done`.
+        step_s: seconds per step.
+
+    """
+
+    names: tuple[str, ...]
+    grippers: tuple[bool, ...]
+    chunks: np.ndarray
+    state: np.ndarray
+    done: np.ndarray
+    before: int
+    step_s: float
+
+    @property
+    def horizon(self) -> int:
+        """Steps of a chunk."""
+        return int(self.chunks.shape[1])
+
+    @property
+    def motion(self) -> np.ndarray:
+        """Root mean square of what was done from the start on ``[A]``, with a floor."""
+        done = self.slice()
+        done = done - done[:, :1]
+        motion = np.sqrt(np.nanmean(done**2, axis=(0, 1)))
+        return np.asarray(np.maximum(motion, max(STILL * motion.max(), 1e-6)))
+
+    @property
+    def moves(self) -> np.ndarray:
+        """Whether the demonstrator moves each column enough to tell it from others ``[A]``."""
+        done = self.slice()
+        motion = np.sqrt(np.nanmean((done - done[:, :1]) ** 2, axis=(0, 1)))
+        return np.asarray(motion > max(STILL * motion.max(), 1e-6))
+
+    def slice(self, lag: float = 0.0, pace: float = 1.0) -> np.ndarray:
+        """What was done at the steps of the chunk, or at other ones ``[N, H, A]``."""
+        steps = self.before + lag + pace * np.arange(self.horizon)
+        low = np.clip(np.floor(steps).astype(int), 0, self.done.shape[1] - 1)
+        high = np.clip(low + 1, 0, self.done.shape[1] - 1)
+        share = (steps - low)[:, None]
+        found = np.where(
+            share > 0,
+            (1 - share) * self.done[:, low] + share * self.done[:, high],
+            self.done[:, low],
+        )
+        found[:, (steps < 0) | (steps > self.done.shape[1] - 1)] = np.nan
+        return np.asarray(found)
+
+    def errors(self, chunks: np.ndarray, lag: float = 0.0, pace: float = 1.0) -> np.ndarray:
+        """Relative squared error per column ``[A]``; infinite where too little overlaps."""
+        away = ((chunks - self.slice(lag, pace)) / self.motion) ** 2
+        seen = np.isfinite(away).mean(axis=(0, 1))
+        capped = np.minimum(away, CAP)
+        with np.errstate(invalid="ignore"):
+            mean = np.nanmean(np.where(np.isfinite(away), capped, np.nan), axis=(0, 1))
+        return np.where(seen > 0.4, mean, np.inf)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One fault and the errors after its correction.
+
+    Attributes:
+        kind: word for programs ("sign", "swapped_columns", ...).
+        text: what is wrong, for people.
+        columns: names of the columns that it is about.
+        number: the fitted or tested number behind it.
+        errors: per column after the correction ``[A]``.
+        fitted: how many numbers were fitted to each column.
+
+    """
+
+    kind: str
+    text: str
+    columns: tuple[str, ...]
+    number: float
+    errors: np.ndarray
+    fitted: int = 0
+
+    def left(self, bad: np.ndarray) -> float:
+        """Error that is left in the columns that are bad."""
+        return float(np.minimum(self.errors, CAP)[bad].sum())
+
+
+def explained(before: float, after: float) -> bool:
+    """Whether a correction that leaves `after` of the error `before` of a column is believed."""
+    return bool(before > BAD and after < min(EXPLAINED * before, BELIEVED))
