@@ -22,7 +22,8 @@ CLOCK = "rosgraph_msgs/msg/Clock"
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
 ACTION_CHUNK = "pi05_ros/msg/ActionChunk"
 POLICY_STATUS = "pi05_ros/msg/PolicyStatus"
-OWN_MESSAGES = ("InferenceTimings", "ActionChunk", "PolicyStatus")
+EXECUTOR_STATUS = "pi05_ros/msg/ExecutorStatus"
+OWN_MESSAGES = ("InferenceTimings", "ActionChunk", "PolicyStatus", "ExecutorStatus")
 
 
 def message_dir() -> Path:

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quantize": ("pi05_ros.cli.engines.quantize", "earlier name of pi05 calibrate --for tensorrt"),
     "serve": ("pi05_ros.cli.serve", "serve a policy to robots on openpi's websocket protocol"),
     "tune": ("pi05_ros.cli.engines.tune", "choose the cuda backend's tile sizes on this GPU"),
+    "view": ("pi05_ros.cli.view", "show images, chunks and states in Foxglove"),
     "replay": ("pi05_ros.cli.replay", "run the policy over a recorded bag, live or offline"),
 }
 

@@ -23,6 +23,7 @@ ORDER = (
     ("backends",),
     ("policy",),
     ("execution", "runtime", "bags", "serving"),
+    ("view",),
     ("doctor",),
     ("ros",),
     ("sim",),

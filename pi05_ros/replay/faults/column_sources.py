@@ -83,12 +83,12 @@ def base_faults(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
                 errors[j] = after
                 text = f"{w.names[j]} starts from the state of {w.names[i]}"
                 yield Hypothesis(
-                    "wrong_base", text, (w.names[j],), float(np.median(differ)), errors
+                    "wrong_base", text, (w.names[j],), float(np.median(differ)), errors, 1
                 )
     start = w.chunks[:, :1] - w.slice()[:, :1]
     number = float(np.nanmedian(np.abs(start[..., bad]))) if len(bad) else 0.0
     text = "the motion of {} is right and starts from another place"
-    yield from _where(w, base, "wrong_base", text, number, w.chunks - start, 2)
+    yield from _where(w, base, "wrong_base", text, number, w.chunks - start, 3)
 
 
 def _where(

@@ -1,0 +1,1 @@
+"""Nodes that only listen: they show, count and record what others do."""
