@@ -4,9 +4,9 @@
     python scripts/soak.py --minutes 5          # with .venv/ros_env.sh sourced
 
 Every ten seconds it notes resident memory, descriptors and threads of driver, policy and executor
-node, and the files in shared memory. Where the policy runs in a process of its own, that process
-is killed now and then. It fails if anything grows between the first and the last quarter, if no
-episode succeeds, or if a node ends.
+node, and the files in shared memory. The engine runs in a process of its own, which is killed now
+and then (`--isolation thread`: in the node). It fails if anything grows between the first and the
+last quarter, if no episode succeeds, or if a node ends.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def shared_files(nodes: list[Child]) -> set[str]:
 def soak(args: argparse.Namespace) -> int:
     """Run it and print the table."""
     environment, domain = ros_environment()
-    job = RosJob(Setting(), args.rate, args.task, (0,))
+    job = RosJob(Setting(), args.rate, args.task, (0,), isolation=args.isolation)
     session, notes = RosSession(real_time=False), Notes()
     rclpy.init(args=[], domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
     executor, node = SingleThreadedExecutor(), watcher(session)
@@ -166,7 +166,10 @@ def report(args: argparse.Namespace, session: RosSession, notes: Notes) -> int:
         print(f"FAILED: {name} grew", file=sys.stderr)
     if not done:
         print("FAILED: no episode was done", file=sys.stderr)
-    return 1 if grown or not done else 0
+    unhurt = args.isolation == "process" and 0 < args.kill_every < args.minutes and not notes.kills
+    if unhurt:
+        print("FAILED: no process of the policy was there to be killed", file=sys.stderr)
+    return 1 if grown or not done or unhurt else 0
 
 
 def main() -> int:
@@ -175,6 +178,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--rate", type=float, default=4.0, help="inferences per second")
     parser.add_argument("--task", default="push_blue")
+    parser.add_argument("--isolation", choices=("process", "thread"), default="process")
     parser.add_argument("--kill-every", type=float, default=5.0, help="minutes; 0: never")
     parser.add_argument("--out", type=Path, default=Path("out/soak"))
     args = parser.parse_args()

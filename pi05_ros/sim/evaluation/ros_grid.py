@@ -40,6 +40,7 @@ class RosJob:
     task: str
     seeds: tuple[int, ...]
     real_time: bool = False
+    isolation: str = "thread"
 
     @property
     def key(self) -> str:
@@ -73,6 +74,7 @@ class RosJob:
             return common | ({} if self.real_time else {"remote_deadline_s": LOCK_STEP_DEADLINE_S})
         return common | {
             "threads": 1,
+            "isolation": self.isolation,
             "device": "cpu" if setting.backend == "eager" else "auto",
             "backend": setting.backend,
             **{f"precision.{stage}": setting.precision for stage in STAGES},
