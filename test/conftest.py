@@ -28,6 +28,7 @@ NEEDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ros/test_parameters.py", ()),
     ("ros/test_node_onnx.py", ("ros", "compile")),
     ("ros/", ("ros",)),
+    ("conformance/test_deviant_nodes.py", ("ros",)),
     ("launch/", ("ros", "render")),
     ("cli/test_bench.py", ("ros",)),
     ("cli/test_demo.py", ("ros", "render")),

@@ -1,4 +1,7 @@
-"""`pi05 doctor`: report of what works here. Exit code 0 if the basic job can run."""
+"""`pi05 doctor`: report of what works here. Exit code 0 if the basic job can run.
+
+With `--conformance`: whether the nodes that run keep the promises of the documentation.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 from pi05_ros.doctor.checks import Check, Level, guarded
+from pi05_ros.errors import InvalidValueError
 
+TOPICS_S, CONFORMANCE_S = 3.0, 30.0
 COLORS = {
     Level.OK: "green",
     Level.INFO: "cyan",
@@ -27,12 +32,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--robot", help="robot profile (name or YAML) to hold joint names against")
     parser.add_argument("--namespace", default="", help="look at topics below this namespace only")
     parser.add_argument(
-        "--seconds", type=_seconds, default=3.0, help="time to listen to topics; 0 leaves them out"
+        "--seconds",
+        type=_seconds,
+        help="time to listen to topics; 0 leaves them out (default 3, with --conformance 30)",
     )
     parser.add_argument(
         "--max-age", type=_seconds, default=0.5, help="accepted age of header stamps in seconds"
     )
     parser.add_argument("--json", action="store_true", help="machine-readable report")
+    parser.add_argument(
+        "--conformance",
+        action="store_true",
+        help="only this: listen to the nodes that run and check what the documentation promises",
+    )
+    parser.add_argument(
+        "--active",
+        action="store_true",
+        help="with --conformance: also stop and resume executors, reset policies, send a chunk "
+        "that must be refused; the arm brakes, then goes on",
+    )
 
 
 def _seconds(text: str) -> float:
@@ -64,11 +82,12 @@ def examine(args: argparse.Namespace) -> list[Check]:
         ("tokenizer", lambda: assets.tokenizer(args.tokenizer, args.checkpoint), False),
         ("robot profile", lambda: robot_checks, True),
     ]
-    if args.seconds > 0:
+    seconds = TOPICS_S if args.seconds is None else args.seconds
+    if seconds > 0:
         jobs.append(
             (
                 "topics",
-                lambda: live_topics.topics(args.namespace, args.seconds, joints, args.max_age),
+                lambda: live_topics.topics(args.namespace, seconds, joints, args.max_age),
                 False,
             )
         )
@@ -78,19 +97,40 @@ def examine(args: argparse.Namespace) -> list[Check]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 1 if something the basic job needs is missing."""
+    """Print the report; 1 if something the basic job needs is missing, or a promise is broken."""
+    if args.conformance:
+        return _conformance(args)
+    if args.active:
+        raise InvalidValueError("--active is for --conformance")
     checks = examine(args)
     failed = [check for check in checks if check.level is Level.FAIL]
     if args.json:
         report = {"works": not failed, "checks": [asdict(check) for check in checks]}
         print(json.dumps(report, indent=2))
+    elif failed:
+        names = ", ".join(check.name for check in failed)
+        _show(checks, f"The basic job cannot run yet: fix {names}.", "bold red")
     else:
-        _show(checks)
+        _show(checks, "The basic job can run: try `pi05 demo`.", "bold green")
     return 1 if failed else 0
 
 
-def _show(checks: list[Check]) -> None:
-    """Table, then the fixes, then the verdict."""
+def _conformance(args: argparse.Namespace) -> int:
+    """Report of the conformance client; 1 if a promise is broken or nothing was there to check."""
+    from pi05_ros.doctor import live_conformance
+
+    seconds = CONFORMANCE_S if args.seconds is None else args.seconds
+    rows = live_conformance.findings(args.namespace, seconds, args.active)
+    verdict, kept = live_conformance.verdict(rows)
+    if args.json:
+        print(json.dumps({"kept": kept, "findings": rows}, indent=2))
+    else:
+        _show(live_conformance.checks(rows), verdict, "bold green" if kept else "bold red")
+    return 0 if kept else 1
+
+
+def _show(checks: list[Check], verdict: str, style: str) -> None:
+    """Table, then the verdict."""
     try:
         from rich.console import Console
         from rich.table import Table
@@ -99,6 +139,7 @@ def _show(checks: list[Check]) -> None:
         for check in checks:
             fix = f"\n          fix: {check.fix}" if check.fix else ""
             print(f"{check.level.value:8} {check.name}: {check.detail}{fix}")
+        print(f"\n{verdict}")
         return
     console = Console()
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
@@ -108,14 +149,8 @@ def _show(checks: list[Check]) -> None:
     for check in checks:
         cell = Text(check.detail)
         if check.fix:
-            style = "bold" if check.level in (Level.FAIL, Level.WARN) else "bright_black"
-            cell.append(f"\n-> {check.fix}", style=style)
+            loud = check.level in (Level.FAIL, Level.WARN)
+            cell.append(f"\n-> {check.fix}", style="bold" if loud else "bright_black")
         table.add_row(Text(check.level.value, style=COLORS[check.level]), check.name, cell)
     console.print(table)
-    failed = [check.name for check in checks if check.level is Level.FAIL]
-    if failed:
-        console.print(
-            Text(f"\nThe basic job cannot run yet: fix {', '.join(failed)}.", style="bold red")
-        )
-    else:
-        console.print(Text("\nThe basic job can run: try `pi05 demo`.", style="bold green"))
+    console.print(Text(f"\n{verdict}", style=style))

@@ -261,10 +261,11 @@ def main(args: list[str] | None = None) -> int:
     while not stop.is_set():
         executor.spin_once(0.1)
     node.soft_stop()
+    process.ignore_signals()
     executor.shutdown()
     node.destroy_node()
     rclpy.try_shutdown()
-    return 0
+    process.leave(0)
 
 
 if __name__ == "__main__":

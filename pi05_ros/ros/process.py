@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import rclpy
 from rclpy.clock import Clock, ClockType
@@ -140,6 +140,17 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def leave(code: int) -> NoReturn:
+    """End the process at once: everything has been closed.
+
+    Taking down an interpreter with torch in it takes seconds on a busy machine, and a model that
+    still computes would crash meanwhile.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def run(
     make_node: Callable[[threading.Event], LifecycleNode], args: Sequence[str] | None = None
 ) -> int:
@@ -150,7 +161,7 @@ def run(
         args: command line with ROS arguments; None takes the process's own.
 
     Returns:
-        Exit code.
+        Exit code of a node that could not start; else the process ends here, with code 0.
 
     """
     stop = start(args)
@@ -165,7 +176,7 @@ def run(
     executor = EnduringExecutor(node)
     while not stop.is_set():
         executor.spin_once(0.1)
-    clean = node.end()
+    node.end()
     ignore_signals()
     executor.shutdown()
     node.destroy_node()
@@ -173,12 +184,7 @@ def run(
     # and a thread that was left behind does. Others would see a ghost until its lease ends.
     node._state_machine.destroy_when_not_in_use()
     rclpy.try_shutdown()
-    if not clean:
-        # A model that still computes would crash while the interpreter is taken down.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-    return 0
+    leave(0)
 
 
 def guard_change_state(node: LifecycleNode) -> None:

@@ -309,11 +309,12 @@ def main(args: list[str] | None = None) -> int:
             node.tick()
             # A late simulation slows down rather than jumping.
             due = max(due + period, time.monotonic() - node.catch_up * period)
+    process.ignore_signals()
     node.world.close()
     executor.shutdown()
     node.destroy_node()
     rclpy.try_shutdown()
-    return 0
+    process.leave(0)
 
 
 if __name__ == "__main__":

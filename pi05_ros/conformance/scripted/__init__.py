@@ -1,0 +1,1 @@
+"""Scripts that play faults into nodes which they start themselves."""
