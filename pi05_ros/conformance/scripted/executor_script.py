@@ -255,8 +255,8 @@ class ExecutorScript:
     def states(self) -> None:
         """Joint states that end, and two publishers that disagree."""
         self.stage.sources.silent.add("joint_states")
-        held = self.mode_is(HOLDING, seconds=10.0)
-        waiting = self.mode_is(WAITING, seconds=10.0)
+        held = self.mode_is(HOLDING)
+        waiting = self.mode_is(WAITING)
         said = self.said()
         self.run(1.0)
         self.stage.sources.silent.discard("joint_states")
@@ -267,21 +267,18 @@ class ExecutorScript:
             passed("held, then released, then follows again") if held and waiting and again
             else failed(f"held {held}, released {waiting}, again {again}: {said}"),
         )  # fmt: skip
-        turns = {"count": 0}
 
-        def disagree() -> JointState:
-            turns["count"] += 1
+        def elsewhere() -> JointState:
             message = self._state()
-            if turns["count"] % 2:
-                message.position[0] += 0.8
+            message.position[0] += 0.8
             return message
 
-        self.stage.sources.make["joint_states"] = disagree
+        self.stage.sources.second["joint_states"] = elsewhere
         held = self.mode_is(HOLDING, WAITING)
         said = self.said()
         self.run(1.0)
         stays = mode(self.record) != FOLLOWING
-        self.stage.sources.make["joint_states"] = self._state
+        self.stage.sources.second.clear()
         again = self.mode_is(FOLLOWING)
         self.note(
             Promise("joint states disagree", EXECUTOR, "Joint states", "If it jumps to and fro, "

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import Image
 
 from pi05_ros.conformance.heard import NS
 from pi05_ros.conformance.scripted.testbed import (
@@ -84,10 +83,9 @@ def half_jpeg() -> Any:
     return message
 
 
-def two_places() -> Callable[[], JointState]:
-    """Joint states of two publishers that disagree, in turns."""
-    turn = count()
-    return lambda: joint_state([value + 0.8 * (next(turn) % 14 > 6) for value in START])
+def _second_place(stage: Testbed) -> None:
+    """Another publisher of joint states that is elsewhere."""
+    stage.sources.second["joint_states"] = lambda: joint_state([value + 0.8 for value in START])
 
 
 FAULTS = (
@@ -133,5 +131,5 @@ FAULTS = (
           _make("joint_states", lambda: joint_state((1.0,), ("wheel",)))),
     Fault("two publishers", "joint_states", "refused.conflict",
           "two publishers of joint states disagree about the same joint",
-          _make("joint_states", two_places())),
+          _second_place),
 )  # fmt: skip

@@ -32,7 +32,7 @@ JOINTS = ("joint1", "joint2", "joint3", "joint4", "joint5", "joint6", "gripper")
 START = (0.0, 0.5, 1.5, 0.0, 1.0, 0.0, 0.5)
 """A place of the simulated arm inside its limits."""
 WIDTH, HEIGHT = 32, 24
-STOP_S = 10.0
+STOP_S = 60.0
 START_S = 180.0
 """A busy machine takes this long to import torch."""
 POLICY_MODULE, EXECUTOR_MODULE = "pi05_ros.ros.policy_node", "pi05_ros.ros.executor_node"
@@ -71,18 +71,20 @@ def set_stamp(message: Any, time_ns: int) -> Any:
 class Sources:
     """What the robot publishes; scripts change it to make faults.
 
-    `offset_ns` is added to stamps, `fixed_ns` replaces them, `make` replaces messages, and those
-    in `silent` do not speak.
+    `offset_ns` is added to stamps, `fixed_ns` replaces them, `make` replaces messages, `second`
+    publishes one more each time, and those in `silent` do not speak.
     """
 
     make: dict[str, Callable[[], Any]] = field(default_factory=dict)
     offset_ns: dict[str, int] = field(default_factory=dict)
     fixed_ns: dict[str, int] = field(default_factory=dict)
+    second: dict[str, Callable[[], Any]] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
 
     def heal(self) -> None:
         """No fault any more."""
         self.make.clear()
+        self.second.clear()
         self.offset_ns.clear()
         self.fixed_ns.clear()
         self.silent.clear()
@@ -174,6 +176,8 @@ class Testbed:
                 message = sources.make.get(name, self._normal[name])()
                 at = sources.fixed_ns.get(name, now_ns + sources.offset_ns.get(name, 0))
                 publisher.publish(set_stamp(message, at))
+                if name in sources.second:
+                    publisher.publish(set_stamp(sources.second[name](), at + NS // 1000))
 
     def publish(self, source: str, message: Any) -> None:
         """One message more on the topic of a source."""
