@@ -177,8 +177,8 @@ def _choose(
         return "eager", "no CUDA device"
     module, why = _usable("tensorrt") if without != "tensorrt" else (None, "it has failed")
     if module is not None:
-        proven, why = module.proven(model, precision, views, horizon, max_prompt_tokens)
-        if proven:
+        verified, why = module.verified(model, precision, views, horizon, max_prompt_tokens)
+        if verified:
             return "tensorrt", why
     log.info("backend auto: not tensorrt: %s", why)
     if not _exists(_FACTORIES["cuda"][0]):

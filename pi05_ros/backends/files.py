@@ -57,7 +57,7 @@ def model_folder(weights_id: str, root: Path | None = None) -> Path:
 def make_model_folder(weights_id: str, root: Path | None = None) -> Path:
     """Make the folder of one checkpoint if it is not there, for our user only.
 
-    Whoever writes there first makes it so, whatever the umask: engines will lie in it.
+    Its mode does not depend on the umask: engines will lie in it.
 
     Raises:
         BackendError: it cannot be made.

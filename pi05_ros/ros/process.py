@@ -60,7 +60,7 @@ def tick_clock(node: Node) -> Clock:
     return Clock(clock_type=ClockType.STEADY_TIME)
 
 
-class EnduringExecutor:
+class TolerantExecutor:
     """Single-threaded executor of one node that outlives the exceptions of callbacks.
 
     A message that does not deserialize, for example text that is not UTF-8, raises while spinning.
@@ -173,7 +173,7 @@ def run(
         print(f"cannot start: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 2
-    executor = EnduringExecutor(node)
+    executor = TolerantExecutor(node)
     while not stop.is_set():
         executor.spin_once(0.1)
     node.end()

@@ -235,7 +235,7 @@ def _build_for(
 
 def _kernels_refused(engines: Any, export: Path, outlets: Outlets) -> bool:
     """Judge what can be judged without the GPU: the kernels of the engines."""
-    from pi05_ros.backends.tensorrt.proof import kernel_facts
+    from pi05_ros.backends.tensorrt.engine_report import kernel_facts
 
     judge = Judge()
     judge_kernels(judge, kernel_facts(engines, export))

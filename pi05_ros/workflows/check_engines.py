@@ -105,13 +105,13 @@ def check_engines(
     from pi05_ros.backends.identity import machine_facts
     from pi05_ros.backends.tensorrt.binding import EngineFailedError
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
-    from pi05_ros.backends.tensorrt.engine_set import HOW_TO, UnprovenEngineError, plan_digests
-    from pi05_ros.backends.tensorrt.proof import kernel_facts, retry_of, write_report
+    from pi05_ros.backends.tensorrt.engine_report import kernel_facts, retry_of, write_report
+    from pi05_ros.backends.tensorrt.engine_set import HOW_TO, UnverifiedEngineError, plan_digests
     from pi05_ros.backends.verification.report import write_files
 
     document = read_export(export)
     if document["graph_hash"] != engines.document["graph_hash"]:
-        raise UnprovenEngineError(
+        raise UnverifiedEngineError(
             f"the graphs in {export} are not those of the engines any more; {HOW_TO}"
         )
     verify_export(export, document)
@@ -249,7 +249,7 @@ def _check_tensorrt(request: CheckRequest, outlets: Outlets) -> bool:
     from pi05_ros.backends.export.export_document import read_export
     from pi05_ros.backends.files import model_folder
     from pi05_ros.backends.tensorrt.engine_set import (
-        UnprovenEngineError,
+        UnverifiedEngineError,
         export_of,
         open_set,
         require_match,
@@ -263,7 +263,7 @@ def _check_tensorrt(request: CheckRequest, outlets: Outlets) -> bool:
         base = model_folder(subject.weights, request.model.cache) / "engines"
         found = sorted(base.glob("[!.]*/key.json"), key=lambda path: path.stat().st_mtime)
         if not found:
-            raise UnprovenEngineError(f"no engines in {base}; build them with: pi05 build")
+            raise UnverifiedEngineError(f"no engines in {base}; build them with: pi05 build")
         folder = found[-1].parent
     engines = open_set(folder)
     require_match(engines, subject.weights, _device(subject))

@@ -106,7 +106,7 @@ def test_the_reason_is_not_an_option(model):
 @pytest.mark.parametrize("failed", ["tensorrt", "cuda"])
 def test_a_fallback_is_never_what_has_failed(failed, monkeypatch):
     """Proven engines may not load: too little GPU memory, say."""
-    able = types.SimpleNamespace(proven=lambda *sizes: (True, "proven"))
+    able = types.SimpleNamespace(verified=lambda *sizes: (True, "verified"))
     monkeypatch.setattr(create, "_usable", lambda name: (able, ""))
     monkeypatch.setattr(create.torch.cuda, "get_device_name", lambda device: "a GPU")
     on_gpu = types.SimpleNamespace(device=types.SimpleNamespace(type="cuda"))

@@ -1,10 +1,10 @@
 """The executor with `limiting: joint` commands what release 0.1.0 (commit 45242c3) commanded.
 
-The golden file was recorded with that commit by `stream` below, every fifth period: 600 periods of
-chunks at uneven times, some late, some refused, targets beyond the limits, gaps, stops, and a policy
-that replaces another. 0.1.0 had no other way of limiting; `path` is meant to differ. So do, on
-purpose, starts outside the limits, a clock that jumps and joint states that jump: no such thing is in
-the stream.
+The golden file was recorded with that commit by `stream` below, every fifth period: 600 periods
+of chunks at uneven times, some late, some refused, targets beyond the limits, gaps, stops, and a
+policy that replaces another. 0.1.0 had no other way of limiting; `path` is meant to differ. So do,
+on purpose, starts outside the limits, a clock that jumps and joint states that jump: no such thing
+is in the stream.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ import torch
 from pi05_ros.backends.quantization.samples import Sample
 from pi05_ros.backends.staged.engine import StagedEngine
 from pi05_ros.backends.staged.shapes import STAGES
+from pi05_ros.backends.tensorrt.engine_report import write_report
 from pi05_ros.backends.tensorrt.engine_set import EngineSet, plan_digests
 from pi05_ros.backends.tensorrt.engine_store import build_engines
-from pi05_ros.backends.tensorrt.proof import write_report
 from pi05_ros.backends.verification.inspector import quantized_products, read_layers
 from pi05_ros.backends.verification.verify import Report, check_engine
 

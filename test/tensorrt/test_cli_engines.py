@@ -120,7 +120,7 @@ def test_int8_for_gpus_without_fp8(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Built, proven by INT8 kernels, compared with the simulation it was exported from."""
+    """Built, shown by its INT8 kernels, compared with the simulation it was exported from."""
     from pi05_ros.backends.tensorrt import binding
     from pi05_ros.backends.verification import verify
 
@@ -157,7 +157,7 @@ def test_int8_for_gpus_without_fp8(
     policy.close()
     with pytest.raises(BackendError, match="run prefill in int8, asked for is fp16"):
         Policy.load(CHECKPOINT, backend="tensorrt", precision="fp16", backend_options=options)
-    # The same graphs with kernels of another type are not proven.
+    # The same graphs with kernels of another type are not accepted.
     monkeypatch.setattr(runtime.PlanFile, "layers_json", fake)
     assert main([*words, "--steps", "2", "--optimization-level", "2", "--prefill", "fp8"]) == 1
 
@@ -286,8 +286,8 @@ def test_a_report_is_about_the_plans_that_ran(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another build may replace the plans while they are checked."""
-    from pi05_ros.backends.tensorrt.engine_set import UnprovenEngineError, open_set
-    from pi05_ros.backends.tensorrt.proof import require_proof
+    from pi05_ros.backends.tensorrt.engine_report import require_verified
+    from pi05_ros.backends.tensorrt.engine_set import UnverifiedEngineError, open_set
 
     root = tmp_path / "cache"
     shutil.copytree(cache, root)
@@ -305,8 +305,8 @@ def test_a_report_is_about_the_plans_that_ran(
 
     monkeypatch.setattr(engine_options, "show_progress", replace_plan)
     main(["check", *words])
-    with pytest.raises(UnprovenEngineError, match="not about these plans"):
-        require_proof(open_set(key.parent), torch.device("cpu"))
+    with pytest.raises(UnverifiedEngineError, match="not about these plans"):
+        require_verified(open_set(key.parent), torch.device("cpu"))
 
 
 def test_the_gpu_that_was_asked_for_is_the_one_that_is_judged(

@@ -23,10 +23,10 @@ from pi05_ros.backends.identity import engine_key, weights_id
 from pi05_ros.backends.quantization.samples import Sample
 from pi05_ros.backends.staged.engine import StagedEngine
 from pi05_ros.backends.tensorrt import binding, engine_set, engine_store
-from pi05_ros.backends.tensorrt.engine_set import UnprovenEngineError, open_set, require_match
-from pi05_ros.backends.tensorrt.engine_store import find_proven
+from pi05_ros.backends.tensorrt.engine_report import require_verified
+from pi05_ros.backends.tensorrt.engine_set import UnverifiedEngineError, open_set, require_match
+from pi05_ros.backends.tensorrt.engine_store import find_verified
 from pi05_ros.backends.tensorrt.flavor import TENSORRT
-from pi05_ros.backends.tensorrt.proof import require_proof
 from pi05_ros.model import Pi05
 
 
@@ -44,26 +44,26 @@ def test_only_the_exact_key_is_loaded(
     found = build(graphs_fp16, tmp_path)
     keep(found, check(found, graphs_fp16, reference, fake_quant, samples))
     weights = weights_id(model)
-    require_proof(found, CPU)
+    require_verified(found, CPU)
     require_match(open_set(found.folder), weights, CPU)
-    with pytest.raises(UnprovenEngineError, match="are of weights"):
+    with pytest.raises(UnverifiedEngineError, match="are of weights"):
         require_match(found, "sha256:other", CPU)
     facts = engine_set.machine_facts(CPU)
     monkeypatch.setattr(engine_set, "machine_facts", lambda d: {**facts, "gpu": "another"})
-    with pytest.raises(UnprovenEngineError, match="with gpu 'cpu', here it is 'another'"):
-        find_proven(weights, found.shapes, Precision(), CPU, tmp_path)
+    with pytest.raises(UnverifiedEngineError, match="with gpu 'cpu', here it is 'another'"):
+        find_verified(weights, found.shapes, Precision(), CPU, tmp_path)
     monkeypatch.setattr(engine_set, "machine_facts", lambda d: facts)
     install("11.4.0.106")
     with pytest.raises(
-        UnprovenEngineError, match=r"built by TensorRT 10\.13\.3\.9, this is 11\.4"
+        UnverifiedEngineError, match=r"built by TensorRT 10\.13\.3\.9, this is 11\.4"
     ):
-        find_proven(weights, found.shapes, Precision(), CPU, tmp_path)
+        find_verified(weights, found.shapes, Precision(), CPU, tmp_path)
     install()
-    with pytest.raises(UnprovenEngineError, match="run prefill in fp8, asked for is fp16"):
-        find_proven(weights, found.shapes, Precision(prefill="fp16"), CPU, tmp_path)
+    with pytest.raises(UnverifiedEngineError, match="run prefill in fp8, asked for is fp16"):
+        find_verified(weights, found.shapes, Precision(prefill="fp16"), CPU, tmp_path)
     with pytest.raises(BackendError, match="are for horizon 10, the policy needs 9"):
         backend.create(model, Precision(), cache=tmp_path, **{**SIZES, "horizon": 9})
-    assert find_proven(weights, found.shapes, Precision(), CPU, tmp_path).folder == found.folder
+    assert find_verified(weights, found.shapes, Precision(), CPU, tmp_path).folder == found.folder
 
 
 def test_altered_files_are_refused(
@@ -74,26 +74,26 @@ def test_altered_files_are_refused(
     plan = found.folder / "prefill.plan"
     whole = plan.read_bytes()
     plan.write_bytes(whole[:-3])
-    with pytest.raises(UnprovenEngineError, match="missing, cut short or altered"):
+    with pytest.raises(UnverifiedEngineError, match="missing, cut short or altered"):
         open_set(found.folder)
     plan.write_bytes(whole)
     key = found.folder / "key.json"
     content = json.loads(key.read_text())
     content["document"]["flags"]["tf32"] = True
     key.write_text(json.dumps(content))
-    with pytest.raises(UnprovenEngineError, match="does not match its content"):
+    with pytest.raises(UnverifiedEngineError, match="does not match its content"):
         open_set(found.folder)
     key.write_text("[]")
-    with pytest.raises(UnprovenEngineError, match="not a mapping"):
+    with pytest.raises(UnverifiedEngineError, match="not a mapping"):
         open_set(found.folder)
     key.write_bytes(b"\xff")
-    with pytest.raises(UnprovenEngineError, match="not text in UTF-8"):
+    with pytest.raises(UnverifiedEngineError, match="not text in UTF-8"):
         open_set(found.folder)
     key.unlink()
-    with pytest.raises(UnprovenEngineError, match="no finished build"):
+    with pytest.raises(UnverifiedEngineError, match="no finished build"):
         open_set(found.folder)
-    with pytest.raises(UnprovenEngineError, match="no engines of this checkpoint"):
-        find_proven("sha256:none", found.shapes, Precision(), CPU, tmp_path)
+    with pytest.raises(UnverifiedEngineError, match="no engines of this checkpoint"):
+        find_verified("sha256:none", found.shapes, Precision(), CPU, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["key.json", "vision.plan", "denoise_step.plan"])
@@ -105,7 +105,7 @@ def test_files_that_others_may_write_are_refused(
     found = build(graphs_fp16, tmp_path)
     open_set(found.folder)
     (found.folder / name).chmod(bits)
-    with pytest.raises(UnprovenEngineError, match=rf"others may write into .*{name}"):
+    with pytest.raises(UnverifiedEngineError, match=rf"others may write into .*{name}"):
         open_set(found.folder)
 
 
@@ -145,16 +145,16 @@ def test_keys_that_cannot_be_read_hide_no_good_engines(
     """Another version's folder, say: named, and passed over in the search."""
     install()
     good = build(graphs_fp16, tmp_path)
-    monkeypatch.setattr(engine_store, "require_proof", lambda found, device: {})
+    monkeypatch.setattr(engine_store, "require_verified", lambda found, device: {})
     content = json.loads((good.folder / "key.json").read_text())
     change(content["document"])
     content["key"] = engine_key(content["document"])
     bad = good.folder.with_name(content["key"])
     shutil.copytree(good.folder, bad)
     (bad / "key.json").write_text(json.dumps(content))
-    with pytest.raises(UnprovenEngineError, match=message):
+    with pytest.raises(UnverifiedEngineError, match=message):
         open_set(bad)
-    found = find_proven(weights_id(model), good.shapes, Precision(), CPU, tmp_path)
+    found = find_verified(weights_id(model), good.shapes, Precision(), CPU, tmp_path)
     assert found.folder == good.folder
 
 
@@ -170,8 +170,8 @@ def test_a_refusing_report_that_is_damaged_still_refuses(
     }
     for findings in (None, 3, [3], [{"ok": False}]):
         (found.folder / "check.json").write_text(json.dumps({**content, "findings": findings}))
-        with pytest.raises(UnprovenEngineError, match="failed their check"):
-            require_proof(found, CPU)
+        with pytest.raises(UnverifiedEngineError, match="failed their check"):
+            require_verified(found, CPU)
 
 
 def test_reports_of_other_plans_or_refusals_do_not_count(
@@ -188,14 +188,16 @@ def test_reports_of_other_plans_or_refusals_do_not_count(
     path = keep(found, report)
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "plans": {}}))
-    with pytest.raises(UnprovenEngineError, match="not about these plans"):
-        require_proof(found, CPU)
+    with pytest.raises(UnverifiedEngineError, match="not about these plans"):
+        require_verified(found, CPU)
     faults.perturb = 0.3
     bad = check(found, graphs_fp16, reference, fake_quant, samples)
     assert not bad.ok
     keep(found, bad)
-    with pytest.raises(UnprovenEngineError, match=r"failed their check .*--optimization-level 2"):
-        require_proof(found, CPU)
+    with pytest.raises(
+        UnverifiedEngineError, match=r"failed their check .*--optimization-level 2"
+    ):
+        require_verified(found, CPU)
 
 
 def test_folder_of_others_is_refused(install: Install, graphs_fp16: Path, tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_fallback_only_when_allowed_and_visible(
     install: Install, tmp_path: Path, model: Pi05, caplog: pytest.LogCaptureFixture
 ) -> None:
     install()
-    with pytest.raises(UnprovenEngineError, match="run: pi05 build"):
+    with pytest.raises(UnverifiedEngineError, match="run: pi05 build"):
         backend.create(model, Precision(), cache=tmp_path, **SIZES)
     with caplog.at_level(logging.ERROR):
         engine = create_engine(model, "tensorrt", cache=tmp_path, allow_fallback=True, **SIZES)
@@ -232,7 +234,7 @@ def test_absent_old_and_new_tensorrt(
             TENSORRT.require()
     with pytest.raises(BackendError, match="cannot read"):
         identity.parse_version("unknown")
-    works, why = backend.proven(model, Precision(), 2, 10, 12)
+    works, why = backend.verified(model, Precision(), 2, 10, 12)
     assert not works
     assert "not supported" in why or "no CUDA device" in why
 
@@ -252,7 +254,7 @@ def test_a_tensorrt_that_does_not_load_is_not_taken(
         TENSORRT.require()
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     assert error is None or str(error) in str(caught.value)
-    assert not backend.proven(model, Precision(), 2, 10, 12)[0]
+    assert not backend.verified(model, Precision(), 2, 10, 12)[0]
 
 
 def test_gpu_without_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

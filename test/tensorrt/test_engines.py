@@ -20,9 +20,9 @@ from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.samples import Sample
 from pi05_ros.backends.staged.engine import StagedEngine
 from pi05_ros.backends.staged.shapes import STAGES
-from pi05_ros.backends.tensorrt.engine_set import UnprovenEngineError
+from pi05_ros.backends.tensorrt.engine_report import require_verified
+from pi05_ros.backends.tensorrt.engine_set import UnverifiedEngineError
 from pi05_ros.backends.tensorrt.engine_store import load_runners
-from pi05_ros.backends.tensorrt.proof import require_proof
 from pi05_ros.backends.verification.verify import check_engine
 from pi05_ros.model import Pi05
 
@@ -50,7 +50,7 @@ def test_built_checked_loaded_and_run(
     assert "trtexec --onnx=" in log
     assert ("--stronglyTyped" in log) == version.startswith("10.")
     assert found.precision == Precision("fp16", "fp8", "fp8")
-    with pytest.raises(UnprovenEngineError, match="never checked here"):
+    with pytest.raises(UnverifiedEngineError, match="never checked here"):
         backend.create(model, Precision(), cache=tmp_path, **SIZES)
     report = check(found, graphs_fp16, reference, fake_quant, samples)
     assert report.ok, [f.as_dict() for f in report.failures]
@@ -67,7 +67,7 @@ def test_built_checked_loaded_and_run(
     engine.prefill(samples[4].images, samples[4].tokens)
     assert torch.equal(engine.denoise(kept, sample.noise), actions)
     assert engine.sample(sample.images[:1], sample.tokens, sample.noise, 3).shape == (10, 32)
-    assert backend.proven(model, Precision(), cache=tmp_path, **SIZES)[0]
+    assert backend.verified(model, Precision(), cache=tmp_path, **SIZES)[0]
     engine.close()
     del engine
     assert faults.live_contexts == 0
@@ -206,8 +206,8 @@ def test_engines_that_are_not_what_was_asked_for_are_refused(
     assert item in [finding.item for finding in report.failures]
     assert not any("cosine" in finding.item for finding in report.failures)
     keep(found, report)
-    with pytest.raises(UnprovenEngineError, match="failed their check"):
-        require_proof(found, CPU)
+    with pytest.raises(UnverifiedEngineError, match="failed their check"):
+        require_verified(found, CPU)
 
 
 def test_everything_happens_on_the_device_of_the_engine(

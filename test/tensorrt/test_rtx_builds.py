@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from pi05_ros.backends.tensorrt import flavor
+from pi05_ros.backends.tensorrt.engine_report import require_verified
 from pi05_ros.backends.tensorrt.engine_set import (
-    UnprovenEngineError,
+    UnverifiedEngineError,
     export_of,
     open_set,
     require_match,
 )
 from pi05_ros.backends.tensorrt.flavor import RTX, TENSORRT, recommended, usable_flavor
-from pi05_ros.backends.tensorrt.proof import require_proof
 from pi05_ros.cli.main import main
 
 pytestmark = pytest.mark.skipif(
@@ -49,10 +49,10 @@ def test_compiled_for_another_machine_and_refused_here(
     for found in sets:
         assert found.flavor is RTX
         assert found.document["machine"] == {}
-        with pytest.raises(UnprovenEngineError, match="the engines are for sm"):
+        with pytest.raises(UnverifiedEngineError, match="the engines are for sm"):
             require_match(found, found.document["weights"], CPU)
-        with pytest.raises(UnprovenEngineError, match="never checked here"):
-            require_proof(found, CPU)
+        with pytest.raises(UnverifiedEngineError, match="never checked here"):
+            require_verified(found, CPU)
         layers = json.loads((found.folder / "layers_prefill.json").read_text())
         assert len(layers["Network"]["softmax"]) == 2
     # Moved to the robot with the folder of its graphs.

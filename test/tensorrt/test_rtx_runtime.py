@@ -18,12 +18,12 @@ from pi05_ros.backends.quantization.samples import Sample
 from pi05_ros.backends.staged.engine import StagedEngine
 from pi05_ros.backends.tensorrt import engine_set
 from pi05_ros.backends.tensorrt.engine import TensorrtEngine
-from pi05_ros.backends.tensorrt.engine_set import EngineSet, UnprovenEngineError, require_match
-from pi05_ros.backends.tensorrt.engine_store import build_engines, find_proven
+from pi05_ros.backends.tensorrt.engine_report import require_verified
+from pi05_ros.backends.tensorrt.engine_set import EngineSet, UnverifiedEngineError, require_match
+from pi05_ros.backends.tensorrt.engine_store import build_engines, find_verified
 from pi05_ros.backends.tensorrt.flavor import RTX
 from pi05_ros.backends.tensorrt.kernel_cache import KERNELS
 from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags
-from pi05_ros.backends.tensorrt.proof import require_proof
 from pi05_ros.model import Pi05
 
 
@@ -85,21 +85,23 @@ def test_a_report_is_of_one_machine(
 ) -> None:
     weights = weights_id(model)
     require_match(engines, weights, CPU)
-    with pytest.raises(UnprovenEngineError, match="never checked here"):
-        require_proof(engines, CPU)
+    with pytest.raises(UnverifiedEngineError, match="never checked here"):
+        require_verified(engines, CPU)
     # The builder of the stand-in prints no kernels: those of its inspector are taken.
     monkeypatch.setattr("engine_sets.inspect", lambda found, graphs: {})
     report = check(engines, graphs_fp16, reference, fake_quant, samples)
     assert report.ok, report.failures
     keep(engines, report)
-    found = find_proven(weights, engines.shapes, Precision(), CPU, tmp_path)
+    found = find_verified(weights, engines.shapes, Precision(), CPU, tmp_path)
     assert found.folder == engines.folder
     facts = engine_set.machine_facts(CPU)
     monkeypatch.setattr(engine_set, "machine_facts", lambda device: {**facts, "driver": "other"})
-    with pytest.raises(UnprovenEngineError, match="were checked on a machine with driver"):
-        require_proof(engines, CPU)
+    with pytest.raises(UnverifiedEngineError, match="were checked on a machine with driver"):
+        require_verified(engines, CPU)
     monkeypatch.setattr(engine_set, "capability_of", lambda device: (12, 0))
-    with pytest.raises(UnprovenEngineError, match=r"for sm89, this GPU is sm120.*--target sm120"):
+    with pytest.raises(
+        UnverifiedEngineError, match=r"for sm89, this GPU is sm120.*--target sm120"
+    ):
         require_match(engines, weights, CPU)
 
 

@@ -25,9 +25,9 @@ from pi05_ros.backends.files import (
 from pi05_ros.backends.identity import weights_id
 from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.staged.shapes import StageShapes
-from pi05_ros.backends.tensorrt import engine_store, proven
-from pi05_ros.backends.tensorrt.engine_set import EngineSet, UnprovenEngineError, open_set
-from pi05_ros.backends.tensorrt.engine_store import build_engines, find_proven
+from pi05_ros.backends.tensorrt import engine_store, verified
+from pi05_ros.backends.tensorrt.engine_set import EngineSet, UnverifiedEngineError, open_set
+from pi05_ros.backends.tensorrt.engine_store import build_engines, find_verified
 from pi05_ros.model import Pi05
 
 CPU = torch.device("cpu")
@@ -106,12 +106,12 @@ def test_a_folder_of_others_does_not_hide_a_good_one(
     good = build_engines(graphs_fp16, BuildFlags(), CPU, root=tmp_path)
     bad = build_engines(graphs_fp16, BuildFlags(optimization_level=2), CPU, root=tmp_path)
     bad.folder.chmod(0o777)
-    monkeypatch.setattr(engine_store, "require_proof", lambda found, device: {})
+    monkeypatch.setattr(engine_store, "require_verified", lambda found, device: {})
     weights = weights_id(model)
-    assert find_proven(weights, shapes, Precision(), CPU, tmp_path).folder == good.folder
+    assert find_verified(weights, shapes, Precision(), CPU, tmp_path).folder == good.folder
     good.folder.chmod(0o777)
-    with pytest.raises(UnprovenEngineError, match=r"none of 2 .*others may write into"):
-        find_proven(weights, shapes, Precision(), CPU, tmp_path)
+    with pytest.raises(UnverifiedEngineError, match=r"none of 2 .*others may write into"):
+        find_verified(weights, shapes, Precision(), CPU, tmp_path)
 
 
 def test_one_writer_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -199,6 +199,6 @@ def test_a_user_without_a_home(
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         with pytest.raises(BackendError, match=r"no home directory.*set XDG_CACHE_HOME"):
             cache_root()
-    works, why = proven(model, Precision(), 2, 10, 12)
+    works, why = verified(model, Precision(), 2, 10, 12)
     assert not works
     assert "no home directory" in why

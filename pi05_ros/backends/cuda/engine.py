@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pi05_ros.backends.cuda.buffers import MAX_STEPS, CudaKVCache
+from pi05_ros.backends.cuda.embedding_reuse import EmbeddingReuse
 from pi05_ros.backends.cuda.graphs import Graphs, on_device
 from pi05_ros.backends.cuda.inputs import (
     MAX_VIEWS,
@@ -31,7 +32,6 @@ from pi05_ros.backends.cuda.inputs import (
     check_sizes,
     check_steps,
 )
-from pi05_ros.backends.cuda.kept_inputs import EmbeddingReuse
 from pi05_ros.backends.cuda.monitor import GraphRunner, Monitor
 from pi05_ros.backends.cuda.scales import ActivationScales, EngineScales, Saturation
 from pi05_ros.backends.cuda.stages.assembly import Sizes, assemble

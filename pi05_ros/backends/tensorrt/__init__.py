@@ -15,7 +15,7 @@ from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.tensorrt.binding import require_gpu, usable
 from pi05_ros.model import Pi05
 
-__all__ = ["create", "proven", "usable"]
+__all__ = ["create", "usable", "verified"]
 
 
 def create(
@@ -42,8 +42,8 @@ def create(
         cuda_graph: run the flow loop as one CUDA graph.
 
     Raises:
-        BackendError: no TensorRT or GPU; UnprovenEngineError: no engine that may be used, with the
-            reason and what to run.
+        BackendError: no TensorRT or GPU; UnverifiedEngineError: no engine that may be used, with
+            the reason and what to run.
 
     """
     fp8 = "fp8" in (precision.prefill, precision.denoise)
@@ -51,12 +51,12 @@ def create(
     from pi05_ros.backends.identity import weights_id
     from pi05_ros.backends.staged.shapes import StageShapes
     from pi05_ros.backends.tensorrt.engine import TensorrtEngine
-    from pi05_ros.backends.tensorrt.engine_store import find_proven
-    from pi05_ros.backends.tensorrt.proof import dry_run_of, retry_of
+    from pi05_ros.backends.tensorrt.engine_report import dry_run_of, retry_of
+    from pi05_ros.backends.tensorrt.engine_store import find_verified
 
     shapes = StageShapes.of(model.config, views, max_prompt_tokens, horizon)
     root = Path(cache) if cache is not None else None
-    engines = find_proven(weights_id(model), shapes, precision, device, root)
+    engines = find_verified(weights_id(model), shapes, precision, device, root)
     preset = engines.document["flags"]["preset"] or "not quantized"
     name = engines.folder.name[:12]
     title = f"{engines.flavor.title} {engines.document['tensorrt']}"
@@ -69,7 +69,7 @@ def create(
     return TensorrtEngine(model, engines, device, cuda_graph=cuda_graph, reason=reason)
 
 
-def proven(
+def verified(
     model: Pi05,
     precision: Precision,
     views: int,
@@ -83,13 +83,13 @@ def proven(
         return False, why
     from pi05_ros.backends.identity import weights_id
     from pi05_ros.backends.staged.shapes import StageShapes
-    from pi05_ros.backends.tensorrt.engine_store import find_proven
+    from pi05_ros.backends.tensorrt.engine_store import find_verified
 
     root = Path(cache) if cache is not None else None
     try:
         device = require_gpu(fp8=False, near=model.device)
         shapes = StageShapes.of(model.config, views, max_prompt_tokens, horizon)
-        engines = find_proven(weights_id(model), shapes, precision, device, root)
+        engines = find_verified(weights_id(model), shapes, precision, device, root)
     except (BackendError, ValueError) as error:
         return False, str(error)
     title = f"{engines.flavor.title} {engines.document['tensorrt']}"

@@ -1,6 +1,6 @@
 """Small subclasses of TensorRT's callback interfaces, made for the module of one flavor.
 
-TensorRT keeps only a plain pointer to them: whoever passes one on must keep it alive.
+TensorRT keeps only a plain pointer to them: the caller that passes one on must keep it alive.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _KEY_FIELDS = (
 )
 
 
-class UnprovenEngineError(BackendError):
+class UnverifiedEngineError(BackendError):
     """An engine without a passing report for exactly this checkpoint, machine and build."""
 
 
@@ -77,20 +77,20 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """A JSON mapping of an engine folder.
 
     Raises:
-        UnprovenEngineError: missing, damaged, or others may write into it.
+        UnverifiedEngineError: missing, damaged, or others may write into it.
 
     """
     try:
         content = read_json(path)
         require_private(path)
     except BackendError as error:
-        raise UnprovenEngineError(str(error)) from None
+        raise UnverifiedEngineError(str(error)) from None
     except MissingFileError:
-        raise UnprovenEngineError(f"{path.parent.name[:12]} has no {what}; {HOW_TO}") from None
+        raise UnverifiedEngineError(f"{path.parent.name[:12]} has no {what}; {HOW_TO}") from None
     except FileError as error:
-        raise UnprovenEngineError(f"{error}; {HOW_TO}") from None
+        raise UnverifiedEngineError(f"{error}; {HOW_TO}") from None
     if not isinstance(content, dict):
-        raise UnprovenEngineError(f"{path} is damaged (not a mapping); {HOW_TO}")
+        raise UnverifiedEngineError(f"{path} is damaged (not a mapping); {HOW_TO}")
     return content
 
 
@@ -98,41 +98,41 @@ def open_set(folder: Path) -> EngineSet:
     """Read an engine folder and check that its plans are the ones that were built.
 
     Raises:
-        UnprovenEngineError: files missing, altered or cut short; key and content disagree; others
-            may write into the folder.
+        UnverifiedEngineError: files missing, altered or cut short; key and content disagree;
+            others may write into the folder.
 
     """
     if not folder.is_dir():
-        raise UnprovenEngineError(f"{folder} is not a folder with engines; {HOW_TO}")
+        raise UnverifiedEngineError(f"{folder} is not a folder with engines; {HOW_TO}")
     try:
         require_private(folder)
     except BackendError as error:
-        raise UnprovenEngineError(str(error)) from None
+        raise UnverifiedEngineError(str(error)) from None
     content = read_mapping(folder / "key.json", "finished build")
     document, plans = content.get("document"), content.get("plans")
     if not isinstance(document, dict) or not isinstance(plans, dict):
-        raise UnprovenEngineError(f"{folder / 'key.json'} is damaged; {HOW_TO}")
+        raise UnverifiedEngineError(f"{folder / 'key.json'} is damaged; {HOW_TO}")
     if engine_key(document) != content.get("key") or content.get("key") != folder.name:
-        raise UnprovenEngineError(f"the key of {folder} does not match its content; {HOW_TO}")
+        raise UnverifiedEngineError(f"the key of {folder} does not match its content; {HOW_TO}")
     if document.get("schema") != KEY_SCHEMA:
-        raise UnprovenEngineError(
+        raise UnverifiedEngineError(
             f"the engines in {folder} are from another version of this package; {HOW_TO}"
         )
     engines = EngineSet(folder, document)
     try:
         _require_whole(engines)
     except (BackendError, KeyError, TypeError, ValueError) as error:
-        raise UnprovenEngineError(
+        raise UnverifiedEngineError(
             f"{folder / 'key.json'} is damaged ({type(error).__name__}: {error}); {HOW_TO}"
         ) from None
     for stage in engines.graphs:
         plan = folder / f"{stage}.plan"
         if not plan.is_file() or sha256_file(plan) != plans.get(stage):
-            raise UnprovenEngineError(f"{plan} is missing, cut short or altered; {HOW_TO}")
+            raise UnverifiedEngineError(f"{plan} is missing, cut short or altered; {HOW_TO}")
         try:
             require_private(plan)
         except BackendError as error:
-            raise UnprovenEngineError(str(error)) from None
+            raise UnverifiedEngineError(str(error)) from None
     return engines
 
 
@@ -156,12 +156,12 @@ def export_of(engines: EngineSet) -> Path:
     """Folder of the graphs that engines were built from.
 
     Raises:
-        UnprovenEngineError: key.json does not say.
+        UnverifiedEngineError: key.json does not say.
 
     """
     export = read_mapping(engines.folder / "key.json", "finished build").get("export")
     if not isinstance(export, str):
-        raise UnprovenEngineError(f"{engines.folder / 'key.json'} is damaged; {HOW_TO}")
+        raise UnverifiedEngineError(f"{engines.folder / 'key.json'} is damaged; {HOW_TO}")
     path = Path(export)
     # Engines that were built elsewhere come with the folder of their graphs beside them.
     beside = engines.folder.parent.parent / "onnx" / path.name
@@ -172,27 +172,27 @@ def require_match(engines: EngineSet, weights: str, device: torch.device) -> Non
     """The engines must be of these weights, of the TensorRT that is here, and for this machine.
 
     Raises:
-        UnprovenEngineError: naming the first difference.
+        UnverifiedEngineError: naming the first difference.
 
     """
     document, flavor = engines.document, engines.flavor
     if document["weights"] != weights:
-        raise UnprovenEngineError(
+        raise UnverifiedEngineError(
             f"the engines are of weights {document['weights'][:23]}, the policy has "
             f"{weights[:23]}; {HOW_TO}"
         )
     try:
         version = flavor.require()
     except BackendError as error:
-        raise UnprovenEngineError(str(error)) from None
+        raise UnverifiedEngineError(str(error)) from None
     if document["tensorrt"] != version:
-        raise UnprovenEngineError(
+        raise UnverifiedEngineError(
             f"the engines were built by {flavor.title} {document['tensorrt']}, this is {version}; "
             f"{HOW_TO}"
         )
     here = sm(capability_of(device))
     if document["target"] not in ("", here):
-        raise UnprovenEngineError(
+        raise UnverifiedEngineError(
             f"the engines are for {document['target']}, this GPU is {here}; "
             f"run: pi05 build --flavor rtx --target {here}"
         )
@@ -203,13 +203,13 @@ def require_machine(facts: dict[str, Any], device: torch.device, what: str) -> N
     """Facts about a machine must hold for this one.
 
     Raises:
-        UnprovenEngineError: naming the first difference.
+        UnverifiedEngineError: naming the first difference.
 
     """
     machine = machine_facts(device)
     for name, value in facts.items():
         if machine.get(name) != value:
-            raise UnprovenEngineError(
+            raise UnverifiedEngineError(
                 f"{what} a machine with {name} {value!r}, here it is {machine.get(name)!r}; "
                 f"{HOW_TO}"
             )
@@ -224,13 +224,13 @@ def require_fit(engines: EngineSet, shapes: StageShapes, precision: Precision) -
     """The engines must have these shapes and precisions.
 
     Raises:
-        UnprovenEngineError: naming the first difference.
+        UnverifiedEngineError: naming the first difference.
 
     """
     if engines.shapes != shapes:
         theirs, ours = engines.shapes.as_dict(), shapes.as_dict()
         name = next(key for key in ours if ours[key] != theirs[key])
-        raise UnprovenEngineError(
+        raise UnverifiedEngineError(
             f"the engines are for {name} {theirs[name]}, the policy needs {ours[name]}; {HOW_TO}"
         )
     chosen = engines.document["flags"]["preset"]
@@ -240,6 +240,6 @@ def require_fit(engines: EngineSet, shapes: StageShapes, precision: Precision) -
         if int8 and stage != "vision":
             found = "int8"  # which `Precision` has no word for
         if wanted not in ("auto", found):
-            raise UnprovenEngineError(
+            raise UnverifiedEngineError(
                 f"the engines run {stage} in {found}, asked for is {wanted}; {HOW_TO}"
             )

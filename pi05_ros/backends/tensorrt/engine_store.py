@@ -29,10 +29,11 @@ from pi05_ros.backends.files import (
 from pi05_ros.backends.identity import engine_key, key_document, machine_facts
 from pi05_ros.backends.staged.shapes import StageShapes, graphs_of, stage_spec
 from pi05_ros.backends.tensorrt.binding import on_device
+from pi05_ros.backends.tensorrt.engine_report import require_verified
 from pi05_ros.backends.tensorrt.engine_set import (
     HOW_TO,
     EngineSet,
-    UnprovenEngineError,
+    UnverifiedEngineError,
     open_set,
     require_fit,
     require_match,
@@ -41,7 +42,6 @@ from pi05_ros.backends.tensorrt.flavor import TENSORRT, sm
 from pi05_ros.backends.tensorrt.kernel_cache import KERNELS, KernelCache
 from pi05_ros.backends.tensorrt.plan_compiler import BuildFlags, Plan, command_line, compile_plan
 from pi05_ros.backends.tensorrt.preflight import require_room
-from pi05_ros.backends.tensorrt.proof import require_proof
 from pi05_ros.backends.tensorrt.runtime import PlanFile, Scratch, TrtRunner
 from pi05_ros.small_files import MIB, read_bytes
 
@@ -148,7 +148,7 @@ def _inspected(path: Path, plan: Plan, device: torch.device) -> str:
     return json.dumps(document)
 
 
-def find_proven(
+def find_verified(
     weights: str,
     shapes: StageShapes,
     precision: Precision,
@@ -158,7 +158,7 @@ def find_proven(
     """The newest verified engines for a policy.
 
     Raises:
-        UnprovenEngineError: none, with the reason of the newest that nearly fits.
+        UnverifiedEngineError: none, with the reason of the newest that nearly fits.
 
     """
     folder = model_folder(weights, root) / "engines"
@@ -173,16 +173,16 @@ def find_proven(
             engines = open_set(path)
             require_match(engines, weights, device)
             require_fit(engines, shapes, precision)
-            require_proof(engines, device)
-        except UnprovenEngineError as error:
+            require_verified(engines, device)
+        except UnverifiedEngineError as error:
             reasons.append(str(error))
             continue
         return engines
     if reasons:
-        raise UnprovenEngineError(
+        raise UnverifiedEngineError(
             f"none of {len(reasons)} engine sets may be used; the newest: {reasons[0]}"
         )
-    raise UnprovenEngineError(f"no engines of this checkpoint in {folder}; {HOW_TO}")
+    raise UnverifiedEngineError(f"no engines of this checkpoint in {folder}; {HOW_TO}")
 
 
 def load_runners(engines: EngineSet, device: torch.device) -> LoadedPlans:

@@ -21,7 +21,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
-from pi05_ros.ros.process import EnduringExecutor
+from pi05_ros.ros.process import TolerantExecutor
 from pi05_ros.runtime.inputs.conversion import ConversionError, stamp_ns
 from pi05_ros.runtime.inputs.joint_states import JointStateMerger, merge_message
 
@@ -135,7 +135,7 @@ def main() -> int:
     args = parser.parse_args()
     rclpy.init(args=[])
     probe = Probe(args.namespace, args.joints)
-    executor = EnduringExecutor(probe)
+    executor = TolerantExecutor(probe)
     end = time.monotonic() + args.seconds
     next_look = 0.0
     while time.monotonic() < end:

@@ -90,7 +90,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"pi05_joint_state_names: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 1
-    executor = process.EnduringExecutor(node)
+    executor = process.TolerantExecutor(node)
     while not stop.is_set():
         executor.spin_once(0.1)
     executor.shutdown()

@@ -1,7 +1,7 @@
 """Memory that node and engine process share: a heartbeat and a ring of two observations.
 
 The memory is an anonymous file that exists as long as one of the two holds it, so that nothing is
-left behind whoever is killed. Pages that were never written cost nothing.
+left behind, whichever process is killed. Pages that were never written cost nothing.
 
 Layout: 64 bytes with the heartbeat counter, then the slots. A slot holds the images of one
 observation one after the other, then its state as float64.

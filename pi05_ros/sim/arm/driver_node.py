@@ -296,7 +296,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"sim_arm: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 1
-    executor = process.EnduringExecutor(node)
+    executor = process.TolerantExecutor(node)
     period = node._step_ns / 1e9
     due = time.monotonic()
     held = False

@@ -10,8 +10,8 @@ One layer of one step is six launches, and no launch is spent on a norm:
     residual_gemm down projection: as above
 
 adaRMS without a kernel of its own: with r = 1/rms(x), ``(x r (1+s) + b) W = r (x (1+s)) W + b W``.
-Whoever writes x also writes the mirror ``x (1+s)`` (in FP8 or BF16) and, per tile of columns, the
-row sums of x*x; the next GEMM multiplies its result by r and adds ``b W``, which is a table
+A kernel that writes x also writes the mirror ``x (1+s)`` (FP8 or BF16) and, per tile of columns,
+the row sums of x*x; the next GEMM multiplies its result by r and adds ``b W``, which is a table
 (modulation.py). Sums of squares are partial sums that the reader adds in a fixed order: no
 atomics, so that replays are equal bit for bit.
 

@@ -15,7 +15,7 @@ from pi05_ros.backends.quantization.presets import preset
 from pi05_ros.backends.tensorrt.engine_set import (
     HOW_TO,
     EngineSet,
-    UnprovenEngineError,
+    UnverifiedEngineError,
     plan_digests,
     read_mapping,
     require_machine,
@@ -33,7 +33,7 @@ def kernel_facts(engines: EngineSet, export: Path) -> dict[str, tuple[EngineFact
     """What the kernels of engines say: stage -> (facts, quantized products it must have).
 
     Raises:
-        UnprovenEngineError: a list of kernels is missing or damaged.
+        UnverifiedEngineError: a list of kernels is missing or damaged.
 
     """
     chosen = engines.document["flags"]["preset"]
@@ -45,7 +45,7 @@ def kernel_facts(engines: EngineSet, export: Path) -> dict[str, tuple[EngineFact
         try:
             found = read_layers(read_text(layers, 256 * MIB), expected, kind)
         except ValueError as error:
-            raise UnprovenEngineError(f"{layers} cannot be read ({error}); {HOW_TO}") from None
+            raise UnverifiedEngineError(f"{layers} cannot be read ({error}); {HOW_TO}") from None
         facts[stage] = (found, len(expected))
     return facts
 
@@ -101,34 +101,36 @@ def _report(engines: EngineSet) -> dict[str, Any]:
     """Content of check.json; empty if it cannot be read."""
     try:
         return read_mapping(engines.folder / "check.json", "report")
-    except UnprovenEngineError:
+    except UnverifiedEngineError:
         return {}
 
 
-def require_proof(engines: EngineSet, device: torch.device) -> dict[str, Any]:
+def require_verified(engines: EngineSet, device: torch.device) -> dict[str, Any]:
     """Return the passing report of exactly these plans on this machine.
 
     Raises:
-        UnprovenEngineError: no report, a refusing one, one of other plans or another machine.
+        UnverifiedEngineError: no report, a refusing one, one of other plans or another machine.
 
     """
     report = read_mapping(engines.folder / "check.json", "report; it was never checked here")
     if report.get("schema") != REPORT_SCHEMA:
-        raise UnprovenEngineError(f"the report is from another version of this package; {HOW_TO}")
+        raise UnverifiedEngineError(
+            f"the report is from another version of this package; {HOW_TO}"
+        )
     plans = plan_digests(engines)
     if report.get("key") != engines.folder.name or report.get("plans") != plans:
-        raise UnprovenEngineError(f"the report is not about these plans; {HOW_TO}")
+        raise UnverifiedEngineError(f"the report is not about these plans; {HOW_TO}")
     if report.get("verdict") != "pass":
         bad = [f["item"] for f in _findings(report) if not f["ok"] and f["level"] == "refuse"]
         first = bad[0] if bad else "unknown"
-        raise UnprovenEngineError(
+        raise UnverifiedEngineError(
             f"the engines failed their check ({len(bad)} findings, the first: {first}); see "
             f"{engines.folder / 'check.md'}. Build them again with --optimization-level 2 or "
             "--precision fp16"
         )
     machine = report.get("machine")
     if not isinstance(machine, dict):
-        raise UnprovenEngineError(f"the report does not say where it was made; {HOW_TO}")
+        raise UnverifiedEngineError(f"the report does not say where it was made; {HOW_TO}")
     require_machine(machine, device, "the engines were checked on")
     return report
 

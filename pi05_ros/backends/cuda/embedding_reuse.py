@@ -1,7 +1,7 @@
 """Image and prompt embeddings that are reused from one prefill to the next.
 
 They lie side by side in one buffer: image rows camera by camera, then the prompt. What a call
-overwrites is forgotten, whoever wrote it.
+overwrites counts as changed, whether that call reuses embeddings or not.
 """
 
 from __future__ import annotations
