@@ -40,11 +40,15 @@ class MissingFileError(FileError):
     """There is no such file, or it is a link to nothing."""
 
 
-def require_regular(path: str | Path) -> os.stat_result:
+def require_regular(path: str | Path, limit: int | None = None) -> os.stat_result:
     """Status of a regular file, links followed; nothing is opened.
 
+    Args:
+        path: of the file.
+        limit: most bytes that it may have; None accepts any size.
+
     Raises:
-        FileError: anything else: missing, a directory, a pipe, a device, a socket.
+        FileError: anything else: missing, a directory, a pipe, a device, a socket, a larger file.
 
     """
     try:
@@ -61,6 +65,9 @@ def require_regular(path: str | Path) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         kind = next((name for check, name in _KINDS if check(status.st_mode)), "no file")
         raise FileError(f"{path} is {kind}; accepted: a regular file")
+    if limit is not None and status.st_size > limit:
+        size = _size(status.st_size)
+        raise FileError(f"{path} has {size}; accepted: up to {_size(limit)}")
     return status
 
 

@@ -30,13 +30,14 @@ def testbed(monkeypatch, tmp_path):
     monkeypatch.setenv(
         "PYTHONPATH", f"{HERE}:{HERE.parents[1]}:{os.environ.get('PYTHONPATH', '')}"
     )
-    rclpy.init()
-    listener = Listener(Node("conformance", namespace=f"/{tmp_path.name}"))
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    listener = Listener(Node("conformance", namespace=f"/{tmp_path.name}", context=context))
     with Testbed(listener, f"/{tmp_path.name}") as stage:
         yield stage
     listener.executor.shutdown()
     listener.node.destroy_node()
-    rclpy.shutdown()
+    rclpy.shutdown(context=context)
 
 
 def broken(findings):

@@ -5,10 +5,14 @@ Everything is a function of the generator it is given, so that a case can be mad
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import random
+import socket
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,12 @@ WORDS = (
     "", " ", "\x00", "joint1", "nan", "../../etc/passwd", "a" * 5000, "é", "\ud800", "日本",
     "true", "1e999", "*", "&a", "${HOME}", "%s%n", "\u202e", "\n\n", "{", "null",
 )  # fmt: skip
+NOTATIONS = (
+    "0x10", "0o17", "017", "1_000", ".inf", "-.inf", ".nan", "NaN", "Infinity", "1e400", "-1e400",
+    "yes", "No", "on", "TRUE", "12:30:00", "+1", "1.", ".5", "0b11", "1e5", "1E+2", "0x1p3", "1,5",
+    "1 000", "\u0661\u0662", "2024-01-01", "!!float 3", "!!int 7", "!degrees 90", "9" * 5000,
+)  # fmt: skip
+"""Numbers as other languages write them, and words that some readers take for numbers."""
 
 
 def deep(levels: int) -> Any:
@@ -115,10 +125,37 @@ def spoil_text(rng: random.Random, text: str) -> bytes:
             lines.insert(at, rng.choice(lines))
         elif action == 2:
             head, colon, _ = lines[at].partition(":")
-            lines[at] = f"{head}{colon or ':'} {rng.choice((*NUMBERS, *WORDS))}"
+            lines[at] = f"{head}{colon or ':'} {rng.choice((*NUMBERS, *WORDS, *NOTATIONS))}"
         else:
             lines[at] = rng.choice(BOMBS[:3])
-    return "\n".join(lines).encode("utf-8", "surrogatepass")
+    return encoded(rng, "\n".join(lines))
+
+
+def encoded(rng: random.Random, text: str) -> bytes:
+    """Text as bytes, now and then as editors of other systems save it."""
+    if rng.random() < 0.7:
+        return text.encode("utf-8", "surrogatepass")
+    ending = rng.choice(("\n", "\r\n", "\r", "\u2028", "\x85"))
+    coding = rng.choice(("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1"))
+    plain = text.replace("\n", ending).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return plain.encode(coding, "replace")
+
+
+def spoil_json(rng: random.Random, tree: Any) -> bytes:
+    """JSON text of a spoiled tree, now and then with what only a writer of text can do wrong."""
+    text = json.dumps(spoil_tree(rng, tree))
+    if rng.random() < 0.3 and text.startswith("{"):
+        kind = rng.randrange(4)
+        if kind == 0 and '"' in text:
+            key = text.split('"')[1]
+            text = text[:1] + f'"{key}": {rng.choice(("0", "null", "[]"))}, ' + text[1:]
+        elif kind == 1:
+            text = text.replace(": ", f": {rng.choice(NOTATIONS)} ", 1)
+        elif kind == 2:
+            text = text[:-1] + ",}"
+        else:
+            text = "/* a comment */ " + text
+    return encoded(rng, text)
 
 
 BOMBS = (
@@ -130,6 +167,19 @@ BOMBS = (
     "a: " * 50_000,
     "- " * 100_000,
 )
+
+
+def _change(path: Path, times: int) -> None:
+    """Shorten, lengthen and replace a file while it may be read."""
+    for turn in range(times):
+        with contextlib.suppress(OSError), path.open("r+b") as file:
+            file.truncate((turn * 7919) % 20_000)
+        time.sleep(0.001)
+        if turn % 5 == 4:
+            other = path.with_name(path.name + ".new")
+            with contextlib.suppress(OSError):
+                other.write_bytes(b"{" * turn)
+                other.replace(path)
 
 
 def odd_file(rng: random.Random, path: Path) -> str:
@@ -146,6 +196,11 @@ def odd_file(rng: random.Random, path: Path) -> str:
             "bomb",
             "lfs",
             "binary",
+            "circle",
+            "mute",
+            "socket",
+            "memory",
+            "changing",
         )
     )
     if path.is_dir() and not path.is_symlink():
@@ -160,6 +215,22 @@ def odd_file(rng: random.Random, path: Path) -> str:
         path.symlink_to("/dev/zero")
     elif kind == "loop":
         path.symlink_to(path.name)
+    elif kind == "circle":
+        other = path.with_name(path.name + ".other")
+        other.unlink(missing_ok=True)
+        other.symlink_to(path.name)
+        path.symlink_to(other.name)
+    elif kind == "mute":
+        path.write_text("{}")
+        path.chmod(0)
+    elif kind == "socket":
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as made:
+            made.bind(str(path))
+    elif kind == "memory":
+        path.symlink_to("/proc/self/mem")
+    elif kind == "changing":
+        path.write_text("a: 1\n" * 5000)
+        threading.Thread(target=_change, args=(path, rng.randint(2, 30)), daemon=True).start()
     elif kind == "nothing":
         path.symlink_to("missing")
     elif kind == "sparse":
@@ -183,8 +254,7 @@ def spoil_file(rng: random.Random, path: Path) -> None:
     elif path.suffix in (".json", ".jsonl") and rng.random() < 0.6:
         tree = json.loads(path.read_text("utf-8").splitlines()[0] if path.suffix == ".jsonl"
                           else path.read_text("utf-8"))  # fmt: skip
-        text = json.dumps(spoil_tree(rng, tree))
-        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        path.write_bytes(spoil_json(rng, tree))
     elif path.suffix in (".yaml", ".yml"):
         path.write_bytes(spoil_text(rng, path.read_text("utf-8")))
     else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import json
 import random
 import shutil
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import yaml
 from hostile_faults import (
+    NOTATIONS,
     NUMBERS,
     WORDS,
     odd_file,
@@ -174,21 +174,28 @@ def run_identity(rng: random.Random, folder: Path) -> None:
 
 
 def calibration(rng: random.Random, folder: Path) -> None:
+    import torch
+
     from pi05_ros.backends.quantization.calibration import Calibration
 
-    path = folder / "calibration.json"
-    path.write_text(json.dumps({"preset": "fp8", "ranges": {"a": 1.0}, "version": 1}))
-    spoil_file(rng, path)
-    Calibration.load(folder)
+    amax = {"a": torch.tensor(1.0), "b": torch.tensor([0.5, 2.0])}
+    Calibration("fp8", amax, {"b": torch.ones(2)}).save(folder)
+    spoil_file(rng, folder / rng.choice(("calibration.json", "amax.safetensors")))
+    loaded = Calibration.load(folder)
+    for values in loaded.amax.values():
+        require(torch.isfinite(values).all(), "a magnitude is not finite")
 
 
 def cuda_scales(rng: random.Random, folder: Path) -> None:
+    import torch
+
     from pi05_ros.backends.cuda.scales import ActivationScales
 
     path = folder / "scales.json"
-    path.write_text(json.dumps({"fingerprint": "x", "sites": {"a": 1.0}, "observations": 3}))
-    spoil_file(rng, path)
-    ActivationScales.load(path)
+    ActivationScales(("a", "b"), torch.tensor([1.0, 2.0]), "x", 3).save(path)
+    spoil_file(rng, folder / rng.choice(("scales.json", "scales.safetensors")))
+    loaded = ActivationScales.load(path)
+    require(torch.isfinite(loaded.amax).all() and (loaded.amax >= 0).all(), "magnitudes")
 
 
 @functools.cache
@@ -365,6 +372,69 @@ def serving_request(rng: random.Random, folder: Path) -> None:
     parse_request(request, robot)
 
 
+def number_notation(rng: random.Random, folder: Path) -> None:
+    """A limit is refused, or it is the number that Python or C reads in the text."""
+    from pi05_ros.execution.limit_sources.limits_yaml import limits_from_yaml
+
+    text = rng.choice((*NOTATIONS, *map(str, NUMBERS), "012", "1__0", "0x", "1e", "e1", "0.5.1"))
+    path = folder / "limits.yaml"
+    path.write_text(
+        f"joint_limits:\n  joint1: {{min_position: -1, max_position: 1, max_velocity: {text}, "
+        "max_acceleration: 5}\n"
+    )
+    found = limits_from_yaml(path).velocity[0]
+    if np.isnan(found):
+        return  # not given, as the file says with 0
+    bare = text.partition(" ")[2] if text.startswith("!") else text
+    read = int(bare, 0) if bare.lower().startswith(("0x", "0o")) else float(bare)
+    due = np.radians(read) if text.startswith("!degrees") else read
+    require(found == due, f"{text!r} was read as {found}")
+    require("_" not in text and not text.startswith("0_"), f"{text!r} was read as {found}")
+
+
+def chunk_message(rng: random.Random, folder: Path) -> None:
+    """Extreme stamps, steps, sizes and names of a chunk: refused, or read as the comments say."""
+    from pi05_ros.execution.arrival.wire import read_chunk
+    from pi05_ros.execution.limits import JointLimits
+
+    odd = ("", " ", "joint 1", "joint1\x00", "\ud800", "a" * 5000, "日本")
+    message = SimpleNamespace(
+        header=SimpleNamespace(stamp=SimpleNamespace(sec=9, nanosec=1), frame_id=""),
+        published_stamp=SimpleNamespace(sec=9, nanosec=5),
+        step=SimpleNamespace(sec=0, nanosec=10**8), steps_past=0, horizon=4,
+        names=list(JOINTS[:3]), policy_id="p", chunk_id=7, meaning=[0] * 3, unit=[0] * 3, data=[0.1] * 12,
+    )  # fmt: skip
+    seconds, parts = (0, 1, -1, 2**31 - 1, -(2**31)), (0, 999_999, 10**9 - 1, 10**9, 2**32 - 1)
+    for _ in range(rng.randint(1, 2)):
+        kind = rng.randrange(8)
+        if kind < 3:
+            time = (message.header.stamp, message.published_stamp, message.step)[kind]
+            time.sec, time.nanosec = rng.choice(seconds), rng.choice(parts)
+        elif kind == 3:
+            message.names[rng.randrange(3)] = rng.choice((*odd, *JOINTS[:3]))
+        elif kind == 4:
+            rng.shuffle(message.names)
+        elif kind == 5:
+            message.meaning = [rng.choice((0, 1, 2, 3, 255)) for _ in range(rng.choice((2, 3, 3)))]
+        elif kind == 6:
+            message.data = [rng.choice((0.1, float("nan"), 3e38))] * rng.choice((0, 11, 12, 12))
+        elif rng.random() < 0.3:
+            message.unit = [rng.choice((0, 1, 255))] * 3
+        else:
+            field = rng.choice(("horizon", "steps_past", "chunk_id"))
+            setattr(message, field, rng.choice((0, 1, 4, 2**32 - 1)))
+    limits = JointLimits(
+        JOINTS[:3], np.full(3, -1.0), np.full(3, 1.0), np.full(3, 2.0), np.full(3, 9.0)
+    )
+    chunk = read_chunk(message, limits, lambda at_ns: np.zeros(3) if rng.random() < 0.8 else None)
+    stamp = message.header.stamp
+    require(chunk.positions.shape == (message.horizon, 3), f"shape {chunk.positions.shape}")
+    require(np.isfinite(chunk.positions).all(), "positions are not finite")
+    require(chunk.start_ns == stamp.sec * 10**9 + stamp.nanosec, "another start")
+    require(10**6 <= chunk.step_ns <= 10**10, f"step {chunk.step_ns}")
+    require(sorted(message.names) == sorted(limits.names), f"{message.names} were taken")
+
+
 def trajectory_plan(rng: random.Random, folder: Path) -> None:
     from pi05_ros.sim.arm.trajectory import JointPlan
 
@@ -411,6 +481,7 @@ TARGETS: dict[str, Target] = {
     for target in (
         robot_profile, joint_limits, urdf, norm_stats, checkpoint_headers, tokenizer, recipe,
         results_file, run_identity, calibration, cuda_scales, bag, raw_image, compressed_image,
-        joint_state, executor, parameters, serving_request, trajectory_plan, command_line,
+        joint_state, chunk_message, executor, parameters, number_notation, serving_request,
+        trajectory_plan, command_line,
     )
 }  # fmt: skip

@@ -29,13 +29,14 @@ from pi05_ros.backends.cuda.buffers import Buffers
 from pi05_ros.backends.cuda.weights import FP8_MAX, Weights
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.files import write_atomically
-from pi05_ros.small_files import read_json, require_regular
+from pi05_ros.small_files import MIB, read_json, require_regular
 
 log = logging.getLogger("pi05_ros.cuda")
 
 FIRST_RUNS = 3  # observations that set the scales where no calibration was given
 MARGIN = 2.0
 FORMAT = "pi05_ros activation scales 1"
+MAX_AMAX = 64 * MIB
 
 
 def default_path(fingerprint: str) -> Path:
@@ -104,7 +105,7 @@ class ActivationScales:
         try:
             values, json_path = files_of(path)
             about = read_json(json_path)
-            require_regular(values)
+            require_regular(values, MAX_AMAX)
             amax = load_file(str(values))["amax"]
             if about["format"] != FORMAT or len(about["sites"]) != amax.numel():
                 raise ValueError("the two files do not belong together")

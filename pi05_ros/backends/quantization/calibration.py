@@ -20,9 +20,10 @@ from torch import Tensor
 from pi05_ros.backends.files import write_atomically
 from pi05_ros.backends.quantization.presets import Preset, preset
 from pi05_ros.errors import Pi05Error
-from pi05_ros.small_files import MissingFileError, read_json, require_regular
+from pi05_ros.small_files import MIB, MissingFileError, read_json, require_regular
 
 FORMAT = 1
+MAX_RANGES = 256 * MIB
 
 
 class CalibrationError(Pi05Error, ValueError):
@@ -94,7 +95,7 @@ class Calibration:
             document = read_json(directory / "calibration.json")
             name, digest = str(document["preset"]), document["digest"]
             groups: dict[str, dict[str, Tensor]] = {"amax": {}, "smooth": {}}
-            require_regular(directory / "amax.safetensors")
+            require_regular(directory / "amax.safetensors", MAX_RANGES)
             with safe_open(directory / "amax.safetensors", framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 - not a dict
                     group, _, quantizer = key.partition("/")
