@@ -401,9 +401,16 @@ def chunk_message(rng: random.Random, folder: Path) -> None:
     message = SimpleNamespace(
         header=SimpleNamespace(stamp=SimpleNamespace(sec=9, nanosec=1), frame_id=""),
         published_stamp=SimpleNamespace(sec=9, nanosec=5),
-        step=SimpleNamespace(sec=0, nanosec=10**8), steps_past=0, horizon=4,
-        names=list(JOINTS[:3]), policy_id="p", chunk_id=7, meaning=[0] * 3, unit=[0] * 3, data=[0.1] * 12,
-    )  # fmt: skip
+        step=SimpleNamespace(sec=0, nanosec=10**8),
+        steps_past=0,
+        horizon=4,
+        names=list(JOINTS[:3]),
+        policy_id="p",
+        chunk_id=7,
+        meaning=[0] * 3,
+        unit=[0] * 3,
+        data=[0.1] * 12,
+    )
     seconds, parts = (0, 1, -1, 2**31 - 1, -(2**31)), (0, 999_999, 10**9 - 1, 10**9, 2**32 - 1)
     for _ in range(rng.randint(1, 2)):
         kind = rng.randrange(8)
