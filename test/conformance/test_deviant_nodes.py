@@ -72,15 +72,17 @@ def test_a_deviant_executor(testbed):
         script._refuse(next(refusal for refusal in REFUSALS if refusal.name == name))
         script.chunks_come = True
     testbed.wait_s = 60.0
-    script.far_targets()
+    script.run(1.0)
     script.stop_and_resume()
     findings = script.findings + testbed.listener.judge()
     script.end()
     found = broken(findings + script.findings[-1:])
     due = {"a frame", "velocity limits", "acceleration limits", "stop and resume"}
     assert due <= set(found), found
-    # The jumps begin with the first command; a busy machine does not keep 50 Hz.
+    # The jumps begin with the first command and may leave the limits; a busy machine does not keep
+    # 50 Hz.
     allowed = {"starts at the measured joints", "holding is at rest", "control rate"}
+    allowed |= {"finite commands"}
     assert set(found) <= due | allowed, found
 
 
