@@ -170,7 +170,7 @@ class ExecutorScript:
         self.chunks_come = False
         for refusal in REFUSALS:
             self._refuse(refusal)
-        held = mode(self.record) == HOLDING
+        held = mode(self.record) in (HOLDING, WAITING)  # released, if states came late
         self.note(
             Promise("holds without good chunks", EXECUTOR, "", "When the chunk runs out, joint "
                     "states go stale or `~/stop` is called, it brakes within the acceleration "
