@@ -31,6 +31,7 @@ lint: env  ## ruff, mypy, spelling and CMake checks.
 hostile:  ## 10,000 hostile inputs by kind: files, messages, command lines; fails if one is bad.
 	@scripts/setup_env.sh dev
 	@$(ENV) && python test/hostile/hostile_run.py --cases 10000 $(HOSTILE_ARGS)
+	@$(ENV) && python test/hostile/hostile_clients.py
 
 soak:  ## One hour of the closed loop: memory, descriptors, threads and shared memory stay flat.
 	@scripts/setup_env.sh run

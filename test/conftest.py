@@ -62,6 +62,7 @@ NEEDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("serving/test_array_codec.py", ("compile",)),
     ("serving/test_bench_serve.py", ("slow",)),
     ("serving/test_continued_sessions.py", ("slow",)),
+    ("serving/test_network_faults.py", ("slow",)),
     ("serving/test_server.py", ("slow",)),
     ("serving/test_remote.py", ("slow",)),
     ("gpu/", ("gpu",)),

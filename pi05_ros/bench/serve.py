@@ -24,6 +24,7 @@ from pi05_ros.policy.remote.array_codec import pack, unpack
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.serving.errors import ServingError
+from pi05_ros.serving.server import ServerOptions
 
 INSTANT = "instant"
 WARM_UP = 10  # requests per robot that are not counted
@@ -146,12 +147,12 @@ def measure(port: int, pid: int, robots: int, frame: bytes, args: ServeBenchRequ
     )
 
 
-def serve_instant(robot: str) -> None:
+def serve_instant(robot: str, max_frame: int = ServerOptions.max_frame) -> None:
     """Server whose policy answers zeros at once; ends on SIGTERM."""
     from pi05_ros.backends.engine import Precision
     from pi05_ros.policy.interface import ActionChunk, Observation, PolicyInfo
     from pi05_ros.serving.metadata import server_metadata
-    from pi05_ros.serving.server import PolicyServer, ServerOptions
+    from pi05_ros.serving.server import PolicyServer
     from pi05_ros.serving.service import serve_until_signal
     from pi05_ros.serving.session import Session
 
@@ -180,7 +181,7 @@ def serve_instant(robot: str) -> None:
             return None
 
     policy = Instant()
-    options = ServerOptions(port=0)
+    options = ServerOptions(port=0, max_frame=max_frame)
     metadata = server_metadata(policy.info, profile, "", options.max_frame)
     server = PolicyServer(profile, lambda: metadata, lambda: Session(policy), options)
     serve_until_signal(server, lambda port: print(f"serving on 127.0.0.1:{port}", flush=True))

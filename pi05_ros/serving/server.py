@@ -181,6 +181,10 @@ class PolicyServer:
 
     async def _connection(self, connection: ServerConnection) -> None:
         name = f"s{next(self._ids)}"
+        if self._open >= self._options.max_sessions:  # others shook hands at the same time
+            self.metrics.refused.labels("full").inc()
+            await connection.close(1013, f"{self._open} sessions are open")
+            return
         self._open += 1
         self.metrics.sessions.inc()
         _event("session opened", session=name, peer=str(connection.remote_address))

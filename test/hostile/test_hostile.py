@@ -11,6 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from hostile_clients import attack
 from hostile_run import BAD, Report, run, target_names
 
 CASES = 8
@@ -83,3 +84,11 @@ def test_a_case_can_be_made_again() -> None:
     )
     assert first == again
     assert first.startswith(("answered", "refused"))
+
+
+def test_hostile_clients_of_the_policy_server() -> None:
+    counts, faults, memory = attack(frames=300, connections=100)
+    assert not faults, "\n".join(faults)
+    assert counts["refused"] > 200
+    assert counts["held connections"] == 100
+    assert "MB" in memory

@@ -58,7 +58,7 @@ class Running:
 
     def __init__(self, policy, **options):
         self.policy = policy
-        self.options = ServerOptions(port=0, **options)
+        self.options = ServerOptions(**{"port": 0, **options})
         self.server = PolicyServer(
             policy.robot,
             lambda: server_metadata(policy.info, policy.robot, "sha256:1", self.options.max_frame),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -92,21 +93,21 @@ class Connection:
 
         """
         with self._lock:
-            socket = self._socket
-            if socket is None:
+            found = self._socket
+            if found is None:
                 raise RemoteError(f"no connection to {self.problem}")
+            end_s = time.monotonic() + timeout_s
             try:
-                socket.send(array_codec.pack(request))
-                answer = socket.recv(timeout_s)
-            except TimeoutError:
-                self._drop(f"no answer within {1e3 * timeout_s:.0f} ms")
-                raise RemoteError(
-                    f"{self._options.url}: no answer within {1e3 * timeout_s:.0f} ms"
-                ) from None
+                frame = array_codec.pack(request)
+                with _ends_by(found, timeout_s):
+                    found.send(frame)
+                answer = found.recv(max(0.0, end_s - time.monotonic()))
             except Exception as error:  # websockets and sockets raise many kinds
-                self._drop(f"the connection broke: {_reason(error)}")
-                raise RemoteError(f"{self._options.url}: the connection broke: {_reason(error)}"
-                                  ) from error  # fmt: skip
+                why = f"the connection broke: {_reason(error)}"
+                if isinstance(error, TimeoutError) or time.monotonic() >= end_s:
+                    why = f"no answer within {1e3 * timeout_s:.0f} ms"
+                self._drop(why)
+                raise RemoteError(f"{self._options.url}: {why}") from error
             if isinstance(answer, str):
                 raise RemoteError(f"{self._options.url} answers: {_first_line(answer)}")
             try:
@@ -170,7 +171,7 @@ class Connection:
         options = self._options
         headers = {"Authorization": f"Api-Key {options.api_key}"} if options.api_key else None
         with ExitStack() as resources:
-            socket = resources.enter_context(
+            dialed = resources.enter_context(
                 connect(
                     options.url,
                     compression=None,
@@ -180,7 +181,7 @@ class Connection:
                     close_timeout=1.0,
                 )
             )
-            first = socket.recv(options.connect_s)
+            first = dialed.recv(options.connect_s)
             if isinstance(first, str):
                 raise RemoteError(f"the server refuses: {_first_line(first)}")
             metadata = array_codec.unpack(first).value
@@ -192,8 +193,26 @@ class Connection:
                     return
                 self._resources = resources.pop_all()
                 self._wanted.clear()
-                self._socket, self._why = socket, ""
+                self._socket, self._why = dialed, ""
         log.info("%s: connected", options.url)
+
+
+@contextlib.contextmanager
+def _ends_by(connection: Any, timeout_s: float) -> Iterator[None]:
+    """Break a send that a network without progress would hold for many minutes."""
+    plain = socket.socket.shutdown  # that of TLS sockets would take their state from the sender
+    timer = threading.Timer(timeout_s, _quietly, (plain, connection.socket, socket.SHUT_RDWR))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _quietly(call: Callable[..., object], *arguments: object) -> None:
+    with contextlib.suppress(OSError):
+        call(*arguments)
 
 
 def _close_quietly(resources: ExitStack) -> None:
