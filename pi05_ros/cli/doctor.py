@@ -65,7 +65,7 @@ def _seconds(text: str) -> float:
 
 def examine(args: argparse.Namespace) -> list[Check]:
     """Run all checks, those that wait at the same time."""
-    from pi05_ros.doctor import assets, hardware, live_topics, software
+    from pi05_ros.doctor import assets, hardware, live_topics, security, software
 
     try:
         robot_checks, joints = assets.robot(args.robot)
@@ -74,6 +74,7 @@ def examine(args: argparse.Namespace) -> list[Check]:
     jobs: list[tuple[str, Callable[[], list[Check]], bool]] = [
         ("Python", software.python, True),
         ("ROS 2", software.ros, True),
+        ("DDS security", security.security, False),
         ("torch", hardware.torch_and_gpu, True),
         ("TensorRT", hardware.tensorrt, False),
         ("modelopt", hardware.modelopt, False),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pi05_ros.policy.chunking.continuing import ContinuingPolicy
 from pi05_ros.serving.chunk_rules import ChunkRules
+from pi05_ros.serving.large_frames import keep_memory
 from pi05_ros.serving.metadata import server_metadata, statistics_hash
 from pi05_ros.serving.openpi_units import OpenpiUnits
 from pi05_ros.serving.server import PolicyServer, ServerOptions
@@ -66,6 +67,7 @@ def serve_until_signal(
     server: PolicyServer, listening: Callable[[int], None] = lambda port: None
 ) -> bool:
     """Serve until SIGINT or SIGTERM, drain; False if requests had to be left behind."""
+    keep_memory()
 
     async def run() -> bool:
         stop = asyncio.Event()
