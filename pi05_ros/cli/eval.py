@@ -94,7 +94,7 @@ def _pictures(renderer: str | None) -> str:
     try:
         if world.renderer.note:
             print(world.renderer.note, file=sys.stderr)
-        return "ray" if world.renderer.backend == "ray" else "OpenGL"
+        return world.pictures
     finally:
         world.close()
 
@@ -143,6 +143,19 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
     workers, device = 1 if args.workers is None else args.workers, args.device or "auto"
     if workers < 1:
         raise InvalidValueError(f"--workers {workers}; accepted: a number from 1")
+    if args.ray_gpus is not None and (args.ray is None or not 0 <= args.ray_gpus <= 64):
+        raise InvalidValueError(f"--ray-gpus {args.ray_gpus} goes with --ray; accepted: 0 to 64")
+    pictures = plan.facts.get("pictures")
+    cluster = (
+        None
+        if args.ray is None
+        else evaluate.Cluster(
+            args.ray,
+            args.workers,
+            args.ray_gpus or 0.0,
+            None if pictures is None else str(pictures),
+        )
+    )
     claim(plan.out, plan.checkpoint, args.resume, benchmark=args.benchmark, **plan.facts)
     _say_what_is_kept(plan)
     rows = evaluate.evaluate(
@@ -154,6 +167,7 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
         device,
         _progress(),
         plan.make,
+        cluster,
     )
     summary, totals = success_rates.summarize(rows), plan.totals(rows)
     if _wants_latency(args, plan.todo):

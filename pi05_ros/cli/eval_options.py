@@ -24,7 +24,7 @@ OWN_OPTIONS = {
 }
 """Options that only one benchmark has; None or False when they are not given."""
 ONLY_WITH_ROS = ("rate", "real_time")
-NOT_WITH_ROS = ("wrong_prompts", "workers", "device", "latency", "gif")
+NOT_WITH_ROS = ("wrong_prompts", "workers", "ray", "ray_gpus", "device", "latency", "gif")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-steps", help="control steps an episode may take (default 160, for LIBERO its own)"
     )
     parser.add_argument("--workers", type=int, help="processes (default 1)")
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="workers on this Ray cluster: auto, host:6379, or local; as many as it has CPUs "
+        "unless --workers says",
+    )
+    parser.add_argument("--ray-gpus", type=float, help="of each worker with --ray (default 0)")
     parser.add_argument("--renderer", choices=("egl", "osmesa", "ray"), help="LIBERO: not ray")
     parser.add_argument("--device", help="auto (default), cpu, cuda or cuda:<n>")
     parser.add_argument(

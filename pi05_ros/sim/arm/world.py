@@ -142,6 +142,11 @@ class World:
         return self.data.body(name).xpos.copy()
 
     @property
+    def pictures(self) -> str:
+        """OpenGL, or ray where rays are cast: success rates of the two are not alike."""
+        return "ray" if self.renderer.backend == "ray" else "OpenGL"
+
+    @property
     def renderer(self) -> Renderer:
         """The renderer in use; made at the first call, in the calling thread."""
         if self._sharing is not None:

@@ -21,6 +21,7 @@ from pi05_ros.resources import config_dir
 from pi05_ros.sim.arm.render import RENDER_SIZE
 from pi05_ros.sim.arm.tasks import TASKS
 from pi05_ros.sim.arm.world import CAMERAS, World
+from pi05_ros.sim.cluster_workers import as_done_on_cluster
 from pi05_ros.sim.evaluation import results_file
 from pi05_ros.sim.evaluation.episode import Result, chunk_generator, run_episode
 from pi05_ros.sim.evaluation.imitated_precision import IMITATED, fake_quantize
@@ -46,6 +47,16 @@ class EpisodeJob:
     def key(self) -> str:
         """Identity in the results file."""
         return json.dumps([asdict(self.setting), self.task, self.prompted, self.seed])
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster that runs episodes, see `as_done_on_cluster`."""
+
+    address: str
+    workers: int | None = None
+    gpus: float = 0.0
+    pictures: str | None = None
 
 
 def arm_limits() -> JointLimits:
@@ -209,18 +220,20 @@ def evaluate(
     device: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
     make: MakeRunner = ArmRunner,
+    cluster: Cluster | None = None,
 ) -> list[dict[str, object]]:
     """Run what is not in ``out``/results.jsonl yet; returns all asked rows.
 
     Every finished episode is appended at once, so a run that was cut off goes on from there.
-    ``make`` chooses the benchmark.
+    ``make`` chooses the benchmark. With ``cluster`` the workers are on its machines, where the
+    checkpoint must be as well.
     """
     out.mkdir(parents=True, exist_ok=True)
     wanted = {job.key: job for job in todo}
     rows = {key: row for key, row in results_file.read(out / RESULTS).items() if key in wanted}
     missing = [job for key, job in wanted.items() if key not in rows]
     progress(len(rows), len(wanted))
-    for job, result in _results(missing, checkpoint, workers, renderer, device, make):
+    for job, result in _results(missing, checkpoint, workers, renderer, device, make, cluster):
         rows[job.key] = {**asdict(job.setting), **result.row()}
         results_file.append(out / RESULTS, job.key, rows[job.key])
         progress(len(rows), len(wanted))
@@ -234,8 +247,15 @@ def _results(
     renderer: str | None,
     device: str,
     make: MakeRunner,
+    cluster: Cluster | None,
 ) -> Iterator[tuple[EpisodeJob, Result]]:
     if not missing:
+        return
+    if cluster is not None:
+        yield from as_done_on_cluster(
+            partial(make, checkpoint, renderer, device), missing, cluster.address,
+            cluster.workers, cluster.gpus, cluster.pictures,
+        )  # fmt: skip
         return
     if workers == 1:
         with contextlib.closing(make(checkpoint, renderer, device)) as runner:
