@@ -4,11 +4,11 @@ import xml.etree.ElementTree as ET
 
 import rclpy
 from executor_client import LIMITS
-from pi05_ros.ros.task.task_node import TaskNode
 from rclpy.parameter import Parameter
 
 from pi05_ros.resources import config_dir
 from pi05_ros.ros.executor_node import ExecutorNode
+from pi05_ros.ros.task.task_node import TaskNode
 
 SPACE = "/secured"
 LIVE = {
