@@ -21,9 +21,10 @@ test-fast: env  ## Unit tests: no ROS nodes, no rendering, no compilers.
 	@$(ENV) && scripts/test.sh --fast $(TEST_ARGS)
 
 test-fleet: env  ## 24 robots against 4 replicas on a Ray cluster of this machine; installs Ray.
-	@.venv/bin/pip install --quiet "ray[serve]" -c .venv/constraints.txt
+	@.venv/bin/pip install --quiet "ray[serve]" -c .venv/constraints.txt && mkdir -p out
 	@$(ENV) && PI05_FLEET_ROBOTS=24 PI05_FLEET_REPLICAS=4 PI05_FLEET_SECONDS=60 \
-	  scripts/test.sh test/serving/test_fleet.py
+	  PI05_FLEET_REPORT=out/fleet.txt scripts/test.sh test/serving/test_fleet.py test/sim/test_eval_on_ray.py
+	@cat out/fleet.txt
 
 lint: env  ## ruff, mypy, spelling and CMake checks.
 	@$(ENV) && scripts/lint.sh

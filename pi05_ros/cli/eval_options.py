@@ -24,7 +24,7 @@ OWN_OPTIONS = {
 }
 """Options that only one benchmark has; None or False when they are not given."""
 ONLY_WITH_ROS = ("rate", "real_time")
-NOT_WITH_ROS = ("wrong_prompts", "workers", "ray", "ray_gpus", "device", "latency", "gif")
+NOT_WITH_ROS = ("wrong_prompts", "workers", "device", "latency", "gif")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +120,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     libero.add_argument("--tokenizer", help="default: the one beside the checkpoint")
 
 
+ON_A_CLUSTER = ("ray", "ray_gpus")
+
+
 def refuse_foreign(args: argparse.Namespace) -> None:
     """Raise ValueError for an option of the other benchmark, or of the other way of running."""
 
@@ -132,7 +135,7 @@ def refuse_foreign(args: argparse.Namespace) -> None:
         raise InvalidValueError(
             f"{option} is only for pi05 eval {other}, not for {args.benchmark}"
         )
-    if option := given(NOT_WITH_ROS if args.ros else ONLY_WITH_ROS):
+    if option := given((*NOT_WITH_ROS, *ON_A_CLUSTER) if args.ros else ONLY_WITH_ROS):
         raise InvalidValueError(
             f"{option} is not for --ros" if args.ros else f"{option} needs --ros"
         )
