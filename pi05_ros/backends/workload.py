@@ -14,6 +14,8 @@ MIXES = {
     "bf16": ("bf16", "bf16", "bf16"),
     "fp8": ("bf16", "fp8", "fp8"),
     "fp8-w8a16": ("bf16", "fp8", "fp8-w8a16"),
+    "int8": ("bf16", "int8", "int8"),
+    "int8-w8a16": ("bf16", "int8", "int8-w8a16"),
 }
 """Name -> precision of each stage."""
 

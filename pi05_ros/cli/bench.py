@@ -19,7 +19,7 @@ from pi05_ros.cli.common_options import add_common_options
 from pi05_ros.errors import InvalidValueError
 
 MODEL_PRESETS = ("pi05", "tiny")
-MIXES = ("bf16", "fp8", "fp8-w8a16")
+MIXES = ("bf16", "fp8", "fp8-w8a16", "int8", "int8-w8a16")
 """Words of `model.config.PRESETS` and `backends.workload.MIXES`, which --help does not import."""
 _MODEL, _NODE, _SERVE = ModelBenchRequest(), NodeBenchRequest(), ServeBenchRequest()
 
@@ -66,7 +66,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", help="weights; random ones without it")
     add("--preset", default=_MODEL.preset, choices=MODEL_PRESETS, help="of random weights")
     add("--precision", default=_MODEL.precision, choices=("auto", *MIXES))
-    add("--vision", choices=("bf16", "fp8"), help="vision apart from the mix")
+    add("--vision", choices=("bf16", "fp8", "int8"), help="vision apart from the mix")
     add("--views", type=int, choices=range(4), default=_MODEL.views)
     add("--tokens", type=at_least_one, default=_MODEL.tokens, help="prompt tokens")
     add("--horizon", type=at_least_one, default=_MODEL.horizon)

@@ -215,11 +215,29 @@ raises("no magnitudes for 12 sites", CudaEngine, model, Precision("bf16", "fp8",
        max_prompt_tokens=24, calibration=engine.calibration(1))
 """
 
+INT8 = """
+small = noise[:4]
+for words in (("int8", "int8", "int8"), ("bf16", "int8", "int8-w8a16")):
+    engine = CudaEngine(model, Precision(*words), max_prompt_tokens=24, monitor_every=1)
+    got = engine.sample(images, tokens, small, 2)
+    exact = plain.sample(images, tokens, small, 2)
+    sim = Simulation(engine.weights, engine.buffers.scales)
+    sim = sim.sample(plain._pixels(images), tokens, small, engine.modulation_tables(2))
+    assert float((got - sim).norm() / (sim - exact).norm()) < 0.5
+    assert engine.weights.prefix[0].down.weight.dtype == torch.int8
+    assert engine.saturation() == []
+    assert int(engine.health().values["int8_monitored_calls"]) >= 1
+    engine.buffers.scales.mul_(2.0**-8)
+    engine.sample(images, tokens, small, 1)
+    assert len(engine.saturation()) > 10
+    assert "INT8 saturation" in engine.health().warning
+"""
+
 
 @pytest.mark.parametrize(
     "script",
-    [SAMPLE, REFUSED, WIDTHS, KEPT, GUIDED, QUANTIZED],
-    ids=["sample", "refused", "widths", "kept", "guided", "quantised"],
+    [SAMPLE, REFUSED, WIDTHS, KEPT, GUIDED, QUANTIZED, INT8],
+    ids=["sample", "refused", "widths", "kept", "guided", "quantised", "int8"],
 )
 def test_the_tiny_model_matches_the_plain_one(script):
     root = Path(__file__).parents[2]

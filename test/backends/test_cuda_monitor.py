@@ -13,7 +13,7 @@ SITES = ["prefill.0.qkv", "prefill.0.down", "denoise.0.qkv"]
 
 def make(every):
     amax, scale = torch.zeros(3), torch.ones(3)
-    return amax, Monitor(every, SITES, amax, scale)
+    return amax, Monitor(every, SITES, amax, scale, ["fp8"] * 3)
 
 
 def test_every_nth_call_of_a_part_is_due():

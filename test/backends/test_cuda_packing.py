@@ -18,6 +18,7 @@ from pi05_ros.model import Pi05, Pi05Config
 
 BF16 = Precision("bf16", "bf16", "bf16")
 FP8 = Precision("bf16", "fp8", "fp8")
+INT8 = Precision("bf16", "int8", "int8")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_rope_pairs_and_alternate_move_rows_only():
 
 def test_quantize_error_is_e4m3_rounding():
     w = torch.randn(32, 64)
-    q, scale = quantize(w)
+    q, scale = quantize(w, "fp8")
     assert (
         (q.float() * scale[:, None] - w).abs() <= w.abs() * 2**-4 + scale[:, None] * 2**-9
     ).all()
@@ -98,10 +99,10 @@ def test_quantize_error_is_e4m3_rounding():
 
 def test_scales_are_powers_of_two_with_room():
     amax = torch.tensor([0.0, 1.0, 447.0, 3e-6, 1e6])
-    scale = scales.scale_of(amax)
+    scale = scales.scale_of(amax, ["fp8"] * 5)
     assert scale[0] == 1.0
     assert torch.equal(torch.log2(scale), torch.log2(scale).round())
-    assert (amax[1:] * scales.MARGIN <= scale[1:] * 448).all()
+    assert (amax[1:] * scales.MARGIN["fp8"] <= scale[1:] * 448).all()
 
 
 def test_calibration_round_trip_and_refusals(tmp_path, model):
@@ -111,26 +112,31 @@ def test_calibration_round_trip_and_refusals(tmp_path, model):
     )
     made.save(tmp_path / "scales")
     read = scales.ActivationScales.load(tmp_path / "scales.json")
-    wanted = weights.sites, weights.fingerprint, weights.quantized
+    wanted = weights.sites, weights.fingerprint, weights.inputs
     amax = read.amax_for(*wanted)
-    used = torch.tensor(weights.quantized)
+    used = torch.tensor([bool(kind) for kind in weights.inputs])
     assert torch.equal(amax[used], made.amax[used])
     assert not amax[~used].any()  # vision is BF16 here: its scales stay 1
     other = pack(Pi05.random(model.config, 4), FP8)
     with pytest.raises(BackendError, match="other weights"):
-        read.amax_for(other.sites, other.fingerprint, other.quantized)
+        read.amax_for(other.sites, other.fingerprint, other.inputs)
     with pytest.raises(BackendError, match="lacks 1 sites"):
-        read.amax_for([*weights.sites, "new"], weights.fingerprint, [*weights.quantized, True])
+        read.amax_for([*weights.sites, "new"], weights.fingerprint, [*weights.inputs, "fp8"])
     blind = dataclasses.replace(made, amax=torch.where(used, made.amax, 0.0))
     with pytest.raises(BackendError, match=r"no magnitudes for \d+ sites .*'vision.0.qkv'"):
-        blind.amax_for(weights.sites, weights.fingerprint, [True] * len(weights.sites))
+        blind.amax_for(weights.sites, weights.fingerprint, ["fp8"] * len(weights.sites))
     (tmp_path / "scales.json").write_text(json.dumps({"format": "x"}))
     with pytest.raises(BackendError, match="no calibration"):
         scales.ActivationScales.load(tmp_path / "scales")
 
 
 def test_saturation_names_the_worst_site_first():
-    rows = scales.saturated(["a", "b", "c"], torch.tensor([500.0, 100.0, 9000.0]), torch.ones(3))
+    rows = scales.saturated(
+        ["a", "b", "c"],
+        torch.tensor([500.0, 100.0, 9000.0]),
+        torch.ones(3),
+        scales.limits(["fp8"] * 3),
+    )
     assert [row.site for row in rows] == ["c", "a"]
 
 
@@ -141,7 +147,7 @@ def test_fingerprint_depends_on_weights_not_on_precision_or_layout(model):
 
 def test_w8a16_quantizes_the_expert_s_weights_alone(model):
     weights = pack(model, Precision("bf16", "bf16", "fp8-w8a16"))
-    assert not any(weights.quantized)
+    assert not any(weights.inputs)
     assert weights.expert[0].down.weight.dtype == torch.float8_e4m3fn
     pixels, tokens, noise = example(model)
     expected = reference(model, pixels, tokens, noise, 3)
@@ -151,17 +157,65 @@ def test_w8a16_quantizes_the_expert_s_weights_alone(model):
     assert 1e-3 < error < 0.1
 
 
-def test_precision_without_fp8_units_is_bf16(caplog):
+def test_precision_without_fp8_units_is_int8(caplog):
     assert resolve(Precision(), (9, 0)) == Precision("bf16", "fp8", "fp8")
     with caplog.at_level("WARNING"):
-        assert resolve(Precision(prefill="fp8"), (8, 6)) == BF16
-    assert "no FP8" in caplog.text
-    assert resolve(Precision(denoise="fp8-w8a16"), (8, 6)) == BF16
+        assert resolve(Precision(vision="fp8", prefill="fp8"), (8, 6)) == INT8
+    assert "no FP8 units: vision bf16, prefill int8, denoise int8" in caplog.text
+    assert resolve(Precision(prefill="bf16"), (8, 0)) == Precision("bf16", "bf16", "int8")
+    assert resolve(Precision(denoise="fp8-w8a16"), (8, 6)).denoise == "int8-w8a16"
     assert resolve(Precision(denoise="fp8-w8a16"), (9, 0)).denoise == "fp8-w8a16"
-    with pytest.raises(BackendError, match="accepts auto, bf16 and fp8"):
+    assert resolve(BF16, (8, 0)) == BF16
+    assert resolve(INT8, (9, 0)) == INT8
+    with pytest.raises(BackendError, match="accepts auto, bf16, fp8 and int8"):
         resolve(Precision(vision="fp16"), (9, 0))
-    with pytest.raises(BackendError, match=r"denoise is 'fp16'.* bf16, fp8 and fp8-w8a16"):
+    with pytest.raises(BackendError, match=r"denoise is 'fp16'.* fp8-w8a16 and int8-w8a16"):
         resolve(Precision(denoise="fp16"), (9, 0))
+
+
+class Recorder(Simulation):
+    """Keeps the largest input of every product, as the kernels do under `observe`."""
+
+    def __init__(self, weights) -> None:
+        super().__init__(weights, torch.ones(len(weights.sites)))
+        self.amax = torch.zeros(len(weights.sites))
+
+    def matmul(self, x, linear):
+        self.amax[linear.site] = max(self.amax[linear.site], x.abs().max())
+        return super().matmul(x, linear)
+
+
+def test_one_calibration_serves_fp8_and_int8_and_int8_is_the_nearer_one(model):
+    exact = pack(model, BF16)
+    pixels, tokens, noise = example(model)
+    expected = reference(model, pixels, tokens, noise, 3)
+    recorder = Recorder(exact)
+    recorder.sample(pixels, tokens, noise, modulation.build(exact, 3))
+    made = scales.ActivationScales(
+        tuple(exact.sites), recorder.amax, exact.fingerprint, observations=1
+    )
+    error = {}
+    for precision in (FP8, INT8, Precision("bf16", "int8", "int8-w8a16")):
+        weights = pack(model, precision)
+        amax = made.amax_for(weights.sites, weights.fingerprint, weights.inputs)
+        ours = Simulation(weights, scales.scale_of(amax, weights.inputs))
+        got = ours.sample(pixels, tokens, noise, modulation.build(weights, 3))
+        error[precision] = float((got - expected).norm() / expected.norm())
+    fp8, int8, wide = error.values()
+    assert 1e-4 < wide < int8 < fp8 < 0.1
+
+
+def test_int8_scales_leave_a_tenth_of_room_and_saturate_at_127():
+    amax = torch.tensor([0.0, 1.0, 300.0])
+    scale = scales.scale_of(amax, ["int8"] * 3)
+    assert scale[0] == 1.0
+    torch.testing.assert_close(scale[1:] * 127, amax[1:] * 1.1)
+    mixed = scales.scale_of(torch.tensor([1.0, 1.0]), ["fp8", "int8"])
+    assert torch.log2(mixed[0]) == torch.log2(mixed[0]).round()
+    rows = scales.saturated(
+        ["a", "b"], torch.tensor([130.0, 130.0]), torch.ones(2), scales.limits(["int8", "fp8"])
+    )
+    assert [(row.site, row.limit) for row in rows] == [("a", 127.0)]
 
 
 @pytest.mark.parametrize("backend", ["eager", "onnx"])

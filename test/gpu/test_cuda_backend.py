@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity
+from full_size import WORKLOADS, build, cos, example
 
 from pi05_ros.backends import BackendError, Precision
 from pi05_ros.backends.resize import resize_with_pad
-from pi05_ros.model import Pi05, Pi05Config
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available()
@@ -22,48 +20,6 @@ pytestmark = pytest.mark.skipif(
 
 BF16 = Precision("bf16", "bf16", "bf16")
 FP8 = Precision("bf16", "fp8", "fp8")
-WORKLOADS = [
-    (2, 20, 50, 10),
-    (3, 200, 50, 10),
-    (2, 20, 10, 10),
-    (1, 1, 1, 1),
-    (2, 33, 64, 3),
-    (3, 129, 37, 20),
-]
-
-
-def cos(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0))
-
-
-def example(views=2, prompt=20, horizon=50, seed=0, size=(224, 224)):
-    g = torch.Generator(device="cuda").manual_seed(seed)
-    images = torch.randint(
-        0, 256, (views, *size, 3), generator=g, dtype=torch.uint8, device="cuda"
-    )
-    tokens = torch.randint(0, 257152, (prompt,), generator=g, device="cuda")
-    return images, tokens, torch.randn(horizon, 32, generator=g, device="cuda")
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield Pi05.random_on_device(Pi05Config.preset("pi05"), 0, torch.float32)
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-@pytest.fixture(scope="module")
-def plain(model):
-    from pi05_ros.backends.eager import EagerEngine
-
-    return EagerEngine(model)
-
-
-def build(model, precision, **options):
-    from pi05_ros.backends.cuda import create
-
-    return create(model, precision, **options)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pi05_ros.backends.cuda.stages.modulation import Modulation, dequantize
-from pi05_ros.backends.cuda.weights import FP8, FP8_MAX, Linear, Weights
+from pi05_ros.backends.cuda.weights import Linear, Weights
+from pi05_ros.backends.quantization.fake_quant import quantize
 
 KV = list[tuple[Tensor, Tensor]]  # per layer k (after RoPE), v: [T, head_dim]
 
@@ -34,9 +35,9 @@ class Simulation:
 
     def matmul(self, x: Tensor, linear: Linear) -> Tensor:
         """``Q(x) @ Q(w).T (+ bias)``; Q is the identity for a BF16 stage."""
-        if linear.fp8:
+        if linear.coded:
             scale = self.scales[linear.site]
-            x = (x / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8).float() * scale
+            x = quantize(x, scale, self.weights.inputs[linear.site]).float() * scale
         y = x @ dequantize(linear).t()
         return y if linear.bias is None else y + linear.bias.float()
 

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("pi05_ros.cuda")
 
 FP8_CAPABILITY = (8, 9)
+WITHOUT_FP8 = {
+    "vision": {"fp8": "bf16"},
+    "prefill": {"fp8": "int8"},
+    "denoise": {"fp8": "int8", "fp8-w8a16": "int8-w8a16"},
+}
+"""What stands for FP8 on devices without FP8 units."""
 OPTIONS = (
     "calibration",  # path of activation scales
     "release_model",  # empty the model's parameters while packing
@@ -45,7 +51,7 @@ def usable(device: torch.device | None = None) -> tuple[bool, str]:
 
 
 def resolve(precision: Precision, capability: tuple[int, int]) -> Precision:
-    """Replace "auto": vision BF16, prefill and denoise FP8 where the device has it.
+    """Replace "auto": vision BF16, prefill and denoise FP8, INT8 where the device has no FP8.
 
     Raises:
         BackendError: a precision that this backend does not have.
@@ -54,7 +60,8 @@ def resolve(precision: Precision, capability: tuple[int, int]) -> Precision:
     chosen = {}
     for stage in ("vision", "prefill", "denoise"):
         value = getattr(precision, stage)
-        accepted = ["auto", "bf16", "fp8"] + (["fp8-w8a16"] if stage == "denoise" else [])
+        accepted = ["auto", "bf16", "fp8", "int8"]
+        accepted += ["fp8-w8a16", "int8-w8a16"] if stage == "denoise" else []
         if value not in accepted:
             raise BackendError(
                 f"precision.{stage} is {value!r}; the cuda backend accepts "
@@ -62,11 +69,11 @@ def resolve(precision: Precision, capability: tuple[int, int]) -> Precision:
             )
         default = "bf16" if stage == "vision" else "fp8"
         chosen[stage] = default if value == "auto" else value
-    if any("fp8" in word for word in chosen.values()) and capability < FP8_CAPABILITY:
-        log.warning(
-            "compute capability %d.%d has no FP8 matrix units: running in BF16", *capability
-        )
-        chosen = dict.fromkeys(chosen, "bf16")
+    if capability < FP8_CAPABILITY and any("fp8" in word for word in chosen.values()):
+        asked = dict(chosen)
+        chosen = {stage: WITHOUT_FP8[stage].get(word, word) for stage, word in asked.items()}
+        words = ", ".join(f"{stage} {word}" for stage, word in chosen.items())
+        log.warning("compute capability %d.%d has no FP8 units: %s", *capability, words)
     return Precision(**chosen)
 
 
@@ -83,8 +90,9 @@ def create(
 
     Args:
         model: weights; copied in packed form, so the model may be freed afterwards.
-        precision: "bf16" or "fp8" per stage; "auto" is vision BF16, prefill and denoise FP8.
-            "fp8-w8a16" (denoise alone): e4m3 weights, BF16 activations.
+        precision: "bf16", "fp8" or "int8" per stage; "auto" is vision BF16, prefill and denoise
+            FP8 (INT8 below compute capability 8.9). "fp8-w8a16" and "int8-w8a16" (denoise
+            alone): 8-bit weights, BF16 activations.
         views: cameras to expect, up to 3.
         horizon: chunk length where noise is drawn by the engine, up to 64.
         max_prompt_tokens: longest prompt.

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from pi05_ros.backends.cuda import packing
 from pi05_ros.backends.cuda.packing import CHUNK
-from pi05_ros.backends.cuda.weights import FP8, PATCH_DTYPE, Weights, half, patch_columns
+from pi05_ros.backends.cuda.weights import (
+    PATCH_DTYPE,
+    Weights,
+    half,
+    input_dtype,
+    patch_columns,
+)
 from pi05_ros.model.gemma import rope_frequencies
 
 ACTION_ROWS = 64  # rows of the denoise kernels: horizons up to 64
@@ -83,9 +89,9 @@ class Buffers:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         f32 = torch.float32
-        v8 = FP8 if weights.precision.vision == "fp8" else wide
-        p8 = FP8 if weights.precision.prefill == "fp8" else wide
-        d8 = FP8 if weights.precision.denoise == "fp8" else wide
+        v8 = input_dtype(weights.precision.vision, wide)
+        p8 = input_dtype(weights.precision.prefill, wide)
+        d8 = input_dtype(weights.precision.denoise, wide)
         # vision
         D, F = vision.hidden_size, vision.intermediate_size
         self.patches = make(image_rows, patch_columns(config), dtype=PATCH_DTYPE)
@@ -96,7 +102,7 @@ class Buffers:
         self.vqkv = make(image_rows, 3 * D)
         self.vattn = make(image_rows, D, dtype=v8)
         self.vy = make(image_rows, D)
-        self.vwide = make(image_rows, F) if v8 == FP8 else make(0)
+        self.vwide = make(image_rows, F) if v8 != wide else make(0)
         self.vparts = make(MAX_FC2_SPLITS * image_rows, D)
         self.vact = make(image_rows, F, dtype=v8)
         # prefill
@@ -150,7 +156,7 @@ class Buffers:
         self.guide_weight = make(M, dtype=f32)  # how strongly each row is tied to it,
         self.guide_clock = make(MAX_STEPS, 2, dtype=f32)  # flow time and gain of each step
         self.seed = make(1, dtype=torch.int64)
-        # FP8 sites
+        # scales and largest magnitudes of the sites
         count = len(weights.sites)
         # cuBLASLt wants a scale's address on 16 bytes: four floats per site, the first counts
         self.scale_cells = torch.ones(count, 4, dtype=f32, device=device)

@@ -118,7 +118,7 @@ class CudaEngine(Engine):
         self.monitor = Monitor.of(monitor_every, self.weights, self.buffers)
         self._runner = GraphRunner(self.graphs, self.monitor, self.prefix_stages)
         self.scales = EngineScales(self.weights, self.buffers)
-        if "fp8" in (precision.vision, precision.prefill, precision.denoise):
+        if any(self.weights.inputs):
             self.scales.prepare(calibration)
 
     def sample(
@@ -284,7 +284,9 @@ class CudaEngine(Engine):
     def health(self) -> EngineHealth:
         """What the saturation monitor has found; callable from any thread, waits for nothing."""
         found = self.monitor.health()
-        return EngineHealth({"fp8_scales": self.scales.source, **found.values}, found.warning)
+        return EngineHealth(
+            {f"{self.monitor.kind}_scales": self.scales.source, **found.values}, found.warning
+        )
 
     def use_calibration(self, calibration: str | Path | ActivationScales) -> None:
         """Take activation scales from a file; refused where they belong to other weights."""
@@ -306,7 +308,7 @@ class CudaEngine(Engine):
         return self.scales.recorded(observations)
 
     def saturation(self) -> list[Saturation]:
-        """Sites that left their FP8 range in monitored calls since the last report."""
+        """Sites that left the range of their codes in monitored calls since the last report."""
         with self._lock:
             return self.monitor.report()
 

@@ -1,4 +1,4 @@
-"""Supervision of FP8 inputs at run time: now and then a call records magnitudes.
+"""Supervision of 8-bit inputs at run time: now and then a call records magnitudes.
 
 Recording costs atomics in every kernel, so it has graphs of its own and happens in every N-th
 call. What was found comes back through a copy that nobody waits for; it is looked at in a later
@@ -58,15 +58,25 @@ class Monitor:
 
     Args:
         every: every how many calls of a part one is recorded; 0 switches it off.
-        sites: names of the FP8 sites in the order of `amax`.
+        sites: names of the sites in the order of `amax`.
         amax: largest magnitude of each site, float32 on the device.
         scale: scale of each site.
+        inputs: kind of each site's input, as in `Weights`.
 
     """
 
-    def __init__(self, every: int, sites: Sequence[str], amax: Tensor, scale: Tensor) -> None:
+    def __init__(
+        self,
+        every: int,
+        sites: Sequence[str],
+        amax: Tensor,
+        scale: Tensor,
+        inputs: Sequence[str],
+    ) -> None:
         self.every = every
         self._sites = list(sites)
+        self._largest = scales.limits(inputs)
+        self.kind = "int8" if "int8" in inputs else "fp8"
         self._amax, self._scale = amax, scale
         first = next((i for i, s in enumerate(sites) if s.startswith("denoise.")), len(sites))
         ranges = {"prefill": slice(0, first), "denoise": slice(first, len(sites))}
@@ -84,9 +94,9 @@ class Monitor:
     @classmethod
     def of(cls, every: int, weights: Weights, buffers: Buffers) -> Monitor:
         """For an engine's sites; off where no input is quantized."""
-        if not any(weights.quantized):
+        if not any(weights.inputs):
             every = 0
-        return cls(every, weights.sites, buffers.amax, buffers.scales)
+        return cls(every, weights.sites, buffers.amax, buffers.scales, weights.inputs)
 
     def due(self, parts: Sequence[str]) -> bool:
         """Count a call of "prefill", "denoise" or both; whether it is to record."""
@@ -110,7 +120,8 @@ class Monitor:
             for transfer in self._transfers.values():
                 if transfer.arrived():
                     amax, scale = transfer.host
-                    found = scales.saturated(self._sites[transfer.sites], amax, scale)
+                    span = transfer.sites
+                    found = scales.saturated(self._sites[span], amax, scale, self._largest[span])
                     transfer.under_way = False
                     self._take(found)
 
@@ -129,10 +140,10 @@ class Monitor:
         """Counters, and a warning while one of the last monitored calls left the range."""
         self.poll()
         if not self.every:
-            return EngineHealth({"fp8_monitor": "off"})
+            return EngineHealth({f"{self.kind}_monitor": "off"})
         values = {
-            "fp8_monitored_calls": str(self.recorded),
-            "fp8_saturated_calls": str(self.saturated),
+            f"{self.kind}_monitored_calls": str(self.recorded),
+            f"{self.kind}_saturated_calls": str(self.saturated),
         }
         with self._lock:
             recent = list(self._recent)
@@ -141,12 +152,12 @@ class Monitor:
             return EngineHealth(values)
         worst = min(found, key=lambda row: row.limit / row.largest)
         calls = sum(bool(rows) for rows in recent)
-        values["fp8_worst_site"] = worst.site
+        values[f"{self.kind}_worst_site"] = worst.site
         return EngineHealth(
             values,
-            f"FP8 saturation in {calls} of the last {len(recent)} monitored calls, worst at "
-            f"{worst.site} ({worst.largest:.3g} > {worst.limit:.3g}); renew the scales with "
-            "pi05 calibrate",
+            f"{self.kind.upper()} saturation in {calls} of the last {len(recent)} monitored "
+            f"calls, worst at {worst.site} ({worst.largest:.3g} > {worst.limit:.3g}); renew the "
+            "scales with pi05 calibrate",
         )
 
     def _take(self, found: list[Saturation]) -> None:
@@ -159,7 +170,10 @@ class Monitor:
             if known is None or row.largest > known.largest:
                 self._unreported[row.site] = row
         for row in found[:3] if first else ():
-            log.warning("FP8 saturation at %s: %.3g > %.3g", row.site, row.largest, row.limit)
+            log.warning(
+                "%s saturation at %s: %.3g > %.3g",
+                self.kind.upper(), row.site, row.largest, row.limit,
+            )  # fmt: skip
 
 
 class Recording(Protocol):

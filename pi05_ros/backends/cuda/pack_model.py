@@ -8,8 +8,8 @@ Changes, all exact up to rounding:
   expert gate and up rows alternate. A tile of neighboring columns then holds complete pairs.
 - Patch embedding: ``[D, 3 * 14 * 14]`` padded to a multiple of 16 columns, FP16 (pixels are k/255:
   three more bits than BF16, free).
-- FP8: e4m3 with one scale per output channel, amax / 448. Under "fp8-w8a16" only the weights are
-  e4m3, their inputs stay 16-bit.
+- FP8 and INT8: one scale per output channel, amax / 448 or / 127. Under "-w8a16" only the weights
+  have 8 bits, their inputs stay 16-bit.
 - The last prefix layer keeps only k and v; its attention and MLP feed nothing.
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pi05_ros.backends.cuda.packing import pack_weight
 from pi05_ros.backends.cuda.weights import (
+    CODES,
     FP8,
     PATCH_DTYPE,
     Linear,
@@ -44,7 +45,7 @@ from pi05_ros.model import Pi05
 class _Packer:
     def __init__(self, release: bool) -> None:
         self.sites: list[str] = []
-        self.quantized: list[bool] = []
+        self.inputs: list[str] = []
         self.release = release
         self.fingerprint = Fingerprint()
 
@@ -58,14 +59,15 @@ class _Packer:
     ) -> Linear:
         """Pack one matrix; `source`: what the fingerprint takes where the layout may differ."""
         self.sites.append(site)
-        self.quantized.append(kind == "fp8")
+        self.inputs.append(kind if kind in CODES else "")
         for part in source or (weight,):
             self.fingerprint.add(site, part)
         index = len(self.sites) - 1
         bias = None if bias is None else bias.float()
-        if kind in ("fp8", "fp8-w8a16"):
-            q, scale = quantize(weight)
-            return Linear(q.contiguous(), scale, bias, index, wide_input=kind != "fp8")
+        word = kind.removesuffix("-w8a16")
+        if word in CODES:
+            q, scale = quantize(weight, word)
+            return Linear(q.contiguous(), scale, bias, index, wide_input=kind != word)
         if bias is not None:
             bias = bias.to(half(weight.device))
         return Linear(weight.to(half(weight.device), copy=True).contiguous(), None, bias, index)
@@ -105,7 +107,7 @@ def pack(
             config=model.config,
             precision=precision,
             sites=packer.sites,
-            quantized=packer.quantized,
+            inputs=packer.inputs,
             patch=patch,
             positions=positions,
             vision=vision,

@@ -1,9 +1,10 @@
-"""Activation scales of the FP8 GEMMs: from observations, in files, and their supervision.
+"""Activation scales of the 8-bit GEMMs: from observations, in files, and their supervision.
 
-A site is the input of one GEMM ("prefill.3.down"). Its scale is a power of two with room for twice
-the largest magnitude seen: e4m3 is a floating-point format, so room costs no precision until
-values fall below 2^-6 of the scale, and a power of two rounds every value alike whatever was
-calibrated.
+A site is the input of one GEMM ("prefill.3.down"). In FP8 its scale is a power of two with room
+for twice the largest magnitude seen: e4m3 is a floating-point format, so room costs no precision
+until values fall below 2^-6 of the scale, and a power of two rounds every value alike whatever was
+calibrated. In INT8 every bit of room is a bit of precision lost, so there is a tenth of it. Files
+hold magnitudes, not scales: one calibration serves both.
 
 Files: `<name>.safetensors` (one float32 vector "amax" in the order of the sites) beside
 `<name>.json` (sites, fingerprint of the weights, how many observations). Engines find those that
@@ -15,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +27,19 @@ from torch import Tensor
 
 from pi05_ros.backends.cache import cache_folder
 from pi05_ros.backends.cuda.buffers import Buffers
-from pi05_ros.backends.cuda.weights import FP8_MAX, Weights
+from pi05_ros.backends.cuda.weights import Weights
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.files import write_atomically
+from pi05_ros.backends.quantization.fake_quant import LARGEST
 from pi05_ros.small_files import MIB, read_json, require_regular
 
 log = logging.getLogger("pi05_ros.cuda")
 
 FIRST_RUNS = 3  # observations that set the scales where no calibration was given
-MARGIN = 2.0
+MARGIN = {"fp8": 2.0, "int8": 1.1}
+FIRST_PASSES = {"fp8": 2, "int8": 6}
+"""Recordings of the very first observation. Each is made under the scales that the one before
+found; INT8 has so little range that magnitudes settle layer by layer."""
 FORMAT = "pi05_ros activation scales 1"
 MAX_AMAX = 64 * MIB
 
@@ -51,24 +56,40 @@ def files_of(path: str | Path) -> tuple[Path, Path]:
     return path.with_name(f"{stem}.safetensors"), path.with_name(f"{stem}.json")
 
 
-def scale_of(amax: Tensor) -> Tensor:
-    """Scale per site from the largest magnitude: a power of two, 1 where nothing was seen."""
-    wanted = (amax.float() * (MARGIN / FP8_MAX)).clamp_min(2.0**-30)
-    scale = torch.exp2(torch.ceil(torch.log2(wanted)))
+def limits(inputs: Sequence[str], device: torch.device | None = None) -> Tensor:
+    """Largest code of each site, float32 ``[sites]``; `inputs` as in `Weights`."""
+    return torch.tensor([LARGEST[kind or "fp8"] for kind in inputs], device=device)
+
+
+def scale_of(amax: Tensor, inputs: Sequence[str]) -> Tensor:
+    """Scale per site from the largest magnitude; 1 where nothing was seen.
+
+    Args:
+        amax: float32 ``[sites]``.
+        inputs: kind of each site's input, as in `Weights`.
+
+    """
+    room = torch.tensor([MARGIN[kind or "fp8"] for kind in inputs], device=amax.device)
+    wanted = (amax.float() * room / limits(inputs, amax.device)).clamp_min(2.0**-30)
+    whole = torch.tensor([kind == "int8" for kind in inputs], device=amax.device)
+    scale = torch.where(whole, wanted, torch.exp2(torch.ceil(torch.log2(wanted))))
     return torch.where(amax > 0, scale, torch.ones_like(scale))
 
 
-def first_run(amax: Tensor, scale: Tensor, record: Callable[[], None], first: bool) -> None:
+def first_run(
+    amax: Tensor, scale: Tensor, inputs: Sequence[str], record: Callable[[], None], first: bool
+) -> None:
     """Set scales from an observation, with the usual margin, where no calibration was given.
 
     The very first run starts from scale 1 (e4m3 then spans 2^-9 to 448, wide enough for normalized
-    inputs) and records twice, since coarse scales may have bent what the first pass saw. The next
-    ones only raise scales: the first image may have been a black warm-up frame.
+    inputs) and records several times, since coarse scales may have bent what the first pass saw.
+    The next ones only raise scales: the first image may have been a black warm-up frame.
     """
-    for _ in range(2 if first else 1):
+    passes = max((FIRST_PASSES[kind] for kind in inputs if kind), default=1)
+    for _ in range(passes if first else 1):
         amax.zero_()
         record()
-        found = scale_of(amax)
+        found = scale_of(amax, inputs)
         scale.copy_(found if first else torch.maximum(found, scale))
     amax.zero_()
 
@@ -120,11 +141,11 @@ class ActivationScales:
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise BackendError(f"{path}: no calibration that can be read: {error}") from error
 
-    def amax_for(self, sites: list[str], fingerprint: str, quantized: list[bool]) -> Tensor:
-        """Magnitudes in the order of an engine's sites; 0 where the input is not `quantized`.
+    def amax_for(self, sites: list[str], fingerprint: str, inputs: list[str]) -> Tensor:
+        """Magnitudes in the order of an engine's sites; 0 where `inputs` says no 8 bits.
 
         Raises:
-            BackendError: made for other weights, or a site is missing or was not in FP8 then.
+            BackendError: made for other weights, or a site is missing or had 16 bits then.
 
         """
         if fingerprint != self.fingerprint:
@@ -136,30 +157,31 @@ class ActivationScales:
         missing = [site for site in sites if site not in known]
         if missing:
             raise BackendError(f"the calibration lacks {len(missing)} sites, first {missing[0]!r}")
-        unseen = [s for s, used in zip(sites, quantized, strict=True) if used and not known[s] > 0]
+        unseen = [s for s, used in zip(sites, inputs, strict=True) if used and not known[s] > 0]
         if unseen:
             raise BackendError(
-                f"the calibration has no magnitudes for {len(unseen)} sites that are FP8 here, "
-                f"first {unseen[0]!r}; run pi05 calibrate with this precision"
+                f"the calibration has no magnitudes for {len(unseen)} sites that have 8 bits "
+                f"here, first {unseen[0]!r}; run pi05 calibrate with this precision"
             )
-        pairs = zip(sites, quantized, strict=True)
+        pairs = zip(sites, inputs, strict=True)
         return torch.tensor([known[site] if used else 0.0 for site, used in pairs])
 
 
 @dataclass(frozen=True)
 class Saturation:
-    """What the monitor saw since the last report: sites whose input left the FP8 range."""
+    """What the monitor saw since the last report: a site whose input left its range."""
 
     site: str
     largest: float
     limit: float
 
 
-def saturated(sites: list[str], amax: Tensor, scales: Tensor) -> list[Saturation]:
-    """Sites with ``amax > 448 * scale``, worst first."""
-    over = amax / (scales * FP8_MAX)
+def saturated(sites: list[str], amax: Tensor, scales: Tensor, largest: Tensor) -> list[Saturation]:
+    """Sites with ``amax > largest * scale``, worst first; `largest` as `limits` gives it."""
+    most = scales * largest
+    over = amax / most
     rows = [
-        Saturation(sites[i], float(amax[i]), float(scales[i]) * FP8_MAX)
+        Saturation(sites[i], float(amax[i]), float(most[i]))
         for i in torch.nonzero(over > 1.0).flatten().tolist()
     ]
     return sorted(rows, key=lambda row: row.limit / row.largest)
@@ -190,17 +212,17 @@ class EngineScales:
         try:
             if files_of(path)[1].is_file():
                 self.use(path)
-                log.info("FP8 scales from %s", path)
+                log.info("activation scales from %s", path)
         except BackendError as error:
-            log.warning("FP8 scales come from the first observations: %s", error)
+            log.warning("activation scales come from the first observations: %s", error)
 
     def use(self, calibration: str | Path | ActivationScales) -> None:
         """Take scales from a file; refused where they belong to other weights."""
         if not isinstance(calibration, ActivationScales):
             calibration = ActivationScales.load(Path(calibration))
         w, b = self._weights, self._buffers
-        amax = calibration.amax_for(w.sites, w.fingerprint, w.quantized)
-        b.scales.copy_(scale_of(amax).to(b.scales.device))
+        amax = calibration.amax_for(w.sites, w.fingerprint, w.inputs)
+        b.scales.copy_(scale_of(amax, w.inputs).to(b.scales.device))
         self.first_runs = 0
         self.source = f"{calibration.observations} observations"
 
@@ -217,9 +239,10 @@ class EngineScales:
     def first_run(self, record: Callable[[], None]) -> None:
         """One of the first runs, which set the scales where no calibration was given."""
         first = self.first_runs == FIRST_RUNS
-        first_run(self._buffers.amax, self._buffers.scales, record, first)
+        b = self._buffers
+        first_run(b.amax, b.scales, self._weights.inputs, record, first)
         if first:
-            log.info("no calibration given: FP8 scales come from the first observations")
+            log.info("no calibration given: activation scales come from the first observations")
         self.first_runs -= 1
 
     def release(self) -> None:

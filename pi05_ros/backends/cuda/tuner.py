@@ -22,6 +22,7 @@ from pi05_ros.backends.cuda.hopper.prefill import MAX_COLUMNS
 from pi05_ros.backends.cuda.stages.assembly import denoise_stage, prefix_stages
 from pi05_ros.backends.cuda.stages.denoise import DenoiseKernels
 from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
+from pi05_ros.backends.cuda.weights import CODES
 from pi05_ros.backends.files import write_atomically
 
 Say = Callable[[str], None]
@@ -30,7 +31,7 @@ STEPS = 3
 
 def denoise_candidates(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """One change at a time, as an override of the tuning values."""
-    f = 1 if kind == "fp8" else 2
+    f = 1 if kind in CODES else 2
     for early in (True, False):
         yield "trigger", {"early_trigger": early}
     for name, tiles, splits in (
@@ -109,11 +110,21 @@ def prefill_candidates(kind: str, fused: bool) -> Iterator[tuple[str, dict[str, 
         options = {"BM": BM, "BN": BN, "splits": 0, "warps": warps, "stages": stages}
         yield "attention", {"prefill_attention": [options]}
     if fused:
-        BK = 128 if kind == "fp8" else 64
+        BK = 128 if kind == "fp8" else 64  # INT8 is never fused
         for stages, group, special in ((4, 1, 0), (4, 4, 0), (3, 1, 1), (3, 4, 1)):
             options = {"BM": 128, "BN": 256, "BK": BK, "warps": 8, "stages": stages}
             options |= {"group": group, "persistent": 1, "specialize": special}
             yield "gate_up", {f"fused_gate_up_{kind}": [options]}
+
+
+def int8_candidates() -> Iterator[tuple[str, dict[str, Any]]]:
+    """As above, for the INT8 products of prefill, and its attention."""
+    yield from prefill_candidates("int8", fused=False)
+    for BM, BN, BK, warps, stages in (
+        (128, 128, 128, 8, 3), (128, 64, 128, 4, 3), (64, 128, 128, 4, 4), (128, 256, 64, 8, 3),
+    ):  # fmt: skip
+        options = {"BM": BM, "BN": BN, "BK": BK, "warps": warps, "stages": stages}
+        yield "product", {"int8_product": [options]}
 
 
 def _graph_ms(launch: Callable[[], None], runs: int = 15) -> float:
@@ -173,7 +184,9 @@ def tune(
         )
     else:
         flow = denoise_candidates(engine.precision.denoise)
-    if engine.weights.prefix_image:
+    if engine.precision.prefill == "int8":
+        prefix = int8_candidates()
+    elif engine.weights.prefix_image:
         prefix = hopper_prefill_candidates(engine.tuning.values["hopper_prefill"], rows)
     else:
         kind = "fp8" if engine.precision.prefill == "fp8" else "bf16"

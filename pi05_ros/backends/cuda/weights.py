@@ -13,7 +13,8 @@ from pi05_ros.backends.quantization.fake_quant import quantize as quantize_with
 from pi05_ros.model import Pi05Config
 
 FP8 = torch.float8_e4m3fn
-FP8_MAX = LARGEST["fp8"]
+CODES = {"fp8": FP8, "int8": torch.int8}
+"""Precisions whose GEMMs take 8-bit weights and inputs. With "-w8a16" behind it, weights alone."""
 PATCH_DTYPE = torch.float16
 
 
@@ -34,9 +35,9 @@ class Linear:
     image: bool = False  # weight is kept as hopper/packing.py packs it
 
     @property
-    def fp8(self) -> bool:
-        """Whether the input is e4m3, as the weight is then too."""
-        return self.weight.dtype == FP8 and not self.wide_input
+    def coded(self) -> bool:
+        """Whether the input has 8 bits (e4m3 or int8), as the weight then has too."""
+        return self.weight.dtype in CODES.values() and not self.wide_input
 
     @property
     def outputs(self) -> int:
@@ -83,7 +84,8 @@ class Weights:
     config: Pi05Config
     precision: Precision
     sites: list[str]
-    quantized: list[bool]  # per site: whether its input is e4m3, so that its scale matters
+    inputs: list[str]  # per site: "fp8" or "int8" where its input has 8 bits, so that its scale
+    # matters; else ""
     patch: Linear
     positions: Tensor  # float32 [P, D]
     vision: list[PackedVisionLayer]
@@ -120,11 +122,16 @@ class Weights:
         return sum(seen.values())
 
 
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize ``[N, K]`` to e4m3 with one scale per row: ``weight ~ q * scale[:, None]``."""
+def input_dtype(precision: str, wide: torch.dtype) -> torch.dtype:
+    """Type of the inputs of a stage's GEMMs: 8 bits, or `wide` under BF16 and W8A16."""
+    return CODES.get(precision, wide)
+
+
+def quantize(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Quantize ``[N, K]`` to codes of `kind`, a scale per row: ``weight ~ q * scale[:, None]``."""
     w = weight.float()
-    scale = (w.abs().amax(dim=1) / FP8_MAX).clamp_min(1e-12)
-    return quantize_with(w, scale[:, None], "fp8"), scale
+    scale = (w.abs().amax(dim=1) / LARGEST[kind]).clamp_min(1e-12)
+    return quantize_with(w, scale[:, None], kind), scale
 
 
 def rope_pairs(rows: Tensor, head_dim: int) -> Tensor:

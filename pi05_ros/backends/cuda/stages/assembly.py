@@ -65,7 +65,8 @@ def assemble(
         model,
         precision,
         release=release,
-        fused_gate_up=image or tuning.fuses_gate_up(config.vlm.mlp_dim),
+        fused_gate_up=image
+        or (precision.prefill != "int8" and tuning.fuses_gate_up(config.vlm.mlp_dim)),
         prefix_image=image,
         expert_image=choice.usable(*case, sizes.horizon),
     )

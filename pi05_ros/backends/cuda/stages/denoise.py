@@ -200,7 +200,7 @@ class DenoiseKernels:
             D=D,
             F=F,
             PARTS=D // self.options["out"]["BN"],
-            MONITOR=self.monitor and layer.down.fp8,
+            MONITOR=self.monitor and layer.down.coded,
             **self._common(options),
         )
 
@@ -256,7 +256,7 @@ class DenoiseKernels:
             K=K,
             N=N,
             SPLIT=split,
-            MONITOR=self.monitor and target.fp8 and monitored,
+            MONITOR=self.monitor and target.coded and monitored,
             **self._common(options),
         )
 
@@ -305,7 +305,7 @@ class DenoiseKernels:
             LAST=last,
             GUIDED=guided,
             PDL=pdl,
-            MONITOR=self.monitor and target.fp8 and not last,
+            MONITOR=self.monitor and target.coded and not last,
             num_warps=options["warps"],
             **(self.launch if pdl else {}),
         )

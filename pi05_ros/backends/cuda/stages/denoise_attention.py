@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS, MAX_SPLITS, Buffers, Slot
@@ -40,6 +41,7 @@ class DenoiseAttention:
         self.launch = prefix.launch
         self.clusters = (
             tuning.values["denoise_attention"] == "cluster"
+            and buffers.dattn.dtype != torch.int8  # clusters write e4m3 or 16 bits
             and cluster_attention.unavailable(buffers.dq.device) is None
         )
 
@@ -100,7 +102,7 @@ class DenoiseAttention:
             slot.length,
             b.dattn,
             scale,
-            amax if self.prefix.monitor and target.fp8 else None,
+            amax if self.prefix.monitor and target.coded else None,
             horizon=horizon,
             prefix_rows=rows_cap,
             output=layout,

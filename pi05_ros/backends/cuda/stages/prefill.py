@@ -85,7 +85,7 @@ class PrefixKernels(VisionKernels):
         An `out` of three dimensions is an image (hopper/packing.py).
         """
         scale, amax = self.site(target)
-        fp8 = source is not None and source.fp8
+        fp8 = source is not None and source.coded
         D = x.shape[1]
         image = out.dim() == 3
         prefill.residual_rms[(x.shape[0],)](
@@ -106,7 +106,7 @@ class PrefixKernels(VisionKernels):
             PARTS=parts,
             IMAGE=image,
             PDL=self.pdl,
-            MONITOR=self.monitor and target.fp8,
+            MONITOR=self.monitor and target.coded,
             num_warps=self.tuning.values["norm_warps"],
             **self.launch,
         )
@@ -116,7 +116,7 @@ class PrefixKernels(VisionKernels):
         config = self.weights.config.vlm
         prefill.rope_to_cache[(qkv.shape[0],)](
             qkv,
-            linear.scale if linear.fp8 else b.ones,
+            linear.scale if linear.coded else b.ones,
             b.cos,
             b.sin,
             b.q,
@@ -125,7 +125,7 @@ class PrefixKernels(VisionKernels):
             LOG2E / math.sqrt(config.head_dim),
             HEADS=config.num_heads,
             HEAD_DIM=config.head_dim,
-            HAS_SCALE=linear.fp8,
+            HAS_SCALE=linear.coded,
             ONLY_KV=only_kv,
             PDL=self.pdl,
             num_warps=4,
@@ -165,7 +165,7 @@ class PrefixKernels(VisionKernels):
             ONE_BLOCK=False,
             DIRECT=direct,
             PDL=self.pdl,
-            MONITOR=self.monitor and target.fp8,
+            MONITOR=self.monitor and target.coded,
             num_warps=options["warps"],
             num_stages=options["stages"],
             **self.launch,
@@ -195,7 +195,7 @@ class PrefixKernels(VisionKernels):
             BM=options["BM"],
             SPLITS=triton.next_power_of_2(splits),
             PDL=self.pdl,
-            MONITOR=self.monitor and target.fp8,
+            MONITOR=self.monitor and target.coded,
             num_warps=options["warps"],
             **self.launch,
         )
@@ -215,9 +215,9 @@ class PrefixKernels(VisionKernels):
             amax,
             F=F,
             BLOCK=block,
-            HAS_SCALE=linear.fp8,
+            HAS_SCALE=linear.coded,
             PDL=self.pdl,
-            MONITOR=self.monitor and target.fp8,
+            MONITOR=self.monitor and target.coded,
             num_warps=4,
             **self.launch,
         )
@@ -226,7 +226,7 @@ class PrefixKernels(VisionKernels):
         """Gate-up product and GeGLU in one kernel; gate and up rows alternate in the weight."""
         b = self.buffers
         rows, F = out.shape
-        options = self.tuning.by_rows("fused_gate_up_" + ("fp8" if linear.fp8 else "bf16"), rows)
+        options = self.tuning.by_rows("fused_gate_up_" + ("fp8" if linear.coded else "bf16"), rows)
         BM, BN, BK = options["BM"], options["BN"], options["BK"]
         tiles = triton.cdiv(rows, BM) * (2 * F // BN)
         programs = min(tiles, self.processors) if options["persistent"] else tiles
@@ -247,12 +247,12 @@ class PrefixKernels(VisionKernels):
             BK=BK,
             GROUP=options["group"],
             STAGES=options["stages"],
-            HAS_SCALE=linear.fp8,
+            HAS_SCALE=linear.coded,
             PERSISTENT=bool(options["persistent"]),
             PROGRAMS=programs,
             WS=bool(options["specialize"]),
             PDL=self.pdl,
-            MONITOR=self.monitor and target.fp8,
+            MONITOR=self.monitor and target.coded,
             num_warps=options["warps"],
             num_stages=options["stages"],
             **self.launch,

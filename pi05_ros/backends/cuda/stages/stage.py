@@ -10,9 +10,11 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+import triton
 from torch import Tensor
 
 from pi05_ros.backends.cuda.buffers import Buffers
+from pi05_ros.backends.cuda.triton import gemm
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.cuda.weights import Linear, Weights
 
@@ -23,7 +25,7 @@ class Stage:
     """Base of the launch sequences.
 
     `dependent` launches kernels with programmatic dependent launch; `recording` lets them record
-    the largest input of each FP8 GEMM.
+    the largest input of each 8-bit GEMM.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Stage:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Kernels launched within record the largest input of each FP8 GEMM."""
+        """Kernels launched within record the largest input of each 8-bit GEMM."""
         self.monitor = True
         try:
             yield
@@ -55,9 +57,11 @@ class Stage:
         return b.scales[linear.site : linear.site + 1], b.amax[linear.site : linear.site + 1]
 
     def matmul(self, x: Tensor, linear: Linear, out: Tensor, gelu: bool = False) -> None:
-        """``out = x @ w.T``: BF16 with bias (and GELU), FP8 times the input scale only."""
+        """``out = x @ w.T``: BF16 with bias (and GELU), 8 bits times the input scale only."""
         w = linear.weight.t()
-        if linear.fp8:
+        if x.dtype == torch.int8:
+            self._int8_product(x, linear, out)
+        elif linear.coded:
             scale = self.buffers.scales[linear.site]
             if x.is_cuda:
                 torch._scaled_mm(
@@ -80,3 +84,27 @@ class Stage:
         else:
             y = torch.addmm(linear.bias.float(), x.float(), w.float())
             out.copy_(torch.nn.functional.gelu(y, approximate="tanh"))
+
+    def _int8_product(self, x: Tensor, linear: Linear, out: Tensor) -> None:
+        """Times the input scale, as FP8: who reads `out` multiplies by the scale per channel."""
+        rows, K = x.shape
+        N = linear.weight.shape[0]
+        options = self.tuning.by_rows("int8_product", rows)
+        BM, BN, BK = options["BM"], options["BN"], options["BK"]
+        gemm.int8_product[(triton.cdiv(rows, BM), triton.cdiv(N, BN))](
+            x,
+            linear.weight,
+            self.site(linear)[0],
+            out,
+            rows,
+            N=N,
+            K=K,
+            BM=BM,
+            BN=BN,
+            BK=BK,
+            STAGES=options["stages"],
+            PDL=self.pdl,
+            num_warps=options["warps"],
+            num_stages=options["stages"],
+            **self.launch,
+        )

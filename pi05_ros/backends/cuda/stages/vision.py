@@ -110,12 +110,12 @@ class VisionKernels(Stage):
         for layer in w.vision:
             self._layernorm(x, source, pending, layer.norm1, h, layer.qkv, pending is None, parts)
             self.matmul(h, layer.qkv, qkv)
-            if layer.qkv.fp8:
+            if layer.qkv.coded:
                 self._scale_bias(qkv, layer.qkv)
             self._image_attention(qkv, attn, layer.out, views)
             self.matmul(attn, layer.out, y)
             self._layernorm(x, y, layer.out, layer.norm2, h, layer.fc1, False)
-            if layer.fc1.fp8:
+            if layer.fc1.coded:
                 wide = b.vwide[rows]
                 self.matmul(h, layer.fc1, wide)
                 self._gelu(wide, layer.fc1, act, layer.fc2)
@@ -145,7 +145,7 @@ class VisionKernels(Stage):
     ) -> None:
         b = self.buffers
         scale, amax = self.site(target)
-        fp8 = source is not None and source.fp8
+        fp8 = source is not None and source.coded
         biased = fp8 or parts > 1  # otherwise the GEMM added the bias
         D = x.shape[1]
         prefill.residual_layernorm[(x.shape[0],)](
@@ -168,7 +168,7 @@ class VisionKernels(Stage):
             HAS_Y_SCALE=fp8,
             HAS_Y_BIAS=biased,
             PDL=self.pdl,
-            MONITOR=self.monitor and target.fp8,
+            MONITOR=self.monitor and target.coded,
             num_warps=self.tuning.values["norm_warps"],
             **self.launch,
         )
@@ -177,7 +177,7 @@ class VisionKernels(Stage):
         """``x @ w.T`` in slices of K into `vparts`; the number of slices, 1 = not done here."""
         options = self.tuning.by_rows("vision_fc2", x.shape[0])
         splits = options["splits"]
-        if splits == 1 or linear.fp8:
+        if splits == 1 or linear.coded:
             return 1
         if splits > MAX_FC2_SPLITS:
             raise BackendError(f"vision fc2 in more than {MAX_FC2_SPLITS} slices of K")
@@ -244,6 +244,6 @@ class VisionKernels(Stage):
             D1=d1,
             BM=options["BM"],
             BN=options["BN"],
-            MONITOR=self.monitor and target.fp8,
+            MONITOR=self.monitor and target.coded,
             num_warps=options["warps"],
         )

@@ -99,20 +99,22 @@ def _tile_gemm(
 ):
     """``a[:rows] @ w[n0:n0+BN].T`` over SLICE of the K columns, in FP32, ``[BM, BN]``.
 
-    e4m3 weights against a 16-bit `a` (W8A16) become 16-bit here, which is exact.
+    8-bit weights against a 16-bit `a` (W8A16) become 16-bit here, which is exact. int8 against
+    int8 is summed in INT32.
     """
+    SUM: tl.constexpr = tl.int32 if a_ptr.dtype.element_ty == tl.int8 else tl.float32
     m = tl.arange(0, BM)
     n = n0 + tl.arange(0, BN)
     k = tl.arange(0, BK)
     a_ptrs = a_ptr + m[:, None] * K + k[None, :]
     w_ptrs = w_ptr + n[None, :] * K + k[:, None]
     live = m[:, None] < rows
-    acc = tl.zeros((BM, BN), dtype=tl.float32)
+    acc = tl.zeros((BM, BN), dtype=SUM)
     for i in tl.range(0, SLICE, BK, num_stages=STAGES):
         a = tl.load(a_ptrs + i, mask=live, other=0.0)
         w = tl.load(w_ptrs + i).to(a_ptr.dtype.element_ty)
-        acc = tl.dot(a, w, acc)
-    return acc
+        acc = tl.dot(a, w, acc, out_dtype=SUM)
+    return acc.to(tl.float32)
 
 
 @triton.jit

@@ -110,3 +110,41 @@ def split_gemm(
     pointers = part_ptr + (split * rows + m)[:, None] * N + n[None, :]
     live = (m < rows)[:, None] & (n < N)[None, :]
     tl.store(pointers, acc.to(part_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def int8_product(
+    a_ptr,
+    w_ptr,
+    a_scale_ptr,
+    out_ptr,
+    rows,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """``a_scale * (a @ w.T)`` -> out ``[rows, N]``; a ``[rows, K]`` and w ``[N, K]`` int8.
+
+    The sum is exact: 127 * 127 * K stays below 2^31 up to K = 133,000.
+    """
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    n = tl.program_id(1) * BN + tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    a_ptrs = a_ptr + m[:, None] * K + k[None, :]
+    w_ptrs = w_ptr + n[None, :] * K + k[:, None]
+    a_scale = tl.load(a_scale_ptr)
+    pdl_wait(PDL)
+    pdl_trigger(PDL)
+    acc = tl.zeros((BM, BN), dtype=tl.int32)
+    for i in tl.range(0, K, BK, num_stages=STAGES):
+        inside = i + k < K
+        a = tl.load(a_ptrs + i, mask=(m < rows)[:, None] & inside[None, :], other=0)
+        w = tl.load(w_ptrs + i, mask=(n < N)[None, :] & inside[:, None], other=0)
+        acc = tl.dot(a, w, acc, out_dtype=tl.int32)
+    pointers = out_ptr + m[:, None] * N + n[None, :]
+    live = (m < rows)[:, None] & (n < N)[None, :]
+    tl.store(pointers, (acc.to(tl.float32) * a_scale).to(out_ptr.dtype.element_ty), mask=live)

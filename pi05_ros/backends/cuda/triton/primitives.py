@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 FP8_MAX = tl.constexpr(torch.finfo(torch.float8_e4m3fn).max)
+INT8_MAX = tl.constexpr(127.0)
 
 
 @triton.jit
@@ -32,7 +33,7 @@ def gelu_tanh(x):
 
 @triton.jit
 def store_quantized(pointers, value, mask, scale, amax_ptr, MONITOR: tl.constexpr):
-    """Store value in the buffer's type: BF16 as is, e4m3 as value / scale, saturated.
+    """Store value in the buffer's type: BF16 as is, e4m3 and int8 as value / scale, saturated.
 
     `scale` is a value: load it early, a memory latency at the end of a kernel is never hidden.
 
@@ -45,4 +46,7 @@ def store_quantized(pointers, value, mask, scale, amax_ptr, MONITOR: tl.constexp
     if pointers.dtype.element_ty == tl.float8e4nv:
         value = value * (1.0 / scale)  # scales are powers of two: exact
         value = tl.clamp(value, -FP8_MAX, FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
+    elif pointers.dtype.element_ty == tl.int8:
+        value = tl.floor(value * (1.0 / scale) + 0.5)
+        value = tl.clamp(value, -INT8_MAX, INT8_MAX)
     tl.store(pointers, value.to(pointers.dtype.element_ty), mask=mask)
