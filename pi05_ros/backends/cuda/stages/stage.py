@@ -60,7 +60,7 @@ class Stage:
         """``out = x @ w.T``: BF16 with bias (and GELU), 8 bits times the input scale only."""
         w = linear.weight.t()
         if x.dtype == torch.int8:
-            self._int8_product(x, linear, out)
+            self.int8_product(x, linear, out)
         elif linear.coded:
             scale = self.buffers.scales[linear.site]
             if x.is_cuda:
@@ -85,7 +85,7 @@ class Stage:
             y = torch.addmm(linear.bias.float(), x.float(), w.float())
             out.copy_(torch.nn.functional.gelu(y, approximate="tanh"))
 
-    def _int8_product(self, x: Tensor, linear: Linear, out: Tensor) -> None:
+    def int8_product(self, x: Tensor, linear: Linear, out: Tensor) -> None:
         """Times the input scale, as FP8: who reads `out` multiplies by the scale per channel."""
         rows, K = x.shape
         N = linear.weight.shape[0]
