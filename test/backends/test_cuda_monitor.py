@@ -23,7 +23,7 @@ def test_every_nth_call_of_a_part_is_due():
     assert [monitor.due(("denoise",)) for _ in range(3)] == [False, False, True]
     _, off = make(0)
     assert not any(off.due(both) for _ in range(5))
-    assert off.health().values == {"fp8_monitor": "off"}
+    assert off.health("a file").values == {"fp8_scales": "a file", "fp8_monitor": "off"}
 
 
 def test_findings_are_reported_once_and_warned_of_until_calls_are_clean_again():
@@ -33,14 +33,14 @@ def test_findings_are_reported_once_and_warned_of_until_calls_are_clean_again():
     assert amax.tolist() == [0, 0, 500]  # the denoising of another frame may be under way
     assert [row.site for row in monitor.report()] == ["prefill.0.down"]
     assert monitor.report() == []
-    health = monitor.health()
+    health = monitor.health("a file")
     assert health.values["fp8_saturated_calls"] == "1"
     assert "worst at prefill.0.down (900 > 448)" in health.warning
     for _ in range(RECENT):
         monitor.drain(("prefill",))
         monitor.poll()
-    assert monitor.health().warning == ""
-    assert monitor.health().values["fp8_monitored_calls"] == str(RECENT + 1)
+    assert monitor.health("a file").warning == ""
+    assert monitor.health("a file").values["fp8_monitored_calls"] == str(RECENT + 1)
     monitor.drain(("denoise",))
     assert [row.site for row in monitor.report()] == ["denoise.0.qkv"]
 
@@ -51,7 +51,7 @@ def test_reports_and_polls_of_two_threads_lose_nothing():
 
     def diagnostics():
         while not polling.is_set():
-            monitor.health()
+            monitor.health("a file")
 
     thread = threading.Thread(target=diagnostics)
     thread.start()

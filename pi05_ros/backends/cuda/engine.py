@@ -283,10 +283,7 @@ class CudaEngine(Engine):
 
     def health(self) -> EngineHealth:
         """What the saturation monitor has found; callable from any thread, waits for nothing."""
-        found = self.monitor.health()
-        return EngineHealth(
-            {f"{self.monitor.kind}_scales": self.scales.source, **found.values}, found.warning
-        )
+        return self.monitor.health(self.scales.source)
 
     def use_calibration(self, calibration: str | Path | ActivationScales) -> None:
         """Take activation scales from a file; refused where they belong to other weights."""

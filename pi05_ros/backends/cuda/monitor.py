@@ -136,12 +136,16 @@ class Monitor:
             self._unreported.clear()
         return rows
 
-    def health(self) -> EngineHealth:
-        """Counters, and a warning while one of the last monitored calls left the range."""
+    def health(self, source: str) -> EngineHealth:
+        """Counters, and a warning while one of the last monitored calls left the range.
+
+        `source`: where the scales come from.
+        """
         self.poll()
+        values = {f"{self.kind}_scales": source}
         if not self.every:
-            return EngineHealth({f"{self.kind}_monitor": "off"})
-        values = {
+            return EngineHealth(values | {f"{self.kind}_monitor": "off"})
+        values |= {
             f"{self.kind}_monitored_calls": str(self.recorded),
             f"{self.kind}_saturated_calls": str(self.saturated),
         }
