@@ -38,6 +38,8 @@ NEEDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("replay/test_dataset_recording.py", ("slow",)),
     ("replay/test_demo_bag.py", ("render",)),
     ("replay/test_offline.py", ("slow",)),
+    ("replay/test_recording.py", ("slow",)),
+    ("replay/test_handovers.py", ("slow",)),
     ("replay/test_release_0_1_0.py", ("slow",)),
     ("sim/test_demonstration_to_deployment.py", ("ros", "render")),
     ("sim/test_driver_node.py", ("ros", "render")),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,8 @@ from pi05_ros.bags.bag_parts import BagParts, topic_counts
 from pi05_ros.bags.cdr_messages import decode, encode, typestore
 from pi05_ros.errors import Pi05Error
 from pi05_ros.small_files import FileError
+
+_LOG = logging.getLogger(__name__)
 
 
 class BagError(Pi05Error, ValueError):
@@ -65,7 +68,8 @@ class Bag:
 
     Attributes:
         topics: by name, counted in the files.
-        notes: what metadata.yaml says wrongly, for people.
+        notes: what metadata.yaml says wrongly and what is missing, for people.
+        whole: False if a file was cut or the recorder says that messages were lost.
 
     Raises:
         BagError: not a bag, damaged, or without messages.
@@ -76,6 +80,9 @@ class Bag:
         self.path = Path(path)
         self._parts = self._open()
         self.notes = tuple(self._parts.notes)
+        self.whole = self._parts.whole
+        if not self.whole:
+            _LOG.warning("%s is not whole: %s", self.path, "; ".join(self.notes))
         self.topics = {
             topic: TopicInfo(topic, msgtype, count)
             for topic, (msgtype, count) in topic_counts(self._parts.parts).items()

@@ -14,6 +14,10 @@ from pi05_ros.strict_yaml import MAX_SIZE, parse_yaml
 
 METADATA = "metadata.yaml"
 MAX_METADATA = 32 * MIB
+WHOLE = "pi05_whole"
+"""Key of the custom data that says whether all that came was written: "true" or "false"."""
+LOST = "pi05_lost"
+"""Key of the custom data with the messages lost by topic, JSON."""
 _ANCHOR = re.compile(r"(?:^|[\s\[{,:-])[&*][^\s]|<<\s*:", re.M)
 
 

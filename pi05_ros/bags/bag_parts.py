@@ -23,7 +23,7 @@ from rosbags.interfaces import Connection, ConnectionExtRosbag2
 from rosbags.rosbag2.storage_mcap import McapReader
 from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 
-from pi05_ros.bags.bag_files import MAX_METADATA, METADATA, require_bag_files
+from pi05_ros.bags.bag_files import LOST, MAX_METADATA, METADATA, WHOLE, require_bag_files
 from pi05_ros.bags.mcap_path import McapPath
 from pi05_ros.small_files import FileError, read_text, require_regular
 from pi05_ros.strict_yaml import check_nesting
@@ -105,6 +105,7 @@ class BagParts:
         parts: in the order of their first messages.
         notes: sentences about what in metadata.yaml disagrees with the files.
         custom: custom data of the bag.
+        whole: no file was cut, and whoever recorded says that nothing was lost.
 
     Raises:
         FileError: not a bag, or one of its files cannot be read.
@@ -114,6 +115,7 @@ class BagParts:
     def __init__(self, path: Path) -> None:
         self.notes: list[str] = []
         self.custom: dict[str, str] = {}
+        self.whole = True
         self._stack = contextlib.ExitStack()
         try:
             self.parts = self._open(path)
@@ -192,6 +194,9 @@ class BagParts:
         custom = info.get("custom_data")
         if isinstance(custom, dict):
             self.custom = {str(key): str(value) for key, value in custom.items()}
+            if self.custom.get(WHOLE) == "false":
+                self.whole = False
+                self.notes.append(f"not whole; lost messages: {self.custom.get(LOST, '')[:500]}")
         return info
 
     def _files(self, path: Path, info: Mapping[str, Any]) -> list[Path]:
@@ -242,8 +247,9 @@ class BagParts:
                 f"{named} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"
             )
         mcap = plain.suffix == ".mcap"
-        reader = McapReader(cast(Any, McapPath(plain))) if mcap else Sqlite3Reader(plain)
         try:
+            shown = McapPath(plain) if mcap else None
+            reader = Sqlite3Reader(plain) if shown is None else McapReader(cast(Any, shown))
             reader.open()
         except Exception as error:  # the storage libraries raise many kinds
             raise PartError(damage(named, error)) from error
@@ -261,6 +267,12 @@ class BagParts:
             ordered=not mcap or bool(cast(McapReader, reader).chunks),
             unpack=_zstd().decompress if packed else _as_it_is,
         )
+        if shown is not None and shown.rest is not None:
+            self.whole = False
+            self.notes.append(
+                f"{named.name} was cut: {shown.rest.chunks} whole chunks are read, the last "
+                f"{shown.rest.lost} bytes are not"
+            )
         strange = sorted({c.topic for c in reader.connections if not _is_cdr(c)})
         if strange:
             self.notes.append(f"{named.name} has topics that are not CDR: {', '.join(strange)}")

@@ -23,7 +23,11 @@ DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
 ACTION_CHUNK = "pi05_ros/msg/ActionChunk"
 POLICY_STATUS = "pi05_ros/msg/PolicyStatus"
 EXECUTOR_STATUS = "pi05_ros/msg/ExecutorStatus"
-OWN_MESSAGES = ("InferenceTimings", "ActionChunk", "PolicyStatus", "ExecutorStatus")
+TASK_STATUS = "pi05_ros/msg/TaskStatus"
+OWN_MESSAGES = (
+    "InferenceTimings", "ActionChunk", "PolicyStatus", "ExecutorStatus", "TaskStatus",
+    "RecorderStatus",
+)  # fmt: skip
 
 
 def message_dir() -> Path:

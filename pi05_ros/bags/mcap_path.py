@@ -1,7 +1,8 @@
-"""Let rosbags open mcap files whose header has no profile.
+"""Let rosbags open mcap files whose header has no profile, and files that were cut.
 
 Tools write mcap without a profile; the channels say that their messages are CDR. rosbags insists
-on the profile "ros2", so it is shown a header with one.
+on the profile "ros2", so it is shown a header with one. A file that was cut is shown with an
+ending, see `mcap_rest`.
 """
 
 from __future__ import annotations
@@ -11,21 +12,32 @@ import struct
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from pi05_ros.bags.mcap_rest import RestFile, find_rest, is_cut
+
 _MAGIC = b"\x89MCAP0\r\n"
 
 
 class McapPath:
-    """Path of an mcap whose profile may be empty; rosbags insists on "ros2"."""
+    """Path of an mcap whose profile may be empty, or whose end may be missing.
+
+    Attributes:
+        rest: of a file that was cut, the part that is shown; None for a whole one, or where there
+            is nothing to show.
+
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.rest = find_rest(path) if is_cut(path) else None
 
     def __str__(self) -> str:
         return str(self._path)
 
     def open(self, mode: str) -> BinaryIO:
         """The file for reading; `mode` is what rosbags asks for."""
-        file = self._path.open("rb")
+        file: BinaryIO = self._path.open("rb")
+        if self.rest is not None:
+            file = cast(BinaryIO, RestFile(file, self.rest))
         start = file.read(17)  # magic, opcode of the header, its length
         body = b""
         if len(start) == 17 and start.startswith(_MAGIC + b"\x01"):

@@ -18,6 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", default="", help="task of all episodes, instead of the prompts")
     parser.add_argument(
+        "--intervention-actions",
+        default="targets",
+        choices=("targets", "commands"),
+        help="actions where a person had the arm: their targets, or the commands made of them",
+    )
+    parser.add_argument(
         "--map",
         action="append",
         default=[],
@@ -52,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
             parse_map(args.map),
             args.namespace,
             args.task,
+            args.intervention_actions == "targets",
         )
         writer = export_dataset(request, say)
     frames = sum(episode.length for episode in writer.episodes)

@@ -20,6 +20,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
+from sensor_msgs.msg import JointState
 
 from pi05_ros.execution.arrival.wire import read_chunk
 from pi05_ros.execution.executor import (
@@ -49,6 +50,7 @@ from pi05_ros.ros.executor_limits import limits_of_node, read_limits
 from pi05_ros.ros.executor_outputs import Outputs
 from pi05_ros.ros.executor_parameters import ExecutorParameters, declare
 from pi05_ros.ros.joint_state_input import JointStateInput
+from pi05_ros.ros.messages import time_msg
 from pi05_ros.runtime.parameter_specs import ParameterError
 
 SETTLE_S = 0.2
@@ -106,6 +108,7 @@ class ExecutorNode(Node):
             )
         except ValueError as error:
             raise ParameterError(f"on_change_joints is {p.on_change_joints}; {error}") from error
+        self._commands = self.create_publisher(JointState, "~/joint_commands", 10)
         self._status = self.create_publisher(ExecutorStatus, "~/executor_status", qos.LATCHED)
         self._controls = ExecutorControls(self, self.core, p.teleop_type, self.publish_status)
         self.create_timer(settings.period_s, self.tick, clock=process.tick_clock(self))
@@ -119,9 +122,19 @@ class ExecutorNode(Node):
         before, self._command = self._command, self.core.tick(now)
         self._notice_clock_jump()
         self._outputs.send(self._command)
+        self._tell_command(now)
         self._controls.tell_intervention()
         if (before.mode, before.reason) != (self._command.mode, self._command.reason):
             self.publish_diagnostics()
+
+    def _tell_command(self, now_ns: int) -> None:
+        """The command in the joints' own units, for recorders; whatever the outputs are."""
+        positions = self._command.positions
+        if positions is None or not self._commands.get_subscription_count():
+            return
+        message = JointState(name=list(self.core.joints), position=positions.tolist())
+        message.header.stamp = time_msg(now_ns)
+        self._commands.publish(message)
 
     def _notice_clock_jump(self) -> None:
         if self.core.clock_jumps != self._clock_jumps:

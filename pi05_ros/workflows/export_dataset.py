@@ -2,8 +2,8 @@
 
 Each recording becomes one episode. At time k / fps after its start a row holds the newest image of
 every camera, the newest joint states and the command in force: nothing comes from later. Without
-recorded commands the action is the joint state of the next row. Values are those of the robot
-(rad, m); tasks are the prompts.
+recorded commands the action is the joint state of the next row. Where a person had the arm, the
+action is what they commanded. Values are those of the robot (rad, m); tasks are the prompts.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ from pi05_ros.bags.cdr_messages import NS
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.replay.demonstration import Demonstration, read_demonstration
+from pi05_ros.replay.handovers import FAILURE, SUCCESS, HandOvers, read_handovers
 from pi05_ros.replay.run import choose
 from pi05_ros.workflows.episode_media import ChannelStatistics, EpisodeVideo
-from pi05_ros.workflows.lerobot_dataset import DatasetLayout, EpisodeRecord, LeRobotWriter
+from pi05_ros.workflows.lerobot_dataset import (
+    DatasetLayout,
+    EpisodeRecord,
+    LeRobotWriter,
+    flags_of,
+)
 
 MAX_AGE_NS = NS // 2
 """An input that is older at a row ends nothing, but is counted and told."""
@@ -39,6 +45,8 @@ class DatasetRequest:
         version: "3.0" or "2.1".
         mapping, namespace: topics of the inputs, as in `pi05 replay`.
         task: replaces the prompts; needed where a recording has none.
+        human_actions: where a person had the arm, their targets are the actions; else the commands
+            that the executor made of them.
 
     """
 
@@ -49,6 +57,7 @@ class DatasetRequest:
     mapping: Mapping[str, str]
     namespace: str = ""
     task: str = ""
+    human_actions: bool = True
 
 
 def export_dataset(request: DatasetRequest, say: Callable[[str], None]) -> LeRobotWriter:
@@ -79,7 +88,8 @@ def export_dataset(request: DatasetRequest, say: Callable[[str], None]) -> LeRob
                     f"{path}: the actions {', '.join(lacking)} are no joints of the state; only "
                     "joint positions can be exported"
                 )
-            rows = _Rows(demo, round(rate), request.task)
+            hands = read_handovers(bag, robot.action_names)
+            rows = _Rows(demo, round(rate), request.task, hands, request.human_actions)
             if writer is None:
                 layout = DatasetLayout(
                     request.version,
@@ -88,13 +98,15 @@ def export_dataset(request: DatasetRequest, say: Callable[[str], None]) -> LeRob
                     robot.state_names,
                     robot.action_names,
                     {feature_of(role): demo.size(role) for role in demo.roles},
+                    flags_of(request.out),
                 )
                 writer = LeRobotWriter(request.out, layout)
             if source in writer.sources:
                 say(f"{path}: in the dataset already")
                 continue
             _add(writer, demo, rows, source)
-            say(f"{path}: {len(rows.times)} rows{rows.note()}")
+            torn = "" if bag.whole else "; the recording is not whole"
+            say(f"{path}: {len(rows.times)} rows{rows.note()}{torn}")
     if writer is None:
         raise InvalidValueError("no recordings")
     writer.finish()
@@ -109,7 +121,9 @@ def feature_of(role: str) -> str:
 class _Rows:
     """Times of the rows of one episode and what holds at each."""
 
-    def __init__(self, demo: Demonstration, fps: int, task: str) -> None:
+    def __init__(
+        self, demo: Demonstration, fps: int, task: str, hands: HandOvers, human_actions: bool
+    ) -> None:
         starts = [demo.state.stamps[0], demo.actions.stamps[0]]
         starts += [stamps[0] for stamps in demo.frames.values()]
         prompts = [stamp for stamp, _ in demo.prompts]
@@ -127,6 +141,16 @@ class _Rows:
         self.times = start + np.round(np.arange(count) * NS / fps).astype(np.int64)
         self.state = demo.state.at(self.times)
         self.actions = demo.actions.at(self.times + ahead)
+        self.human = 0
+        if human_actions:
+            names = demo.actions.names
+            self.actions, self.human = hands.humanize(self.times, names, self.actions)
+        known = hands.outcome in (SUCCESS, FAILURE)
+        self.flags = {
+            "intervention": hands.intervention(self.times),
+            "success": np.full(count, hands.outcome == SUCCESS),
+            "success_known": np.full(count, known),
+        }
         texts = [task or demo.prompt_at(int(t)) or "" for t in self.times]
         self.tasks = list(dict.fromkeys(texts))
         self.task = np.array([self.tasks.index(text) for text in texts])
@@ -140,6 +164,9 @@ class _Rows:
     def note(self) -> str:
         """What a reader must know of the episode, with a leading comma; empty if nothing."""
         text = f", {self.stale} with an image older than 0.5 s" if self.stale else ""
+        steered = int(self.flags["intervention"].sum())
+        if steered:
+            text += f", {steered} of a person ({self.human} with their targets as actions)"
         if self.undecodable:
             text += f", {self.undecodable} with the image before an unreadable one"
         return text
@@ -166,7 +193,12 @@ def _add(writer: LeRobotWriter, demo: Demonstration, rows: _Rows, source: str) -
                 if index % STATISTICS_EVERY == 0:
                     statistics.add(image.reshape(-1, 3) / 255.0)
         stats[feature] = statistics.result(-(-count // STATISTICS_EVERY), (3, 1, 1))
+    for name in layout.flags:
+        statistics = ChannelStatistics()
+        statistics.add(rows.flags[name][:, None])
+        stats[name] = statistics.result(count, (1,))
     columns = {"observation.state": rows.state, "action": rows.actions, "task": rows.task}
+    columns |= {name: rows.flags[name] for name in layout.flags}
     writer.add(EpisodeRecord(source, count, rows.tasks, stats), columns)
 
 

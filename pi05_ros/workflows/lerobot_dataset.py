@@ -33,6 +33,8 @@ PATHS = {
         "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
     ),
 }
+FLAGS = ("intervention", "success", "success_known")
+"""Columns of bool: a person had the arm; the episode's task was done; whether that is known."""
 COUNTERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
@@ -46,6 +48,7 @@ class DatasetLayout:
         robot: name of the robot profile.
         state, action: names of the columns.
         cameras: feature -> (height, width).
+        flags: columns of bool.
 
     """
 
@@ -55,6 +58,7 @@ class DatasetLayout:
     state: tuple[str, ...]
     action: tuple[str, ...]
     cameras: dict[str, tuple[int, int]]
+    flags: tuple[str, ...] = FLAGS
 
     def data_path(self, episode: int) -> str:
         """Path of an episode's table below the dataset."""
@@ -86,6 +90,8 @@ class DatasetLayout:
                     "has_audio": False,
                 },
             }
+        for name in self.flags:
+            found[name] = {"dtype": "bool", "shape": [1], "names": None}
         for name in COUNTERS:
             dtype = "float32" if name == "timestamp" else "int64"
             found[name] = {"dtype": dtype, "shape": [1], "names": None}
@@ -120,7 +126,7 @@ class LeRobotWriter:
             raise InvalidValueError(f"version {layout.version!r}; accepted: {accepted}")
         self.out, self.layout = out, layout
         place = out / DONE / "layout.json"
-        told = json.loads(json.dumps(asdict(layout)))
+        told = _told(layout)
         if place.exists():
             there = read_json(place)
             if there != told:
@@ -148,7 +154,7 @@ class LeRobotWriter:
         Args:
             record: its facts; `tasks` in the order of their first use.
             columns: "observation.state" ``[T, n]``, "action" ``[T, m]``, "task" ``[T]`` (index
-                into `record.tasks`).
+                into `record.tasks`), and the flags ``[T]``.
 
         """
         import pyarrow as pa
@@ -166,6 +172,7 @@ class LeRobotWriter:
                 "frame_index": pa.array(index),
                 "episode_index": pa.array(np.full(length, episode)),
                 "index": pa.array(index + start),
+                **{name: pa.array(columns[name].astype(bool)) for name in self.layout.flags},
                 "task_index": pa.array([tasks.index(record.tasks[i]) for i in columns["task"]]),
             }
         )
@@ -278,6 +285,19 @@ _TASK_INDEX = {
     ],
     "pandas_version": "2.0.0",
 }  # fmt: skip
+
+
+def _told(layout: DatasetLayout) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(json.dumps(asdict(layout)))
+    if not layout.flags:
+        del told["flags"]  # as exports of before there were any have it
+    return told
+
+
+def flags_of(out: Path) -> tuple[str, ...]:
+    """Columns of bool for an export: those it has, if it is there, else all."""
+    place = out / DONE / "layout.json"
+    return tuple(read_json(place).get("flags", ())) if place.exists() else FLAGS
 
 
 def _path(pattern: str, episode: int, feature: str) -> str:

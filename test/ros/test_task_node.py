@@ -7,7 +7,7 @@ import time
 import pytest
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
-from task_rig import ABORTED, ACTIVATE, CANCELED, CONFIGURE, DEACTIVATE, SUCCEEDED, TaskRig
+from task_rig import ABORTED, ACTIVATE, CANCELED, CONFIGURE, DEACTIVATE, SHORT, SUCCEEDED, TaskRig
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ STATES = ("idle", "preparing", "running", "taken over", "ending")
 
 @pytest.mark.parametrize("state", STATES)
 def test_every_state_and_what_may_happen_in_it(rig, state):
-    """Cancel, deactivate, engine death, policy death, new goal; the executor's death is below."""
+    """Cancel, deactivate, engine death, new goal; deaths of other nodes are below."""
     rig = rig()
     policy = rig.policy
 
@@ -180,9 +180,6 @@ def test_every_state_and_what_may_happen_in_it(rig, state):
         policy.engine, policy.message = False, "the engine process died"
         policy.tell()
 
-    def stop_policy(handle):
-        policy.alive = False
-
     def send_another(handle):
         assert rig.send() is None
 
@@ -191,18 +188,15 @@ def test_every_state_and_what_may_happen_in_it(rig, state):
         deactivate: ("cancelled",),
         send_another: ("cancelled",),
         stop_engine: ("fault", "cancelled"),
-        stop_policy: ("fault", "cancelled"),
     }
     for event, expected in reasons.items():
-        if event is stop_policy and state != "running":
-            continue  # takes its silence; test/runtime/test_tasks.py has the other states
         handle = rig.reach(state)
         if handle is None:
-            if event in (deactivate, stop_engine, stop_policy):
+            if event in (deactivate, stop_engine):
                 event(handle)
         else:
             event(handle)
-            if event in (stop_engine, stop_policy) and state == "preparing":
+            if event is stop_engine and state == "preparing":
                 handle.cancel_goal_async()
             if event is send_another:
                 handle.cancel_goal_async()
@@ -210,7 +204,7 @@ def test_every_state_and_what_may_happen_in_it(rig, state):
             assert result.termination_reason in expected, (event, result)
         rig.person.steering = False
         rig.assert_at_rest()
-        policy.alive = policy.engine = True
+        policy.engine = True
         policy.message = ""
         policy.tell()
         assert rig.until(lambda: not rig.task._facts.executor.intervention)
@@ -244,9 +238,20 @@ def test_a_newer_goal_replaces_a_task(rig, state):
     rig.assert_at_rest()
 
 
+# Deaths take their silence; test/runtime/test_tasks.py has them in every state.
+def test_a_dead_policy_node_ends_a_task(rig):
+    rig = rig(**SHORT)
+    handle = rig.reach("running")
+    rig.policy.alive = False
+    _, result = rig.result(handle)
+    assert (result.termination_reason, result.outcome) == ("fault", "unknown")
+    assert "policy node" in result.message
+    rig.assert_at_rest()
+
+
 @pytest.mark.parametrize("state", ["preparing", "running"])
 def test_a_dead_executor_ends_a_task_and_has_no_permission_when_it_is_back(rig, state):
-    rig = rig()
+    rig = rig(**SHORT)
     handle = rig.reach(state)
     rig.kill_executor()
     rig.policy.engine = True

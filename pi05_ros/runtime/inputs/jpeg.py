@@ -46,3 +46,12 @@ def decode_jpeg(data: Any) -> np.ndarray:
         if stray is None or int(stray[1]) > MAX_STRAY_BYTES:
             raise
     return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=False))
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """JPEG of ``[H, W, 3]`` uint8 RGB."""
+    if simplejpeg is None:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+        return buffer.getvalue()
+    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB"))

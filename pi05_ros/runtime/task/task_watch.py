@@ -6,6 +6,9 @@ from pi05_ros.runtime.task.task_facts import Stillness, TaskFacts
 from pi05_ros.runtime.task.task_goal import End, TaskGoal
 from pi05_ros.runtime.task.task_ports import TaskSettings
 
+ENGINE_GRACE_S = 1.0
+"""Longest time without a chunk while the policy node reports an error."""
+
 
 class TaskWatch:
     """Judges the facts for one task.
@@ -74,9 +77,13 @@ class TaskWatch:
             return "the policy was activated anew"
         if policy.prompt != self._prompt:
             return f"the prompt was changed to {policy.prompt!r}"
-        if self.now_s - max(policy.chunk_s, self.start_s or 0.0) > self._settings.chunk_timeout_s:
+        waited_s = self.now_s - max(policy.chunk_s, self.start_s or 0.0)
+        limit_s = self._settings.chunk_timeout_s
+        if policy.message:  # an engine that died is waited for no longer than it takes to say so
+            limit_s = min(limit_s, ENGINE_GRACE_S)
+        if waited_s > limit_s:
             said = f": {policy.message}" if policy.message else ""
-            return f"no chunk for {self._settings.chunk_timeout_s:g} s{said}"
+            return f"no chunk for {limit_s:g} s{said}"
         return ""
 
     def is_done(self) -> bool:

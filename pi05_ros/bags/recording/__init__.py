@@ -1,0 +1,1 @@
+"""Writing recordings that survive what happens to disks and processes; no rclpy."""

@@ -1,0 +1,1 @@
+"""The episode recorder: what policy, arm and people did, as a bag for each task."""
