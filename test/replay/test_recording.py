@@ -35,7 +35,7 @@ def write(path, count=100, each=10, compression="none", close=True):
             prompt = encode(string_message("go"))
             bag.add(KeptMessage("/prompt", STRING, index * NS // 100 + 1, prompt))
         if index % each == each - 1:
-            bag.flush(sync=False)
+            bag.flush()
     return bag.close(True) if close else bag
 
 

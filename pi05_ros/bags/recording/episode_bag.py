@@ -61,7 +61,7 @@ class EpisodeBag:
         self._writer = SafeMcapWriter(self._file, compression)
         self._writer.add_metadata("pi05_recording", self._facts)
         self._pending: Counter[str] = Counter()
-        self._flush(sync=False)
+        self.flush()
         self._write_metadata("false")
 
     @property
@@ -96,9 +96,19 @@ class EpisodeBag:
         """Add facts that became known later."""
         self._facts.update(facts)
 
-    def flush(self, *, sync: bool) -> None:
+    @property
+    def descriptor(self) -> int:
+        """Of the file."""
+        return self._writer.descriptor
+
+    def flush(self) -> None:
         """Write what is pending as a chunk; what cannot be written is lost and counted."""
-        self._flush(sync=sync)
+        pending, self._pending = self._pending, Counter()
+        try:
+            self._writer.flush()
+        except OSError as error:
+            self.problem = f"{self.path}: {error.strerror or error}"
+            self.lost += pending
 
     def close(self, whole: bool) -> bool:
         """End the bag; returns whether all of it is there.
@@ -124,14 +134,6 @@ class EpisodeBag:
             self.problem = f"{self.path}: {error.strerror or error}"
             whole = False
         return whole
-
-    def _flush(self, *, sync: bool) -> None:
-        pending, self._pending = self._pending, Counter()
-        try:
-            self._writer.flush(sync=sync)
-        except OSError as error:
-            self.problem = f"{self.path}: {error.strerror or error}"
-            self.lost += pending
 
     def _write_metadata(self, whole: str) -> None:
         facts = {**self._facts, WHOLE: whole, LOST: json.dumps(dict(self.lost))}

@@ -91,6 +91,11 @@ class SafeMcapWriter:
         """Bytes and messages that are not written yet."""
         return self._length, sum(len(entries) for entries in self._index.values())
 
+    @property
+    def descriptor(self) -> int:
+        """Of the file."""
+        return self._file.fileno()
+
     def add(self, topic: str, msgtype: str, definition: str, log_ns: int, raw: bytes) -> None:
         """Append a message; it is written with the next `flush`.
 
@@ -116,7 +121,7 @@ class SafeMcapWriter:
         self._metadata += 1
         self._new += record(METADATA, content)
 
-    def flush(self, *, sync: bool = False) -> None:
+    def flush(self) -> None:
         """Write what is pending as one chunk.
 
         Raises:
@@ -149,8 +154,6 @@ class SafeMcapWriter:
         self._clear()
         try:
             written = sum(self._write(part) for part in parts)
-            if sync:
-                os.fdatasync(self._file.fileno())
         except OSError:
             self._new = lead + self._new
             self._take_back()

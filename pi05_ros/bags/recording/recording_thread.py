@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pi05_ros.bags.recording.disk_sync import DiskSync
 from pi05_ros.bags.recording.episode_bag import EpisodeBag, KeptMessage
 from pi05_ros.bags.recording.ring_buffer import OVERHEAD, RingBuffer
 
@@ -40,7 +41,7 @@ class RecordingSettings:
     ring_bytes: int = 256 * 2**20
     queue_bytes: int = 128 * 2**20
     chunk_bytes: int = 4 * 2**20
-    flush_s: float = 0.5
+    flush_s: float = 0.25
     sync_s: float = 1.0
     compression: str = "none"
     max_bytes: int = 0
@@ -121,6 +122,7 @@ class RecordingThread:
         self._goal_id = ""
         self._lost_before: Counter[str] = Counter()
         self._flushed_s = self._synced_s = 0.0
+        self._sync = DiskSync()
         self._problem = ""
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
@@ -249,7 +251,8 @@ class RecordingThread:
         bag.lost += lost
         bag.note(facts)
         self._delay()
-        whole = bag.close(whole=whole and not lost)
+        whole = bag.close(whole=whole and not lost and not self._sync.problem)
+        self._sync.problem = ""
         self._bag = None
         state = self._described(bag, bag.lost)
         state.recording, state.whole = False, whole
@@ -265,14 +268,17 @@ class RecordingThread:
             bag.add(message)
             if bag.pending >= self._settings.chunk_bytes:
                 self._delay()
-                bag.flush(sync=False)
+                bag.flush()
         bag.close(whole=True)
         if bag.problem:
             self._problem = bag.problem
         self._on_change()
 
     def _flush_if_due(self) -> None:
-        if self._bag is not None and time.monotonic() - self._flushed_s >= self._settings.flush_s:
+        if self._bag is None:
+            return
+        first = bool(self._bag.pending) and not self._bag.messages  # a bag with nothing is none
+        if first or time.monotonic() - self._flushed_s >= self._settings.flush_s:
             self._flush()
 
     def _flush(self) -> None:
@@ -280,12 +286,14 @@ class RecordingThread:
             return
         now_s = time.monotonic()
         every = self._settings.sync_s
-        sync = bool(every) and now_s - self._synced_s >= every
         self._delay()
-        self._bag.flush(sync=sync)
+        self._bag.flush()
         self._flushed_s = time.monotonic()
-        if sync:
-            self._synced_s = self._flushed_s
+        if every and now_s - self._synced_s >= every:
+            self._synced_s = now_s
+            self._sync.ask(self._bag.descriptor)
+        if self._sync.problem:
+            self._bag.problem = self._sync.problem
         limit = self._settings.max_bytes
         if limit and self._bag.size >= limit:
             self._bag.problem = f"the bag reached {limit} bytes"
