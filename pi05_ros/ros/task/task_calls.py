@@ -9,6 +9,7 @@ from typing import Any
 from rcl_interfaces.msg import Parameter as ParameterMsg
 from rcl_interfaces.srv import SetParameters
 from rclpy.client import Client
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -85,7 +86,9 @@ class TaskCalls:
         self._enable = node.create_client(SetBool, f"{executor}/enable")
         self._speed = node.create_client(SetParameters, f"{executor}/set_parameters")
         self._reset = node.create_client(Trigger, f"{policy}/reset")
-        self._prompt = node.create_publisher(String, "prompt", qos.PROMPT)
+        # Policy nodes have a latched subscription beside the one that takes this.
+        quiet = PublisherEventCallbacks(use_default_callbacks=False)
+        self._prompt = node.create_publisher(String, "prompt", qos.PROMPT, event_callbacks=quiet)
         self._heartbeat = node.create_publisher(Empty, f"{executor}/heartbeat", 1)
         self._watching: list[Any] = []
 
