@@ -12,6 +12,7 @@ second before the kill.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -105,6 +106,10 @@ class Trials:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder = args, folder
         self.environment, domain = ros_environment()
+        if args.what == "kill":  # shared memory of Fast DDS does not outlive many killed processes
+            transport = {"FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}
+            os.environ.update(transport)
+            self.environment |= transport
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain)
         self.node = rclpy.create_node("recorder_trials", context=self.context)

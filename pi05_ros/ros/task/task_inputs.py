@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.node import Node
 
 from pi05_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, RecorderStatus
@@ -79,8 +79,12 @@ class TaskInputs:
         policy.message = message.message
 
     def _diagnostics(self, message: DiagnosticArray) -> None:
-        if any(status.name.startswith(f"{self._policy_name}:") for status in message.status):
-            self._facts.policy.seen_s = time.monotonic()
+        ours = [s for s in message.status if s.name.startswith(f"{self._policy_name}:")]
+        if ours:
+            policy = self._facts.policy
+            policy.seen_s = time.monotonic()
+            bad = [s.message for s in ours if s.level != DiagnosticStatus.OK and s.message]
+            policy.complaint = "; ".join(bad)[:300]
 
     def _executor(self, message: ExecutorStatus) -> None:
         executor = self._facts.executor

@@ -16,6 +16,7 @@ class PolicyFacts:
         policy_id: of its activation.
         prompt: in use.
         message: its last error.
+        complaint: what its diagnostics warn of.
         chunks: chunks received so far.
         chunk_s: when the newest came, on the clock of tasks.
         chunk_id, chunk_prompt, inference_ms, observation_to_chunk_ms: of the newest chunk.
@@ -27,12 +28,19 @@ class PolicyFacts:
     policy_id: str = ""
     prompt: str = ""
     message: str = ""
+    complaint: str = ""
     chunks: int = 0
     chunk_s: float = 0.0
     chunk_id: int = 0
     chunk_prompt: str = ""
     inference_ms: float = float("nan")
     observation_to_chunk_ms: float = float("nan")
+
+    @property
+    def why_silent(self) -> str:
+        """Why there are no chunks, with a leading colon, as far as the policy node says so."""
+        said = self.message or self.complaint
+        return f": {said}" if said else ""
 
 
 @dataclass

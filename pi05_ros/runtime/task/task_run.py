@@ -194,10 +194,7 @@ class TaskRun:
                 and (not goal.prompt or policy.chunk_prompt == clean_prompt(goal.prompt))
             ),
             settings.first_chunk_timeout_s,
-            lambda: (
-                "no chunk since the policy was reset"
-                + (f": {policy.message}" if policy.message else "")
-            ),
+            lambda: f"no chunk since the policy was reset{policy.why_silent}",
         )
         if goal.speed_scale:
             self._speed_before = executor.speed_scale

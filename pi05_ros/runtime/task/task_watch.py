@@ -82,8 +82,7 @@ class TaskWatch:
         if policy.message:  # an engine that died is waited for no longer than it takes to say so
             limit_s = min(limit_s, ENGINE_GRACE_S)
         if waited_s > limit_s:
-            said = f": {policy.message}" if policy.message else ""
-            return f"no chunk for {limit_s:g} s{said}"
+            return f"no chunk for {limit_s:g} s{policy.why_silent}"
         return ""
 
     def is_done(self) -> bool:
