@@ -1,43 +1,17 @@
-"""launch/task.launch.py, with the stand-ins of test_policy_launch where ROS's launch is absent."""
+"""launch/task.launch.py, with stand-ins for ROS's launch."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
+from launch_stand_ins import Context, load_with_stand_ins
 
 from pi05_ros.runtime.parameter_specs import ParameterError, from_values
 from pi05_ros.runtime.task.task_parameters import SPECS, TaskParameters
 
-_spec = importlib.util.spec_from_file_location(
-    "policy_launch_stand_ins", Path(__file__).with_name("test_policy_launch.py")
-)
-assert _spec is not None
-_other = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_other)
-STAND_INS, stand_in = _other.STAND_INS, _other.stand_in
-PATH = Path(__file__).parents[2] / "launch" / "task.launch.py"
-
-
-class Context(dict):
-    """What `LaunchConfiguration.perform` of the stand-ins reads."""
-
 
 @pytest.fixture
 def launch_file(monkeypatch):
-    for name, members in STAND_INS.items():
-        module = ModuleType(name)
-        module.__path__ = []
-        for member in members:
-            setattr(module, member, stand_in(member))
-        monkeypatch.setitem(sys.modules, name, module)
-    spec = importlib.util.spec_from_file_location("task_launch", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_with_stand_ins("task", monkeypatch)
 
 
 def nodes(module, **given):
