@@ -22,6 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "pi05_ros.cli.engines.calibrate",
         "find a backend's FP8 scales or ranges from observations",
     ),
+    "calibrate-delay": (
+        "pi05_ros.cli.calibrate_delay",
+        "measure the delays of commands and cameras on a robot",
+    ),
     "check": ("pi05_ros.cli.engines.check", "compare engines or graphs with the plain model"),
     "dataset": ("pi05_ros.cli.dataset", "make a LeRobot dataset of recorded demonstrations"),
     "demo": ("pi05_ros.cli.demo", "run the main job on this machine, ROS nodes and all"),

@@ -126,7 +126,7 @@ class Executor:
         outside = (chunk.positions < self.limits.lower) | (chunk.positions > self.limits.upper)
         self.clipped += bool(outside.any())
         self.watch.add(chunk.positions, now_ns)
-        self.strategy.add(chunk)
+        self.strategy.add(chunk.earlier(self.settings.command_delay_s))
 
     def refuse(self, error: ChunkRefusedError) -> None:
         """Count a chunk that was refused before it got here."""

@@ -31,6 +31,7 @@ class ExecutorSettings:
         tracking_error_time_s: a joint that is farther from its commands than following_lag_s
             allows, for this long, is a fault; 0 watches nothing.
         teleop_timeout_s: teleoperation that is silent for this long hands the arm back.
+        command_delay_s: chunks are followed so much earlier than their times say.
         interlocks: permissions that are needed.
         random_weights_allowed: chunks of random weights are refused unless this is set, which
             is only right for a simulation.
@@ -50,5 +51,6 @@ class ExecutorSettings:
     blend_in_s: float = 0.0
     tracking_error_time_s: float = 0.0
     teleop_timeout_s: float = 0.5
+    command_delay_s: float = 0.0
     interlocks: InterlockSettings = field(default_factory=InterlockSettings)
     random_weights_allowed: bool = False

@@ -76,6 +76,12 @@ class TimedChunk:
         found: np.ndarray = (1 - part) * self.positions[low] + part * self.positions[high]
         return found
 
+    def earlier(self, seconds: float) -> TimedChunk:
+        """The same steps, each so much earlier."""
+        if not seconds:
+            return self
+        return replace(self, start_ns=self.start_ns - round(seconds * 1e9))
+
     def shifted(self, offset: np.ndarray) -> TimedChunk:
         """Copy with an offset ``[n]`` added to all steps."""
         return replace(self, positions=self.positions + offset)

@@ -85,6 +85,7 @@ class ExecutorNode(Node):
             blend_in_s=p.blend_in_s,
             tracking_error_time_s=p.tracking_error_time_s,
             teleop_timeout_s=p.teleop_timeout_s,
+            command_delay_s=p.command_delay_s,
             interlocks=InterlockSettings(p.require_enable, p.heartbeat_timeout_s),
             random_weights_allowed=p.allow_random_weights,
         )

@@ -166,6 +166,14 @@ class ExecutorParameters:
         low=0.01,
         high=60.0,
     )
+    command_delay_s: float = param(
+        0.0,
+        "From a command to the joint states that show it, as `pi05 calibrate-delay` measures it: "
+        "chunks are followed so much earlier. Leave it at 0 if the actions of the training data "
+        "are commands to a robot that lags as much.",
+        low=0.0,
+        high=1.0,
+    )
     allow_random_weights: bool = param(
         False, "Execute chunks of random weights. Only for a simulation."
     )

@@ -239,6 +239,17 @@ class PolicyParameters:
         low=0.001,
         high=3600.0,
     )
+    camera_delay_s: float = param(
+        0.0,
+        "From what an image shows to its header stamp; ages, skew and the time of a chunk go by "
+        "what images show.",
+        dynamic=True, low=0.0, high=1.0,
+    )  # fmt: skip
+    command_delay_s: float = param(
+        0.0,
+        "The executor's command_delay_s: so much more of a chunk is tied to the one before.",
+        low=0.0, high=1.0,
+    )  # fmt: skip
     future_tolerance_s: float = param(
         0.05,
         "How far a stamp may lie ahead of the node's clock; more means unsynchronized clocks.",

@@ -118,6 +118,11 @@ def _remote_options(parameters: PolicyParameters) -> dict[str, Any]:
             "parameters overlap and vision_cache_levels are for a policy in this process; with "
             f"{parameters.checkpoint or 'backend remote'} leave them at their defaults"
         )
+    if parameters.command_delay_s and parameters.chunk_mode != "plain":
+        raise ParameterError(
+            "parameter command_delay_s is for a policy in this process where chunks continue each "
+            f"other; with chunk_mode {parameters.chunk_mode} on a server set it to 0"
+        )
     key = read_keys(Path(parameters.remote_key_file))[0] if parameters.remote_key_file else b""
     return {
         "deadline_s": parameters.remote_deadline_s,
@@ -142,4 +147,5 @@ def _continuing(
     from pi05_ros.policy.chunking.continuing import ContinuingPolicy
 
     make = make or ContinuingPolicy
-    return make(policy, parameters.chunk_mode, parameters.kv_reuse, change)
+    later = {"command_delay_s": parameters.command_delay_s} if parameters.command_delay_s else {}
+    return make(policy, parameters.chunk_mode, parameters.kv_reuse, change, **later)

@@ -82,13 +82,20 @@ def test_a_policy_that_keeps_few_rows_is_continued_too():
     ("age_s", "further"),
     [(0.1, 1), (0.05, 0.5), (0.2, 2), (-1.0, 0), (float("nan"), 0), (1e9, 99), (1e300, 99)],
 )
-def test_the_age_of_the_observation_is_part_of_the_delay(tmp_path, monkeypatch, age_s, further):
-    """At 10 Hz an observation of age 0.1 s is one step old when the inference begins."""
+@pytest.mark.parametrize("command_delay_s", [0.0, 0.3])
+def test_the_age_of_the_observation_is_part_of_the_delay(
+    tmp_path, monkeypatch, age_s, further, command_delay_s
+):
+    """At 10 Hz an observation of age 0.1 s is one step old when the inference begins.
+
+    So are commands that take so long to the joints.
+    """
     data = yaml.safe_load((config_dir() / "robots" / "sim_arm.yaml").read_text())
     file = tmp_path / "slow.yaml"
     file.write_text(yaml.safe_dump({**data, "control_hz": 10}))
     policy = Policy.load("random:tiny", robot=file, device="cpu", denoise_steps=2)
-    continuing = ContinuingPolicy(policy, "trained")
+    continuing = ContinuingPolicy(policy, "trained", command_delay_s=command_delay_s)
+    late = round(10 * command_delay_s)
     seen = []
     denoise = policy.engine.denoise
 
@@ -102,7 +109,7 @@ def test_the_age_of_the_observation_is_part_of_the_delay(tmp_path, monkeypatch, 
     for stamp, age in ((0, 0.0), (4, 0.0), (8, age_s)):
         continuing.infer(dataclasses.replace(observation(stamp), age_s=age), seed=1)
     margin, left = 1, policy.info.horizon - 2
-    assert seen == [0, 2 + margin, min(2 + margin + int(further), left)]
+    assert seen == [0, 2 + margin + late, min(2 + margin + late + int(further), left)]
 
 
 @pytest.mark.parametrize("robot", ["aloha", "ur5e", "droid"])

@@ -50,6 +50,7 @@ class ContinuingPolicy:
         mode: see `ChunkGenerator`.
         reuse: "1", "2", ... or "dynamic".
         vision_change: see `ChunkGenerator`.
+        command_delay_s: how much earlier than their times chunks are followed, see the executor.
 
     Raises:
         ValueError: unknown mode or rule.
@@ -62,6 +63,7 @@ class ContinuingPolicy:
         mode: str = "plain",
         reuse: str = "1",
         vision_change: float | None = None,
+        command_delay_s: float = 0.0,
     ) -> None:
         self.policy = policy
         self.info = policy.info
@@ -71,6 +73,7 @@ class ContinuingPolicy:
         )
         self._step_ns = round(policy.info.step_s * 1e9)
         self._delay = DelayEstimator(policy.info.step_s)
+        self._command_delay_s = command_delay_s
         self._afresh = True  # set by any thread, looked at by the next prefill
         self._first_ns = 0
         self._last_ns = 0
@@ -127,7 +130,7 @@ class ContinuingPolicy:
         """
         delay = started.delay
         if delay is None:
-            delay = self._delay.steps(started.age_s)
+            delay = self._delay.steps(started.age_s + self._command_delay_s)
         made = self._maker.finish(started.chunk, delay)
         self._delay.record(time.perf_counter() - started.began_s)
         ahead = started.chunk.step - made.anchor

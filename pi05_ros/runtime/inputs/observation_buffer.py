@@ -26,11 +26,17 @@ CLOCK_JUMP_NS = 50_000_000
 
 @dataclass(frozen=True)
 class SourceSample:
-    """One accepted message: what to convert, when it was taken, when it came."""
+    """One accepted message: what to convert, its stamp, when it came."""
 
     payload: Any
     stamp_ns: int
     received_ns: int  # monotonic
+    delay_ns: int = 0
+
+    @property
+    def taken_ns(self) -> int:
+        """Time of what it shows."""
+        return self.stamp_ns - self.delay_ns
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Limits:
         dead: monotonic time without a message after which a source is dead.
         zero_is_receive_time: take the clock at receipt for stamps of 0.
         on_change: oldest value of a joint that is published only when it changes.
+        camera_delay: from what an image shows to its stamp.
 
     """
 
@@ -53,6 +60,7 @@ class Limits:
     dead: int
     zero_is_receive_time: bool = False
     on_change: int = 60 * NS
+    camera_delay: int = 0
 
 
 @dataclass
@@ -90,8 +98,8 @@ class Snapshot:
 
     @property
     def stamp_ns(self) -> int:
-        """Oldest stamp."""
-        return min(sample.stamp_ns for sample in self.samples.values())
+        """Time of the oldest of what they show."""
+        return min(sample.taken_ns for sample in self.samples.values())
 
     @property
     def received_ns(self) -> int:
@@ -158,8 +166,7 @@ class Inputs:
         stamp = self._stamp(source, stamp_ns, now_ns)
         if stamp is None:
             return False
-        stamp_ns = stamp
-        newest = source.newest
+        stamp_ns, newest = stamp, source.newest
         # A sample from the future must not lock out the ones that follow it.
         if (
             newest is not None
@@ -173,7 +180,7 @@ class Inputs:
             )
             source.rejected = True
             return False
-        source.newest = SourceSample(payload, stamp_ns, mono_ns)
+        source.newest = SourceSample(payload, stamp_ns, mono_ns, self.limits.camera_delay)
         return True
 
     def offer_joints(
@@ -249,16 +256,16 @@ class Inputs:
         if problems:
             return problems
         samples = {name: source.newest for name, source in self.sources.items()}
-        newest = max(sample.stamp_ns for sample in samples.values() if sample)
+        newest = max(s.taken_ns for s in samples.values() if s)
         return [
             Problem(
                 name,
                 "skew",
-                f"{in_words(newest - sample.stamp_ns)} behind the newest source "
+                f"{in_words(newest - sample.taken_ns)} behind the newest source "
                 f"(limit {in_words(self.limits.max_skew)})",
             )
             for name, sample in samples.items()
-            if sample and newest - sample.stamp_ns > self.limits.max_skew
+            if sample and newest - sample.taken_ns > self.limits.max_skew
         ]
 
     def take(self, now_ns: int, mono_ns: int) -> Snapshot | list[Problem]:
@@ -324,12 +331,12 @@ class Inputs:
                 source.last_error if source.rejected else "no message since buffers were emptied"
             )
             return Problem(source.name, "missing", text)
-        age_ns = now_ns - sample.stamp_ns
-        if age_ns < -self.limits.future:
+        age_ns = now_ns - sample.taken_ns
+        if now_ns - sample.stamp_ns < -self.limits.future:
             return Problem(
                 source.name,
                 "future",
-                f"stamp is {in_words(-age_ns)} ahead of this node's clock (limit "
+                f"stamp is {in_words(sample.stamp_ns - now_ns)} ahead of this node's clock (limit "
                 f"{in_words(self.limits.future)}): the clocks are not synchronized",
             )
         limit_ns = self.limits.max_age[source.name]
@@ -337,8 +344,7 @@ class Inputs:
             text = f"newest sample is {in_words(age_ns)} old (limit {in_words(limit_ns)})"
             if source.rejected:
                 text += f"; newer messages cannot be used: {source.last_error}"
-            if joints is not None:
-                text += lagging_joint(joints)
+            text += "" if joints is None else lagging_joint(joints)
             return Problem(source.name, "stale", text)
         found = None if joints is None else joint_problem(joints, now_ns, self.limits.on_change)
         return None if found is None else Problem(source.name, *found)

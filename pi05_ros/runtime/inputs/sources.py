@@ -28,6 +28,7 @@ def limits(parameters: PolicyParameters, roles: Sequence[str]) -> Limits:
         dead=int(parameters.dead_source_timeout_s * NS),
         zero_is_receive_time=parameters.zero_stamps == "receive_time",
         on_change=int(parameters.max_on_change_age_s * NS),
+        camera_delay=int(parameters.camera_delay_s * NS),
     )
 
 

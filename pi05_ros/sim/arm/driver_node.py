@@ -33,6 +33,7 @@ from pi05_ros.ros.messages import time_msg
 from pi05_ros.ros.parameter_server import declare
 from pi05_ros.runtime.inputs.conversion import stamp_ns
 from pi05_ros.runtime.parameters import ParameterError
+from pi05_ros.sim.arm.delay_line import DelayLine
 from pi05_ros.sim.arm.driver_parameters import DriverParameters
 from pi05_ros.sim.arm.lock_step import LockStep
 from pi05_ros.sim.arm.render import RenderError
@@ -119,6 +120,8 @@ class DriverNode(Node):
         self._began_ns = self._elapsed_ns
         self.referee = Referee()
         self._plan = JointPlan(JOINT_NAMES, self.world.targets)
+        self._late_commands = DelayLine[Any](self._p.simulated_command_delay_s)
+        self._late_images = DelayLine[Any](self._p.simulated_camera_delay_s)
         self._reported: bool | None = None
         if self._lock is not None:
             self._lock.restart()
@@ -133,6 +136,8 @@ class DriverNode(Node):
         """
         self._elapsed_ns += self._step_ns
         self._ticks += 1
+        for command in self._late_commands.due(self._elapsed_ns):
+            self._follow(*command)
         behind_s = self._episode_s - self.world.time
         if behind_s > self.world.model.opt.timestep / 2:
             self.world.step(self._plan.at(self._episode_s), behind_s)
@@ -151,6 +156,9 @@ class DriverNode(Node):
             self._pictures = pictures
             for camera in CAMERAS:
                 self._publish_image(camera, stamp)
+        for camera, message in self._late_images.due(self._elapsed_ns):
+            message.header.stamp = stamp
+            self._cameras[camera].publish(message)
         if self._ticks % self._watch_every == 0:
             self.referee.watch(self.world)
             self._report()
@@ -232,7 +240,10 @@ class DriverNode(Node):
             message.data = pixels.tobytes()
         message.header.stamp = stamp
         message.header.frame_id = f"{camera}_camera"
-        self._cameras[camera].publish(message)
+        if self._p.simulated_camera_delay_s:
+            self._late_images.put((camera, message), self._elapsed_ns)
+        else:
+            self._cameras[camera].publish(message)
 
     def _on_trajectory(self, message: JointTrajectory) -> None:
         """As joint_trajectory_controller: a stamp shifts the points, past ones are left out."""
@@ -265,6 +276,12 @@ class DriverNode(Node):
         self._command(("gripper",), np.array([CONTROL_DT]), [list(message.data)])
 
     def _command(self, names: Any, times: np.ndarray, rows: list[list[float]]) -> None:
+        if self._p.simulated_command_delay_s:
+            self._late_commands.put((names, times, rows), self._elapsed_ns)
+        else:
+            self._follow(names, times, rows)
+
+    def _follow(self, names: Any, times: np.ndarray, rows: list[list[float]]) -> None:
         try:
             table = np.array(rows, dtype=np.float64)
             self._plan.command(tuple(names), self._episode_s, times, table)

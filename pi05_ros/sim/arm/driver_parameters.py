@@ -66,6 +66,12 @@ class DriverParameters:
         low=0.1,
         high=600.0,
     )
+    simulated_command_delay_s: float = param(
+        0.0, "Commands take effect so much later.", low=0.0, high=1.0
+    )
+    simulated_camera_delay_s: float = param(
+        0.0, "Images come so much later, with the stamp of that time.", low=0.0, high=1.0
+    )
     publish_prompt: bool = param(True, "Publish the task's words on `prompt`.")
     renderer: str = param(
         "",

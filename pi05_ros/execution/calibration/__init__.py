@@ -1,0 +1,1 @@
+"""What a small motion tells about delays; no ROS."""

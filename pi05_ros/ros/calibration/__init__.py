@@ -1,0 +1,1 @@
+"""Measures delays on a running robot."""
