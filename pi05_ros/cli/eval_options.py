@@ -19,12 +19,14 @@ BENCHMARKS = ("arm", "libero")
 DEFAULT_SEEDS = "0:50"
 MOST_SEEDS, LAST_SEED = 10**6, 2**31 - 1
 OWN_OPTIONS = {
-    "arm": ("seeds", "nudge", "wrong_prompts", "ros", "rate", "real_time"),
+    "arm": (
+        "seeds", "nudge", "limiting", "limit_share", "wrong_prompts", "ros", "rate", "real_time",
+    ),  # fmt: skip
     "libero": ("suite", "trials", "scene_seed", "robot", "tokenizer"),
 }
 """Options that only one benchmark has; None or False when they are not given."""
 ONLY_WITH_ROS = ("rate", "real_time")
-NOT_WITH_ROS = ("wrong_prompts", "workers", "device", "latency", "gif")
+NOT_WITH_ROS = ("wrong_prompts", "workers", "device", "latency", "gif", "limiting", "limit_share")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +93,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arm = parser.add_argument_group("only for the arm")
     arm.add_argument("--seeds", help="FIRST:END or a list (default 0:50)")
     arm.add_argument("--nudge", help="probability that the block is moved once")
+    arm.add_argument("--limiting", help="joint (default), path, ruckig: path with jerk limits")
+    arm.add_argument(
+        "--limit-share", help="part of the arm's limits that is allowed, 0.01 to 1 (default)"
+    )
     arm.add_argument(
         "--wrong-prompts", action="store_true", help="also give each task the others' prompts"
     )
@@ -167,6 +173,8 @@ def settings_of(args: argparse.Namespace, kind: type[S]) -> list[S]:
         "drop_wrist": ("--drop-wrist", args.drop_wrist, float),
         "max_steps": ("--max-steps", args.max_steps, int),
         "nudge": ("--nudge", args.nudge, float),
+        "limiting": ("--limiting", args.limiting, str),
+        "limit_share": ("--limit-share", args.limit_share, float),
     }
     columns: dict[str, list[Any]] = {
         name: listed(option, text, convert)

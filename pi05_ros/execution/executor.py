@@ -21,7 +21,7 @@ from pi05_ros.execution.executor_settings import ExecutorSettings
 from pi05_ros.execution.interlocks import Interlocks
 from pi05_ros.execution.joint_track import JointTrack
 from pi05_ros.execution.limit_sources.joint_limits import JointLimits
-from pi05_ros.execution.motion.path_filter import make_filter
+from pi05_ros.execution.motion.make_filter import make_filter
 from pi05_ros.execution.motion.preview import preview
 from pi05_ros.execution.placement import elsewhere, outside_limits
 from pi05_ros.execution.strategies import Strategy

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pi05_ros.execution.interlocks import InterlockSettings
 
 LIMITING = ("path", "joint")
+JERK_LIMITING = ("path", "ruckig", "off")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class ExecutorSettings:
         settle_s: commands start only after joint states have been coming for this long.
         limiting: "path" slows time along the path where limits bind; "joint" limits each joint on
             its own.
+        jerk_limiting: what keeps jerk limits, where joints have some: "path" slows time along the
+            path, "ruckig" tracks it with Ruckig, "off" keeps none.
         speed_scale_max: how fast the path catches up with the clock, seconds per second.
         blend_in_s: with limiting path, shortest time to get from rest, or from teleoperation,
             onto a chunk's path.
@@ -47,6 +50,7 @@ class ExecutorSettings:
     gripping: tuple[str, ...] = ()
     settle_s: float = 0.0
     limiting: str = "path"
+    jerk_limiting: str = "path"
     speed_scale_max: float = 1.25
     blend_in_s: float = 0.0
     tracking_error_time_s: float = 0.0

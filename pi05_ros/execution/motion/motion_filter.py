@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 from pi05_ros.execution.limit_sources.joint_limits import JointLimits
@@ -85,6 +87,15 @@ class MotionFilter:
         target = strategy.target(now_ns)
         return None if target is None else self.step(target)
 
+    def planning_copy(self) -> MotionFilter:
+        """An independent copy to try out what comes next."""
+        return copy.copy(self)
+
+    def ahead(self, strategy: Strategy | None, now_ns: int, ahead_s: float) -> np.ndarray:
+        """Targets ``[k, n]`` of the time to come, the present command first, see `rows_ahead`."""
+        assert self.position is not None
+        return rows_ahead(self.position, strategy, self.limits, now_ns, ahead_s)
+
     def lag_s(self, now_ns: int) -> float:
         """How far commands are behind the clock; joints that are limited have no such time."""
         return 0.0
@@ -107,3 +118,24 @@ class MotionFilter:
         a, dt = self.limits.acceleration, self.period_s
         found: np.ndarray = -a * dt + np.sqrt((a * dt) ** 2 + 2 * a * distance)
         return found
+
+
+AHEAD_ROWS = 8
+"""Places that `rows_ahead` looks at beside the present one."""
+
+
+def rows_ahead(
+    position: np.ndarray,
+    strategy: Strategy | None,
+    limits: JointLimits,
+    now_ns: int,
+    ahead_s: float,
+) -> np.ndarray:
+    """Targets ``[k, n]`` of the next seconds within the position limits, the present place first."""
+    rows = [position]
+    if strategy is not None:
+        chunk = strategy.path(now_ns)
+        if chunk is not None:
+            times = now_ns + np.linspace(0, ahead_s, AHEAD_ROWS + 1)[1:] * 1e9
+            rows += [np.clip(chunk.at(int(t)), limits.lower, limits.upper) for t in times]
+    return np.array(rows)

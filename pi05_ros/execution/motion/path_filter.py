@@ -7,9 +7,8 @@ import copy
 import numpy as np
 
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.execution.executor_settings import LIMITING, ExecutorSettings
 from pi05_ros.execution.limit_sources.joint_limits import JointLimits
-from pi05_ros.execution.motion.motion_filter import MotionFilter
+from pi05_ros.execution.motion.motion_filter import AHEAD_ROWS, MotionFilter, rows_ahead
 from pi05_ros.execution.motion.path_join import join
 from pi05_ros.execution.motion.polyline import Bounds, Place, Polyline
 from pi05_ros.execution.strategies import Strategy
@@ -71,9 +70,24 @@ class PathFilter:
         self._blend_until_ns = None
         self._path = self._place = self._chunk = None
 
-    def detach(self) -> None:
-        """Make a shallow copy independent of its original."""
-        self._free = copy.copy(self._free)
+    def planning_copy(self) -> PathFilter:
+        """An independent copy to try out what comes next."""
+        other = copy.copy(self)
+        other._free = self._free.planning_copy()
+        return other
+
+    def ahead(self, strategy: Strategy | None, now_ns: int, ahead_s: float) -> np.ndarray:
+        """Places ``[k, n]`` on the way in front of the present command, which is the first.
+
+        On the present path they are those of the next seconds of its time; a path that is still
+        to be joined counts from the present command.
+        """
+        assert self.position is not None
+        joined = strategy is None or strategy.path(now_ns) is self._chunk
+        if self._path is None or self._place is None or not joined:
+            return rows_ahead(self.position, strategy, self.limits, now_ns, ahead_s)
+        s = self._place.s + np.linspace(0, ahead_s, AHEAD_ROWS + 1)
+        return np.array([self._path.at(x) for x in s.tolist()])
 
     @property
     def resting(self) -> bool:
@@ -107,22 +121,32 @@ class PathFilter:
         if self._place is None and self._blend_until_ns is None:
             self._blend_until_ns = now_ns + int(self.blend_in_s * 1e9)
         if chunk is not self._chunk:
-            if self._place is not None:
-                move = self._place.move
-            else:
-                move = tuple((self._free.velocity * self.period_s).tolist())
             joined = join(
-                chunk, self.position, None if self.resting else move, clock, self.limits,
+                chunk, self.position, None if self.resting else self._last_move, clock, self.limits,
                 self._bounds, self.period_s, self.speed_scale_max,
                 self._blend_left_s(now_ns),
             )  # fmt: skip
             for path, place in joined:
-                if path.can_stop(place, self._reach):
+                if self._accept(path, place):
                     self._path, self._place, self._chunk = path, place, chunk
                     break
             else:
-                return self.brake()
+                return self._unjoined(now_ns)
         return self._advance(clock)
+
+    def _accept(self, path: Polyline, place: Place) -> bool:
+        """Whether the arm can stop on a new path."""
+        return path.can_stop(place, self._reach)
+
+    def _unjoined(self, now_ns: int) -> np.ndarray:
+        """Next command while no way onto a new chunk is found: brake on the path it is on."""
+        return self.brake()
+
+    @property
+    def _last_move(self) -> tuple[float, ...]:
+        if self._place is not None:
+            return self._place.move
+        return tuple((self._free.velocity * self.period_s).tolist())
 
     def _blend_left_s(self, now_ns: int) -> float:
         """Rest of the time that blending in takes; the clock may have been set back meanwhile."""
@@ -185,12 +209,3 @@ class PathFilter:
         if moved:
             self.position = np.array(self._path.at(place.s, place.piece))
         return self.position.copy()
-
-
-def make_filter(limits: JointLimits, settings: ExecutorSettings) -> MotionFilter | PathFilter:
-    """What keeps commands within the limits, as the settings say."""
-    if settings.limiting == "joint":
-        return MotionFilter(limits, settings.period_s)
-    if settings.limiting == "path":
-        return PathFilter(limits, settings.period_s, settings.speed_scale_max, settings.blend_in_s)
-    raise InvalidValueError(f"limiting {settings.limiting!r}; accepted: {', '.join(LIMITING)}")

@@ -76,6 +76,7 @@ class Polyline:
         with np.errstate(divide="ignore", over="ignore"):
             brakes = np.min(np.array(bounds.change) / np.abs(slopes), axis=1, initial=np.inf)
         self._slopes: list[list[float]] = [*slopes.tolist(), [0.0] * points.shape[1]]
+        self._arrays = (points, np.array(self._slopes))
         self._brakes: list[float] = [*brakes.tolist(), np.inf]
 
     def piece(self, s: float) -> int:
@@ -87,6 +88,18 @@ class Polyline:
         i = self.piece(s) if piece is None else piece
         x = s - self.s[i]
         return [p + d * x for p, d in zip(self.points[i], self._slopes[i], strict=True)]
+
+    def at_many(self, s: np.ndarray) -> np.ndarray:
+        """Joint positions ``[k, n]`` at progresses ``[k]``."""
+        vertices, slopes = self._arrays
+        i = np.maximum(np.searchsorted(self.s, s, side="right") - 1, 0)
+        found: np.ndarray = vertices[i] + slopes[i] * (s - np.array(self.s)[i])[:, None]
+        return found
+
+    def slope_of(self, piece: int) -> np.ndarray:
+        """Change of the joints ``[n]`` per unit of progress on a piece."""
+        found: np.ndarray = self._arrays[1][piece]
+        return found
 
     def slope(self, s: float) -> list[float]:
         """Change of the joints per unit of progress, of the piece that begins or holds ``s``."""

@@ -34,9 +34,7 @@ def preview(
 
     """
     assert motion.position is not None
-    motion = copy.copy(motion)
-    if isinstance(motion, PathFilter):
-        motion.detach()
+    motion = motion.planning_copy()
     strategy = copy.copy(strategy)
     rows = [motion.position]
     for k in range(1, MAX_POINTS):

@@ -7,11 +7,13 @@ Time is counted in control steps: an inference that takes ``delay_ms`` hands its
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from pi05_ros.execution.limits import JointLimits, MotionFilter
+from pi05_ros.execution.executor_settings import ExecutorSettings
+from pi05_ros.execution.limits import JointLimits
+from pi05_ros.execution.motion.make_filter import Filter, make_filter
 from pi05_ros.execution.strategies import Ensemble, ReplaceAfter, Strategy
 from pi05_ros.execution.timed_chunk import TimedChunk
 from pi05_ros.policy import Observation, Policy
@@ -30,6 +32,8 @@ from pi05_ros.sim.arm.world import (
 )
 from pi05_ros.sim.evaluation.setting import Setting, chunk_mode
 
+JERK_TIME_S = 0.05
+"""With limiting ruckig: jerk limits reach the full acceleration in this time."""
 NUDGE_M = 0.04
 NUDGE_STEPS = (4, 16)
 """Range of the control step of a nudge."""
@@ -53,6 +57,9 @@ class Result:
         boundary_step_max: largest joint step of the emitted commands (of the arm behind the
             limits) where a new chunk takes over; ``boundary_step_mean`` over those places,
             ``inner_step_mean`` over all other steps: what the motion itself makes.
+        acceleration_mean, jerk_mean: root of the mean square over the commands of the second and
+            third difference per control period, largest of the first six joints (rad/s^2,
+            rad/s^3); ``acceleration_max``, ``jerk_max`` the largest.
         infer_ms: wall time of each inference; not part of `row`, so that rows can be repeated.
 
     """
@@ -71,6 +78,10 @@ class Result:
     boundary_step_max: float
     boundary_step_mean: float
     inner_step_mean: float
+    acceleration_mean: float = 0.0
+    acceleration_max: float = 0.0
+    jerk_mean: float = 0.0
+    jerk_max: float = 0.0
     infer_ms: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
     def row(self) -> dict[str, object]:
@@ -145,6 +156,17 @@ class Chunking:
             self._targets.append(self._targets[-1] if target is None else target)
         return target
 
+    def command(self, motion: Filter, step: int) -> np.ndarray | None:
+        """Command ``[n]`` of a control step behind the limits; None before the first chunk."""
+        target = self.target(step)
+        if target is None and not self.started:
+            return None
+        command = motion.follow(self._strategy, step * self._step_ns)
+        if command is None:
+            command = motion.brake()
+        self.emitted(command)
+        return command
+
     def emitted(self, command: np.ndarray) -> None:
         """Tell what became of the last target; without it the targets count as commands."""
         self._emitted.append(command)
@@ -171,6 +193,7 @@ class Chunking:
             boundary_step_mean=float(jumps[at].mean()) if at.any() else 0.0,
             inner_step_mean=float(jumps[~at].mean()) if not at.all() else 0.0,
             infer_ms=tuple(self._infer_ms),
+            **_rates(self._emitted, self.setting.STEP_S),
         )
 
 
@@ -201,7 +224,7 @@ def run_episode(
     chunks = Chunking(maker, setting, seed)
     rng = np.random.default_rng([seed, 2])
     prompt = TASKS[prompted or task].prompt
-    motion = MotionFilter(limits, setting.STEP_S)
+    motion = limiter(limits, setting)
     motion.reset(world.joint_positions)
     referee = Referee()
     nudge_at = int(rng.integers(*NUDGE_STEPS)) if rng.random() < setting.nudge else -1
@@ -213,13 +236,9 @@ def run_episode(
             if rng.random() < setting.drop_wrist:
                 del images["wrist"]
             chunks.observe(step, Observation(images, world.joint_positions, prompt))
-        target = chunks.target(step)
-        if target is None and not chunks.started:
-            world.step(world.targets)  # the first chunk is still being computed
-        else:
-            command = motion.step(target)
-            chunks.emitted(command)
-            world.step(command)
+        command = chunks.command(motion, step)
+        # Without one the first chunk is still being computed.
+        world.step(world.targets if command is None else command)
         if frames is not None:
             frames.append(world.render("base", RENDER_SIZE, RENDER_SIZE))
         referee.watch(world)
@@ -232,6 +251,18 @@ def run_episode(
         success=referee.done(task),
         steps=referee.steps,
     )
+
+
+def limiter(limits: JointLimits, setting: Setting) -> Filter:
+    """What keeps the arm within its limits, as a setting says."""
+    velocity = limits.velocity * setting.limit_share
+    acceleration = limits.acceleration * setting.limit_share
+    limits = replace(limits, velocity=velocity, acceleration=acceleration)
+    options: dict[str, str] = {"limiting": setting.limiting}
+    if setting.limiting == "ruckig":
+        limits = replace(limits, jerk=acceleration / JERK_TIME_S)
+        options = {"limiting": "path", "jerk_limiting": "ruckig"}
+    return make_filter(limits, ExecutorSettings(period_s=setting.STEP_S, **options))
 
 
 def _nudge(world: World, name: str, rng: np.random.Generator) -> None:
@@ -254,6 +285,18 @@ def _steps(commands: list[np.ndarray]) -> np.ndarray:
         return np.zeros(0)
     change: np.ndarray = np.abs(np.diff(np.array(commands)[:, :6], axis=0)).max(axis=1)
     return change
+
+
+def _rates(commands: list[np.ndarray], dt: float) -> dict[str, float]:
+    """Size of the second and third differences of the commands, see `Result`."""
+    found = {}
+    for order, name in ((2, "acceleration"), (3, "jerk")):
+        if len(commands) <= order:
+            continue
+        rows = np.abs(np.diff(np.array(commands)[:, :6], order, axis=0)).max(axis=1) / dt**order
+        found[f"{name}_mean"] = float(np.sqrt(np.mean(rows**2)))
+        found[f"{name}_max"] = float(rows.max())
+    return found
 
 
 def _kick(targets: list[np.ndarray], bends: list[int]) -> float:

@@ -15,6 +15,7 @@ from pi05_ros.sim.arm.tasks import MAX_STEPS
 from pi05_ros.sim.arm.world import CONTROL_DT
 from pi05_ros.sim.evaluation.imitated_precision import IMITATED, KINDS
 
+LIMITING = ("joint", "path", "ruckig")
 CHUNKING = ("naive", "ensemble", "rtc-vjp", "rtc-vjp-scaled", "rtc-identity", "rtc-trained")
 
 
@@ -34,6 +35,9 @@ class Setting:
         kv_reuse: "1", "2", ... or "dynamic".
         drop_wrist: probability that an observation lacks the wrist camera.
         max_steps: control steps an episode may take.
+        limiting: "joint" clips each joint, "path" slows down along the path, "ruckig" tracks that
+            path with jerk limits as well, see `execution.motion`.
+        limit_share: part of the arm's velocity and acceleration limits that is allowed.
         nudge: probability that the asked block is pushed aside by 4 cm once, early on.
 
     """
@@ -55,10 +59,14 @@ class Setting:
     drop_wrist: float = 0.0
     max_steps: int = MAX_STEPS
     nudge: float = 0.0
+    limiting: str = "joint"
+    limit_share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.chunking not in CHUNKING:
             raise InvalidValueError(f"chunking {self.chunking!r}; accepted: {', '.join(CHUNKING)}")
+        if self.limiting not in LIMITING:
+            raise InvalidValueError(f"limiting {self.limiting!r}; accepted: {', '.join(LIMITING)}")
         self._check_engine()
         if not 0 < self.max_guidance < math.inf:
             raise InvalidValueError(
@@ -71,6 +79,7 @@ class Setting:
             ("max_steps", self.LEAST_STEPS, self.MOST_STEPS),
             ("drop_wrist", 0, 1),
             ("nudge", 0, 1),
+            ("limit_share", 0.01, 1),
         ):
             if not low <= getattr(self, name) <= high:
                 raise InvalidValueError(f"{name} {getattr(self, name)}; accepted: {low} to {high}")

@@ -84,6 +84,10 @@ def _group(members: Sequence[dict[str, object]]) -> dict[str, object]:
         "boundary_step_mean": mean("boundary_step_mean"),
         "boundary_step_max": largest("boundary_step_max"),
         "inner_step_mean": mean("inner_step_mean"),
+        "acceleration_mean": mean("acceleration_mean"),
+        "acceleration_max": largest("acceleration_max"),
+        "jerk_mean": mean("jerk_mean"),
+        "jerk_max": largest("jerk_max"),
     }
 
 
