@@ -20,8 +20,15 @@ DEFAULT_SEEDS = "0:50"
 MOST_SEEDS, LAST_SEED = 10**6, 2**31 - 1
 OWN_OPTIONS = {
     "arm": (
-        "seeds", "nudge", "limiting", "limit_share", "wrong_prompts", "ros", "rate", "real_time",
-    ),  # fmt: skip
+        "seeds",
+        "nudge",
+        "limiting",
+        "limit_share",
+        "wrong_prompts",
+        "ros",
+        "rate",
+        "real_time",
+    ),
     "libero": ("suite", "trials", "scene_seed", "robot", "tokenizer"),
 }
 """Options that only one benchmark has; None or False when they are not given."""

@@ -110,6 +110,7 @@ def merge_limits(
     urdf: UrdfJoints | None,
     joints: Sequence[str] = (),
     acceleration_time_s: float = DEFAULT_ACCELERATION_TIME_S,
+    jerk_time_s: float = 0.0,
 ) -> MergedLimits:
     """Merge limits number by number; the first source that gives a number decides.
 
@@ -119,6 +120,7 @@ def merge_limits(
         joints: command order; empty takes those of the first file, else those of the URDF, mimic
             joints left out. Nothing is checked about other joints.
         acceleration_time_s: seconds to full velocity where no source limits acceleration.
+        jerk_time_s: seconds to full acceleration where no source limits jerk; 0: no limit.
 
     Raises:
         LimitsError: names the joints and numbers that are missing or malformed.
@@ -144,7 +146,7 @@ def merge_limits(
     if urdf is not None:
         given = {name for _, limits in files for name in limits.names}
         urdf.check([name for name in wanted if name in urdf.mimic or name not in given])
-    merged, sources = _merge(layers, wanted, notes, acceleration_time_s)
+    merged, sources = _merge(layers, wanted, notes, acceleration_time_s, jerk_time_s)
     lacking = merged.missing()
     if lacking:
         shown = "; ".join(f"{name}: {', '.join(words)}" for name, words in lacking.items())
@@ -162,6 +164,7 @@ def _merge(
     wanted: Sequence[str],
     notes: list[str],
     acceleration_time_s: float,
+    jerk_time_s: float,
 ) -> tuple[JointLimits, dict[str, dict[str, str]]]:
     """Merged limits, NaN where no layer has a number, and the source of each number."""
     n = len(wanted)
@@ -186,6 +189,9 @@ def _merge(
         if np.isnan(values["acceleration"][i]):
             values["acceleration"][i] = values["velocity"][i] / acceleration_time_s
             sources[name]["max_acceleration"] = "acceleration_time_s"
+        if jerk_time_s and np.isnan(values["jerk"][i]):
+            values["jerk"][i] = values["acceleration"][i] / jerk_time_s
+            sources[name]["max_jerk"] = "jerk_time_s"
     values["jerk"] = np.where(np.isnan(values["jerk"]), np.inf, values["jerk"])
     merged = JointLimits(tuple(wanted), continuous=tuple(continuous), units=tuple(units), **values)
     return merged, sources

@@ -31,6 +31,7 @@ def read_limits(
     joints: tuple[str, ...] = (),
     moveit_limits_file: str = "",
     acceleration_time_s: float = DEFAULT_ACCELERATION_TIME_S,
+    jerk_time_s: float = 0.0,
 ) -> MergedLimits:
     """Merge what is given; the arguments are the node's parameters of these names."""
     files = [
@@ -39,7 +40,7 @@ def read_limits(
         if name
     ]
     urdf = read_urdf(robot_description) if robot_description else None
-    return merge_limits(files, urdf, joints, acceleration_time_s)
+    return merge_limits(files, urdf, joints, acceleration_time_s, jerk_time_s)
 
 
 def wait_for_description(node: Node, timeout_s: float) -> str:
@@ -75,6 +76,7 @@ def limits_of_node(
     moveit_limits_file: str,
     acceleration_time_s: float,
     timeout_s: float,
+    jerk_time_s: float = 0.0,
 ) -> MergedLimits:
     """Limits of the parameters; asks the topic where they need a robot description they lack.
 
@@ -83,7 +85,7 @@ def limits_of_node(
         ParameterError: neither files nor a robot description are given, and none comes.
 
     """
-    arguments = (joints, moveit_limits_file, acceleration_time_s)
+    arguments = (joints, moveit_limits_file, acceleration_time_s, jerk_time_s)
     problem: LimitsError | None = None
     if limits_file or robot_description or moveit_limits_file:
         try:

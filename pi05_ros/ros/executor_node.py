@@ -22,6 +22,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
+from pi05_ros.errors import Pi05Error
 from pi05_ros.execution.arrival.wire import read_chunk
 from pi05_ros.execution.executor import (
     HOLDING,
@@ -31,8 +32,8 @@ from pi05_ros.execution.executor import (
     ExecutorSettings,
 )
 from pi05_ros.execution.interlocks import InterlockSettings
-from pi05_ros.execution.limits import JointLimits, LimitsError
-from pi05_ros.execution.outputs import Output, OutputsError, default_outputs, read_outputs
+from pi05_ros.execution.limits import JointLimits
+from pi05_ros.execution.outputs import Output, default_outputs, read_outputs
 from pi05_ros.execution.strategies import make_strategy
 from pi05_ros.execution.timed_chunk import ChunkRefusedError
 from pi05_ros.msg import ActionChunk, ExecutorStatus
@@ -46,7 +47,7 @@ from pi05_ros.ros.executor_diagnostics import (
     executor_diagnostics,
     status_message,
 )
-from pi05_ros.ros.executor_limits import limits_of_node, read_limits
+from pi05_ros.ros.executor_limits import limits_of_node
 from pi05_ros.ros.executor_outputs import Outputs
 from pi05_ros.ros.executor_parameters import ExecutorParameters, declare
 from pi05_ros.ros.joint_state_input import JointStateInput
@@ -81,6 +82,7 @@ class ExecutorNode(Node):
             gripping=tuple(name for names in grippers for name in names),
             settle_s=SETTLE_S,
             limiting=p.limiting,
+            jerk_limiting=p.jerk_limiting,
             speed_scale_max=p.speed_scale_max,
             blend_in_s=p.blend_in_s,
             tracking_error_time_s=p.tracking_error_time_s,
@@ -234,6 +236,7 @@ class ExecutorNode(Node):
             p.moveit_limits_file,
             p.acceleration_time_s,
             p.robot_description_timeout_s,
+            p.jerk_time_s,
         )
         for note in merged.notes:
             self.get_logger().warning(note)
@@ -252,14 +255,6 @@ class ExecutorNode(Node):
         return default_outputs(limits.names, p.output, p.gripper_joint)
 
 
-def _limits(parameters: ExecutorParameters) -> JointLimits:
-    """Limits of the parameters alone."""
-    p = parameters
-    return read_limits(
-        p.limits_file, p.robot_description, p.joints, acceleration_time_s=p.acceleration_time_s
-    ).limits
-
-
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; it brakes before it ends."""
     stop = process.start(args)
@@ -267,7 +262,7 @@ def main(args: list[str] | None = None) -> int:
         return 2
     try:
         node = ExecutorNode()
-    except (ParameterError, LimitsError, OutputsError, ParameterException) as error:
+    except (Pi05Error, ParameterException) as error:
         print(f"pi05_executor: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         return 1

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pi05_ros.execution.executor_settings import LIMITING, ExecutorSettings
+from pi05_ros.execution.executor_settings import JERK_LIMITING, LIMITING, ExecutorSettings
 from pi05_ros.execution.strategies import (
     DEFAULT_ENSEMBLE_DECAY,
     DEFAULT_REPLACE_AFTER,
@@ -50,6 +50,12 @@ class ExecutorParameters:
         low=0.001,
         high=10.0,
     )
+    jerk_time_s: float = param(
+        0.0,
+        "Where no source has a jerk limit: seconds to reach full acceleration. 0: no jerk limit.",
+        low=0.0,
+        high=10.0,
+    )
     joints: tuple[str, ...] = param(
         (),
         "Joints in command order; empty: those of the limits, in that order, without mimic "
@@ -71,6 +77,12 @@ class ExecutorParameters:
         "Where velocity or acceleration limits bind: `path` slows time along the chunk's path, "
         "`joint` limits each joint on its own, which leaves the path.",
         choices=LIMITING,
+    )
+    jerk_limiting: str = param(
+        ExecutorSettings.jerk_limiting,
+        "Jerk limits, where joints have some (max_jerk, jerk_time_s): `path` slows time along the "
+        "path for them, `ruckig` tracks the path with the package ruckig, `off` ignores them.",
+        choices=JERK_LIMITING,
     )
     speed_scale_max: float = param(
         ExecutorSettings.speed_scale_max,

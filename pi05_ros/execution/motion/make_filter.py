@@ -30,9 +30,7 @@ def make_filter(limits: JointLimits, settings: ExecutorSettings) -> Filter:
             raise InvalidValueError(f"{name} {value!r}; accepted: {', '.join(accepted)}")
     jerky = settings.jerk_limiting != "off" and bool(np.isfinite(limits.jerk_limits).any())
     if settings.jerk_limiting == "ruckig":
-        return RuckigFilter(
-            _plain(tracked_limits(limits), settings), limits, settings.period_s
-        )
+        return RuckigFilter(_plain(tracked_limits(limits), settings), limits, settings.period_s)
     if not jerky:
         return _plain(limits, settings)
     if settings.limiting == "joint":
@@ -40,9 +38,7 @@ def make_filter(limits: JointLimits, settings: ExecutorSettings) -> Filter:
             "limiting joint keeps no jerk limits, but joints have max_jerk; "
             "set jerk_limiting to ruckig, or to off"
         )
-    return JerkPathFilter(
-        limits, settings.period_s, settings.speed_scale_max, settings.blend_in_s
-    )
+    return JerkPathFilter(limits, settings.period_s, settings.speed_scale_max, settings.blend_in_s)
 
 
 def _plain(limits: JointLimits, settings: ExecutorSettings) -> MotionFilter | PathFilter:

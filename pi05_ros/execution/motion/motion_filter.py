@@ -131,7 +131,7 @@ def rows_ahead(
     now_ns: int,
     ahead_s: float,
 ) -> np.ndarray:
-    """Targets ``[k, n]`` of the next seconds within the position limits, the present place first."""
+    """Targets ``[k, n]`` of the next seconds within the limits, the present place first."""
     rows = [position]
     if strategy is not None:
         chunk = strategy.path(now_ns)

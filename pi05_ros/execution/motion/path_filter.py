@@ -121,8 +121,9 @@ class PathFilter:
         if self._place is None and self._blend_until_ns is None:
             self._blend_until_ns = now_ns + int(self.blend_in_s * 1e9)
         if chunk is not self._chunk:
+            move = None if self.resting else self._last_move
             joined = join(
-                chunk, self.position, None if self.resting else self._last_move, clock, self.limits,
+                chunk, self.position, move, clock, self.limits,
                 self._bounds, self.period_s, self.speed_scale_max,
                 self._blend_left_s(now_ns),
             )  # fmt: skip

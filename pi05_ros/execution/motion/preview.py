@@ -6,15 +6,14 @@ import copy
 
 import numpy as np
 
-from pi05_ros.execution.motion.motion_filter import MotionFilter
-from pi05_ros.execution.motion.path_filter import PathFilter
+from pi05_ros.execution.motion.make_filter import Filter
 from pi05_ros.execution.strategies import Strategy
 
 MAX_POINTS = 400
 
 
 def preview(
-    motion: MotionFilter | PathFilter,
+    motion: Filter,
     strategy: Strategy | None,
     now_ns: int,
     period_s: float,

@@ -34,11 +34,13 @@ def tracked_limits(limits: JointLimits) -> JointLimits:
 class RuckigFilter:
     """Tracks the commands of another filter within velocity, acceleration and jerk limits.
 
-    Each period asks Ruckig for the fastest way to the position and velocity of the other filter
-    and takes its first period. A command is taken only if the fastest stop after it stays within
-    the position limits; otherwise that stop, which was tried before, goes on for the joint. The
+    What is tracked is their mean over the time in which the acceleration may turn round, taken
+    as much earlier, so that it has hardly any jerk beyond the limit and no lag. Each period asks
+    Ruckig for the fastest way to meet it, seen from a frame that moves with it, and takes the
+    first period of that. A command is taken only if the fastest stop after it stays within the
+    position limits; otherwise that stop, which was tried before, goes on for the joint. The
     commands are samples of a motion whose third derivative is bounded, so their differences keep
-    the limits as well. They leave the path of the other filter where its acceleration jumps.
+    the limits as well. They leave the path of the other filter at its corners.
 
     Args:
         inner: tracked filter, made with `tracked_limits`.
@@ -137,9 +139,9 @@ class RuckigFilter:
     def _track(self, goal: np.ndarray) -> np.ndarray:
         assert self.position is not None
         dt = self.period_s
-        before = np.mean(self._window, axis=0)
+        before = _mean(self._window)
         self._window = [*self._window[1:], goal]
-        goal = np.mean(self._window, axis=0)
+        goal = _mean(self._window)
         speed = (goal - before) / dt
         wanted = self._solve(
             self.position - before, self._velocity - speed, self._acceleration, speed
@@ -148,9 +150,12 @@ class RuckigFilter:
             state = self._on_stop(dt)
             self._stop = [(plan, at + dt) for plan, at in self._stop]
         else:
-            state = np.array(wanted.at_time(dt)) + [goal, speed, np.zeros_like(goal)]
+            state = np.array(wanted.at_time(dt)) + np.array([goal, speed, 0 * goal])
             state = self._keep_inside(state)
-        if self._inner.resting and np.abs(state - [goal, 0 * goal, 0 * goal]).max() <= _SNAP:
+        if (
+            self._inner.resting
+            and np.abs(state - np.array([goal, 0 * goal, 0 * goal])).max() <= _SNAP
+        ):
             state = np.array([goal, 0 * goal, 0 * goal])
         self.position, self._velocity, self._acceleration = state
         return self.position.copy()
@@ -225,3 +230,10 @@ class RuckigFilter:
         if self.position is None or self._inner.position is None:
             return self.position is self._inner.position
         return bool((np.abs(self.position - self._inner.position) <= tolerance).all())
+
+
+def _mean(rows: list[np.ndarray]) -> np.ndarray:
+    """Mean of commands, exactly theirs where they are all the same."""
+    low, high = np.min(rows, axis=0), np.max(rows, axis=0)
+    found: np.ndarray = np.clip(np.mean(rows, axis=0), low, high)
+    return found

@@ -258,11 +258,11 @@ def limiter(limits: JointLimits, setting: Setting) -> Filter:
     velocity = limits.velocity * setting.limit_share
     acceleration = limits.acceleration * setting.limit_share
     limits = replace(limits, velocity=velocity, acceleration=acceleration)
-    options: dict[str, str] = {"limiting": setting.limiting}
+    settings = ExecutorSettings(period_s=setting.STEP_S, limiting=setting.limiting)
     if setting.limiting == "ruckig":
         limits = replace(limits, jerk=acceleration / JERK_TIME_S)
-        options = {"limiting": "path", "jerk_limiting": "ruckig"}
-    return make_filter(limits, ExecutorSettings(period_s=setting.STEP_S, **options))
+        settings = replace(settings, limiting="path", jerk_limiting="ruckig")
+    return make_filter(limits, settings)
 
 
 def _nudge(world: World, name: str, rng: np.random.Generator) -> None:
