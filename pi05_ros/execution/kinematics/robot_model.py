@@ -5,7 +5,7 @@ Joint positions are in the order in which the joints are named, whatever the ord
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -168,6 +168,21 @@ class RobotModel:
             turning, first = angles[self._turning[0]], np.array(self._turning[1])
             q[first], q[first + 1] = np.cos(turning), np.sin(turning)
         return q
+
+    def rest_at(self, positions: Mapping[str, float]) -> None:
+        """Let joints that are not named rest elsewhere: rad or m by name, each one of `others`."""
+        for name, position in positions.items():
+            if name not in self.others:
+                raise KinematicsError(
+                    f"{name!r:.80} is no joint that rests; those are {', '.join(self.others)}"
+                )
+            joint = self.model.joints[self.model.getJointId(name)]
+            self._rest[joint.idx_v] = position
+
+    @property
+    def share(self) -> np.ndarray:
+        """How much each velocity of Pinocchio has of each joint's, ``[nv, n]``."""
+        return self._share.copy()
 
     def frame_id(self, frame: str) -> int:
         """Pinocchio's number of a link; KinematicsError names those there are."""
