@@ -21,16 +21,15 @@ from pi05_ros.execution.executor_settings import ExecutorSettings
 from pi05_ros.execution.interlocks import Interlocks
 from pi05_ros.execution.joint_track import JointTrack
 from pi05_ros.execution.limit_sources.joint_limits import JointLimits
-from pi05_ros.execution.motion.make_filter import make_filter
+from pi05_ros.execution.motion.make_filter import Filter, make_filter
 from pi05_ros.execution.motion.preview import preview
-from pi05_ros.execution.placement import elsewhere, outside_limits
+from pi05_ros.execution.placement import RestWatch, elsewhere, outside_limits
+from pi05_ros.execution.space.guarded_filter import GuardedFilter
+from pi05_ros.execution.space.space_guard import SpaceGuard, SpaceReport
 from pi05_ros.execution.strategies import Strategy
 from pi05_ros.execution.teleop import Teleop
 from pi05_ros.execution.timed_chunk import ChunkRefusedError, TimedChunk
 from pi05_ros.execution.tracking import TrackingWatch
-
-MOVED_AFTER_S = 0.5
-"""An arm at rest that is elsewhere for this long was moved; braking takes less to settle."""
 
 
 class Executor:
@@ -47,12 +46,18 @@ class Executor:
     """
 
     def __init__(
-        self, limits: JointLimits, strategy: Strategy, settings: ExecutorSettings | None = None
+        self,
+        limits: JointLimits,
+        strategy: Strategy,
+        settings: ExecutorSettings | None = None,
+        guard: SpaceGuard | None = None,
     ) -> None:
         self.settings = settings or ExecutorSettings()
         self.limits = limits
         self.strategy = strategy
-        self.filter = make_filter(limits, self.settings)
+        inner = make_filter(limits, self.settings)
+        self._guarded = None if guard is None else GuardedFilter(inner, guard)
+        self.filter: Filter | GuardedFilter = self._guarded or inner
         self.gate = ChunkGate(self.settings, len(limits.names))
         self.watch = ChunkWatch(limits)
         self.clipped = 0
@@ -62,16 +67,11 @@ class Executor:
         self._doubt = ""  # why the joint states are not to be believed
         self._now_ns: int | None = None  # the clock's last reading
         self._rewound = False  # and still braking
-        self._away_ns: int | None = None  # since when an arm at rest is elsewhere
+        self._rest = RestWatch(self.settings)
         self._let_go = ""  # why nothing is commanded until the next chunk
         self.interlocks = Interlocks(self.settings.interlocks)
         self.teleop = Teleop(limits, self.settings.teleop_timeout_s)
-        self._tracking = TrackingWatch(
-            limits,
-            limits.velocity * self.settings.following_lag_s,
-            self.settings.tracking_error_time_s,
-            self.settings.gripping,
-        )
+        self._tracking = TrackingWatch.of(limits, self.settings)
         self._blocked = ""  # why nothing was followed in the last period
         self._steered = False  # by a person in the last period
 
@@ -214,7 +214,8 @@ class Executor:
         self._track.clear()
         self.teleop.rewind()
         self._tracking.clear()
-        self._away_ns = self._now_ns = None
+        self._rest.clear()
+        self._now_ns = None
         self._rewound = True
         self.clock_jumps += 1
 
@@ -246,7 +247,14 @@ class Executor:
             return None
         following = not (self._blocked or self._doubt or self._rewound or self.intervention)
         strategy = self.strategy if following else None
-        return preview(self.filter, strategy, self._now_ns, self.settings.period_s, ahead_s)
+        period_s = self.settings.period_s
+        clear = None if self._guarded is None else self._guarded.clear
+        return preview(self.filter, strategy, self._now_ns, period_s, ahead_s, clear)
+
+    @property
+    def space(self) -> SpaceReport | None:
+        """What is near the arm and whether it holds it; None: space is not watched."""
+        return None if self._guarded is None else self._guarded.report
 
     def _decide(self, now_ns: int) -> Command:
         age_s = self._track.age_s(now_ns)
@@ -260,13 +268,15 @@ class Executor:
             self.strategy.clear()  # what came before is not for later
         if self._rewound and (self.filter.position is None or self.filter.resting):
             self._rewound, self._let_go = False, "the clock jumped back"
-        held = bool(blocked or unseen or self._rewound)
+        stays = bool(blocked or unseen or self._rewound)
         steered = self.teleop.active(now_ns)
-        target = None if held else self._target(now_ns, steered)
-        if target is None:
-            self._watch(now_ns, age_s)
+        target = None if stays else self._target(now_ns, steered)
+        moves = self.filter.position is None or not self.filter.resting
+        if target is not None or self._let_go or moves:
+            self._rest.clear()
         else:
-            self._away_ns = None
+            away = "" if self._doubt else self._elsewhere()
+            self._let_go = self._rest.check(away, now_ns, age_s)
         if self.filter.position is None or self._let_go:
             waiting = self._wait(target, blocked, unseen, now_ns)
             if waiting is not None:
@@ -279,12 +289,13 @@ class Executor:
         if steered and not self._rewound:
             if target is None:
                 return Command(self.filter.brake(), TELEOPERATED, "taken over; no target yet")
-            return Command(self.filter.steer(target), TELEOPERATED, "teleoperation")
-        command = None if target is None else self.filter.follow(self.strategy, now_ns)
-        if command is None:
+            command, held = self.filter.steer(target), self.filter.held
+            return Command(command, TELEOPERATED, f"teleoperation; {held}".removesuffix("; "))
+        follows = None if target is None else self.filter.follow(self.strategy, now_ns)
+        if follows is None:
             reason = "the clock jumped back" if self._rewound else "no fresh chunk"
             return Command(self.filter.brake(), HOLDING, self._why(reason))
-        return Command(command, FOLLOWING, "")
+        return Command(follows, HOLDING if self.filter.held else FOLLOWING, self.filter.held)
 
     @property
     def _blocked_mode(self) -> str:
@@ -302,21 +313,6 @@ class Executor:
             self.strategy.shift(-self.limits.nearest_turn(near, target))
             target = self.strategy.target(now_ns)
         return target
-
-    def _watch(self, now_ns: int, age_s: float) -> None:
-        """Release an arm at rest that another controller or a person moves, or may be moving."""
-        if self._let_go or self.filter.position is None or not self.filter.resting:
-            self._away_ns = None
-        elif age_s > self.settings.max_state_age_s:
-            # Twice: by then an arm that lags behind its commands has come to rest as well.
-            if age_s > 2 * self.settings.max_state_age_s:
-                self._let_go = "joint states were missing"
-        elif away := "" if self._doubt else self._elsewhere():
-            self._away_ns = now_ns if self._away_ns is None else self._away_ns
-            if now_ns - self._away_ns >= MOVED_AFTER_S * 1e9:
-                self._let_go = f"{away}: it was moved, or cannot get there"
-        else:
-            self._away_ns = None
 
     def _wait(
         self, target: np.ndarray | None, blocked: str, unseen: str, now_ns: int
@@ -342,7 +338,8 @@ class Executor:
             self.filter.reset(self.measured)
         assert self.filter.position is not None
         self.strategy.shift(-self.limits.nearest_turn(self.filter.position, target))
-        self._let_go, self._away_ns = "", None
+        self._let_go = ""
+        self._rest.clear()
         return None
 
     def _why(self, text: str) -> str:

@@ -6,6 +6,7 @@ from collections import deque
 
 import numpy as np
 
+from pi05_ros.execution.executor_settings import ExecutorSettings
 from pi05_ros.execution.limit_sources.joint_limits import JointLimits
 
 WINDOW_S = 0.5
@@ -36,6 +37,12 @@ class TrackingWatch:
         self._counts = np.array([name not in ignored for name in limits.names])
         self._commands: deque[tuple[int, np.ndarray]] = deque()
         self._away_ns = np.full(len(limits.names), -1, dtype=np.int64)
+
+    @staticmethod
+    def of(limits: JointLimits, settings: ExecutorSettings) -> TrackingWatch:
+        """The watch that settings ask for."""
+        tolerance = limits.velocity * settings.following_lag_s
+        return TrackingWatch(limits, tolerance, settings.tracking_error_time_s, settings.gripping)
 
     def clear(self) -> None:
         """Forget the past: commanding starts anew."""

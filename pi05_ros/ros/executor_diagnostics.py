@@ -96,6 +96,7 @@ def executor_diagnostics(
         "speed_scale": core.speed_scale,
         "lag_ms": f"{1e3 * core.filter.lag_s(now_ns):.0f}",
         "intervention": core.intervention,
+        **_space_values(core),
         "accepted": core.accepted,
         "clipped_to_limits": core.clipped,
         **{f"clipped_to_limits.{joint}": n for joint, n in sorted(core.watch.clipped.items())},
@@ -145,5 +146,28 @@ def status_message(
         commanded=[] if commanded is None else commanded.tolist(),
         measured=[] if measured is None else measured.tolist(),
     )
+    if (space := core.space) is not None:
+        message.space_watched = True
+        message.space_scale = float(space.scale)
+        message.space_pair = list(space.pair)
+        message.space_distance = float(space.distance)
+        message.space_frame = space.frame
+        message.space_at = list(space.at)
+        message.space_held = space.held
     message.stamp.sec, message.stamp.nanosec = sec, nanosec
     return message
+
+
+def _space_values(core: Executor) -> dict[str, Any]:
+    """What is near the arm, for people; empty where space is not watched."""
+    space = core.space
+    if space is None:
+        return {}
+    x, y, z = space.at
+    return {
+        "space_scale": f"{space.scale:.2f}",
+        "space_nearest": " / ".join(space.pair),
+        "space_distance_m": f"{space.distance:.3f}",
+        "space_at_m": f"({x:.3f}, {y:.3f}, {z:.3f}) in {space.frame}",
+        "space_held": space.held,
+    }

@@ -50,6 +50,7 @@ from pi05_ros.ros.executor_diagnostics import (
 from pi05_ros.ros.executor_limits import limits_of_node
 from pi05_ros.ros.executor_outputs import Outputs
 from pi05_ros.ros.executor_parameters import ExecutorParameters, declare
+from pi05_ros.ros.executor_space import guard_of_node
 from pi05_ros.ros.joint_state_input import JointStateInput
 from pi05_ros.ros.messages import time_msg
 from pi05_ros.runtime.parameter_specs import ParameterError
@@ -92,7 +93,15 @@ class ExecutorNode(Node):
             random_weights_allowed=p.allow_random_weights,
         )
         strategy = make_strategy(p.strategy, p.replace_after, p.ensemble_decay)
-        self.core = Executor(limits, strategy, settings)
+        guard = guard_of_node(
+            self,
+            p.space_file,
+            p.robot_description,
+            limits,
+            settings.period_s,
+            p.robot_description_timeout_s,
+        )
+        self.core = Executor(limits, strategy, settings, guard)
         self.core.speed_scale = p.speed_scale
         self._command = Command(None, WAITING, "not started")
         self._reason_age = ReasonAge()

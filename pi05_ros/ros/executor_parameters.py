@@ -130,6 +130,12 @@ class ExecutorParameters:
         "YAML list of outputs with their topics and joints, for several arms, grippers and other "
         "controllers; output and gripper_joint do not count then.",
     )
+    space_file: str = param(
+        "",
+        "YAML with what the arm must not touch or leave: boxes, planes, workspaces, its own "
+        "links, tool speed. Needs the packages coal and pin, and a robot description. Empty: no "
+        "such check.",
+    )
     strategy: str = param(
         "replace",
         "Use of overlapping chunks: `replace` after replace_after steps, `ensemble` averages, "

@@ -27,6 +27,9 @@ class MotionFilter:
 
     """
 
+    held = ""
+    """Nothing but limits holds it, see `GuardedFilter`."""
+
     def __init__(self, limits: JointLimits, period_s: float) -> None:
         self.limits = limits.require_complete()
         self.period_s = period_s

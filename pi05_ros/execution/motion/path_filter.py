@@ -40,6 +40,9 @@ class PathFilter:
 
     """
 
+    held = ""
+    """Nothing but limits holds it, see `GuardedFilter`."""
+
     def __init__(
         self,
         limits: JointLimits,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -12,12 +14,24 @@ from pi05_ros.execution.strategies import Strategy
 MAX_POINTS = 400
 
 
+class Planner(Protocol):
+    """What moves, and can be copied to try out what comes next."""
+
+    @property
+    def position(self) -> np.ndarray | None:
+        """Present command ``[n]``."""
+
+    def planning_copy(self) -> Filter:
+        """An independent copy."""
+
+
 def preview(
-    motion: Filter,
+    planner: Planner,
     strategy: Strategy | None,
     now_ns: int,
     period_s: float,
     ahead_s: float,
+    clear: Callable[[np.ndarray], bool] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Commands of the next periods and their velocities, both ``[k, n]``.
 
@@ -25,17 +39,18 @@ def preview(
     the last row is at rest.
 
     Args:
-        motion: what keeps the limits; it is not changed.
+        planner: what keeps the limits; it is not changed.
         strategy: whose chunks are followed; None brakes at once. It is not changed.
         now_ns: time of the present command.
         period_s: control period.
         ahead_s: how long chunks are followed.
+        clear: whether commands ``[k, n]`` may be sent; if not, it brakes at once.
 
     """
-    assert motion.position is not None
-    motion = motion.planning_copy()
+    assert planner.position is not None
+    motion, follows = planner.planning_copy(), strategy is not None
     strategy = copy.copy(strategy)
-    rows = [motion.position]
+    rows = [planner.position]
     for k in range(1, MAX_POINTS):
         command = None
         if strategy is not None and k * period_s <= ahead_s:
@@ -49,6 +64,8 @@ def preview(
         if motion.resting and strategy is None:
             break
     positions = np.array(rows)
+    if follows and clear is not None and not clear(positions):
+        return preview(planner, None, now_ns, period_s, ahead_s)
     velocities = np.zeros_like(positions)
     velocities[1:-1] = (positions[2:] - positions[:-2]) / (2 * period_s)
     if len(positions) > 1:

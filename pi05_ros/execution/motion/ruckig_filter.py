@@ -52,6 +52,9 @@ class RuckigFilter:
 
     """
 
+    held = ""
+    """Nothing but limits holds it, see `GuardedFilter`."""
+
     def __init__(
         self, inner: MotionFilter | PathFilter, limits: JointLimits, period_s: float
     ) -> None:

@@ -9,6 +9,8 @@ from pi05_ros.execution.space.space_guard import AHEAD_S, SpaceGuard, SpaceRepor
 from pi05_ros.execution.strategies import Strategy
 
 MAX_BRAKING_ROWS = 4000
+HELD_AFTER_S = 0.1
+"""Braking for a shorter time is slowing down."""
 
 
 class GuardedFilter:
@@ -29,6 +31,7 @@ class GuardedFilter:
         self._guard = guard
         self.limits, self.period_s = inner.limits, inner.period_s
         self.speed_scale = 1.0
+        self._held_periods = 0
 
     @property
     def report(self) -> SpaceReport:
@@ -37,8 +40,9 @@ class GuardedFilter:
 
     @property
     def held(self) -> str:
-        """Why the last command is braking because of space, else empty."""
-        return self._guard.report.held
+        """Why the arm stands, or has been braking for a while, because of space; else empty."""
+        braking = self._held_periods * self.period_s >= HELD_AFTER_S
+        return self._guard.report.held if braking or self.resting else ""
 
     @property
     def position(self) -> np.ndarray | None:
@@ -73,7 +77,7 @@ class GuardedFilter:
         return self._inner.planning_copy()
 
     def clear(self, rows: np.ndarray) -> bool:
-        """Whether commands ``[k, n]`` that follow the present one, which is the first, are clear."""
+        """Whether commands ``[k, n]``, the present one first, are clear."""
         kept = self._guard.report
         clear = not self._guard.problem(rows)
         self._guard.report = kept
@@ -117,8 +121,10 @@ class GuardedFilter:
         held = self._guard.problem(np.vstack([self.position, command, *_stop(trial)]))
         if held:
             command = self._inner.brake()
+            self._held_periods += 1
         else:
             self._inner = trial
+            self._held_periods = 0
         self._guard.accept(command, held)
         return command
 

@@ -64,7 +64,7 @@ class Scene:
     def __init__(self, text: str, joints: Sequence[str], spec: SpaceSpec) -> None:
         coal()
         try:
-            self.robot = RobotModel(text, joints)
+            self.robot = RobotModel(_without_shapes(text), joints)
             self.robot.rest_at(spec.other_joints or {})
         except KinematicsError as error:
             raise SpaceError(str(error)) from error
@@ -76,7 +76,6 @@ class Scene:
             )
         self._pin = pinocchio()
         self._geometry: Any = self._pin.GeometryModel()
-        self._root = ElementTree.fromstring(text)
         self.root_frame = self.robot.frames[0]
         shapes = link_shapes(text, spec)
         self._pieces = [self._add_link(shape) for shape in shapes]
@@ -114,8 +113,8 @@ class Scene:
     def where(self, pair: int) -> np.ndarray:
         """Middle ``[3]`` between the nearest points of a pair, after `distances`, in the root."""
         result = self._data.distanceResults[pair]
-        middle: np.ndarray = (result.getNearestPoint1() + result.getNearestPoint2()) / 2
-        return np.nan_to_num(middle)
+        middle = (result.getNearestPoint1() + result.getNearestPoint2()) / 2
+        return np.asarray(np.nan_to_num(middle))
 
     def tool_at(self, positions: np.ndarray) -> np.ndarray:
         """Tool point ``[3]`` in the root at joint positions ``[n]``."""
@@ -257,3 +256,16 @@ class Scene:
         if resting:
             notes.append(f"taken to rest where the space file says: {', '.join(resting)}")
         return tuple(notes)
+
+
+def _without_shapes(text: str) -> str:
+    """URDF without shapes, which Pinocchio need not read, if it can be read at all."""
+    try:
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, UnicodeError):
+        return text  # the kinematics say what is wrong
+    for link in root.findall("link"):
+        for kind in ("collision", "visual"):
+            for element in link.findall(kind):
+                link.remove(element)
+    return ElementTree.tostring(root, encoding="unicode")

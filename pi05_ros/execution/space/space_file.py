@@ -25,7 +25,7 @@ _TOP = (
 
 
 class SpaceError(Pi05Error, ValueError):
-    """A space that cannot be watched: a wrong file, a missing package, an unknown link or shape."""
+    """A space that cannot be watched: a wrong file, no package, an unknown link or shape."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,9 @@ def space_from_mapping(data: Any, source: str = "space") -> SpaceSpec:
     margin = top.number("margin_m", DEFAULT_MARGIN_M, low=LEAST_STOP_M)
     stop = top.number("stop_m", DEFAULT_STOP_M, low=LEAST_STOP_M)
     if margin <= stop:
-        raise SpaceError(f"{top.where}.margin_m is {margin:g}; accepted: more than stop_m {stop:g}")
+        raise SpaceError(
+            f"{top.where}.margin_m is {margin:g}; accepted: more than stop_m {stop:g}"
+        )
     tool = None
     if "tool" in body:
         entry = _Entry(body["tool"], f"{top.where}.tool", ("frame", "max_speed_m_per_s"))
