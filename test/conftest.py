@@ -57,6 +57,8 @@ NEEDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("backends/test_cuda_interpreter.py", ("compile",)),
     ("backends/test_onnx.py", ("compile",)),
     ("packaging/test_build.py", ("compile",)),
+    ("execution/test_space.py", ("slow",)),
+    ("execution/test_jerk_limits.py", ("slow",)),
     ("hostile/", ("slow",)),
     ("model/test_hub.py", ("slow",)),
     ("model/test_memory.py", ("slow",)),

@@ -135,13 +135,12 @@ def test_the_tool_keeps_its_speed():
     assert 0.25 < speeds.max() <= 0.3 + 1e-9
 
 
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("arms", [SphereArms(7), SphereArms(14, 2)], ids=["7", "14"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_whatever_is_sent_nothing_touches_and_no_limit_is_exceeded(name, arms, seed):
+def test_whatever_is_sent_nothing_touches_and_no_limit_is_exceeded(name, arms):
     if name == "ruckig":
         pytest.importorskip("ruckig")
-    seen = run_episode(arms, 100 + seed, seconds=1.5, **VARIANTS[name])
+    seen = run_episode(arms, 100, seconds=1.5, **VARIANTS[name])
     assert not seen.contact
     assert not seen.violated
 
