@@ -139,7 +139,7 @@ class SphereArms:
         for k in range(self.joints):
             for m in range(k + 1, self.joints):
                 if m == k + 1 and m % self.each:
-                    continue  # neighbours
+                    continue  # neighbors
                 apart = centers[k][:, None] - centers[m][None]
                 own = min(own, float(np.linalg.norm(apart, axis=-1).min()) - 2 * RADIUS_M)
         return wall, box, own

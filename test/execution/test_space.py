@@ -191,7 +191,7 @@ def test_reach_bounds_how_much_nearer_a_pair_can_come(a, b):
     found = scene(GRIPPER, ["turn", "finger"], boxes=[box], planes=[floor])
     assert ("left", "right") in found.pairs  # the follower moves twice as fast
     assert not any("palm" in pair for pair in found.pairs)
-    assert not any(set(pair) == {"base", "left"} for pair in found.pairs)  # neighbours
+    assert not any(set(pair) == {"base", "left"} for pair in found.pairs)  # neighbors
     change = found.distances(np.array(b)) - found.distances(np.array(a))
     most = found.reach @ np.abs(np.subtract(b, a))
     outside = (found.distances(np.array(a)) > 0) & (found.distances(np.array(b)) > 0)

@@ -1,4 +1,4 @@
-"""Which pairs of links are not checked: neighbours, and what an SRDF or the space file allows."""
+"""Which pairs of links are not checked: neighbors, and what an SRDF or the space file allows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pi05_ros.small_files import FileError, read_text
 Pair = frozenset[str]
 
 
-def neighbours(text: str, shaped: Collection[str]) -> set[Pair]:
+def neighbors(text: str, shaped: Collection[str]) -> set[Pair]:
     """Links with a shape and the nearest link above each that has one too."""
     root = ElementTree.fromstring(text)
     above: dict[str, str] = {}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pi05_ros.execution.kinematics.robot_model import KinematicsError, RobotModel, pinocchio
-from pi05_ros.execution.space.allowed_pairs import neighbours, srdf_pairs
+from pi05_ros.execution.space.allowed_pairs import neighbors, srdf_pairs
 from pi05_ros.execution.space.link_shapes import LinkShape, coal, link_shapes, rotation_of
 from pi05_ros.execution.space.space_file import FixedBox, HalfSpace, SpaceError, SpaceSpec
 
@@ -175,7 +175,7 @@ class Scene:
             )
 
     def _add_self_pairs(self, text: str, spec: SpaceSpec) -> None:
-        allowed = neighbours(text, {piece.owner for piece in self._pieces}) | spec.allowed_pairs
+        allowed = neighbors(text, {piece.owner for piece in self._pieces}) | spec.allowed_pairs
         if spec.srdf_file:
             allowed |= srdf_pairs(spec.srdf_file)
         for i, a in enumerate(self._pieces):
