@@ -29,7 +29,7 @@ _ROUNDING = 1 + 1e-6
 
 
 @dataclass(frozen=True)
-class Measured:
+class RecordedMotion:
     """What the recorder saw of commands, and of the straight ways between them.
 
     Attributes:
@@ -65,7 +65,7 @@ class Measured:
 
 def record(
     arms: SphereArms, limits: JointLimits, path: np.ndarray, dt: float, following: float
-) -> Measured:
+) -> RecordedMotion:
     """Measure commands ``[k, n]`` that start at rest at the first one."""
     rest = np.zeros((1, path.shape[1]))
     velocity = np.diff(path, axis=0) / dt
@@ -78,7 +78,7 @@ def record(
             clearance = min(clearance, *(min(arms.clearances(way)) for way in ways))
         before = row
     tool = np.array([arms.centers(row)[1] for row in path])
-    return Measured(
+    return RecordedMotion(
         clearance=clearance,
         velocity=float((np.abs(velocity) / limits.velocity).max()),
         acceleration=float((np.abs(acceleration) / limits.acceleration).max()),
@@ -98,7 +98,7 @@ def run_episode(
     limiting: str = "path",
     jerk_time_s: float = 0.0,
     jerk_limiting: str = "path",
-) -> Measured:
+) -> RecordedMotion:
     """One episode of chunks, teleoperation, stops and speeds that come as they like."""
     rng = np.random.default_rng(seed)
     dt = 1 / rate_hz
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="each (default 5)")
     args = parser.parse_args(arguments)
     groups = [(arms, name) for arms in (SphereArms(7), SphereArms(14, 2)) for name in VARIANTS]
-    found: dict[tuple[str, int], list[Measured]] = {}
+    found: dict[tuple[str, int], list[RecordedMotion]] = {}
     for k in range(args.episodes):
         arms, name = groups[k % len(groups)]
         options = VARIANTS[name]
