@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("model", "stages, totals and roofline of the cuda backend", _add_model, _run_model),
         ("node", "overhead, delivery, memory and CPU of the policy node", _add_node, _run_node),
         ("serve", "what the policy server adds; robots per GPU", _add_serve, _run_serve),
+        ("executor", "CPU time of a control period of the executor", _add_nothing, _run_executor),
         ("roofline", "copy bandwidth and product rates of this GPU", _add_json, _run_roofline),
     ):
         one = benches.add_parser(name, help=text, description=text)
@@ -59,6 +60,16 @@ def frame_size(text: str) -> tuple[int, int]:
         return at_least_one(height), at_least_one(width)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: WxH is accepted, as 640x480") from None
+
+
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
+    """It has no options."""
+
+
+def _run_executor(args: argparse.Namespace) -> int:
+    from pi05_ros.bench import executor_tick
+
+    return executor_tick.main()
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
