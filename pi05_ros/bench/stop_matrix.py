@@ -25,6 +25,8 @@ JERK_TIME_S = 0.1
 BEFORE, AFTER = 60, 80
 PHASES = (0, 5, 12)
 """Control periods by which the stop comes later, so that it meets the motion everywhere."""
+SETTLING = {"joining a chunk": 0, "holding": 70}
+"""Control periods in a state before the stop, where not 20."""
 NAMES = ("a", "b", "c")
 
 
@@ -174,8 +176,8 @@ def shares(state: str, event: str, jerk_limiting: str, phase: int) -> np.ndarray
     else:
         rig.run(BEFORE)
         STATES[state](rig)
-        # A chunk is joined within some periods; other states may settle.
-        rig.run(phase if state == "joining a chunk" else 20 + phase)
+        # A chunk is joined within some periods; others settle, holding once the last chunk ends.
+        rig.run(SETTLING.get(state, 20) + phase)
     begin = len(rig.path)
     EVENTS[event](rig)
     rig.run(AFTER)
