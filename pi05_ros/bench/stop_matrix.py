@@ -117,6 +117,13 @@ def _held(value: bool) -> Callable[[Rig], None]:
     return change
 
 
+def _back(rig: Rig) -> None:
+    """End every stop, and give the arm back to the chunks."""
+    rig.core.resume()
+    rig.core.interlocks.halted, rig.core.interlocks.enabled = False, True
+    rig.core.teleop.held, rig.person, rig.chunks = False, None, True
+
+
 STATES: dict[str, Callable[[Rig], None]] = {
     "waiting": _set(chunks=False),
     "following": _no,
@@ -142,11 +149,8 @@ EVENTS: dict[str, Callable[[Rig], None]] = {
     "new wish": _set(shift=2.1),
     "teleop": _set(person=np.array([-0.8, -1.5, -0.5])),
     "take over": _held(True),
-    "resume, hand back": lambda rig: [
-        rig.core.resume(), _lock(halted=False, enabled=True)(rig), _held(False)(rig),
-        _set(person=None, chunks=True)(rig), None,
-    ][-1],
-}  # fmt: skip
+    "resume, hand back": _back,
+}
 
 
 def limits_of(jerk_limiting: str) -> JointLimits:
