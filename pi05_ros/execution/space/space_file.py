@@ -131,7 +131,7 @@ def space_from_mapping(data: Any, source: str = "space") -> SpaceSpec:
     body = data.get("space") if isinstance(data, Mapping) and len(data) == 1 else None
     if not isinstance(body, Mapping):
         raise SpaceError(f"{source}: needs one section space")
-    top = _Entry(body, f"{source}: space", _TOP)
+    top = _SpaceEntry(body, f"{source}: space", _TOP)
     margin = top.number("margin_m", DEFAULT_MARGIN_M, low=LEAST_STOP_M)
     stop = top.number("stop_m", DEFAULT_STOP_M, low=LEAST_STOP_M)
     if margin <= stop:
@@ -140,7 +140,7 @@ def space_from_mapping(data: Any, source: str = "space") -> SpaceSpec:
         )
     tool = None
     if "tool" in body:
-        entry = _Entry(body["tool"], f"{top.where}.tool", ("frame", "max_speed_m_per_s"))
+        entry = _SpaceEntry(body["tool"], f"{top.where}.tool", ("frame", "max_speed_m_per_s"))
         tool = ToolLimit(entry.word("frame"), entry.number("max_speed_m_per_s", low=1e-4))
     half_spaces = [s for entry in top.entries("workspaces") for s in _workspace(*entry)]
     half_spaces += [_plane(*entry) for entry in top.entries("planes")]
@@ -171,7 +171,7 @@ def space_from_mapping(data: Any, source: str = "space") -> SpaceSpec:
 
 
 def _plane(entry: Any, where: str) -> HalfSpace:
-    e = _Entry(entry, where, ("name", "frame", "normal", "offset_m", "links"))
+    e = _SpaceEntry(entry, where, ("name", "frame", "normal", "offset_m", "links"))
     normal = e.vector("normal")
     length = math.hypot(*normal)
     if length < 1e-6:
@@ -182,7 +182,7 @@ def _plane(entry: Any, where: str) -> HalfSpace:
 
 
 def _workspace(entry: Any, where: str) -> Iterable[HalfSpace]:
-    e = _Entry(entry, where, ("name", "frame", "min_m", "max_m", "links"))
+    e = _SpaceEntry(entry, where, ("name", "frame", "min_m", "max_m", "links"))
     low, high = e.vector("min_m"), e.vector("max_m")
     name, frame, links = e.word("name"), e.word("frame", ""), e.links()
     for i, axis in enumerate("xyz"):
@@ -197,7 +197,7 @@ def _workspace(entry: Any, where: str) -> Iterable[HalfSpace]:
 
 
 def _box(entry: Any, where: str) -> FixedBox:
-    e = _Entry(entry, where, ("name", "frame", "size_m", "position_m", "rotation_rpy_rad"))
+    e = _SpaceEntry(entry, where, ("name", "frame", "size_m", "position_m", "rotation_rpy_rad"))
     size = e.vector("size_m")
     if min(size) <= 0:
         raise SpaceError(f"{where}.size_m is {list(size)}; accepted: three numbers above 0")
@@ -220,7 +220,7 @@ def _pairs(value: Any, where: str) -> Iterable[frozenset[str]]:
     return [frozenset(pair) for pair in value]
 
 
-class _Entry:
+class _SpaceEntry:
     """A mapping whose values are asked for by kind."""
 
     def __init__(self, value: Any, where: str, keys: tuple[str, ...]) -> None:
