@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -25,7 +26,7 @@ POLICY_STATUS = "pi05_ros/msg/PolicyStatus"
 EXECUTOR_STATUS = "pi05_ros/msg/ExecutorStatus"
 TASK_STATUS = "pi05_ros/msg/TaskStatus"
 OWN_MESSAGES = (
-    "InferenceTimings", "ActionChunk", "PolicyStatus", "ExecutorStatus", "TaskStatus",
+    "InferenceTimings", "PoseGroup", "ActionChunk", "PolicyStatus", "ExecutorStatus", "TaskStatus",
     "RecorderStatus",
 )  # fmt: skip
 
@@ -59,8 +60,18 @@ def typestore() -> Typestore:
 
 
 def decode(raw: bytes, msgtype: str) -> Any:
-    """Message object of CDR bytes; arrays are numpy arrays."""
-    return typestore().deserialize_cdr(raw, msgtype)
+    """Message object of CDR bytes; arrays are numpy arrays.
+
+    An ActionChunk of release 0.1.0, which ends before `pose_groups`, has none of them.
+    """
+    if msgtype != ACTION_CHUNK:
+        return typestore().deserialize_cdr(raw, msgtype)
+    try:
+        return typestore().deserialize_cdr(raw, msgtype)
+    except (AssertionError, SerdeError):
+        # What is missing is the length of a sequence, 0, at a multiple of four.
+        padding = -len(raw) % 4
+        return typestore().deserialize_cdr(bytes(raw) + bytes(padding + 4), msgtype)
 
 
 def encode(message: Any) -> bytes:

@@ -20,6 +20,7 @@ from pi05_ros.bags.cdr_messages import (
     typestore,
 )
 from pi05_ros.policy.interface import ActionChunk
+from pi05_ros.policy.pose_groups import PoseGroup
 
 TIMING_FIELDS = (
     "queue_ms",
@@ -46,6 +47,7 @@ class ChunkRecord:
         data: float32 ``[horizon, len(names)]``.
         inputs: input name -> header stamp of the sample used.
         timings: milliseconds by field name.
+        pose_groups: empty in chunks of joints and of release 0.1.0.
 
     """
 
@@ -68,6 +70,7 @@ class ChunkRecord:
     random_weights: bool
     denoise_steps: int
     timings: dict[str, float]
+    pose_groups: tuple[PoseGroup, ...] = ()
 
     @property
     def key(self) -> tuple[tuple[str, int], ...]:
@@ -117,6 +120,17 @@ def record_from_message(message: Any, received_ns: int) -> ChunkRecord:
         random_weights=bool(message.random_weights),
         denoise_steps=int(message.timings.denoise_steps),
         timings={name: float(getattr(message.timings, name)) for name in TIMING_FIELDS},
+        pose_groups=tuple(
+            PoseGroup(
+                name=group.name,
+                frame=group.frame_id,
+                tool=group.tool_frame_id,
+                columns=tuple(group.columns),
+                rotation=group.rotation,
+                axes=group.axes,
+            )
+            for group in message.pose_groups
+        ),
     )
 
 
@@ -186,4 +200,15 @@ def chunk_message(
         timings=types["pi05_ros/msg/InferenceTimings"](
             **dict.fromkeys(TIMING_FIELDS, float("nan")), denoise_steps=chunk.denoise_steps
         ),
+        pose_groups=[
+            types["pi05_ros/msg/PoseGroup"](
+                name=group.name,
+                frame_id=group.frame,
+                tool_frame_id=group.tool,
+                columns=list(group.columns),
+                rotation=group.rotation,
+                axes=group.axes,
+            )
+            for group in chunk.pose_groups
+        ],
     )

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pi05_ros.policy.pose_groups import PoseGroup
+
 if TYPE_CHECKING:
     from pi05_ros.backends import Precision
 
@@ -50,6 +52,8 @@ class ActionMeaning(IntEnum):
     DELTA = 1
     VELOCITY = 2
     TASK_DELTA = 3
+    TASK_POSE = 4
+    TASK_FROM_START = 5
 
 
 class ActionUnit(IntEnum):
@@ -91,6 +95,7 @@ class ActionChunk:
         dt: seconds per step.
         prompt: the cleaned prompt that was used.
         seed: seed of the flow noise.
+        pose_groups: which columns are poses of which links.
 
     """
 
@@ -105,6 +110,7 @@ class ActionChunk:
     denoise_steps: int
     timings: StageTimings = field(default_factory=StageTimings)
     kv_age: int = 0
+    pose_groups: tuple[PoseGroup, ...] = ()
 
     @property
     def horizon(self) -> int:

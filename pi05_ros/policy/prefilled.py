@@ -70,4 +70,5 @@ def make_chunk(
         seed=of.seed,
         denoise_steps=of.steps,
         timings=dataclasses.replace(timings, postprocess_ms=1e3 * (time.perf_counter() - start)),
+        pose_groups=recipe.profile.pose_groups,
     )

@@ -12,6 +12,8 @@ from rclpy.node import Node
 
 from pi05_ros.msg import ActionChunk as ActionChunkMsg
 from pi05_ros.msg import InferenceTimings, PolicyStatus
+from pi05_ros.msg import PoseGroup as PoseGroupMsg
+from pi05_ros.policy.pose_groups import PoseGroup
 from pi05_ros.ros import qos
 from pi05_ros.runtime.inference import InferenceResult, Job
 from pi05_ros.runtime.inputs.conversion import split_ns
@@ -74,7 +76,20 @@ def chunk_message(
     message.kv_age = chunk.kv_age
     message.random_weights = random_weights
     message.timings = timings_message(job, result)
+    message.pose_groups = [pose_group_message(group) for group in chunk.pose_groups]
     return message
+
+
+def pose_group_message(group: PoseGroup) -> PoseGroupMsg:
+    """A pose group as it is in an ActionChunk message."""
+    return PoseGroupMsg(
+        name=printable(group.name),
+        frame_id=printable(group.frame),
+        tool_frame_id=printable(group.tool),
+        columns=[printable(name) for name in group.columns],
+        rotation=group.rotation,
+        axes=group.axes,
+    )
 
 
 def timings_message(job: Job, result: InferenceResult) -> InferenceTimings:

@@ -60,6 +60,7 @@ def server_metadata(
             "meanings": [meaning.name.lower() for meaning in robot.action_meanings],
             "units": [unit.name.lower() for unit in robot.command_units],
             "frame": "",
+            "pose_groups": [group.as_dict() for group in robot.pose_groups],
         },
         "state": {
             "names": list(robot.state_names),

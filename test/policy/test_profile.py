@@ -32,7 +32,7 @@ def minimal() -> dict:
 def test_shipped_robots_are_all_there_and_valid():
     assert available_robots() == (
         "aloha", "aloha_interbotix", "droid", "droid_jointpos", "fr3", "kinova_gen3", "libero",
-        "sim_arm", "so101", "so101_range", "ur5e", "ur5e_robotiq",
+        "libero_poses", "sim_arm", "so101", "so101_range", "ur5e", "ur5e_robotiq",
     )  # fmt: skip
     for name in available_robots():
         assert load_profile(name).name == name
@@ -42,6 +42,7 @@ def test_shipped_robots_are_all_there_and_valid():
     ("name", "states", "actions", "horizon", "hz", "mask", "discrete", "asset", "adapt"),
     [
         ("libero", 8, 7, 10, 20, (), False, "physical-intelligence/libero", "none"),
+        ("libero_poses", 8, 7, 10, 20, (), False, "physical-intelligence/libero", "none"),
         ("droid", 8, 8, 15, 15, (), True, "droid", "none"),
         ("droid_jointpos", 8, 8, 15, 15, (True,) * 7, True, "droid", "none"),
         ("aloha", 14, 14, 50, 50, ALOHA_MASK, True, "trossen", "aloha"),

@@ -257,6 +257,7 @@ class RemotePolicy:
                 postprocess_ms=0.0,
             ),
             kv_age=int(answer.get("kv_age") or 0),
+            pose_groups=self.robot.pose_groups,
         )
 
 

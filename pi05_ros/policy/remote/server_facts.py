@@ -166,6 +166,7 @@ def _own(
             "state units": tuple(state["units"]),
             "seconds per step": round(float(meta["step_s"]), 9),
             "cameras": tuple(meta["cameras"]),
+            "pose groups": list(action.get("pose_groups", [])),
         }
         name = str(meta["robot"])
     except (KeyError, TypeError, ValueError) as error:
@@ -186,6 +187,7 @@ def _own(
         "state units": tuple(unit.name.lower() for unit in robot.observed_units),
         "seconds per step": round(robot.step_s, 9),
         "cameras": robot.camera_roles,
+        "pose groups": [group.as_dict() for group in robot.pose_groups],
     }
     for what, value in here.items():
         if said[what] != value:

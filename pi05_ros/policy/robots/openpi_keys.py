@@ -32,6 +32,9 @@ OPENPI_KEYS: Mapping[str, OpenpiKeys] = {
     "libero": OpenpiKeys(
         {"base": "observation/image", "wrist": "observation/wrist_image"}, ("observation/state",)
     ),
+    "libero_poses": OpenpiKeys(
+        {"base": "observation/image", "wrist": "observation/wrist_image"}, ("observation/state",)
+    ),
     "aloha": OpenpiKeys(
         {
             "base": "images/cam_high",

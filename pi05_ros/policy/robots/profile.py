@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pi05_ros.policy.errors import RobotProfileError
 from pi05_ros.policy.interface import ActionMeaning, ActionUnit
+from pi05_ros.policy.pose_groups import PoseGroup, pose_groups_fault
 from pi05_ros.policy.robots.units import RATIO, Unit, UnitMap, map_fault, quantity_of
 
 ROLES = ("base", "wrist", "wrist_2")
@@ -80,6 +81,7 @@ class RobotProfile:
         asset_id: directory of norm_stats.json under the checkpoint's ``assets``; may hold ``/``.
         adapt: "aloha" applies openpi's adapt_to_pi joint flips and gripper geometry.
         ranges: statistics for checkpoints without any.
+        pose_groups: action columns that are the pose of a link, see `PoseGroup`.
 
     """
 
@@ -101,6 +103,7 @@ class RobotProfile:
     asset_id: str | None = None
     adapt: str = "none"
     ranges: Ranges | None = None
+    pose_groups: tuple[PoseGroup, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)
@@ -180,6 +183,11 @@ def _check(p: RobotProfile) -> None:
         fault = map_fault(unit_map, meaning)
         if fault is not None:
             fail(f"{what} {name!r}: {fault}")
+    groups_fault = pose_groups_fault(
+        p.pose_groups, p.action_names, p.action_meanings, p.command_units
+    )
+    if groups_fault is not None:
+        fail(groups_fault)
     if len(p.delta_mask) > min(len(p.action_names), len(p.state_names)):
         fail(
             f"delta_mask has {len(p.delta_mask)} entries for {len(p.action_names)} actions and "

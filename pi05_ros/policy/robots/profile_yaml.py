@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pi05_ros.policy.errors import RobotProfileError
+from pi05_ros.policy.pose_groups import PoseGroup
 from pi05_ros.policy.robots.columns import Column, apply_grippers, read_columns
 from pi05_ros.policy.robots.profile import ROLES, SLOTS, Camera, Ranges, RobotProfile
 from pi05_ros.policy.robots.yaml_values import (
@@ -29,9 +30,10 @@ from pi05_ros.strict_yaml import read_yaml
 
 _TOP = (
     "description", "source", "control_hz", "horizon", "prompt", "cameras", "state", "actions",
-    "normalization", "asset_id", "adapt", "grippers",
+    "normalization", "asset_id", "adapt", "grippers", "poses",
 )  # fmt: skip
 _PROMPT = ("discrete_state", "default")
+_POSE = ("name", "frame", "tool", "columns", "rotation", "axes")
 _CAMERA = ("role", "slot", "required", "rotate_180")
 
 
@@ -106,6 +108,23 @@ def parse_profile(name: str, data: Any) -> RobotProfile:
         asset_id=optional_text(f"{where}: asset_id", top.get("asset_id")),
         adapt=text(f"{where}: adapt", top.get("adapt", "none")),
         ranges=_ranges(where, states, actions),
+        pose_groups=tuple(
+            _pose_group(f"{where}: poses[{i}]", item)
+            for i, item in enumerate(listed(where, top, "poses", default=()))
+        ),
+    )
+
+
+def _pose_group(where: str, data: Any) -> PoseGroup:
+    item = mapping(where, data, _POSE, required=_POSE[:-1])
+    columns = listed(where, item, "columns")
+    return PoseGroup(
+        name=text(f"{where}.name", item["name"]),
+        frame=text(f"{where}.frame", item["frame"]),
+        tool=text(f"{where}.tool", item["tool"]),
+        columns=tuple(text(f"{where}.columns", name) for name in columns),
+        rotation=text(f"{where}.rotation", item["rotation"]),
+        axes=text(f"{where}.axes", item.get("axes", "")),
     )
 
 

@@ -195,6 +195,7 @@ def map_fault(unit_map: UnitMap, meaning: ActionMeaning | None) -> str | None:
     if fast != (meaning is ActionMeaning.VELOCITY) and declared not in (RATIO, GRIPPER):
         kind = "a velocity" if fast else "no velocity"
         return f"meaning {word} does not fit the unit {unit}, which is {kind}"
-    if meaning is not ActionMeaning.ABSOLUTE and abs(unit_map.offset) > 1e-9 * abs(unit_map.scale):
+    absolute = meaning in (ActionMeaning.ABSOLUTE, ActionMeaning.TASK_POSE)
+    if not absolute and abs(unit_map.offset) > 1e-9 * abs(unit_map.scale):
         return f"meaning {word} with an offset would move while the model says 0; give scale only"
     return None

@@ -16,6 +16,7 @@ from pi05_ros.policy.interface import (
     PolicyInfo,
     StageTimings,
 )
+from pi05_ros.policy.pose_groups import PoseGroup
 
 
 def pack_info(info: PolicyInfo) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def pack_chunk(chunk: ActionChunk) -> dict[str, Any]:
         "denoise_steps": int(chunk.denoise_steps),
         "timings": dataclasses.asdict(chunk.timings),
         "kv_age": int(chunk.kv_age),
+        "pose_groups": [group.as_dict() for group in chunk.pose_groups],
     }
 
 
@@ -69,6 +71,7 @@ def unpack_chunk(values: Mapping[str, Any]) -> ActionChunk:
         denoise_steps=values["denoise_steps"],
         timings=StageTimings(**values["timings"]),
         kv_age=values["kv_age"],
+        pose_groups=tuple(PoseGroup.of(item) for item in values["pose_groups"]),
     )
 
 
