@@ -79,7 +79,8 @@ setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={
         NAME: [
-            f"**/*.{end}" for end in ("json", "xml", "yaml", "safetensors", "model", "cu", "cuh")
+            f"**/*.{end}"
+            for end in ("json", "xml", "yaml", "urdf", "safetensors", "model", "cu", "cuh")
         ]
     },
     data_files=config_files(),

@@ -120,17 +120,7 @@ def record_from_message(message: Any, received_ns: int) -> ChunkRecord:
         random_weights=bool(message.random_weights),
         denoise_steps=int(message.timings.denoise_steps),
         timings={name: float(getattr(message.timings, name)) for name in TIMING_FIELDS},
-        pose_groups=tuple(
-            PoseGroup(
-                name=group.name,
-                frame=group.frame_id,
-                tool=group.tool_frame_id,
-                columns=tuple(group.columns),
-                rotation=group.rotation,
-                axes=group.axes,
-            )
-            for group in message.pose_groups
-        ),
+        pose_groups=tuple(PoseGroup.of_message(group) for group in message.pose_groups),
     )
 
 

@@ -24,6 +24,7 @@ OWN_OPTIONS = {
         "nudge",
         "limiting",
         "limit_share",
+        "actions",
         "wrong_prompts",
         "ros",
         "rate",
@@ -104,6 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arm.add_argument(
         "--limit-share", help="part of the arm's limits that is allowed, 0.01 to 1 (default)"
     )
+    arm.add_argument("--actions", help="joints, or libero: by way of LIBERO's end-effector deltas")
     arm.add_argument(
         "--wrong-prompts", action="store_true", help="also give each task the others' prompts"
     )
@@ -182,6 +184,7 @@ def settings_of(args: argparse.Namespace, kind: type[S]) -> list[S]:
         "nudge": ("--nudge", args.nudge, float),
         "limiting": ("--limiting", args.limiting, str),
         "limit_share": ("--limit-share", args.limit_share, float),
+        "actions": ("--actions", args.actions, str),
     }
     columns: dict[str, list[Any]] = {
         name: listed(option, text, convert)

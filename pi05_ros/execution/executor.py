@@ -343,4 +343,4 @@ class Executor:
         return None
 
     def _why(self, text: str) -> str:
-        return f"{text}; last refused: {self.refusal}" if self.refusal else text
+        return text + self.gate.explanation(self._now_ns)

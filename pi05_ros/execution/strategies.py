@@ -143,7 +143,15 @@ class Ensemble:
         first = int(np.max(silent[times[silent] < now_ns], initial=-1)) + 1
         last = int(np.min(silent[times[silent] > now_ns], initial=horizon))
         mean = sums[first:last] / total[first:last]
-        return TimedChunk(int(times[first]), step_ns, mean)
+        pace = None
+        if any(c.pace is not None for c in self._chunks):
+            pace = np.array(
+                [
+                    min(c.pace_at((t - c.start_ns) / 1e9) for c in self._chunks if t < c.end_ns)
+                    for t in times[first:last]
+                ]
+            )
+        return TimedChunk(int(times[first]), step_ns, mean, pace=pace)
 
     def _targets(self, since_ns: np.ndarray) -> np.ndarray:
         """Targets ``[chunks, k, n]`` at times since each chunk's start ``[chunks, k]``."""

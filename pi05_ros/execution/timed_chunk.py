@@ -42,6 +42,8 @@ class TimedChunk:
         published_ns: when it was published, 0 if that is not known.
         summed: per joint whether its positions were added up from deltas or velocities, so that
             a large step is meant; empty: none was.
+        pace: per step ``[H]`` the part of the speed at which it may be passed; None: all of it.
+        cut: why it has fewer steps than it had on the wire, else empty.
 
     """
 
@@ -52,6 +54,8 @@ class TimedChunk:
     chunk_id: int = 0
     published_ns: int = 0
     summed: tuple[bool, ...] = ()
+    pace: np.ndarray | None = None
+    cut: str = ""
 
     @property
     def horizon(self) -> int:
@@ -81,6 +85,14 @@ class TimedChunk:
         if not seconds:
             return self
         return replace(self, start_ns=self.start_ns - round(seconds * 1e9))
+
+    def pace_at(self, progress_s: float) -> float:
+        """Part of the speed at a time since step 0: the least of the two steps around it."""
+        if self.pace is None:
+            return 1.0
+        place = min(max(progress_s * 1e9 / self.step_ns, 0.0), self.horizon - 1.0)
+        low = int(place)
+        return float(self.pace[low : low + 2].min())
 
     def shifted(self, offset: np.ndarray) -> TimedChunk:
         """Copy with an offset ``[n]`` added to all steps."""
@@ -150,13 +162,7 @@ def timed_chunk(
     n = len(columns)
     size = data.size if isinstance(data, np.ndarray) else len(data)
     units = [None] * n if unit is None else list(unit)
-    fits = size == horizon * n and len(meaning) == n and len(units) == n
-    if not 1 <= horizon <= MAX_HORIZON or not fits:
-        raise ChunkRefusedError(
-            "length",
-            f"chunk has {size} values, {len(meaning)} meanings and {len(units)} units for "
-            f"{horizon} steps of {n} joints; accepted are up to {MAX_HORIZON} steps",
-        )
+    check_sizes(size, meaning, units, horizon, n)
     values = np.asarray(data, dtype=np.float64).reshape(-1)
     if not MIN_STEP_NS <= step_ns <= MAX_STEP_NS:
         raise ChunkRefusedError(
@@ -182,6 +188,19 @@ def timed_chunk(
         table[:, column] = reference[column] + np.cumsum(table[:, column] * scale)
     summed = tuple(kind != ActionMeaning.ABSOLUTE for kind in kinds)
     return TimedChunk(start_ns, step_ns, table, policy_id, chunk_id, published_ns, summed)
+
+
+def check_sizes(
+    size: int, meaning: Sequence[int], unit: Sequence[int | None], horizon: int, columns: int
+) -> None:
+    """Refuse a chunk ("length") whose sizes contradict each other, or that is too long."""
+    fits = size == horizon * columns and len(meaning) == columns and len(unit) == columns
+    if not 1 <= horizon <= MAX_HORIZON or not fits:
+        raise ChunkRefusedError(
+            "length",
+            f"chunk has {size} values, {len(meaning)} meanings and {len(unit)} units for "
+            f"{horizon} steps of {columns} columns; accepted are up to {MAX_HORIZON} steps",
+        )
 
 
 def _check_unit(joint: str, meaning: int, unit: int | None, declared: str) -> None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pi05_ros.policy.interface import ActionMeaning, ActionUnit
+from enum import IntEnum
+from typing import Any
 
 NO_ROTATION, ROTATION_VECTOR = "none", "rotation_vector"
 QUATERNION_XYZW, QUATERNION_WXYZ = "quaternion_xyzw", "quaternion_wxyz"
@@ -75,18 +73,31 @@ class PoseGroup:
         """The inverse of `as_dict`."""
         return PoseGroup(**{**values, "columns": tuple(values["columns"])})
 
+    @staticmethod
+    def of_message(message: Any) -> PoseGroup:
+        """From anything with the fields of pi05_ros/PoseGroup."""
+        return PoseGroup(
+            name=message.name,
+            frame=message.frame_id,
+            tool=message.tool_frame_id,
+            columns=tuple(message.columns),
+            rotation=message.rotation,
+            axes=message.axes,
+        )
+
 
 def pose_groups_fault(
     groups: Sequence[PoseGroup],
     names: Sequence[str],
-    meanings: Sequence[ActionMeaning],
-    units: Sequence[ActionUnit],
+    meanings: Sequence[IntEnum],
+    units: Sequence[IntEnum],
 ) -> str | None:
     """Why groups do not fit the columns of a chunk or profile, or None.
 
     Args:
         groups: as given.
-        names, meanings, units: one per column, units on the robot's side.
+        names, meanings, units: one per column: `ActionMeaning` and `ActionUnit`, on the robot's
+            side.
 
     """
     if len(groups) > MAX_GROUPS:
@@ -116,8 +127,8 @@ def pose_groups_fault(
 def _fault(
     group: PoseGroup,
     names: Sequence[str],
-    meanings: Sequence[ActionMeaning],
-    units: Sequence[ActionUnit],
+    meanings: Sequence[IntEnum],
+    units: Sequence[IntEnum],
 ) -> str | None:
     for key, value in (("frame", group.frame), ("tool", group.tool)):
         if not value:

@@ -24,6 +24,7 @@ class ChunkGate:
         accepted: chunks that were taken.
         refused: the others by reason.
         last_refusal, last_refusal_ns: why and when the last one was refused.
+        cut: why the chunk that was taken last ends early, else empty; `shortened` counts them.
 
     """
 
@@ -32,6 +33,8 @@ class ChunkGate:
         self._joints = joints
         self.accepted = 0
         self.refused: Counter[str] = Counter()
+        self.cut = ""
+        self.shortened = 0
         self.last_refusal = ""
         self.last_refusal_ns: int | None = None
         self.policy_id: str | None = None
@@ -70,6 +73,7 @@ class ChunkGate:
                 self._replaced.remove(chunk.policy_id)  # it is back after the newer fell silent
         self.policy_id, self.chunk_id = chunk.policy_id, chunk.chunk_id
         self._end_ns = chunk.end_ns
+        self.cut, self.shortened = chunk.cut, self.shortened + bool(chunk.cut)
         self.accepted += 1
         self._accepted_since_refusal = True
         return changed
@@ -89,6 +93,12 @@ class ChunkGate:
             return self.last_refusal
         old = now_ns - self.last_refusal_ns > REFUSAL_TOLD_S * 1e9
         return "" if old else self.last_refusal
+
+    def explanation(self, now_ns: int | None) -> str:
+        """What chunks have to do with the arm not following, to be added to the reason."""
+        cut = f"; the last chunk ends early: {self.cut}" if self.cut else ""
+        refusal = self.refusal(now_ns)
+        return f"{cut}; last refused: {refusal}" if refusal else cut
 
     def _check(self, chunk: TimedChunk, now_ns: int, random_weights: bool) -> None:
         settings = self._settings

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from pi05_ros.execution.arrival.pose_solver import PoseSolver
+from pi05_ros.execution.arrival.pose_wire import TASKS, read_pose_chunk
 from pi05_ros.execution.limit_sources.joint_limits import JointLimits
 from pi05_ros.execution.timed_chunk import ChunkRefusedError, TimedChunk, timed_chunk
 
@@ -14,7 +16,10 @@ NS = 1_000_000_000
 
 
 def read_chunk(
-    message: Any, limits: JointLimits, measured_at: Callable[[int], np.ndarray | None]
+    message: Any,
+    limits: JointLimits,
+    measured_at: Callable[[int], np.ndarray | None],
+    poses: Callable[[], PoseSolver] | None = None,
 ) -> TimedChunk:
     """Check an ActionChunk message and put it into the order of the limits' joints.
 
@@ -22,9 +27,11 @@ def read_chunk(
         message: anything with the fields of pi05_ros/ActionChunk.
         limits: of the joints that the chunk has to name.
         measured_at: positions ``[n]`` at a time, from which deltas and velocities start.
+        poses: gives what solves poses, or raises ChunkRefusedError saying why it cannot.
 
     Raises:
-        ChunkRefusedError: as `timed_chunk`, and "step", "stamp", "steps past", "frame".
+        ChunkRefusedError: as `timed_chunk`, and "step", "stamp", "steps past", "frame"; for poses
+            also "pose", "rotation", "unreachable".
 
     """
     start_ns = _nanoseconds(message.header.stamp, "stamp", "header.stamp")
@@ -35,6 +42,9 @@ def read_chunk(
             "steps past",
             f"steps_past is {message.steps_past}; accepted: up to the horizon, {message.horizon}",
         )
+    if getattr(message, "pose_groups", ()) or any(kind in TASKS for kind in message.meaning):
+        times = (start_ns, published_ns, step_ns)
+        return read_pose_chunk(message, limits, measured_at(start_ns), times, poses)
     if message.header.frame_id:
         raise ChunkRefusedError(
             "frame",

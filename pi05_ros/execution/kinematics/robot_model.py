@@ -5,6 +5,7 @@ Joint positions are in the order in which the joints are named, whatever the ord
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -78,6 +79,7 @@ class RobotModel:
         lower, upper: position limits ``[n]``, rad or m; of continuous joints -+`ENDLESS_RAD`, NaN
             where the URDF's are malformed.
         continuous: per joint whether it turns without end.
+        urdf: the text with the entries that its parser asks for and kinematics does not need.
         model: Pinocchio's Model, for what is built upon it, such as collision geometry.
         data: Pinocchio's Data with the result of the last computation.
 
@@ -103,7 +105,8 @@ class RobotModel:
                 raise KinematicsError(
                     f"the URDF has no movable joint {name!r}; it has {', '.join(urdf.commandable)}"
                 )
-        self.model: Any = self._build(text)
+        self.urdf = _completed(text)
+        self.model: Any = self._build(self.urdf)
         self.data: Any = self.model.createData()
         self.frames = tuple(
             frame.name for frame in self.model.frames if frame.type == self._pin.FrameType.BODY
@@ -139,9 +142,11 @@ class RobotModel:
         self._plain: tuple[list[int], list[int]] = ([], [])  # rows of velocity, of configuration
         self._turning: tuple[list[int], list[int]] = ([], [])
         others = []
+        self._leaders: dict[str, str] = {}
         for k in range(1, self.model.njoints):
             name, joint = self.model.names[k], self.model.joints[k]
             leader, factor, offset = _leader(name, urdf)
+            self._leaders[name] = leader
             if leader in self.joints:
                 self._share[joint.idx_v, self.joints.index(leader)] = factor
                 self._rest[joint.idx_v] = offset
@@ -157,6 +162,7 @@ class RobotModel:
             kind[0].append(joint.idx_v)
             kind[1].append(joint.idx_q)
         self.others = tuple(others)
+        self._support_of: dict[int, list[int]] = {}
         self._neutral = self._pin.neutral(self.model)
 
     def configuration(self, positions: np.ndarray) -> np.ndarray:
@@ -194,39 +200,61 @@ class RobotModel:
 
     def pose(self, positions: np.ndarray, frame: str, base: str = "") -> Pose:
         """Pose of a link at joint positions ``[n]``, seen from another; empty: the URDF's root."""
-        self._pin.framesForwardKinematics(
-            self.model, self.data, self.configuration(np.asarray(positions, np.float64))
-        )
-        return self._seen(self.frame_id(frame), base)
+        self.update(positions)
+        return self.placed(frame, base)
 
     def pose_and_jacobian(
         self, positions: np.ndarray, frame: str, base: str = ""
     ) -> tuple[Pose, np.ndarray]:
-        """Pose as `pose`, and the Jacobian ``[6, n]`` of the link's origin.
+        """`pose` and `jacobian` at once."""
+        self.update(positions)
+        return self.placed(frame, base), self.jacobian_of(frame, base)
+
+    def update(self, positions: np.ndarray) -> None:
+        """Compute for joint positions ``[n]`` what `placed` and `jacobian_of` give then."""
+        q = self.configuration(np.asarray(positions, np.float64))
+        self._pin.computeJointJacobians(self.model, self.data, q)
+        self._pin.updateFramePlacements(self.model, self.data)
+
+    def placed(self, frame: str, base: str = "") -> Pose:
+        """Pose of a link after `update`."""
+        at = self.data.oMf[self.frame_id(frame)]
+        if not base:
+            return Pose(at.translation.copy(), at.rotation.copy())
+        at = self.data.oMf[self.frame_id(base)].actInv(at)
+        return Pose(at.translation.copy(), at.rotation.copy())
+
+    def jacobian_of(self, frame: str, base: str = "") -> np.ndarray:
+        """Jacobian ``[6, n]`` of a link after `update`, see `jacobian`."""
+        number = self.frame_id(frame)
+        axes = self._pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
+        full = self._raw_jacobian(number, axes)
+        if base:
+            root = self.frame_id(base)
+            turn = self.data.oMf[root].rotation.T
+            if self._supports(root):
+                own = self._raw_jacobian(root, axes)
+                reach = self.data.oMf[number].translation - self.data.oMf[root].translation
+                full = full - own
+                full[:3] -= np.cross(own[3:].T, reach).T
+            full = np.vstack([turn @ full[:3], turn @ full[3:]])
+        return np.asarray(full @ self._share)
+
+    def _raw_jacobian(self, frame: int, axes: Any) -> np.ndarray:
+        found = self._pin.getFrameJacobian(self.model, self.data, frame, axes)
+        return np.asarray(found).reshape(6, self.model.nv)  # of one joint it is a vector
+
+    def log(self, rotation: np.ndarray) -> np.ndarray:
+        """Rotation vector ``[3]`` of a matrix."""
+        return np.asarray(self._pin.log3(rotation))
+
+    def jacobian(self, positions: np.ndarray, frame: str, base: str = "") -> np.ndarray:
+        """Jacobian ``[6, n]`` of a link's origin at joint positions ``[n]``.
 
         Rows are linear (m/s) and angular velocity (rad/s) relative to the base, in its axes.
         """
-        q = self.configuration(np.asarray(positions, np.float64))
-        number = self.frame_id(frame)
-        self._pin.computeJointJacobians(self.model, self.data, q)
-        self._pin.updateFramePlacements(self.model, self.data)
-        axes = self._pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
-        full = self._pin.getFrameJacobian(self.model, self.data, number, axes)
-        pose = self._seen(number, base)
-        if base:
-            root = self.frame_id(base)
-            own = self._pin.getFrameJacobian(self.model, self.data, root, axes)
-            reach = self.data.oMf[number].translation - self.data.oMf[root].translation
-            full = full.copy()
-            full[:3] -= own[:3] + np.cross(own[3:].T, reach).T
-            full[3:] -= own[3:]
-            turn = self.data.oMf[root].rotation.T
-            full = np.vstack([turn @ full[:3], turn @ full[3:]])
-        return pose, full @ self._share
-
-    def jacobian(self, positions: np.ndarray, frame: str, base: str = "") -> np.ndarray:
-        """The Jacobian of `pose_and_jacobian` alone."""
-        return self.pose_and_jacobian(positions, frame, base)[1]
+        self.update(positions)
+        return self.jacobian_of(frame, base)
 
     def movers(self, frame: str, base: str = "") -> tuple[str, ...]:
         """Movable joints between two links, mimic joints as their own names, from the base on."""
@@ -235,17 +263,35 @@ class RobotModel:
         apart = set(ends[0]) ^ set(ends[1])
         return tuple(self.model.names[k] for k in sorted(apart))
 
-    def _supports(self, frame: int) -> list[int]:
-        parent = self.model.frames[frame].parentJoint
-        return [k for k in self.model.supports[parent] if k > 0]
+    def drivers(self, frame: str, base: str = "") -> tuple[str, ...]:
+        """Joints that move a link as seen from another: leaders instead of mimic joints."""
+        found = []
+        for name in self.movers(frame, base):
+            leader = self._leaders[name]
+            if leader not in found:
+                found.append(leader)
+        return tuple(found)
 
-    def _seen(self, frame: int, base: str) -> Pose:
-        placed = self.data.oMf[frame]
-        pose = Pose(placed.translation.copy(), placed.rotation.copy())
-        if not base:
-            return pose
-        root = self.data.oMf[self.frame_id(base)]
-        return Pose(root.translation.copy(), root.rotation.copy()).inverse() @ pose
+    def _supports(self, frame: int) -> list[int]:
+        if frame not in self._support_of:
+            parent = self.model.frames[frame].parentJoint
+            self._support_of[frame] = [k for k in self.model.supports[parent] if k > 0]
+        return self._support_of[frame]
+
+
+def _completed(text: str) -> str:
+    """A checked URDF with the entries without which its parser refuses a joint."""
+    root = ElementTree.fromstring(text)
+    for joint in root.findall("joint"):
+        if joint.get("type") not in ("revolute", "prismatic", "continuous"):
+            continue
+        limit = joint.find("limit")
+        if limit is None:
+            limit = ElementTree.SubElement(joint, "limit")
+        for key in ("effort", "velocity"):
+            if key not in limit.attrib:
+                limit.set(key, "0")
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _leader(name: str, urdf: UrdfJoints) -> tuple[str, float, float]:

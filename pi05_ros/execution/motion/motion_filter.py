@@ -37,6 +37,7 @@ class MotionFilter:
         self.velocity = np.zeros(len(limits.names))
         self.speed_scale = 1.0
         self._target: np.ndarray | None = None
+        self._pace = 1.0  # of the chunk at its present step
 
     def take_over(self, position: np.ndarray, velocity: np.ndarray) -> None:
         """Go on from a command ``[n]`` and its velocity ``[n]`` from which the arm can stop."""
@@ -72,7 +73,7 @@ class MotionFilter:
             wanted = drift + np.sign(error) * pace
             self._target = goal
         slowest, fastest = self.velocity - a * dt, self.velocity + a * dt
-        top = self.limits.velocity * min(max(self.speed_scale, 0.0), 1.0)
+        top = self.limits.velocity * min(max(self.speed_scale, 0.0), self._pace, 1.0)
         wanted = np.clip(np.clip(wanted, -top, top), slowest, fastest)
         up = self._braking(np.maximum(0.0, self.limits.upper - position))
         down = self._braking(np.maximum(0.0, position - self.limits.lower))
@@ -88,7 +89,13 @@ class MotionFilter:
     def follow(self, strategy: Strategy, now_ns: int) -> np.ndarray | None:
         """Next command ``[n]`` towards the strategy's target at a time; None if it has none."""
         target = strategy.target(now_ns)
-        return None if target is None else self.step(target)
+        if target is None:
+            return None
+        chunk = strategy.path(now_ns)
+        self._pace = 1.0 if chunk is None else chunk.pace_at((now_ns - chunk.start_ns) / 1e9)
+        command = self.step(target)
+        self._pace = 1.0
+        return command
 
     def planning_copy(self) -> MotionFilter:
         """An independent copy to try out what comes next."""

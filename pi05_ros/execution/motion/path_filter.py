@@ -185,7 +185,9 @@ class PathFilter:
         assert path is not None
         assert place is not None
         catch_up = min(self.speed_scale_max, 1 + (clock - place.s) / CATCH_UP_S)
-        scale = self.speed_scale if self.speed_scale < 1 else catch_up
+        assert self._chunk is not None
+        slowed = min(self.speed_scale, self._chunk.pace_at(place.s))
+        scale = slowed if slowed < 1 else catch_up
         want = min(clock, place.s + scale * self.period_s)
         least = path.brake(place, self._reach)
         if least is None or want <= least.s:

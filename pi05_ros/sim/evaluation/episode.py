@@ -19,6 +19,7 @@ from pi05_ros.execution.timed_chunk import TimedChunk
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.chunking.chunk_generator import ChunkGenerator
 from pi05_ros.policy.chunking.kv_reuse import make_rule
+from pi05_ros.sim.arm.pose_actions import PoseActions
 from pi05_ros.sim.arm.render import RENDER_SIZE
 from pi05_ros.sim.arm.tasks import TASKS, Referee
 from pi05_ros.sim.arm.world import (
@@ -98,10 +99,18 @@ class Chunking:
         maker: policy, chunk mode and KV rule of the setting; reset here.
         setting: what is varied.
         seed: of the episode; the flow noise follows from it.
+        poses: converts chunks to end-effector actions and back, if the setting asks for it.
 
     """
 
-    def __init__(self, maker: ChunkGenerator, setting: Setting, seed: int) -> None:
+    def __init__(
+        self,
+        maker: ChunkGenerator,
+        setting: Setting,
+        seed: int,
+        poses: PoseActions | None = None,
+    ) -> None:
+        self._poses = poses
         maker.reset()
         self.maker = maker
         self.setting = setting
@@ -138,8 +147,12 @@ class Chunking:
         self.inferences += 1
         self._next = step + max(self.setting.replan, delay)
         start_ns = round(made.anchor * self._step_ns)
-        chunk = TimedChunk(start_ns, self._step_ns, made.chunk.actions.astype(float))
-        self._coming = (step + delay, chunk)
+        actions = made.chunk.actions.astype(float)
+        chunk: TimedChunk | None = TimedChunk(start_ns, self._step_ns, actions)
+        if self._poses is not None:
+            chunk = self._poses.chunk(actions, obs.state, start_ns, self._step_ns)
+        if chunk is not None:
+            self._coming = (step + delay, chunk)
 
     def target(self, step: int) -> np.ndarray | None:
         """Action ``[n]`` of a control step; None where no chunk reaches. Call once per step."""
@@ -206,6 +219,7 @@ def run_episode(
     seed: int,
     prompted: str | None = None,
     frames: list[np.ndarray] | None = None,
+    poses: PoseActions | None = None,
 ) -> Result:
     """Run until the task is done or time is over.
 
@@ -218,10 +232,11 @@ def run_episode(
         seed: of the scene; the flow noise follows from it too.
         prompted: task whose words are given instead, to see whether they matter.
         frames: gets a base-camera image per control step if given.
+        poses: as of `Chunking`.
 
     """
     world.reset(seed)
-    chunks = Chunking(maker, setting, seed)
+    chunks = Chunking(maker, setting, seed, poses)
     rng = np.random.default_rng([seed, 2])
     prompt = TASKS[prompted or task].prompt
     motion = limiter(limits, setting)

@@ -18,6 +18,7 @@ from pi05_ros.errors import InvalidValueError
 from pi05_ros.execution.limits import JointLimits, limits_from_yaml
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.resources import config_dir
+from pi05_ros.sim.arm.pose_actions import PoseActions
 from pi05_ros.sim.arm.render import RENDER_SIZE
 from pi05_ros.sim.arm.tasks import TASKS
 from pi05_ros.sim.arm.world import CAMERAS, World
@@ -154,6 +155,7 @@ class ArmRunner:
         self.limits = arm_limits()
         self.policies = PolicyOfSetting(checkpoint, "sim_arm", device)
         self._primed: Policy | None = None
+        self._poses: PoseActions | None = None
 
     def run(self, job: EpisodeJob, frames: list[np.ndarray] | None = None) -> Result:
         """One episode."""
@@ -171,7 +173,16 @@ class ArmRunner:
             job.seed,
             job.prompted,
             frames,
+            self._poses_of(setting),
         )
+
+    def _poses_of(self, setting: Setting) -> PoseActions | None:
+        """Converter of actions; KinematicsError says what is missing for it."""
+        if setting.actions == "joints":
+            return None
+        if self._poses is None:
+            self._poses = PoseActions(self.limits)
+        return self._poses
 
     def _prime(self, policy: Policy) -> None:
         """Answer the same few scenes first in every process.

@@ -16,6 +16,7 @@ from pi05_ros.sim.arm.world import CONTROL_DT
 from pi05_ros.sim.evaluation.imitated_precision import IMITATED, KINDS
 
 LIMITING = ("joint", "path", "ruckig")
+ACTIONS = ("joints", "libero")
 CHUNKING = ("naive", "ensemble", "rtc-vjp", "rtc-vjp-scaled", "rtc-identity", "rtc-trained")
 
 
@@ -39,6 +40,8 @@ class Setting:
             path with jerk limits as well, see `execution.motion`.
         limit_share: part of the arm's velocity and acceleration limits that is allowed.
         nudge: probability that the asked block is pushed aside by 4 cm once, early on.
+        actions: "joints": as the policy gives them; "libero": converted to LIBERO's deltas of the
+            end effector and back by the executor's inverse kinematics.
 
     """
 
@@ -61,12 +64,17 @@ class Setting:
     nudge: float = 0.0
     limiting: str = "joint"
     limit_share: float = 1.0
+    actions: str = "joints"
 
     def __post_init__(self) -> None:
         if self.chunking not in CHUNKING:
             raise InvalidValueError(f"chunking {self.chunking!r}; accepted: {', '.join(CHUNKING)}")
         if self.limiting not in LIMITING:
             raise InvalidValueError(f"limiting {self.limiting!r}; accepted: {', '.join(LIMITING)}")
+        if self.actions not in ACTIONS:
+            raise InvalidValueError(f"actions {self.actions!r}; accepted: {', '.join(ACTIONS)}")
+        if self.actions != "joints" and self.kv_reuse != "1":
+            raise InvalidValueError(f"actions {self.actions} needs kv_reuse 1")
         self._check_engine()
         if not 0 < self.max_guidance < math.inf:
             raise InvalidValueError(

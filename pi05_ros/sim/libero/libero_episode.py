@@ -34,6 +34,8 @@ class LiberoSetting(Setting):
         super().__post_init__()
         if self.nudge:
             raise InvalidValueError("nudge is for the simulated arm, not for LIBERO")
+        if self.actions != "joints":
+            raise InvalidValueError("actions is for the simulated arm, not for LIBERO")
 
 
 def run_episode(
