@@ -15,11 +15,17 @@ from pi05_ros.strict_yaml import read_yaml
 
 TRAJECTORY, CHUNK, POSITION, VELOCITY = "trajectory", "trajectory_chunk", "position", "velocity"
 GRIPPER_COMMAND, PARALLEL_GRIPPER = "gripper_command", "parallel_gripper_command"
-KINDS = (TRAJECTORY, CHUNK, POSITION, VELOCITY, GRIPPER_COMMAND, PARALLEL_GRIPPER)
+TWIST, POSE, JOINT_JOG = "twist", "pose", "joint_jog"
+KINDS = (
+    TRAJECTORY, CHUNK, POSITION, VELOCITY, GRIPPER_COMMAND, PARALLEL_GRIPPER, TWIST, POSE,
+    JOINT_JOG,
+)  # fmt: skip
+CARTESIAN = (TWIST, POSE)
 _ACTIONS = (GRIPPER_COMMAND, PARALLEL_GRIPPER)
+_TOOL = ("frame", "tool", "max_linear", "max_angular")
 _KEYS = (
     "kind", "topic", "joints", "names", "gripper", "stamped", "scale", "offset", "gain",
-    "max_effort",
+    "max_effort", *_TOOL,
 )  # fmt: skip
 
 
@@ -35,6 +41,8 @@ class Output:
         kind: TRAJECTORY: trajectory_msgs/JointTrajectory of one point, a period ahead. CHUNK: the
             same with all that is planned, with velocities, ending at rest. POSITION, VELOCITY:
             std_msgs/Float64MultiArray. GRIPPER_COMMAND, PARALLEL_GRIPPER: actions of control_msgs.
+            TWIST, POSE: geometry_msgs/TwistStamped and PoseStamped of a link. JOINT_JOG:
+            control_msgs/JointJog.
         topic: topic or action name, relative to the node's namespace.
         joints: in the order of the message.
         names: what the controller calls them; the same if empty.
@@ -43,8 +51,11 @@ class Output:
         stamped: of CHUNK: its header says when it starts, a period later than else, so that a
             message that is late changes nothing; the controller's clock must be this one. Else it
             starts when it arrives.
-        gain: of VELOCITY, 1/s: velocity added per distance between command and joint.
+        gain: of VELOCITY, JOINT_JOG and TWIST, 1/s: velocity added per distance between command
+            and joint, or pose.
         max_effort: of the actions.
+        frame, tool: of TWIST and POSE: links; the motion of ``tool`` is seen from ``frame``.
+        max_linear, max_angular: of TWIST and POSE, m/s and rad/s.
 
     """
 
@@ -58,6 +69,10 @@ class Output:
     max_effort: float = 0.0
     names: tuple[str, ...] = ()
     stamped: bool = False
+    frame: str = ""
+    tool: str = ""
+    max_linear: float = math.inf
+    max_angular: float = math.inf
 
     @property
     def message_names(self) -> tuple[str, ...]:
@@ -136,8 +151,31 @@ def _output(entry: Any, where: str) -> Output:
     if numbers.get("scale") == 0:
         raise OutputsError(f"{where}.scale is 0; accepted: another number")
     given: dict[str, Any] = {key: value for key, value in numbers.items() if value is not None}
+    given |= _tool(entry, kind, where)
     made = Output(kind, topic, tuple(joints), names=tuple(names), **given)
     return replace(made, **flags)
+
+
+def _tool(entry: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+    """Links and speed limits of a Cartesian output; nothing about them is assumed."""
+    if kind not in CARTESIAN:
+        wrong = [key for key in _TOOL if key in entry]
+        if wrong:
+            raise OutputsError(f"{where}.{wrong[0]} is for {' and '.join(CARTESIAN)} only")
+        return {}
+    for key in ("scale", "offset", "names"):
+        if key in entry:
+            raise OutputsError(f"{where}.{key} is not for {kind}")
+    links = {key: entry.get(key) for key in ("frame", "tool")}
+    for key, link in links.items():
+        if not isinstance(link, str) or not link:
+            raise OutputsError(f"{where}.{key} is {link!s:.50}; accepted: the name of a link")
+    speeds = {key: _number(entry, key, where) for key in ("max_linear", "max_angular")}
+    for key, speed in speeds.items():
+        if speed is None or speed <= 0:
+            unit = "m/s" if key == "max_linear" else "rad/s"
+            raise OutputsError(f"{where}.{key} is {speed}; accepted: a number above 0, in {unit}")
+    return {**links, **speeds}
 
 
 def _number(entry: Mapping[str, Any], key: str, where: str) -> float | None:

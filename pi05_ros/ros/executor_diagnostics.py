@@ -102,6 +102,8 @@ def executor_diagnostics(
         **{f"clipped_to_limits.{joint}": n for joint, n in sorted(core.watch.clipped.items())},
         "targets_outside_limits": outside,
         "targets_at_one_end": core.watch.stuck(),
+        "shortened": core.gate.shortened,
+        "last_chunk_ends_early": core.gate.cut,
         "refused": core.refused.total(),
         **{f"refused.{reason.replace(' ', '_')}": n for reason, n in core.refused.items()},
         "last_refused": core.last_refusal,

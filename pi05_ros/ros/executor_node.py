@@ -32,8 +32,9 @@ from pi05_ros.execution.executor import (
     ExecutorSettings,
 )
 from pi05_ros.execution.interlocks import InterlockSettings
+from pi05_ros.execution.kinematics.pose_ik import PoseSettings
 from pi05_ros.execution.limits import JointLimits
-from pi05_ros.execution.outputs import Output, default_outputs, read_outputs
+from pi05_ros.execution.outputs import CARTESIAN, Output, default_outputs, read_outputs
 from pi05_ros.execution.strategies import make_strategy
 from pi05_ros.execution.timed_chunk import ChunkRefusedError
 from pi05_ros.msg import ActionChunk, ExecutorStatus
@@ -50,6 +51,7 @@ from pi05_ros.ros.executor_diagnostics import (
 from pi05_ros.ros.executor_limits import limits_of_node
 from pi05_ros.ros.executor_outputs import Outputs
 from pi05_ros.ros.executor_parameters import ExecutorParameters, declare
+from pi05_ros.ros.executor_parts.pose_source import PoseSource
 from pi05_ros.ros.executor_space import guard_of_node
 from pi05_ros.ros.joint_state_input import JointStateInput
 from pi05_ros.ros.messages import time_msg
@@ -109,7 +111,16 @@ class ExecutorNode(Node):
         self._clock_jumps = 0
         self._unit_assumed: set[str] = set()
         self._latency_ms = float("nan")
-        self._outputs = Outputs(self, self._output_list, self.core)
+        self._poses = PoseSource(
+            self,
+            limits,
+            p.robot_description,
+            PoseSettings(p.pose_tolerance_m, p.pose_tolerance_rad, p.singularity_slow_below),
+        )
+        urdf = ""
+        if any(output.kind in CARTESIAN for output in self._output_list):
+            urdf = self._poses.wait(p.robot_description_timeout_s)
+        self._outputs = Outputs(self, self._output_list, self.core, urdf)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
         self.create_subscription(
             ActionChunk, "pi05_policy/action_chunk", self._on_chunk, qos.CHUNK
@@ -168,7 +179,9 @@ class ExecutorNode(Node):
     def _on_chunk(self, message: ActionChunk) -> None:
         now = self.get_clock().now().nanoseconds
         try:
-            chunk = read_chunk(message, self.core.limits, self.core.measured_at)
+            chunk = read_chunk(
+                message, self.core.limits, self.core.measured_at, self._poses.solver
+            )
         except ChunkRefusedError as error:
             self.core.refuse(error)
             return
@@ -185,7 +198,7 @@ class ExecutorNode(Node):
         """Log, once per joint, that an unset unit was taken for the one its limits declare."""
         units = dict(zip(message.names, message.unit, strict=True))
         for name, declared in zip(self.core.joints, self.core.limits.units, strict=True):
-            assumed = units[name] == ActionUnit.RADIAN and declared not in ("", "radian")
+            assumed = units.get(name) == ActionUnit.RADIAN and declared not in ("", "radian")
             if assumed and name not in self._unit_assumed:
                 self._unit_assumed.add(name)
                 self.get_logger().warning(

@@ -16,13 +16,23 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from pi05_ros.execution.command import STOPPED, Command
 from pi05_ros.execution.executor import Executor
 from pi05_ros.execution.outputs import (
+    CARTESIAN,
     CHUNK,
+    JOINT_JOG,
     PARALLEL_GRIPPER,
     POSITION,
     TRAJECTORY,
+    TWIST,
     VELOCITY,
     Output,
     OutputsError,
+)
+from pi05_ros.ros.executor_parts.cartesian_senders import (
+    JogSender,
+    PoseSender,
+    TwistSender,
+    tool_motion,
+    velocities,
 )
 from pi05_ros.runtime.inputs.conversion import split_ns
 
@@ -47,12 +57,21 @@ class _Sender(Protocol):
 class Outputs:
     """All outputs of a node.
 
+    Args:
+        node: its owner.
+        outputs: what to send.
+        core: whose commands.
+        urdf: robot description, for Cartesian outputs.
+
     Raises:
-        OutputsError: an action is asked for and control_msgs is not installed.
+        OutputsError: control_msgs or Pinocchio is needed and not installed, or the robot
+            description is missing or does not fit.
 
     """
 
-    def __init__(self, node: Node, outputs: Sequence[Output], core: Executor) -> None:
+    def __init__(
+        self, node: Node, outputs: Sequence[Output], core: Executor, urdf: str = ""
+    ) -> None:
         self._core = core
         self._senders: list[_Sender] = []
         for output in outputs:
@@ -62,6 +81,11 @@ class Outputs:
                 self._senders.append(kind(node, output, rows))
             elif output.kind in (POSITION, VELOCITY):
                 self._senders.append(_Array(node, output, rows))
+            elif output.kind in CARTESIAN:
+                sender = TwistSender if output.kind == TWIST else PoseSender
+                self._senders.append(sender(node, output, tool_motion(output, core, urdf)))
+            elif output.kind == JOINT_JOG:
+                self._senders.append(JogSender(node, output, rows))
             else:
                 self._senders.append(_GripperAction(node, output, rows[0]))
 
@@ -179,17 +203,10 @@ class _Array:
                 return
             values = np.zeros(len(self._rows))  # a velocity goes on until it is told otherwise
         else:
-            values = output.scale * self._velocities(command.positions, core)[self._rows]
+            speeds = velocities(command.positions, core, output.gain)
+            values = output.scale * speeds[self._rows]
         self._moving = command.positions is not None
         self.publisher.publish(Float64MultiArray(data=values.tolist()))
-
-    def _velocities(self, positions: np.ndarray, core: Executor) -> np.ndarray:
-        """Planned velocities, and back to the planned positions, within the limits."""
-        back: np.ndarray | float = 0.0
-        if core.measured is not None and core.sees_the_arm:
-            back = self._output.gain * core.limits.difference(positions, core.measured)
-        top = core.limits.velocity
-        return np.clip(core.filter.velocity + back, -top, top)
 
 
 class GoalFilter:

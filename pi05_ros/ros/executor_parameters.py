@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pi05_ros.execution.executor_settings import JERK_LIMITING, LIMITING, ExecutorSettings
+from pi05_ros.execution.kinematics.pose_ik import PoseSettings
 from pi05_ros.execution.strategies import (
     DEFAULT_ENSEMBLE_DECAY,
     DEFAULT_REPLACE_AFTER,
@@ -124,6 +125,23 @@ class ExecutorParameters:
         "Teleoperation that is silent for this long hands the arm back.",
         low=0.05,
         high=60.0,
+    )
+    pose_tolerance_m: float = param(
+        PoseSettings.tolerance_m,
+        "A pose of a chunk that cannot be reached this closely is out of reach: the chunk ends "
+        "before it.",
+        low=1e-5,
+        high=0.1,
+    )
+    pose_tolerance_rad: float = param(
+        PoseSettings.tolerance_rad, "The same for its rotation.", low=1e-4, high=1.0
+    )
+    singularity_slow_below: float = param(
+        PoseSettings.slow_below,
+        "Chunks of poses: smallest singular value of the Jacobian (m/rad, 1 rad of rotation "
+        "counts as 0.2 m) below which the arm slows down, in proportion, to a tenth. 0: never.",
+        low=0.0,
+        high=1.0,
     )
     outputs_file: str = param(
         "",

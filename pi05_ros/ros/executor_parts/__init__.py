@@ -1,0 +1,1 @@
+"""Parts of the executor node that deal with poses."""
