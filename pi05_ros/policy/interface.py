@@ -1,4 +1,4 @@
-"""What goes into a policy and comes out of it: observation, action chunk, description.
+"""A policy seen from outside: observation, action chunk, description, and what it can do.
 
 Imports no torch: the executor and the robot profiles do without it.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -157,3 +157,29 @@ class PolicyInfo:
     tokenizer: str
     assumptions: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+
+
+class PolicyLike(Protocol):
+    """What a policy is for those who use one: in this process, in another, or on a server."""
+
+    info: Any
+    robot: Any
+
+    def infer(
+        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
+    ) -> ActionChunk:
+        """Actions for one observation."""
+
+    def prefill(
+        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
+    ) -> Any:
+        """First half of `infer`, see `pi05_ros.policy.Policy`; asked for with overlap only."""
+
+    def denoise(self, prefilled: Any) -> ActionChunk:
+        """Second half; the next first half may run meanwhile."""
+
+    def warm_up(self) -> Any:
+        """Run once so that the first real inference is not slow."""
+
+    def close(self) -> None:
+        """Free the model."""

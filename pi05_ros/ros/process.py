@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import rclpy
 from rclpy.clock import Clock, ClockType
@@ -34,13 +34,6 @@ from pi05_ros.runtime.text import printable
 # Of mallopt(3). A raw image is 0.2 MB (224x224) to 6 MB (1080p).
 _M_MMAP_THRESHOLD = -3
 _THRESHOLD_BYTES = 512 * 1024
-
-
-class Stoppable(Protocol):
-    """What `run` asks of a node besides being a LifecycleNode."""
-
-    def end(self) -> bool:
-        """Shut down from any state, bounded in time; False if a thread had to be left behind."""
 
 
 def age_s() -> float:

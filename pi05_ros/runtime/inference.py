@@ -6,42 +6,16 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from pi05_ros.errors import Pi05Error
-from pi05_ros.policy.interface import ActionChunk, Observation
+from pi05_ros.policy.interface import ActionChunk, Observation, PolicyLike
 from pi05_ros.runtime.inputs.conversion import ConversionError, compressed_to_rgb
 from pi05_ros.runtime.inputs.observation_buffer import Snapshot
 
 _DECODERS = ThreadPoolExecutor(3, thread_name_prefix="pi05_decoder")
-
-
-class PolicyLike(Protocol):
-    """What the node needs of a policy (`pi05_ros.policy.Policy`)."""
-
-    info: Any
-    robot: Any
-
-    def infer(
-        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
-    ) -> ActionChunk:
-        """Actions for one observation."""
-
-    def prefill(
-        self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
-    ) -> Any:
-        """First half of `infer`, see `pi05_ros.policy.Policy`; asked for with overlap only."""
-
-    def denoise(self, prefilled: Any) -> ActionChunk:
-        """Second half; the next first half may run meanwhile."""
-
-    def warm_up(self) -> Any:
-        """Run once so that the first real inference is not slow."""
-
-    def close(self) -> None:
-        """Free the model."""
 
 
 class BadSampleError(Pi05Error, ValueError):

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pi05_ros.policy.interface import MAX_SEED
+from pi05_ros.policy.interface import MAX_SEED, PolicyLike
 from pi05_ros.runtime import inference, pacing
 from pi05_ros.runtime.inference import (
     BadChunkError,
@@ -24,7 +24,6 @@ from pi05_ros.runtime.inference import (
     InferenceResult,
     Job,
     PendingInference,
-    PolicyLike,
 )
 from pi05_ros.runtime.inputs.observation_buffer import NS, Inputs, Problem, Snapshot
 from pi05_ros.runtime.inputs.sources import JOINTS

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pi05_ros.backends.engine import Precision
 from pi05_ros.phases import phase
+from pi05_ros.policy.interface import PolicyLike
 from pi05_ros.policy.remote.key_file import read_keys
 from pi05_ros.policy.remote.remote_options import is_remote
-from pi05_ros.runtime.inference import PolicyLike
 from pi05_ros.runtime.parameter_specs import to_values
 from pi05_ros.runtime.parameters import REMOTE, ParameterError, PolicyParameters
 
