@@ -152,7 +152,7 @@ class TaskNode(LifecycleNode):
     def _spin(self) -> None:
         try:
             self.executor.spin_once(timeout_sec=0.02)
-        except Exception:  # as in EnduringExecutor: bad messages end nothing
+        except Exception:  # as in TolerantExecutor: bad messages end nothing
             self.get_logger().error(printable(f"in a callback: {traceback.format_exc()}"))
 
     def _close(self, why: str) -> None:
