@@ -169,6 +169,15 @@ BOMBS = (
 )
 
 
+_changers: list[threading.Thread] = []
+
+
+def settle() -> None:
+    """Wait until no file is changed any more."""
+    while _changers:
+        _changers.pop().join()
+
+
 def _change(path: Path, times: int) -> None:
     """Shorten, lengthen and replace a file while it may be read."""
     for turn in range(times):
@@ -230,7 +239,8 @@ def odd_file(rng: random.Random, path: Path) -> str:
         path.symlink_to("/proc/self/mem")
     elif kind == "changing":
         path.write_text("a: 1\n" * 5000)
-        threading.Thread(target=_change, args=(path, rng.randint(2, 30)), daemon=True).start()
+        _changers.append(threading.Thread(target=_change, args=(path, rng.randint(2, 30))))
+        _changers[-1].start()
     elif kind == "nothing":
         path.symlink_to("missing")
     elif kind == "sparse":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2])]
 
+from hostile_faults import settle
 from hostile_targets import TARGETS, WrongError
 
 from pi05_ros.errors import Pi05Error
@@ -37,6 +38,8 @@ def outcome(name: str, seed: int) -> tuple[str, str]:
             return ("refused", text) if text.strip() else ("wrong", "an error without a text")
         except BaseException:
             return "crashed", traceback.format_exc()[-1500:]
+        finally:
+            settle()  # before the folder is removed
     return "answered", ""
 
 
