@@ -80,17 +80,12 @@ def run_as_action(args: argparse.Namespace) -> dict[str, Any]:
                 children.start_module(name, module, "--ros-args", *words)
             bring_up(node, "/pi05_policy", LOAD_S, lambda: None)
             until = time.monotonic() + LOAD_S
-            handle = None
-            while handle is None or not handle.accepted:  # refused until all are heard
-                children.check()
-                if time.monotonic() > until:
-                    raise TimeoutError("no goal was accepted; the logs say why")
-                if client.wait_for_server(timeout_sec=0.5):
-                    goal = RunPolicy.Goal(
-                        time_limit_s=TASK_S, end=RunPolicy.Goal.END_SUCCESS_TOPIC
-                    )
-                    handle = wait(node, children, client.send_goal_async(goal), until)
-            result = wait(node, children, handle.get_result_async(), until).result
+            result = None
+            while result is None or not begun(result):
+                if result is not None:
+                    print(f"not yet         {result.message}")
+                    time.sleep(1.0)
+                result = send(node, client, children, until)
     finally:
         client.destroy()
         node.destroy_node()
@@ -104,6 +99,28 @@ def run_as_action(args: argparse.Namespace) -> dict[str, Any]:
     }
     print(f"task            {args.task}, seed {args.seed}: {told}")
     return told
+
+
+def begun(result: Any) -> bool:
+    """Whether a task began: it does not before the task node has heard that all are ready."""
+    return result.termination_reason != result.FAULT or result.elapsed_s > 0.0
+
+
+def send(node: Any, client: Any, children: Any, until: float) -> Any:
+    """Send the goal until it is accepted, and return its result."""
+    from pi05_ros.action import RunPolicy
+
+    while True:
+        children.check()
+        if time.monotonic() > until:
+            raise TimeoutError("no task began; the logs say why")
+        if not client.wait_for_server(timeout_sec=0.5):
+            continue
+        goal = RunPolicy.Goal(time_limit_s=TASK_S, end=RunPolicy.Goal.END_SUCCESS_TOPIC)
+        handle = wait(node, children, client.send_goal_async(goal), until)
+        if handle.accepted:
+            return wait(node, children, handle.get_result_async(), until).result
+        time.sleep(1.0)
 
 
 def wait(node: Any, children: Any, future: Any, until: float) -> Any:
