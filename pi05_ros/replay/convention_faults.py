@@ -25,6 +25,8 @@ from pi05_ros.replay.faults.windows import (
 )
 
 LAGS = 8
+PERFECT = 0.02
+"""Relative error of a column below which less is no better."""
 DEGREES = 180 / math.pi
 
 
@@ -202,9 +204,11 @@ def best(w: Windows, found: Sequence[Hypothesis]) -> list[Hypothesis]:
     total = float(base[bad].sum())
     good = [h for h in found if _whole(h, bad, total) or _one_column(h, base, bad)]
 
-    def cost(h: Hypothesis) -> tuple[float, int]:
-        left = h.left(bad) / FITTED**h.fitted
-        return (left + 0.02 * total, len(h.columns))
+    perfect = PERFECT * float(bad.sum())
+
+    def cost(h: Hypothesis) -> tuple[float, int, float]:
+        left = h.left(bad)
+        return max(left, perfect) / FITTED**h.fitted, len(h.columns), left
 
     return sorted(good, key=cost)
 

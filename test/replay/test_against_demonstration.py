@@ -180,7 +180,7 @@ ACTION_FAULTS: dict[str, tuple[str, set[str], Callable[[np.ndarray, np.ndarray],
     "gripper scale": ("scale", {"gripper"}, lambda p, s: p * [1, 1, 1, 0.5]),
     "gripper from -1 to 1": ("range", {"gripper"}, lambda p, s: p * [1, 1, 1, 2] - [0, 0, 0, 1]),
     "gripper turned, to 0.8": (
-        "range", {"gripper"}, lambda p, s: p * [1, 1, 1, -0.8] + [0, 0, 0, 0.8],
+        "gripper", {"gripper"}, lambda p, s: p * [1, 1, 1, -0.8] + [0, 0, 0, 0.8],
     ),
     "joints rotated": ("column_order", set(NAMES[:3]), lambda p, s: p[..., [1, 2, 0, 3]]),
     "columns rotated": ("column_order", set(NAMES), lambda p, s: p[..., [3, 0, 1, 2]]),

@@ -31,6 +31,7 @@ def source_faults(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
                 order[j] = i
         if not order:
             continue
+        order = _exchange(order, away) or order
         sources = list(order.values())
         errors = base.copy()
         for j, i in order.items():
@@ -49,6 +50,26 @@ def source_faults(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
         else:
             text = f"one column stands for another: {shown}"
             yield Hypothesis("repeated_column", text, names, float(len(order)), errors)
+
+
+def _exchange(order: dict[int, int], away: np.ndarray) -> dict[int, int] | None:
+    """The same columns in another order, if that is possible: joints may move alike."""
+    columns = list(order)
+    fits = {j: [i for i in columns if i != j and away[j, i] < ALIKE] for j in columns}
+    taken: dict[int, int] = {}  # source -> column
+
+    def place(j: int, seen: set[int]) -> bool:
+        for i in sorted(fits[j], key=lambda i: float(away[j, i])):
+            if i not in seen:
+                seen.add(i)
+                if i not in taken or place(taken[i], seen):
+                    taken[i] = j
+                    return True
+        return False
+
+    if not all(place(j, set()) for j in columns):
+        return None
+    return {j: i for i, j in sorted(taken.items(), key=lambda pair: pair[1])}
 
 
 def base_faults(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
@@ -83,7 +104,7 @@ def base_faults(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
                 errors[j] = after
                 text = f"{w.names[j]} starts from the state of {w.names[i]}"
                 yield Hypothesis(
-                    "wrong_base", text, (w.names[j],), float(np.median(differ)), errors, 1
+                    "wrong_base", text, (w.names[j],), float(np.median(differ)), errors, 2
                 )
     start = w.chunks[:, :1] - w.slice()[:, :1]
     number = float(np.nanmedian(np.abs(start[..., bad]))) if len(bad) else 0.0
