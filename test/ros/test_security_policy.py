@@ -8,6 +8,8 @@ from rclpy.parameter import Parameter
 
 from pi05_ros.resources import config_dir
 from pi05_ros.ros.executor_node import ExecutorNode
+from pi05_ros.ros.recorder.recorded_topics import COMPRESSED, wanted_topics
+from pi05_ros.ros.recorder.recorder_node import EpisodeRecorder
 from pi05_ros.ros.task.task_node import TaskNode
 
 SPACE = "/secured"
@@ -105,4 +107,21 @@ def test_the_task_node(ros):
         unused = {"subscribe": {"/clock", f"{SPACE}/joint_states"}}
         compare(node, "task_node.policy.xml", unused)
     finally:
+        node.destroy_node()
+
+
+def test_the_episode_recorder(ros, tmp_path):
+    overrides = [Parameter("folder", value=str(tmp_path))]
+    node = EpisodeRecorder(namespace=SPACE, parameter_overrides=overrides)
+    try:
+        assert node.trigger_configure() == rclpy.lifecycle.TransitionCallbackReturn.SUCCESS
+        assert node.trigger_activate() == rclpy.lifecycle.TransitionCallbackReturn.SUCCESS
+        # It subscribes to what somebody publishes.
+        cameras = [f"{name}{kind}" for name in node.parameters.camera_topics
+                   for kind in ("", COMPRESSED)]  # fmt: skip
+        names = {node.resolve_topic_name(n) for n in (*wanted_topics(node.parameters), *cameras)}
+        unused = {"subscribe": (names | {"/clock"}) - live(node)["subscribe"]}
+        compare(node, "episode_recorder.policy.xml", unused)
+    finally:
+        node.end()
         node.destroy_node()
