@@ -76,10 +76,11 @@ class HandOvers:
 def read_handovers(bag: Bag, joints: Sequence[str]) -> HandOvers:
     """Hand-overs of a recording; of several robots, those of the first topics by name."""
     status = _topic(bag, "/executor_status", (EXECUTOR_STATUS,))
-    flag = "" if status else _topic(bag, "/intervention", (BOOL,))
+    flag = _topic(bag, "/intervention", (BOOL,))
     teleop = _topic(bag, "/teleop", (JOINT_STATE, TRAJECTORY))
     task = _topic(bag, "/status", (TASK_STATUS,))
     changes: list[tuple[int, bool]] = []
+    flags: list[tuple[int, bool]] = []
     targets: list[tuple[int, dict[str, float]]] = []
     outcome = bag.custom.get("outcome", "")
     for message in bag.messages([topic for topic in (status, flag, teleop, task) if topic]):
@@ -90,7 +91,7 @@ def read_handovers(bag: Bag, joints: Sequence[str]) -> HandOvers:
         if message.topic == status:
             changes.append((to_ns(content.stamp) or message.log_ns, bool(content.intervention)))
         elif message.topic == flag:
-            changes.append((message.log_ns, bool(content.data)))
+            flags.append((message.log_ns, bool(content.data)))
         elif message.topic == task:
             outcome = content.outcome or outcome
         else:
@@ -98,6 +99,8 @@ def read_handovers(bag: Bag, joints: Sequence[str]) -> HandOvers:
             stamp = header_stamp_ns(message.raw)
             if found:
                 targets.append((message.log_ns if not stamp or stamp < 0 else stamp, found))
+    # A status of another release cannot be decoded; the Bool says the same, without a stamp.
+    changes = changes or flags
     changes.sort(key=lambda change: change[0])
     targets.sort(key=lambda target: target[0])
     return HandOvers(changes, targets, outcome if outcome in (SUCCESS, FAILURE) else "unknown")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rosbags.interfaces import Nodetype
 
 from pi05_ros.bags.bag import Bag, BagWriter
 from pi05_ros.bags.cdr_messages import (
@@ -27,12 +28,17 @@ START = 50 * NS
 
 
 def executor_status(stamp_ns, intervention):
-    empty = np.zeros(0)
-    return typestore().types[EXECUTOR_STATUS](
-        stamp=time_message(stamp_ns), mode=2, reason="", reason_age_s=0.0, policy_id="",
-        chunk_id=0, lag_s=0.0, stopped=False, halted=False, enabled=True, fault="",
-        speed_scale=1.0, intervention=intervention, joints=NAMES, commanded=empty, measured=empty,
-    )  # fmt: skip
+    kind = typestore().types[EXECUTOR_STATUS]
+    blank = {"string": "", "bool": False, "float64": 0.0, "uint8": 0, "uint64": 0}
+    fields = {}
+    for name, (shape, kinds) in typestore().fielddefs[EXECUTOR_STATUS][1]:
+        if shape == Nodetype.BASE:
+            fields[name] = blank[kinds[0]]
+        elif shape != Nodetype.NAME:
+            count = kinds[1] if shape == Nodetype.ARRAY else 0
+            fields[name] = [] if kinds[0][1][0] == "string" else np.zeros(count)
+    fields |= {"stamp": time_message(stamp_ns), "intervention": intervention}
+    return kind(**fields)
 
 
 def task_status(stamp_ns, outcome):

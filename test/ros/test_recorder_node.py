@@ -86,6 +86,8 @@ def test_a_task_is_a_bag_with_all_that_belongs_to_it(rig):
     rig.person.steering = False
     assert rig.until(lambda: rig.feedback_state == "running")
     assert rig.until(lambda: rig.last.state == RecorderStatus.STATE_RECORDING)
+    seen = rig.policy.number
+    assert rig.until(lambda: rig.policy.number > seen + 5)  # all of the hand-back has been heard
     rig.call(SetBool, "/pi05_task/finish", data=True)
     _, result = rig.result(handle)
     assert result.outcome == "success"
