@@ -27,6 +27,7 @@ NEEDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ros/test_inputs.py", ()),
     ("ros/test_parameters.py", ()),
     ("ros/test_node_onnx.py", ("ros", "compile")),
+    ("ros/test_calibrate_delay.py", ("ros", "render")),
     ("ros/", ("ros",)),
     ("conformance/test_deviant_nodes.py", ("ros",)),
     ("launch/", ("ros", "render")),

@@ -138,7 +138,7 @@ def _output(entry: Any, where: str) -> Output:
             f"{where}.names is {names!s:.80}; accepted: the controller's name of each of the "
             f"{len(joints)} joints, once"
         )
-    flags = {"gripper": kind in _ACTIONS, "stamped": False}
+    flags: dict[str, Any] = {"gripper": kind in _ACTIONS, "stamped": False}
     for key, default in flags.items():
         flags[key] = entry.get(key, default)
         if not isinstance(flags[key], bool):

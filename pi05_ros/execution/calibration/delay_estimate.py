@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ AMBIGUOUS = 0.02
 MAX_ERROR_S = 0.005
 """Results that noise makes less certain than this (one standard deviation) are refused."""
 FEWEST = 20
+Flat = Callable[[np.ndarray], np.ndarray]
 
 
 class DelayError(Pi05Error, ValueError):
@@ -135,7 +137,7 @@ def estimate_delay(
     return DelayEstimate(delay_s, r, error_s, len(times))
 
 
-def _without_trend(times: np.ndarray):  # type: ignore[no-untyped-def]
+def _without_trend(times: np.ndarray) -> Flat:
     """A function that takes mean and linear trend out of values at these times."""
     base = np.stack([np.ones_like(times), times - times.mean()])
     base /= np.linalg.norm(base, axis=1, keepdims=True)
@@ -147,12 +149,12 @@ def _without_trend(times: np.ndarray):  # type: ignore[no-untyped-def]
     return flat
 
 
-def _error(motion: SensorSignal, at: np.ndarray, flat, r: float) -> float:  # type: ignore[no-untyped-def]
+def _error(motion: SensorSignal, at: np.ndarray, flat: Flat, r: float) -> float:
     """Standard deviation of the delay: noise over slope of the motion at the samples."""
     step = 1e-3
     x = flat(np.interp(at, motion.times, motion.values))
     later = np.interp(at + step, motion.times, motion.values)
     earlier = np.interp(at - step, motion.times, motion.values)
     slope = flat((later - earlier) / (2 * step))
-    noise = max(0.0, 1.0 - r**2) / max(r**2, 1e-9) * (x @ x) / len(at)
-    return float(np.sqrt(noise / max(slope @ slope, 1e-300)))
+    noise = max(0.0, 1.0 - r**2) / max(r**2, 1e-9) * float(x @ x) / len(at)
+    return float(np.sqrt(noise / max(float(slope @ slope), 1e-300)))

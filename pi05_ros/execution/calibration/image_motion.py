@@ -11,7 +11,7 @@ PATTERNS = 5
 
 def small_gray(rgb: np.ndarray) -> np.ndarray:
     """Gray levels of an image ``[H, W, 3]`` averaged over blocks, float32, at most `SIZE`."""
-    gray = rgb.astype(np.float32).mean(axis=2)
+    gray: np.ndarray = rgb.astype(np.float32).mean(axis=2)
     for axis, wanted in enumerate(SIZE):
         length = gray.shape[axis]
         edges = np.linspace(0, length, min(wanted, length) + 1).astype(int)[:-1]
