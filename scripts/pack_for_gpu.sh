@@ -36,7 +36,7 @@ fi
 
 say "building the messages"
 rm -rf "$WORK/source" "$WORK/cmake" "$WORK/install" && mkdir -p "$WORK/source"
-git -C "$ROOT" ls-files -z --cached --others --exclude-standard -- pi05_ros msg launch config package.xml CMakeLists.txt |
+git -C "$ROOT" ls-files -z --cached --others --exclude-standard -- pi05_ros msg action launch config package.xml CMakeLists.txt |
   (cd "$ROOT" && xargs -0 tar cf - --ignore-failed-read) | tar xf - -C "$WORK/source"
 (
   set +u
