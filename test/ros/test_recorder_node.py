@@ -53,8 +53,11 @@ class RecorderRig(TaskRig):
         self.camera.publish(image)
 
     def hears_all(self):
-        wanted = {"/pi05_task/status", "/joint_states", "/pi05_executor/executor_status"}
-        return wanted <= set(self.recorder._topics.topics)
+        wanted = {
+            "/pi05_task/status", "/joint_states", "/pi05_executor/executor_status", "/prompt",
+        }  # fmt: skip
+        prompt = self.task._calls._prompt  # heard by policy and recorder
+        return wanted <= set(self.recorder._topics.topics) and prompt.get_subscription_count() >= 2
 
     @property
     def last(self):

@@ -91,7 +91,7 @@ def test_the_executor_node(ros):
         gripper = f"{SPACE}/gripper_controller/gripper_cmd/_action"
         unused = {
             "subscribe": {
-                "/clock", f"{SPACE}/robot_description", f"{gripper}/feedback", f"{gripper}/status"
+                "/clock", f"{gripper}/feedback", f"{gripper}/status"
             },
             "request": {f"{gripper}/{part}" for part in ACTION},
         }  # fmt: skip
