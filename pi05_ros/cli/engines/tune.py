@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         nargs="+",
         default=list(_DEFAULT.precisions),
-        help="auto, bf16, fp8, fp8-w8a16",
+        help="auto, bf16, fp8, fp8-w8a16, int8, int8-w8a16",
     )
     parser.add_argument(
         "--seconds",
