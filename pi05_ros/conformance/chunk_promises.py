@@ -232,14 +232,15 @@ def timings(record: PolicyRecord) -> Verdict:
     return _each(record, problem)
 
 
-@CHUNKS.add("frame", CHUNK, "", "frame of task-space actions, empty for joint-space actions.")
+@CHUNKS.add("frame", CHUNK, "", "frame_id: empty, or the frame that all pose_groups have.")
 def frame(record: PolicyRecord) -> Verdict:
-    """No frame where no column is a task-space action."""
+    """No frame without pose groups, nor another one than theirs."""
     return _each(
         record,
         lambda chunk: (
             f"frame_id {chunk.header.frame_id!r}"
-            if chunk.header.frame_id and 3 not in chunk.meaning
+            if chunk.header.frame_id
+            and {group.frame_id for group in chunk.pose_groups} != {chunk.header.frame_id}
             else ""
         ),
     )

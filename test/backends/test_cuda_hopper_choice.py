@@ -102,7 +102,7 @@ def test_images_hold_the_same_weights(model):
             a, b = getattr(ours, name), getattr(theirs, name)
             assert a.weight.shape[1:] == (b.weight.shape[1] // 128, 64, 128)
             assert a.outputs == b.outputs == b.weight.shape[0]
-            assert a.fp8
+            assert a.coded
             assert torch.equal(modulation.dequantize(a), modulation.dequantize(b))
 
 

@@ -42,7 +42,7 @@ def test_openpi_with_a_robot(capsys, tmp_path):
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps({"norm_stats": {"state": stats, "actions": stats}}))
     _, report = as_json(capsys, directory)
-    assert report["norm_stats"] == {"physical-intelligence/libero": ["libero"]}
+    assert report["norm_stats"] == {"physical-intelligence/libero": ["libero", "libero_poses"]}
     code, report = as_json(capsys, directory, "--robot", "libero", "--hash")
     assert code == 0
     assert set(report["dtypes"]) == {"BF16", "F32"}

@@ -29,6 +29,7 @@ ROS_PACKAGES = {
     "ament_cmake_python",
     "builtin_interfaces",
     "diagnostic_msgs",
+    "geometry_msgs",
     "launch",
     "launch_ros",
     "lifecycle_msgs",

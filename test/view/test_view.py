@@ -49,7 +49,7 @@ def chunk(stamp_ns: int, number: int = 1, meaning: ActionMeaning = ActionMeaning
         names=ROBOT.action_names,
         meanings=(meaning,) * 7,
         units=(ActionUnit.RADIAN,) * 6 + (ActionUnit.GRIPPER_OPEN_0_CLOSED_1,),
-        horizon=HORIZON, dt=0.05, prompt="push", seed=3, kv_age=0, denoise_steps=2,
+        horizon=HORIZON, dt=0.05, pose_groups=(), prompt="push", seed=3, kv_age=0, denoise_steps=2,
     )  # fmt: skip
     inputs = [("base_camera", stamp_ns), ("wrist_camera", stamp_ns), ("joint_states", stamp_ns)]
     return chunk_message(
@@ -207,6 +207,8 @@ def record(path: Path, count: int = 30) -> Path:
                     chunk_id=k, lag_s=0.0, stopped=False, halted=False, enabled=True, fault="",
                     speed_scale=1.0, intervention=False, joints=names,
                     commanded=np.zeros(7), measured=np.zeros(7),
+                    space_watched=False, space_pair=[], space_distance=0.0,
+                    space_frame="", space_at=np.zeros(3), space_scale=1.0, space_held="",
                 )  # fmt: skip
                 bag.write("/pi05_executor/executor_status", now, status)
     return path

@@ -27,6 +27,7 @@ from std_msgs.msg import String
 from pi05_ros.conformance.heard import NS
 from pi05_ros.conformance.listener import DEEP, LATCHED, Listener
 from pi05_ros.conformance.probing import WAIT_S
+from pi05_ros.errors import Pi05Error
 
 JOINTS = ("joint1", "joint2", "joint3", "joint4", "joint5", "joint6", "gripper")
 START = (0.0, 0.5, 1.5, 0.0, 1.0, 0.0, 0.5)
@@ -38,7 +39,7 @@ START_S = 180.0
 POLICY_MODULE, EXECUTOR_MODULE = "pi05_ros.ros.policy_node", "pi05_ros.ros.executor_node"
 
 
-class TestbedError(RuntimeError):
+class TestbedError(Pi05Error):
     """A node under test did not do what the rest of the script needs; not a finding."""
 
 

@@ -109,10 +109,6 @@ class TaskDesk:
         self.run.ask_end(DONE, "~/finish was called", SUCCESS if done else FAILURE)
         return ""
 
-    def forget_debt(self) -> None:
-        """The node ends or is cleaned up."""
-        self._owed = self._speed_call = None
-
     def tick(self, now_s: float, steady_s: float) -> None:
         """Go on; call it often."""
         self._pay()
