@@ -105,7 +105,7 @@ class BagParts:
         parts: in the order of their first messages.
         notes: sentences about what in metadata.yaml disagrees with the files.
         custom: custom data of the bag.
-        whole: no file was cut, and whoever recorded says that nothing was lost.
+        whole: no file was cut, and the recorder says that nothing was lost.
 
     Raises:
         FileError: not a bag, or one of its files cannot be read.

@@ -237,7 +237,7 @@ for words in (("int8", "int8", "int8"), ("bf16", "int8", "int8-w8a16")):
 @pytest.mark.parametrize(
     "script",
     [SAMPLE, REFUSED, WIDTHS, KEPT, GUIDED, QUANTIZED, INT8],
-    ids=["sample", "refused", "widths", "kept", "guided", "quantised", "int8"],
+    ids=["sample", "refused", "widths", "kept", "guided", "quantized", "int8"],
 )
 def test_the_tiny_model_matches_the_plain_one(script):
     root = Path(__file__).parents[2]
