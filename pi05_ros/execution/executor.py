@@ -60,8 +60,7 @@ class Executor:
         self.filter: Filter | GuardedFilter = self._guarded or inner
         self.gate = ChunkGate(self.settings, len(limits.names))
         self.watch = ChunkWatch(limits)
-        self.clipped = 0
-        self.clock_jumps = 0
+        self.clipped = self.clock_jumps = 0
         self._track = JointTrack(limits, 2 * self.settings.max_chunk_age_s)
         self._seen_since_ns = 0  # first of the joint states that have been coming without a gap
         self._doubt = ""  # why the joint states are not to be believed
@@ -74,6 +73,7 @@ class Executor:
         self._tracking = TrackingWatch.of(limits, self.settings)
         self._blocked = ""  # why nothing was followed in the last period
         self._steered = False  # by a person in the last period
+        self.hold_chunks = False  # follow none; a person may still have the arm
 
     @property
     def joints(self) -> tuple[str, ...]:
@@ -101,9 +101,8 @@ class Executor:
     @property
     def sees_the_arm(self) -> bool:
         """Whether the measured joints are fresh and believed."""
-        if self._now_ns is None or self._doubt:
-            return False
-        return self._track.age_s(self._now_ns) <= self.settings.max_state_age_s
+        now_ns, most_s = self._now_ns, self.settings.max_state_age_s
+        return now_ns is not None and not self._doubt and self._track.age_s(now_ns) <= most_s
 
     def distrust(self, reason: str) -> None:
         """Joint states cannot be right for this reason: hold until it is empty again."""
@@ -264,7 +263,7 @@ class Executor:
         self._blocked = blocked
         unseen = "joint states are stale" if age_s > self.settings.max_state_age_s else ""
         unseen = unseen or self._doubt
-        if unseen or blocked:
+        if unseen or blocked or self.hold_chunks:
             self.strategy.clear()  # what came before is not for later
         if self._rewound and (self.filter.position is None or self.filter.resting):
             self._rewound, self._let_go = False, "the clock jumped back"
@@ -293,7 +292,7 @@ class Executor:
             return Command(command, TELEOPERATED, f"teleoperation; {held}".removesuffix("; "))
         follows = None if target is None else self.filter.follow(self.strategy, now_ns)
         if follows is None:
-            reason = "the clock jumped back" if self._rewound else "no fresh chunk"
+            reason = "the clock jumped back" if self._rewound else self._no_chunk
             return Command(self.filter.brake(), HOLDING, self._why(reason))
         return Command(follows, HOLDING if self.filter.held else FOLLOWING, self.filter.held)
 
@@ -329,8 +328,7 @@ class Executor:
         if outside:
             return Command(None, WAITING, self._why(outside))
         if target is None:
-            none = "no fresh chunk" if self.accepted else "no chunk yet"
-            return Command(None, WAITING, self._why(self._let_go or none))
+            return Command(None, WAITING, self._why(self._let_go or self._no_chunk))
         if now_ns - self._seen_since_ns < self.settings.settle_s * 1e9:
             return Command(None, WAITING, "joint states have only begun to come")
         self._start_from_measured_if_elsewhere()
@@ -341,6 +339,12 @@ class Executor:
         self._let_go = ""
         self._rest.clear()
         return None
+
+    @property
+    def _no_chunk(self) -> str:
+        if self.hold_chunks:
+            return "chunks are held (hold_chunks)"
+        return "no fresh chunk" if self.accepted else "no chunk yet"
 
     def _why(self, text: str) -> str:
         return text + self.gate.explanation(self._now_ns)

@@ -23,7 +23,7 @@ _VOLATILE = QoSProfile(depth=10)
 
 class ExecutorControls:
     """Services `~/stop`, `~/resume`, `~/enable`, `~/take_over`; topics `~/halt`, `~/heartbeat`,
-    `~/teleop`; the parameter `speed_scale`.
+    `~/teleop`; the parameters `speed_scale` and `hold_chunks`.
 
     Args:
         node: its owner.
@@ -53,7 +53,7 @@ class ExecutorControls:
             node.create_subscription(JointState, "~/teleop", self._teleop_state, qos.INPUT)
         self._intervention = node.create_publisher(Bool, "~/intervention", qos.LATCHED)
         self._intervention.publish(Bool(data=False))
-        node.add_on_set_parameters_callback(self._set_speed)
+        node.add_on_set_parameters_callback(self._set)
 
     def tell_intervention(self) -> None:
         """Publish whether a person is in charge, when that changes; call it in every tick."""
@@ -107,11 +107,13 @@ class ExecutorControls:
         positions = message.points[-1].positions if message.points else []
         self._core.teleop.offer(message.joint_names, positions, self._now_ns)
 
-    def _set_speed(self, parameters: list[Parameter]) -> SetParametersResult:
+    def _set(self, parameters: list[Parameter]) -> SetParametersResult:
         for parameter in parameters:
+            value = parameter.value
+            if parameter.name == "hold_chunks":
+                self._core.hold_chunks = bool(value)
             if parameter.name != "speed_scale":
                 continue
-            value = parameter.value
             good = isinstance(value, int | float) and not isinstance(value, bool)
             if not good or not 0 <= value <= 1:
                 return SetParametersResult(

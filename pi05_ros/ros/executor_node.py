@@ -104,7 +104,7 @@ class ExecutorNode(Node):
             p.robot_description_timeout_s,
         )
         self.core = Executor(limits, strategy, settings, guard)
-        self.core.speed_scale = p.speed_scale
+        self.core.speed_scale, self.core.hold_chunks = p.speed_scale, p.hold_chunks
         self._command = Command(None, WAITING, "not started")
         self._reason_age = ReasonAge()
         self._clock_watch = ExecutorClockWatch()

@@ -27,7 +27,7 @@ OUTPUTS = ("trajectory", "forward")
 
 @dataclass(frozen=True)
 class ExecutorParameters:
-    """Every parameter of the executor node; all but speed_scale are read-only."""
+    """Every parameter of the executor node; all but speed_scale and hold_chunks are read-only."""
 
     limits_file: str = param(
         "",
@@ -93,7 +93,16 @@ class ExecutorParameters:
         high=10.0,
     )
     speed_scale: float = param(
-        1.0, "Part of the speed of chunks that is used.", dynamic=True, low=0.0, high=1.0
+        1.0,
+        "Part of the speed that is used, by chunks and by teleoperation.",
+        dynamic=True,
+        low=0.0,
+        high=1.0,
+    )
+    hold_chunks: bool = param(
+        False,
+        "Follow no chunks, and forget them: the arm holds. Teleoperation goes on.",
+        dynamic=True,
     )
     blend_in_s: float = param(
         ExecutorSettings.blend_in_s,

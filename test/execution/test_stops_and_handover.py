@@ -176,6 +176,28 @@ def test_a_person_takes_over_and_hands_back(limiting):
     loop.assert_smooth()
 
 
+@pytest.mark.parametrize("limiting", ["path", "joint"])
+def test_held_chunks_leave_the_arm_to_a_person_and_are_forgotten(limiting):
+    loop = Loop(limiting=limiting)
+    loop.run(33)
+    loop.core.hold_chunks = True
+    held = loop.run(60)
+    assert (held.mode, held.reason) == (HOLDING, "chunks are held (hold_chunks)")
+    still = loop.place.copy()
+    steer = lambda: loop.core.teleop.offer(["a", "b"], [-0.5, 1.5], loop.now)  # noqa: E731
+    assert loop.run(100, steer).mode == TELEOPERATED
+    assert loop.place == pytest.approx([-0.5, 1.5], abs=1e-3)
+    assert abs(still - loop.place).max() > 0.5
+    assert loop.run(60).mode == HOLDING  # handed back
+    assert loop.place == pytest.approx([-0.5, 1.5], abs=1e-3)
+    loop.chunks = False
+    loop.core.hold_chunks = False
+    assert loop.run(5).mode == HOLDING  # chunks that came meanwhile are not for later
+    loop.chunks = True
+    assert loop.run(100).mode == FOLLOWING
+    loop.assert_smooth()
+
+
 def test_teleoperation_starts_commands_and_respects_stops():
     loop = Loop()
     loop.chunks = False
@@ -246,6 +268,8 @@ EVENTS = [
     "none",
     "slow",
     "full",
+    "hold",
+    "unhold",
     "teleop",
     "teleop",
     "silence",
@@ -285,6 +309,8 @@ def test_no_event_at_any_time_makes_the_commands_jump(script, strategy, limiting
             core.teleop.held = event == "take"
         elif event in ("chunks", "none"):
             loop.chunks = event == "chunks"
+        elif event in ("hold", "unhold"):
+            core.hold_chunks = event == "hold"
         elif event in ("slow", "full"):
             core.speed_scale = 1.0 if event == "full" else abs(value) / 3
         elif event in ("teleop", "silence"):

@@ -147,6 +147,9 @@ def test_speed_scale_is_set_while_it_runs(rig):
         (result,) = rig.node.set_parameters([parameter])
         assert result.successful == good
     assert rig.node.core.speed_scale == 1
+    assert rig.node.set_parameters([Parameter("hold_chunks", value=True)])[0].successful
+    assert rig.node.core.hold_chunks
+    assert rig.node.core.speed_scale == 1
 
 
 @pytest.mark.parametrize("kind", ["joint_state", "joint_trajectory"])

@@ -40,7 +40,7 @@ class World:
         self.now = 0.0
         self.executor_alive = self.policy_alive = self.engine_alive = self.policy_active = True
         self.person = False
-        self.enabled, self.speed = False, 1.0
+        self.enabled, self.held, self.speed = False, False, 1.0
         self.numbers = itertools.count()
         self.desk = TaskDesk(
             self.facts, self, TaskSettings(end_on_take_over=end_on_take_over),
@@ -53,8 +53,11 @@ class World:
     def permit(self, allowed):
         return Answer(self, lambda: setattr(self, "enabled", allowed))
 
-    def set_speed(self, scale):
-        return Answer(self, lambda: setattr(self, "speed", scale))
+    def set_speed(self, speed):
+        def change():
+            self.held, self.speed = speed.hold, self.speed if speed.scale is None else speed.scale
+
+        return Answer(self, change)
 
     def reset_policy(self):
         return Answer(self, lambda: None)
@@ -145,7 +148,21 @@ def test_whatever_happens_a_task_has_one_result_and_leaves_no_permission(state, 
     assert world.desk.idle
     assert not world.desk.owes
     assert not world.enabled
-    assert world.speed == 1.0
+    assert (world.speed, world.held) == (1.0, False)
+
+
+def test_chunks_are_held_while_a_person_has_the_arm_and_the_speed_is_left_alone():
+    world = World()
+    goal = world.reach("taken over")
+    world.step()
+    assert world.held
+    assert world.speed == 0.5  # the goal's
+    world.person = False
+    world.step()
+    assert world.held or not world.enabled
+    world.step(1)
+    assert world.results[goal].reason == "taken over"
+    assert (world.enabled, world.held, world.speed) == (False, False, 1.0)
 
 
 def test_permission_that_could_not_be_withdrawn_is_owed():

@@ -21,6 +21,7 @@ from pi05_ros.ros import qos
 from pi05_ros.runtime.task.task_facts import Stillness, TaskFacts
 from pi05_ros.runtime.task.task_goal import End, TaskGoal
 from pi05_ros.runtime.task.task_parameters import TaskParameters
+from pi05_ros.runtime.task.task_ports import ChunkSpeed
 from pi05_ros.runtime.text import printable
 
 AGAIN_S = 1.0
@@ -100,10 +101,15 @@ class TaskCalls:
         """Have the policy node forget buffers and chunks."""
         return RepeatedCall(self._reset, Trigger.Request(), _said)
 
-    def set_speed(self, scale: float) -> RepeatedCall:
-        """Set the executor's speed_scale."""
-        value: ParameterMsg = Parameter("speed_scale", value=float(scale)).to_parameter_msg()
-        return RepeatedCall(self._speed, SetParameters.Request(parameters=[value]), _set)
+    def set_speed(self, speed: ChunkSpeed) -> RepeatedCall:
+        """Set the executor's speed_scale and hold_chunks."""
+        values: list[ParameterMsg] = [
+            Parameter("hold_chunks", value=speed.hold).to_parameter_msg()
+        ]
+        if speed.scale is not None:
+            scale = Parameter("speed_scale", value=float(speed.scale))
+            values.append(scale.to_parameter_msg())
+        return RepeatedCall(self._speed, SetParameters.Request(parameters=values), _set)
 
     def send_prompt(self, prompt: str) -> None:
         """Publish the prompt, as anybody may."""

@@ -18,6 +18,20 @@ class Call(Protocol):
         """Whether it has been answered; sends it again if that takes long."""
 
 
+@dataclass(frozen=True)
+class ChunkSpeed:
+    """How the executor follows chunks.
+
+    Attributes:
+        scale: its speed_scale; None leaves it.
+        hold: follow none; a person may still have the arm.
+
+    """
+
+    scale: float | None = None
+    hold: bool = False
+
+
 class TaskPorts(Protocol):
     """What a task does to other nodes."""
 
@@ -27,8 +41,8 @@ class TaskPorts(Protocol):
     def reset_policy(self) -> Call:
         """Forget chunks and buffers."""
 
-    def set_speed(self, scale: float) -> Call:
-        """Set the executor's speed_scale."""
+    def set_speed(self, speed: ChunkSpeed) -> Call:
+        """Set the executor's speed_scale and hold_chunks."""
 
     def send_prompt(self, prompt: str) -> None:
         """Publish the prompt."""

@@ -23,7 +23,7 @@ from pi05_ros.runtime.task.task_goal import (
     TaskGoal,
     TaskResult,
 )
-from pi05_ros.runtime.task.task_ports import Call, TaskPorts, TaskSettings
+from pi05_ros.runtime.task.task_ports import Call, ChunkSpeed, TaskPorts, TaskSettings
 from pi05_ros.runtime.task.task_watch import TaskWatch
 
 PREPARING = "preparing"
@@ -61,13 +61,13 @@ class TaskRun:
         self.reason = self.outcome = self.message = ""
         self.result: TaskResult | None = None
         self.permission_left = False
-        self.speed_left: float | None = None
+        self.speed_left: ChunkSpeed | None = None
         self._facts, self._ports, self._settings = facts, ports, settings
         self._watch = TaskWatch(goal, facts, settings, stillness)
         self._asked: _Ended | None = None
         self._end_s: float | None = None
         self._first_chunk = facts.policy.chunks
-        self._speed_before: float | None = None
+        self._speed_before: ChunkSpeed | None = None  # what the task has changed
         self._closing = False
         self._steps = self._script()
 
@@ -197,8 +197,9 @@ class TaskRun:
             lambda: f"no chunk since the policy was reset{policy.why_silent}",
         )
         if goal.speed_scale:
-            self._speed_before = executor.speed_scale
-            yield from self._answered(ports.set_speed(goal.speed_scale), "executor, speed_scale")
+            self._speed_before = ChunkSpeed(executor.speed_scale)
+            speed = ChunkSpeed(goal.speed_scale)
+            yield from self._answered(ports.set_speed(speed), "executor, speed_scale")
         if trouble := self._watch.obstacle():
             raise _Ended(FAULT, UNKNOWN, trouble)
         self._watch.begin()
@@ -254,15 +255,13 @@ class TaskRun:
     def _await_hand_back(self) -> Iterator[None]:
         """A person is in charge and keeps permission; chunks count no more.
 
-        The speed is set to 0, so that the arm holds and does not join a chunk between hand-back
-        and the end of permission.
+        They are held, so that the arm joins none between hand-back and the end of permission.
         """
         executor = self._facts.executor
-        if self._speed_before is None:
-            self._speed_before = executor.speed_scale
-        slow = self._ports.set_speed(0.0)
+        self._speed_before = self._speed_before or ChunkSpeed()
+        hold = self._ports.set_speed(ChunkSpeed(hold=True))
         while executor.intervention and self.elapsed_s <= self.goal.time_limit_s:
-            slow.poll()
+            hold.poll()
             if trouble := self._watch.trouble():
                 raise _Ended(FAULT, UNKNOWN, trouble)
             yield from self._pause()
