@@ -29,6 +29,8 @@ class Faulty:
             os._exit(3)
         if word == "hang":
             time.sleep(600)
+        if word.startswith("slow"):
+            time.sleep(1.0)
         if word == "raise":
             raise ZeroDivisionError("a bug")
         if word == "cuda":

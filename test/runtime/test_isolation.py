@@ -122,6 +122,26 @@ def test_a_lost_engine_is_named_and_started_again(isolated, word, reason):
     isolated.on_change(lambda: None)
 
 
+def test_the_first_inference_of_a_kind_may_take_longer(isolated):
+    isolated.infer(observation(isolated), seed=0)
+    told = []
+    isolated.on_change(lambda: told.append(isolated.problem))
+    isolated.infer(observation(isolated, "slow"), seed=0)  # kernels may be made for it
+    isolated.infer(observation(isolated), seed=0)
+    assert told == []
+    isolated.on_change(lambda: None)
+
+
+def test_an_inference_that_was_late_and_ended_costs_no_other(isolated, monkeypatch):
+    monkeypatch.setattr(InferenceTimes, "hang_s", 0.3)
+    told = []
+    isolated.on_change(lambda: told.append(isolated.problem))
+    isolated.infer(observation(isolated, "slow again"), seed=0)
+    assert isolated.infer(observation(isolated), seed=1).horizon  # at once
+    assert told == ["the engine process does not answer", ""]
+    isolated.on_change(lambda: None)
+
+
 def test_an_engine_that_is_killed_while_idle_is_noticed(isolated):
     os.kill(isolated.engine_pid, signal.SIGKILL)
     assert until(lambda: "SIGKILL" in isolated.problem)

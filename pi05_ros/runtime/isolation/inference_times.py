@@ -11,6 +11,7 @@ LEAST_EXCESS_S = 0.25
 EXCESS_SHARE = 0.5
 LEAST_HANG_S = 2.0
 HANG_FACTOR = 20.0
+FIRST_FACTOR = 10.0
 
 
 class InferenceTimes:
@@ -38,3 +39,8 @@ class InferenceTimes:
     def hang_s(self) -> float:
         """Time after which an inference is given up and its process ended."""
         return max(LEAST_HANG_S, HANG_FACTOR * self._p99_s)
+
+    @property
+    def first_hang_s(self) -> float:
+        """The same for the first inference of a kind, for which kernels may be made."""
+        return FIRST_FACTOR * self.hang_s

@@ -21,6 +21,7 @@ from pi05_ros.runtime.isolation.records import unpack_chunk, unpack_health, unpa
 WATCH_S = 0.05
 GRACE_S = 2.0  # a process that stands still may go on within this time before it is killed
 LONGEST_BACKOFF_S = 30.0
+OVERDUE = "the engine process does not answer"
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,10 @@ class IsolatedPolicy:
         self._lock = threading.Lock()  # of one inference, and of exchanging the process
         self._problem = ""
         self._restarts = 0
+        self._telling = threading.RLock()
         self._times = InferenceTimes()
+        self._kind: tuple[Any, ...] = ()  # of the newest inference, see `_kind_of`
+        self._first_of_kind = False
         self._busy_since = 0.0  # monotonic; 0 while no inference runs
         self._forget = False
         self._health = EngineHealth()
@@ -114,10 +118,13 @@ class IsolatedPolicy:
         with self._lock:
             engine = self._engine
             images, state = engine.memory.write(engine.slot(), obs.images, obs.state)
+            kind = _kind_of(obs, denoise_steps)
+            self._first_of_kind, self._kind = kind != self._kind, kind
+            hang_s = self._times.first_hang_s if self._first_of_kind else self._times.hang_s
             began = self._busy_since = time.monotonic()
             try:
                 answer = engine.infer(
-                    self._options.timeout_s or self._times.hang_s,
+                    self._options.timeout_s or hang_s,
                     images=images,
                     state=state,
                     prompt=obs.prompt,
@@ -128,7 +135,10 @@ class IsolatedPolicy:
                     forget=self._forget,
                 )
             finally:
-                self._busy_since = 0.0
+                with self._telling:
+                    self._busy_since = 0.0
+                    if self._problem == OVERDUE:
+                        self._tell("")
             self._times.add(time.monotonic() - began)
             self._forget = False
         self._health = unpack_health(answer["health"])
@@ -169,8 +179,8 @@ class IsolatedPolicy:
     def _overdue(self) -> str:
         """Told, while an inference takes longer than nearly all others; it may still end."""
         since = self._busy_since
-        late = since > 0.0 and time.monotonic() - since > self._times.late_s
-        return "the engine process does not answer" if late else ""
+        patience_s = self._times.hang_s if self._first_of_kind else self._times.late_s
+        return OVERDUE if since > 0.0 and time.monotonic() - since > patience_s else ""
 
     def _start(self) -> tuple[EngineProcess, PolicyInfo]:
         engine = EngineProcess(self._factory, self._parameters, self._options.stalled_s)
@@ -187,7 +197,8 @@ class IsolatedPolicy:
         backoff_s, since = self._options.backoff_s, time.monotonic()
         while not self._closing.wait(WATCH_S):
             trouble = self._engine.trouble()
-            self._tell(trouble or self._overdue())
+            with self._telling:
+                self._tell(trouble or self._overdue())
             if not trouble:
                 if time.monotonic() - since > self._options.calm_s:
                     backoff_s = self._options.backoff_s
@@ -222,11 +233,18 @@ class IsolatedPolicy:
         return True
 
     def _tell(self, problem: str) -> None:
-        if problem == self._problem:
-            return
-        self._problem = problem
-        if problem:
-            logger.error("%s", problem)
-        else:
-            logger.warning("the engine answers again (%d restarts)", self._restarts)
-        self._changed()
+        with self._telling:
+            if problem == self._problem:
+                return
+            self._problem = problem
+            if problem:
+                logger.error("%s", problem)
+            else:
+                logger.warning("the engine answers again (%d restarts)", self._restarts)
+            self._changed()
+
+
+def _kind_of(obs: Observation, denoise_steps: int | None) -> tuple[Any, ...]:
+    """What an engine may have to prepare for: sizes of the images, prompt, denoise steps."""
+    shapes = tuple((role, image.shape) for role, image in obs.images.items())
+    return (*shapes, obs.prompt, denoise_steps)
