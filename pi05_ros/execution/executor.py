@@ -167,14 +167,11 @@ class Executor:
             What still keeps the arm from following (a halt, no permission), else empty.
 
         """
-        self._release()
+        if self.interlocks.reason and self.filter.resting:
+            self._start_from_measured_if_elsewhere()
         self.interlocks.resume()
         self.strategy.clear()
         return self.interlocks.reason
-
-    def _release(self) -> None:
-        if self.interlocks.reason and self.filter.resting:
-            self._start_from_measured_if_elsewhere()
 
     @property
     def speed_scale(self) -> float:
@@ -269,28 +266,28 @@ class Executor:
             self._rewound, self._let_go = False, "the clock jumped back"
         stays = bool(blocked or unseen or self._rewound)
         steered = self.teleop.active(now_ns)
-        target = None if stays else self._target(now_ns, steered)
+        wanted = not stays and self._wanted(now_ns, steered)
         moves = self.filter.position is None or not self.filter.resting
-        if target is not None or self._let_go or moves:
+        if wanted or self._let_go or moves:
             self._rest.clear()
         else:
             away = "" if self._doubt else self._elsewhere()
             self._let_go = self._rest.check(away, now_ns, age_s)
         if self.filter.position is None or self._let_go:
-            waiting = self._wait(target, blocked, unseen, now_ns)
+            waiting = self._wait(wanted, blocked, unseen, now_ns)
             if waiting is not None:
                 return waiting
-            target = self._target(now_ns, steered)
         if blocked:
             return Command(self.filter.brake(), self._blocked_mode, blocked)
         if unseen:
             return Command(self.filter.brake(), HOLDING, unseen)
         if steered and not self._rewound:
+            target = self.teleop.target(self.filter.position)
             if target is None:
                 return Command(self.filter.brake(), TELEOPERATED, "taken over; no target yet")
             command, held = self.filter.steer(target), self.filter.held
             return Command(command, TELEOPERATED, f"teleoperation; {held}".removesuffix("; "))
-        follows = None if target is None else self.filter.follow(self.strategy, now_ns)
+        follows = self.filter.follow(self.strategy, now_ns) if wanted else None
         if follows is None:
             reason = "the clock jumped back" if self._rewound else self._no_chunk
             return Command(self.filter.brake(), HOLDING, self._why(reason))
@@ -300,22 +297,25 @@ class Executor:
     def _blocked_mode(self) -> str:
         return FAULT if self.interlocks.fault else STOPPED
 
-    def _target(self, now_ns: int, steered: bool) -> np.ndarray | None:
-        """Where a person, or else the chunks, want the arm to be now; None if neither says."""
+    def _wanted(self, now_ns: int, steered: bool) -> bool:
+        """Whether a person, or else a chunk, says where the arm has to be now."""
         near = self.filter.position if self._commanding else self.measured
         if steered:
             self._steered = True
-            return None if near is None else self.teleop.target(near)
-        target = self.strategy.target(now_ns)
-        if self._steered and target is not None and near is not None:
+            return near is not None and self.teleop.has_target
+        reached = self.strategy.reaches(now_ns)
+        if self._steered and reached and near is not None:
             self._steered = False  # handed back, perhaps on another turn
-            self.strategy.shift(-self.limits.nearest_turn(near, target))
-            target = self.strategy.target(now_ns)
-        return target
+            self._turn_to(near, now_ns)
+        return reached
 
-    def _wait(
-        self, target: np.ndarray | None, blocked: str, unseen: str, now_ns: int
-    ) -> Command | None:
+    def _turn_to(self, near: np.ndarray, now_ns: int) -> None:
+        """Put chunks that reach a time onto the turn of positions ``[n]``."""
+        target = self.strategy.target(now_ns)
+        if target is not None:
+            self.strategy.shift(-self.limits.nearest_turn(near, target))
+
+    def _wait(self, wanted: bool, blocked: str, unseen: str, now_ns: int) -> Command | None:
         """Why commands do not start, or None: they start where the arm is."""
         if blocked:
             reason = f"{blocked}; {self._let_go}" if self._let_go else blocked
@@ -327,7 +327,7 @@ class Executor:
         outside = outside_limits(self.limits, self.measured)
         if outside:
             return Command(None, WAITING, self._why(outside))
-        if target is None:
+        if not wanted:
             return Command(None, WAITING, self._why(self._let_go or self._no_chunk))
         if now_ns - self._seen_since_ns < self.settings.settle_s * 1e9:
             return Command(None, WAITING, "joint states have only begun to come")
@@ -335,7 +335,7 @@ class Executor:
         if self.filter.position is None:
             self.filter.reset(self.measured)
         assert self.filter.position is not None
-        self.strategy.shift(-self.limits.nearest_turn(self.filter.position, target))
+        self._turn_to(self.filter.position, now_ns)
         self._let_go = ""
         self._rest.clear()
         return None

@@ -27,6 +27,9 @@ class Strategy(Protocol):
     def target(self, now_ns: int) -> np.ndarray | None:
         """Target ``[n]`` for a time, None if no chunk reaches it."""
 
+    def reaches(self, now_ns: int) -> bool:
+        """Whether there is a target for a time."""
+
     def path(self, now_ns: int) -> TimedChunk | None:
         """Targets from now on as a chunk, the same object while nothing changes; None as above."""
 
@@ -60,6 +63,10 @@ class ReplaceAfter:
         """Target ``[n]`` for a time, None if no chunk reaches it."""
         chunk = self.path(now_ns)
         return None if chunk is None else chunk.at(now_ns)
+
+    def reaches(self, now_ns: int) -> bool:
+        """Whether there is a target for a time."""
+        return self.path(now_ns) is not None
 
     def path(self, now_ns: int) -> TimedChunk | None:
         """The chunk that is executed, None if it has run out."""
@@ -100,11 +107,12 @@ class Ensemble:
         self.decay = decay
         self._chunks: list[TimedChunk] = []
         self._path: TimedChunk | None = None
+        self._stack: _Stack | None = None
 
     def add(self, chunk: TimedChunk) -> None:
         """Take over a newer chunk."""
         self._chunks = [*self._chunks, chunk][-MAX_ENSEMBLE:]
-        self._path = None
+        self._path, self._stack = None, _Stack(self._chunks)  # here is more time than later
 
     def target(self, now_ns: int) -> np.ndarray | None:
         """Target ``[n]`` for a time, None if no chunk reaches it."""
@@ -114,6 +122,11 @@ class Ensemble:
             return None
         weights = np.exp(-self.decay * np.arange(len(saying)))
         return np.average(saying, axis=0, weights=weights)
+
+    def reaches(self, now_ns: int) -> bool:
+        """Whether there is a target for a time."""
+        self._chunks = [c for c in self._chunks if now_ns < c.end_ns]
+        return any(c.start_ns <= now_ns for c in self._chunks)
 
     def path(self, now_ns: int) -> TimedChunk | None:
         """Mean of the chunks from now on, in steps of the shortest; None if none reaches now."""
@@ -125,20 +138,20 @@ class Ensemble:
         self._chunks = [c for c in self._chunks if now_ns < c.end_ns]
         if not any(c.index(now_ns) >= 0 for c in self._chunks):
             return None
-        step_ns = min(c.step_ns for c in self._chunks)
-        past = max(0, (now_ns - min(c.start_ns for c in self._chunks)) // step_ns)
+        if self._stack is None or self._stack.count != len(self._chunks):
+            self._stack = _Stack(self._chunks)
+        stack = self._stack
+        step_ns = int(stack.steps.min())
+        past = max(0, (now_ns - int(stack.starts.min())) // step_ns)
         begin_ns = now_ns - min(past, MAX_PAST_STEPS) * step_ns  # an arm that lags is there
-        horizon = -((begin_ns - max(c.end_ns for c in self._chunks)) // step_ns)
+        horizon = -((begin_ns - int(stack.ends.max())) // step_ns)
         times = begin_ns + step_ns * np.arange(horizon)
-        starts = np.array([[c.start_ns] for c in self._chunks])
-        ends = np.array([[c.end_ns] for c in self._chunks])
-        saying = (times >= starts) & (times < ends)  # [chunks, times]
-        rank: np.ndarray = (
-            np.cumsum(saying, axis=0) - saying
-        )  # of a chunk among those that say something
-        weights = np.where(saying, np.exp(-self.decay * rank), 0.0)
+        saying = (times >= stack.starts) & (times < stack.ends)  # [chunks, times]
+        rank = saying.cumsum(axis=0) - saying  # of a chunk among those that say something
+        shares = np.exp(-self.decay * np.arange(len(self._chunks)))
+        weights = np.where(saying, shares[rank], 0.0)
         total = weights.sum(axis=0)[:, None]
-        sums = np.einsum("ct,ctn->tn", weights, self._targets(times - starts))
+        sums = np.einsum("ct,ctn->tn", weights, stack.targets(times))
         silent = np.flatnonzero(total[:, 0] == 0)  # times that no chunk covers
         first = int(np.max(silent[times[silent] < now_ns], initial=-1)) + 1
         last = int(np.min(silent[times[silent] > now_ns], initial=horizon))
@@ -153,30 +166,47 @@ class Ensemble:
             )
         return TimedChunk(int(times[first]), step_ns, mean, pace=pace)
 
-    def _targets(self, since_ns: np.ndarray) -> np.ndarray:
-        """Targets ``[chunks, k, n]`` at times since each chunk's start ``[chunks, k]``."""
-        last = np.array([[c.horizon - 1] for c in self._chunks])
-        longest = int(last.max()) + 1
-        padded = np.zeros((len(self._chunks), longest, self._chunks[0].positions.shape[1]))
-        for row, chunk in zip(padded, self._chunks, strict=True):
-            row[: chunk.horizon] = chunk.positions
-        steps = np.array([[c.step_ns] for c in self._chunks])
-        place = np.clip(since_ns / steps, 0.0, last)
-        low = place.astype(int)
-        part = (place - low)[:, :, None]
-        chunk_rows = np.arange(len(self._chunks))[:, None]
-        begin, end = padded[chunk_rows, low], padded[chunk_rows, np.minimum(low + 1, last)]
-        return np.asarray((1 - part) * begin + part * end)
-
     def shift(self, offset: np.ndarray) -> None:
         """Add an offset ``[n]`` to all chunks: whole turns of continuous joints."""
         if offset.any():
-            self._path = None
+            self._path = self._stack = None
             self._chunks = [chunk.shifted(offset) for chunk in self._chunks]
 
     def clear(self) -> None:
         """Forget all chunks."""
-        self._chunks, self._path = [], None
+        self._chunks, self._path, self._stack = [], None, None
+
+
+class _Stack:
+    """Chunks as arrays, to read all of them at many times.
+
+    Attributes:
+        count: how many.
+        starts, ends, steps: in ns ``[chunks, 1]``.
+
+    """
+
+    def __init__(self, chunks: list[TimedChunk]) -> None:
+        self.count = len(chunks)
+        self.starts = np.array([[c.start_ns] for c in chunks])
+        self.ends = np.array([[c.end_ns] for c in chunks])
+        self.steps = np.array([[c.step_ns] for c in chunks])
+        horizons = np.array([[c.horizon] for c in chunks])
+        self._rows = np.concatenate([c.positions for c in chunks])
+        self._last = horizons - 1
+        self._first = np.cumsum(horizons)[:, None] - horizons  # row of each chunk's step 0
+
+    def targets(self, times: np.ndarray) -> np.ndarray:
+        """Targets ``[chunks, k, n]`` at times ``[k]``, as `TimedChunk.at`."""
+        place = np.minimum(np.maximum((times - self.starts) / self.steps, 0.0), self._last)
+        low = place.astype(int)
+        part = (place - low)[:, :, None]
+        found = self._rows.take(self._first + low, axis=0)
+        found *= 1 - part
+        after = self._rows.take(self._first + np.minimum(low + 1, self._last), axis=0)
+        after *= part
+        found += after
+        return np.asarray(found)
 
 
 def make_strategy(

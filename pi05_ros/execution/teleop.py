@@ -58,6 +58,11 @@ class Teleop:
             self.rewind()
         return self.held or self._seen_ns is not None
 
+    @property
+    def has_target(self) -> bool:
+        """Whether `target` gives one."""
+        return bool(self._target)
+
     def target(self, command: np.ndarray) -> np.ndarray | None:
         """Target ``[n]``, on the turn of the present command; None: brake and hold."""
         if not self._target:

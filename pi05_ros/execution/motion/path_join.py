@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-
 import numpy as np
 
 from pi05_ros.execution.limit_sources.joint_limits import JointLimits
@@ -16,7 +14,7 @@ ON_PATH = 1e-6
 GENTLE_S = 0.25
 """A transition takes up to this time with half of the acceleration limit; longer ones hurry."""
 _SOFT, _HARD = 0.5, 4.0
-_SAMPLES = 12
+_SAMPLES = np.linspace(0, 1, 13)
 _FAR = 1e6  # targets farther out are no other targets; their squares would overflow
 
 
@@ -46,36 +44,37 @@ def join(
 
     """
     grid = np.arange(chunk.horizon) * (chunk.step_ns / 1e9)
-    chunk = replace(chunk, positions=np.clip(chunk.positions, -_FAR, _FAR))
+    points = np.minimum(np.maximum(chunk.positions, -_FAR), _FAR)
     zero = (0.0,) * len(position)
-    entry = _entry(grid, chunk.positions, position, clock)
+    entry = _entry(grid, points, position, clock)
     if entry is not None:
-        path = _polyline(grid, chunk.positions, entry, position, limits, bounds)
+        path = _polyline(grid, points, entry, position, limits, bounds)
         if move is None:
             yield path, Place(0, entry, zero, 0.0)
             return
         yield path, Place(0, entry, move)
     if move is not None:
         clock -= period_s  # the present command belongs to the period before
-    exact = _at(grid, chunk.positions, clock)
+    exact = _at(grid, points, clock)
     if clock < 0 and move is not None:
-        exact = exact + clock * _slope(grid, chunk.positions, 0.0)
+        exact = exact + clock * _slope(grid, points, 0.0)
     here = np.clip(exact, limits.lower, limits.upper)
     offset = position - here
     if move is None:
         travel = float(np.max(np.abs(offset) / limits.velocity, initial=0.0))
         start = clock - max(travel, period_s, blend_in_s)
-        s = np.concatenate([[start, clock], grid[grid > clock + 1e-9]])
-        rows = np.vstack([position, here, chunk.positions[grid > clock + 1e-9]])
+        later = int(grid.searchsorted(clock + 1e-9, side="right"))
+        s = np.concatenate([[start, clock], grid[later:]])
+        rows = np.vstack([position, here, points[later:]])
         path = _bounded(s, rows, limits, bounds)
         yield path, Place(0, start, zero, 0.0)
         return
     velocity = np.array(move) / period_s
-    slope = np.where(here == exact, _slope(grid, chunk.positions, clock), 0.0)
+    slope = np.where(here == exact, _slope(grid, points, clock), 0.0)
     for ahead in _velocity_offsets(velocity, slope, limits, period_s, speed_scale_max):
         for duration in _durations(offset, ahead, limits):
             path = _blended(
-                grid, chunk, clock, position, offset, ahead, max(duration, blend_in_s), limits,
+                grid, points, clock, position, offset, ahead, max(duration, blend_in_s), limits,
                 bounds,
             )  # fmt: skip
             yield path, Place(0, clock, move)
@@ -119,7 +118,7 @@ def _velocity_offsets(
 
 def _blended(
     grid: np.ndarray,
-    chunk: TimedChunk,
+    points: np.ndarray,
     clock: float,
     position: np.ndarray,
     offset: np.ndarray,
@@ -134,13 +133,21 @@ def _blended(
     largest second derivative is at most ``6 offset / T^2 + 4 ahead / T``.
     """
     duration = max(duration, 1e-3)
-    samples = clock + duration * np.linspace(0, 1, _SAMPLES + 1)
-    s = np.unique(np.concatenate([samples, grid[grid > clock + 1e-9]]))
-    x = np.clip((s - clock) / duration, 0, 1)[:, None]
-    wave = offset * (1 - 3 * x**2 + 2 * x**3) + duration * ahead * (x - 2 * x**2 + x**3)
-    points = _at_many(grid, chunk.positions, s)
-    points += np.minimum(s - grid[0], 0.0)[:, None] * _slope(grid, chunk.positions, 0.0)
-    rows = np.clip(points, limits.lower, limits.upper) + wave
+    later = int(grid.searchsorted(clock + 1e-9, side="right"))
+    s = np.concatenate([clock + duration * _SAMPLES, grid[later:]])
+    s.sort()
+    twice = s[1:] == s[:-1]
+    if twice.any():
+        s = s[np.concatenate([[True], ~twice])]
+    x = np.minimum((s - clock) / duration, 1.0)[:, None]
+    square, cube = x**2, x**3
+    wave = offset * (1 - 3 * square + 2 * cube)
+    if ahead.any():
+        wave += duration * ahead * (x - 2 * square + cube)
+    rows = _at_many(grid, points, s)
+    if clock < grid[0]:
+        rows += np.minimum(s - grid[0], 0.0)[:, None] * _slope(grid, points, 0.0)
+    rows = np.minimum(np.maximum(rows, limits.lower), limits.upper) + wave
     rows[0] = position
     return _bounded(s, rows, limits, bounds)
 
@@ -154,9 +161,9 @@ def _polyline(
     bounds: Bounds,
 ) -> Polyline:
     """The chunk's path from a progress on, where the present command is."""
-    later = grid > entry + 1e-9
-    s = np.concatenate([[entry], grid[later]])
-    return _bounded(s, np.vstack([position, positions[later]]), limits, bounds)
+    later = int(grid.searchsorted(entry + 1e-9, side="right"))
+    s = np.concatenate([[entry], grid[later:]])
+    return _bounded(s, np.vstack([position, positions[later:]]), limits, bounds)
 
 
 def _bounded(s: np.ndarray, rows: np.ndarray, limits: JointLimits, bounds: Bounds) -> Polyline:
@@ -164,9 +171,8 @@ def _bounded(s: np.ndarray, rows: np.ndarray, limits: JointLimits, bounds: Bound
 
     The first vertex is the present command and stays, also outside the limits.
     """
-    above, below = rows > limits.upper, rows < limits.lower
     dense, every = rows, s
-    if above[1:].any() or below[1:].any():
+    if ((rows > limits.upper) | (rows < limits.lower))[1:].any():
         cuts = [s]
         for bound in (limits.lower, limits.upper):
             side = rows - bound
@@ -189,7 +195,9 @@ def _entry(
     """Last progress up to the clock at which the path passes the present command, or None."""
     count = min(int(np.searchsorted(grid, clock, side="right")) + 1, len(grid))
     begin, end = points[: count - 1], points[1:count]
-    if len(begin):
+    nowhere = np.minimum(begin, end) > position + 2 * ON_PATH
+    nowhere |= np.maximum(begin, end) < position - 2 * ON_PATH
+    if not nowhere.any(axis=1).all():
         along = end - begin
         length = np.sum(along * along, axis=1)
         safe = np.where(length > 0, length, 1.0)
@@ -212,19 +220,22 @@ def _entry(
 
 def _at(grid: np.ndarray, points: np.ndarray, s: float) -> np.ndarray:
     """Point ``[n]`` of a path at a progress; the ends are held."""
-    i = int(np.clip(np.searchsorted(grid, s, side="right") - 1, 0, max(0, len(grid) - 2)))
     if len(grid) == 1:
         return np.asarray(points[0])
+    i = min(max(int(grid.searchsorted(s, side="right")) - 1, 0), len(grid) - 2)
     share = min(max((s - grid[i]) / (grid[i + 1] - grid[i]), 0.0), 1.0)
     return np.asarray((1 - share) * points[i] + share * points[i + 1])
 
 
 def _at_many(grid: np.ndarray, points: np.ndarray, s: np.ndarray) -> np.ndarray:
     """Points ``[k, n]`` of a path at progresses ``[k]``, as `_at`."""
-    low = np.clip(np.searchsorted(grid, s, side="right") - 1, 0, max(0, len(grid) - 2))
-    high = np.minimum(low + 1, len(grid) - 1)
-    span = np.where(high > low, grid[high] - grid[low], 1.0)
-    share = np.clip((s - grid[low]) / span, 0.0, 1.0)[:, None]
+    if len(grid) == 1:
+        return points.repeat(len(s), axis=0)
+    low = grid.searchsorted(s, side="right") - 1
+    low = np.minimum(np.maximum(low, 0), len(grid) - 2)
+    high = low + 1
+    begin = grid[low]
+    share = np.minimum(np.maximum((s - begin) / (grid[high] - begin), 0.0), 1.0)[:, None]
     return np.asarray((1 - share) * points[low] + share * points[high])
 
 

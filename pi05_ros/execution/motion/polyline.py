@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -72,12 +73,11 @@ class Polyline:
         self.points: list[list[float]] = points.tolist()
         self.bounds = bounds
         self.end = self.s[-1]
-        slopes = np.diff(points, axis=0) / np.diff(s)[:, None]
-        with np.errstate(divide="ignore", over="ignore"):
-            brakes = np.min(np.array(bounds.change) / np.abs(slopes), axis=1, initial=np.inf)
-        self._slopes: list[list[float]] = [*slopes.tolist(), [0.0] * points.shape[1]]
-        self._arrays = (points, np.array(self._slopes))
-        self._brakes: list[float] = [*brakes.tolist(), np.inf]
+        slopes = np.zeros_like(points)
+        np.divide(points[1:] - points[:-1], (s[1:] - s[:-1])[:, None], out=slopes[:-1])
+        self._slopes: list[list[float]] = slopes.tolist()
+        self._arrays = (s, points, slopes)
+        self._brakes: dict[int, float] = {}
 
     def piece(self, s: float) -> int:
         """Piece that a progress lies on."""
@@ -91,14 +91,14 @@ class Polyline:
 
     def at_many(self, s: np.ndarray) -> np.ndarray:
         """Joint positions ``[k, n]`` at progresses ``[k]``."""
-        vertices, slopes = self._arrays
-        i = np.maximum(np.searchsorted(self.s, s, side="right") - 1, 0)
-        found: np.ndarray = vertices[i] + slopes[i] * (s - np.array(self.s)[i])[:, None]
+        begins, vertices, slopes = self._arrays
+        i = np.maximum(begins.searchsorted(s, side="right") - 1, 0)
+        found: np.ndarray = vertices[i] + slopes[i] * (s - begins[i])[:, None]
         return found
 
     def slope_of(self, piece: int) -> np.ndarray:
         """Change of the joints ``[n]`` per unit of progress on a piece."""
-        found: np.ndarray = self._arrays[1][piece]
+        found: np.ndarray = self._arrays[2][piece]
         return found
 
     def slope(self, s: float) -> list[float]:
@@ -154,7 +154,7 @@ class Polyline:
     def brake(self, place: Place, reach: float) -> Place | None:
         """Place after a period of braking as hard as the path allows; None if it cannot."""
         if place.advance is not None:
-            step = place.advance - self._brakes[place.piece]
+            step = place.advance - self._brake(place.piece)
             if step <= 0:
                 return Place(place.piece, place.s, (0.0,) * len(place.move), 0.0)
             s = place.s + step
@@ -163,6 +163,15 @@ class Polyline:
                 slope = self._slopes[place.piece]
                 return Place(place.piece, s, tuple([d * step for d in slope]), step)
         return self.advance(place, place.s, place.s + reach, least=True)
+
+    def _brake(self, piece: int) -> float:
+        """Largest change of progress per period on a piece; worked out when it is asked for."""
+        found = self._brakes.get(piece)
+        if found is None:
+            pairs = zip(self.bounds.change, self._slopes[piece], strict=True)
+            found = min((a / abs(d) for a, d in pairs if d), default=inf)
+            self._brakes[piece] = found
+        return found
 
     def can_stop(self, place: Place, reach: float) -> bool:
         """Whether braking from a place comes to rest on the path."""
