@@ -63,9 +63,9 @@ class Teleop:
         """Whether `target` gives one."""
         return bool(self._target)
 
-    def target(self, command: np.ndarray) -> np.ndarray | None:
+    def target(self, command: np.ndarray | None) -> np.ndarray | None:
         """Target ``[n]``, on the turn of the present command; None: brake and hold."""
-        if not self._target:
+        if command is None or not self._target:
             return None
         rows = [self._target.get(name, command[i]) for i, name in enumerate(self._limits.names)]
         target = np.array(rows, dtype=np.float64)

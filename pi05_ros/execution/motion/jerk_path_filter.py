@@ -41,12 +41,16 @@ class JerkPathFilter(PathFilter):
             limits.acceleration * period_s**2 * rounding,
             limits.jerk_limits * period_s**3 * rounding,
         )
+        self._change_bounds: list[float] = self._most[1].tolist()
+        self._jerk_bounds: list[float] = self._most[2].tolist()
         n = len(limits.names)
         self._jerky = JerkMotion(limits, period_s)
         self._move, self._change = np.zeros((2, n))
         self._stop: list[float] = []  # progress of the periods to come, until rest
         self._speed, self._speed_change = 0.0, 0.0  # progress per period and its change
         self._grace_until_ns: int | None = None
+        self._rated: Polyline | None = None  # path of the rates by piece
+        self._rates_by_piece: dict[int, tuple[float, float]] = {}
 
     def reset(self, position: np.ndarray) -> None:
         """Start at rest at a measured position ``[n]``, wherever it is."""
@@ -171,23 +175,27 @@ class JerkPathFilter(PathFilter):
 
     def _rates(self, path: Polyline, s: float, speed: float) -> tuple[float, float]:
         """Change of progress per period and its change that all pieces near ahead allow."""
-        _, acceleration, jerk = self._most
         first = path.piece(s)
-        rough = speed * speed / (2 * max(self._rate(path, first, acceleration), 1e-12))
-        last = path.piece(s + rough + 2 * speed)
-        rows = range(first, last + 1)
-        return (
-            min(self._rate(path, i, acceleration) for i in rows),
-            min(self._rate(path, i, jerk) for i in rows),
-        )
+        limit, jerk = self._piece_rates(path, first)
+        last = path.piece(s + speed * speed / (2 * max(limit, 1e-12)) + 2 * speed)
+        for i in range(first + 1, last + 1):
+            one, other = self._piece_rates(path, i)
+            limit, jerk = min(limit, one), min(jerk, other)
+        return limit, jerk
 
-    def _rate(self, path: Polyline, piece: int, most: np.ndarray) -> float:
-        """Largest change of progress on a piece for joint-wise bounds."""
-        slope = np.abs(path.slope_of(piece))
-        moving = slope > 0
-        if not moving.any():
-            return self._reach
-        return min(float(np.min(most[moving] / slope[moving])), self._reach)
+    def _piece_rates(self, path: Polyline, piece: int) -> tuple[float, float]:
+        """Change of progress per period and its change that one piece allows."""
+        if path is not self._rated:
+            self._rated, self._rates_by_piece = path, {}
+        found = self._rates_by_piece.get(piece)
+        if found is None:
+            slope = [abs(d) for d in path.slope_of(piece)]
+            limit, jerk = self._reach, self._reach
+            for d, a, j in zip(slope, self._change_bounds, self._jerk_bounds, strict=True):
+                if d > 0:
+                    limit, jerk = min(limit, a / d), min(jerk, j / d)
+            found = self._rates_by_piece[piece] = (limit, jerk)
+        return found
 
     def _stop_on(
         self, path: Polyline, s: float, speed: float, change: float, first: float | None = None
@@ -200,28 +208,38 @@ class JerkPathFilter(PathFilter):
             first: a period in front of the stop, already in ``speed``.
 
         """
+        head = [] if first is None else [first]
+        tried: list[np.ndarray] = []  # the result of the last look
+
+        def keeps(moves: list[float], rest: bool = False) -> bool:
+            places = np.concatenate([head, s + np.cumsum(moves)])
+            tried[:] = [places]
+            rising = (places[1:] - places[:-1] >= -1e-15).all()
+            return bool(rising) and self._within(path, places, rest)
+
         limit, jerk = self._rates(path, s, speed)
         for share, jerk_share in _SOFTER:
-            moves = stop_moves(speed, change, limit * share, jerk * jerk_share)
-            places = s + np.cumsum(moves)
-            if first is not None:
-                places = np.concatenate([[first], places])
-            if (np.diff(places) >= -1e-15).all() and self._within(path, places):
-                found: list[float] = np.maximum.accumulate(places).tolist()
+            moves = stop_moves(speed, change, limit * share, jerk * jerk_share, keeps)
+            if moves[-1] == 0.0 and keeps(moves, rest=True):
+                found: list[float] = np.maximum.accumulate(tried[0]).tolist()
                 return found
         return None
 
-    def _within(self, path: Polyline, places: np.ndarray) -> bool:
-        """Whether the commands at these places ``[k]``, and rest behind them, keep the limits."""
+    def _within(self, path: Polyline, places: np.ndarray, rest: bool) -> bool:
+        """Whether the commands at these places ``[k]`` keep the limits; with ``rest`` behind."""
         assert self.position is not None
-        rows = np.vstack([self.position, path.at_many(places)])
-        moves = np.vstack([self._move, np.diff(rows, axis=0), np.zeros((2, rows.shape[1]))])
-        changes = np.vstack([self._change, np.diff(moves, axis=0)])
+        k, n = len(places) + 1, len(self._move)
+        rows = np.empty((k, n))
+        rows[0], rows[1:] = self.position, path.at_many(places)
+        moves, changes = np.zeros((2, k + 2 if rest else k, n))
+        moves[0], changes[0] = self._move, self._change
+        np.subtract(rows[1:], rows[:-1], out=moves[1:k])
+        np.subtract(moves[1:], moves[:-1], out=changes[1:])
         most_move, most_change, most_jerk = self._most
         return bool(
-            (np.abs(moves[1:]) <= most_move).all()
+            (np.abs(changes[1:] - changes[:-1]) <= most_jerk).all()
             and (np.abs(changes[1:]) <= most_change).all()
-            and (np.abs(np.diff(changes, axis=0)) <= most_jerk).all()
+            and (np.abs(moves[1:]) <= most_move).all()
         )
 
 

@@ -7,8 +7,11 @@ change of the change. All are numbers of one unit, such as seconds of a path or 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 MAX_STEPS = 4000
+EARLY = 6
+"""Moves after which `stop_moves` asks whether to go on."""
 _NOTHING = 1e-15
 
 
@@ -36,16 +39,39 @@ def brake(move: float, change: float, limit: float, jerk: float) -> float:
     return min(max(-size, lowest), change + jerk, limit)
 
 
-def stop_moves(move: float, change: float, limit: float, jerk: float) -> list[float]:
-    """Moves of the hardest stop after a state; the last one is 0."""
-    moves = []
+def stop_moves(
+    move: float,
+    change: float,
+    limit: float,
+    jerk: float,
+    early: Callable[[list[float]], bool] | None = None,
+) -> list[float]:
+    """Moves of the hardest stop after a state; the last one is 0.
+
+    ``early`` is asked once, with the first moves of a longer stop; if it says no, they are all.
+    """
+    moves: list[float] = []
+    known, ease = 0.0, 0.0  # what is left to ease off after a change, for the last one
     for _ in range(MAX_STEPS):
-        change = brake(move, change, limit, jerk)
+        # `brake`, written out for a motion that goes forward: this is where the time goes
+        lowest = change - jerk
+        if lowest < -limit:
+            lowest = -limit
+        if move < 0.0 or (move == 0.0 and change < 0.0):
+            change = brake(move, change, limit, jerk)
+        elif lowest >= 0.0:
+            change = lowest
+        else:
+            if lowest != known:
+                known, ease = lowest, abs(eased(lowest, jerk))
+            change = lowest if move + lowest >= ease else brake(move, change, limit, jerk)
         move += change
-        if abs(move) <= _NOTHING:
+        if -_NOTHING <= move <= _NOTHING:
             move = 0.0
         moves.append(move)
         if move == 0.0 and abs(change) <= jerk:
+            return moves
+        if early is not None and len(moves) == EARLY and not early(moves):
             return moves
     return moves
 

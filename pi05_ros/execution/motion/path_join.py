@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+
 import numpy as np
 
 from pi05_ros.execution.limit_sources.joint_limits import JointLimits

@@ -96,10 +96,9 @@ class Polyline:
         found: np.ndarray = vertices[i] + slopes[i] * (s - begins[i])[:, None]
         return found
 
-    def slope_of(self, piece: int) -> np.ndarray:
-        """Change of the joints ``[n]`` per unit of progress on a piece."""
-        found: np.ndarray = self._arrays[2][piece]
-        return found
+    def slope_of(self, piece: int) -> list[float]:
+        """Change of the joints per unit of progress on a piece."""
+        return self._slopes[piece]
 
     def slope(self, s: float) -> list[float]:
         """Change of the joints per unit of progress, of the piece that begins or holds ``s``."""
