@@ -1,7 +1,7 @@
 """Writes a full-size openpi checkpoint folder with random weights.
 
 For measuring start-up and loading from disk where no trained weights can be had. Its actions mean
-nothing; no arm should follow them.
+nothing; no arm should follow them. It has no tokenizer: load it with the tokenizer "bytes".
 
 usage: python3 scripts/random_checkpoint.py FOLDER [--robot droid] [--preset pi05] [--seed 0]
 """
@@ -9,13 +9,10 @@ usage: python3 scripts/random_checkpoint.py FOLDER [--robot droid] [--preset pi0
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import struct
 import sys
 from pathlib import Path
 
-import sentencepiece
 import torch
 from safetensors.torch import save_file
 
@@ -45,41 +42,12 @@ def write_checkpoint(folder: Path, robot: str, preset: str, seed: int) -> Path:
         "actions": _unit_statistics(len(profile.action_names)),
     }
     (assets / "norm_stats.json").write_text(json.dumps({"norm_stats": statistics}))
-    _write_tokenizer(folder / "tokenizer.model", config.vocab)
     return folder
 
 
 def _unit_statistics(columns: int) -> dict[str, list[float]]:
     values = {"mean": 0.0, "std": 1.0, "q01": -1.0, "q99": 1.0}
     return {name: [value] * columns for name, value in values.items()}
-
-
-def _write_tokenizer(path: Path, tokens: int) -> None:
-    """A vocabulary of bytes with special ids and size of PaliGemma's; it knows no words."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["Task: pick up the cube, State: 0 1 2 3;", "Action: "]),
-        model_writer=model,
-        vocab_size=300,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        minloglevel=2,
-    )
-    trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
-    # A repeated field of a protobuf message may be continued behind it: field 1 holds the pieces,
-    # in each of which field 1 is the text and field 2 the score.
-    for k in range(trained, tokens):
-        piece = _field(b"\x0a", f"<unused{k}>".encode()) + b"\x15" + struct.pack("<f", -1e3)
-        model.write(_field(b"\x0a", piece))
-    path.write_bytes(model.getvalue())
-
-
-def _field(tag: bytes, content: bytes) -> bytes:
-    return tag + bytes([len(content)]) + content
 
 
 def main() -> int:

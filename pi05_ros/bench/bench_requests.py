@@ -173,7 +173,8 @@ class NodeGridRequest:
         grid: loads, one after the other.
         rates: inferences per second, all of them under every load.
         seconds: of each cell; direct_seconds: of each series of direct calls.
-        checkpoint, robot, prompt, backend, precision: of the node, as its parameters.
+        checkpoint, tokenizer, robot, prompt, backend, precision: of the node, as its
+            parameters.
         denoise_steps, threads, overlap, isolation: of the node, too.
         cameras: how many of the robot's cameras are used, where a load does not say it.
         joint_hz: joint states per second.
@@ -189,6 +190,7 @@ class NodeGridRequest:
     checkpoint: str = "random:tiny"
     robot: str = "sim_arm"
     prompt: str = "pick up the red block"
+    tokenizer: str = ""
     backend: str = "auto"
     precision: str = "auto"
     denoise_steps: int = 10

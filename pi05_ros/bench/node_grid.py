@@ -210,6 +210,7 @@ def _parameters(request: NodeGridRequest, roles: Sequence[str], *, jpeg: bool) -
         "camera_roles": list(roles),
         **{f"camera_transport.{role}": transport for role in roles},
         "prompt": request.prompt,
+        "tokenizer": request.tokenizer,
     }
 
 

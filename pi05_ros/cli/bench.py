@@ -155,6 +155,7 @@ def _add_node(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, default=6.0, help="with --grid: of each cell")
     add("--direct-seconds", type=float, default=2.0, help="with --grid: of direct calls, per rate")
     add("--prompt", default="pick up the red block", help="with --grid")
+    add("--tokenizer", default="", help="with --grid: the node's parameter")
     add(
         "--pretend-ms",
         type=float,
@@ -273,6 +274,7 @@ def _run_grid(args: argparse.Namespace) -> int:
             checkpoint=args.checkpoint,
             robot=args.robot,
             prompt=args.prompt,
+            tokenizer=args.tokenizer,
             backend=args.backend,
             precision=args.precision,
             threads=args.threads,

@@ -18,11 +18,9 @@ import rclpy
 import rclpy.duration
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
-from pi05_ros.errors import Pi05Error
 from pi05_ros.execution.arrival.wire import read_chunk
 from pi05_ros.execution.executor import (
     HOLDING,
@@ -282,11 +280,8 @@ def main(args: list[str] | None = None) -> int:
     stop = process.start(args)
     if stop is None:
         return 2
-    try:
-        node = ExecutorNode()
-    except (Pi05Error, ParameterException) as error:
-        print(f"pi05_executor: {error}", file=sys.stderr)
-        rclpy.try_shutdown()
+    node = process.made(ExecutorNode, "pi05_executor")
+    if node is None:
         return 1
     executor = process.TolerantExecutor(node)
     while not stop.is_set():

@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import rclpy
 from rclpy.clock import Clock, ClockType
@@ -34,6 +34,8 @@ from pi05_ros.runtime.text import printable
 # Of mallopt(3). A raw image is 0.2 MB (224x224) to 6 MB (1080p).
 _M_MMAP_THRESHOLD = -3
 _THRESHOLD_BYTES = 512 * 1024
+
+Made = TypeVar("Made", bound=Node)
 
 
 def age_s() -> float:
@@ -144,6 +146,22 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def made(make_node: Callable[[], Made], name: str) -> Made | None:
+    """What `make_node` makes; None after one line on stderr, and rclpy shut down, if it cannot.
+
+    Args:
+        make_node: a node's constructor.
+        name: of the program, in that line.
+
+    """
+    try:
+        return make_node()
+    except (ParameterException, Pi05Error) as error:  # the first: as of use_sim_time
+        print(f"{name}: {error}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return None
+
+
 def run(
     make_node: Callable[[threading.Event], LifecycleNode], args: Sequence[str] | None = None
 ) -> int:
@@ -160,11 +178,8 @@ def run(
     stop = start(args)
     if stop is None:
         return 2
-    try:
-        node = make_node(stop)
-    except (ParameterException, Pi05Error) as error:  # the first: as of use_sim_time
-        print(f"cannot start: {error}", file=sys.stderr)
-        rclpy.try_shutdown()
+    node = made(lambda: make_node(stop), "cannot start")
+    if node is None:
         return 2
     executor = TolerantExecutor(node)
     while not stop.is_set():

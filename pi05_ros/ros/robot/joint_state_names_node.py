@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import rclpy
-from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import JointState
@@ -84,11 +83,8 @@ def main(args: list[str] | None = None) -> int:
     stop = process.start(args)
     if stop is None:
         return 2
-    try:
-        node = JointStateNamesNode()
-    except (ParameterError, ParameterException) as error:
-        print(f"pi05_joint_state_names: {error}", file=sys.stderr)
-        rclpy.try_shutdown()
+    node = process.made(JointStateNamesNode, "pi05_joint_state_names")
+    if node is None:
         return 1
     executor = process.TolerantExecutor(node)
     while not stop.is_set():

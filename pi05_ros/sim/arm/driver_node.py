@@ -32,11 +32,9 @@ from pi05_ros.ros import process, qos
 from pi05_ros.ros.messages import time_msg
 from pi05_ros.ros.parameter_server import declare
 from pi05_ros.runtime.inputs.conversion import stamp_ns
-from pi05_ros.runtime.parameters import ParameterError
 from pi05_ros.sim.arm.delay_line import DelayLine
 from pi05_ros.sim.arm.driver_parameters import DriverParameters
 from pi05_ros.sim.arm.lock_step import LockStep
-from pi05_ros.sim.arm.render import RenderError
 from pi05_ros.sim.arm.tasks import Referee, task_by_name
 from pi05_ros.sim.arm.trajectory import JointPlan
 from pi05_ros.sim.arm.world import CAMERAS, CONTROL_DT, JOINT_NAMES, World
@@ -307,11 +305,8 @@ def main(args: list[str] | None = None) -> int:
     stop = process.start(args)
     if stop is None:
         return 2
-    try:
-        node = DriverNode()
-    except (ParameterError, RenderError) as error:
-        print(f"sim_arm: {error}", file=sys.stderr)
-        rclpy.try_shutdown()
+    node = process.made(DriverNode, "sim_arm")
+    if node is None:
         return 1
     executor = process.TolerantExecutor(node)
     period = node._step_ns / 1e9
