@@ -206,8 +206,8 @@ class NodeGridRequest:
         """Refuse what cannot be measured."""
         if not 0 <= self.pretend_ms <= 10_000:
             raise InvalidValueError(f"--pretend-ms is {self.pretend_ms}; accepted: 0 to 10000")
-        if self.pretend_ms and (self.overlap or self.isolation != "thread"):
-            raise InvalidValueError("--pretend-ms goes with --isolation thread, without --overlap")
+        if self.pretend_ms and self.isolation != "thread":
+            raise InvalidValueError("--pretend-ms goes with --isolation thread")
         if not 0.2 <= self.direct_seconds <= 60:
             raise InvalidValueError(
                 f"--direct-seconds is {self.direct_seconds}; accepted: 0.2 to 60"

@@ -86,12 +86,6 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--runs", type=at_least_one, default=_MODEL.runs)
     add("--depth", type=int, help="student: layers of both stacks")
     add("--width", type=float, default=_MODEL.width, help="student: factor on the MLP widths")
-    add(
-        "--pretend-ms",
-        type=float,
-        default=0.0,
-        help="with --grid: inferences sleep so long instead of computing, as a GPU lets the CPU",
-    )
     add("--overlap", action="store_true", help="also frame after frame with two under way")
     add("--no-eager", action="store_true", help="skip the plain model")
     add("--json", type=Path)

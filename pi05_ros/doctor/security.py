@@ -10,7 +10,7 @@ from pathlib import Path
 from pi05_ros.doctor.checks import Check, Level
 
 NAME = "DDS security"
-OPEN = "off: whoever reaches this DDS domain can send chunks, joint states and commands"
+OPEN = "off: any process that reaches this DDS domain can send chunks, joint states and commands"
 PRIVATE = "key.pem"
 FILES = (PRIVATE, "cert.pem", "identity_ca.cert.pem", "permissions_ca.cert.pem",
          "governance.p7s", "permissions.p7s")  # fmt: skip

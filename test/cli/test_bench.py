@@ -67,7 +67,7 @@ def test_unknown_benchmark() -> None:
         ("node --grid 640", "--grid '640'; accepted: WxH@HZ"),
         ("node --grid 0*64x48@10", "--cameras is 0; accepted: 1 to 2 for robot sim_arm"),
         ("node --grid 64x48@10 --direct-seconds 0", "--direct-seconds is 0.0; accepted: 0.2"),
-        ("node --grid 64x48@10 --pretend-ms 5 --overlap", "--pretend-ms goes with --isolation"),
+        ("node --grid 64x48@10 --pretend-ms 5 --isolation process", "with --isolation thread"),
         ("node --grid 64x48@0", "accepted: up to 4096 pixels a side, 0.1 to 1000 Hz"),
         ("node --grid ,", "--grid and --rates name one setting at least"),
         ("node --grid 64x48@10 --rates fast", "--rates 'fast'; accepted: numbers"),

@@ -19,7 +19,7 @@ from pi05_ros.runtime.inputs.observation_buffer import NS
 
 LONGEST_WAIT_NS = 60 * NS  # of a message in the middleware
 MOST_AT_ONCE = 1000
-"""Messages after which others have their turn, whoever publishes faster than they are taken."""
+"""Messages of one source taken in a row before other sources have their turn."""
 
 
 class TakenOnDemand(CallbackGroup):

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,6 +35,8 @@ FEWEST_CALLS = 5
 class PretendedPolicy:
     """A policy whose inferences after the first take a time without computing, as on a GPU.
 
+    Each half of an inference takes half of the time.
+
     Args:
         policy: makes the chunk that is given again and again.
         seconds: of one inference.
@@ -53,20 +54,21 @@ class PretendedPolicy:
         self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
     ) -> ActionChunk:
         """Sleep, and give the chunk of the first observation."""
-        if self._chunk is None:
-            self._chunk = self._policy.infer(obs, seed=seed, denoise_steps=denoise_steps)
-        time.sleep(self._seconds)
-        return self._chunk
+        return self.denoise(self.prefill(obs, seed=seed, denoise_steps=denoise_steps))
 
     def prefill(
         self, obs: Observation, *, seed: int | None = None, denoise_steps: int | None = None
-    ) -> Any:
-        """Not offered: there are no halves."""
-        raise NotImplementedError
+    ) -> ActionChunk:
+        """Sleep for the first half."""
+        if self._chunk is None:
+            self._chunk = self._policy.infer(obs, seed=seed, denoise_steps=denoise_steps)
+        time.sleep(self._seconds / 2)
+        return self._chunk
 
-    def denoise(self, prefilled: Any) -> ActionChunk:
-        """Not offered: there are no halves."""
-        raise NotImplementedError
+    def denoise(self, prefilled: ActionChunk) -> ActionChunk:
+        """Sleep for the second half; the next first half may run meanwhile."""
+        time.sleep(self._seconds / 2)
+        return prefilled
 
 
 def time_calls(
