@@ -74,13 +74,46 @@ NEEDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
+# Files that take longest, by path below test/: they run first, so that the workers end together.
+# Then come the other files that need something, then unit tests.
+LONGEST = (
+    "tensorrt/",
+    "packaging/test_build.py",
+    "replay/test_against_demonstration.py",
+)
+
+# Folders whose files share fixtures that are expensive: one worker runs all of them.
+TOGETHER = ("tensorrt/",)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test by what its file needs."""
+    """Mark every test by what its file needs, and begin with the files that take longest."""
     here = Path(__file__).parent
+    order = {}
     for item in items:
         path = item.path.relative_to(here).as_posix()
-        for mark in next((marks for start, marks in NEEDS if path.startswith(start)), ()):
+        marks = next((marks for start, marks in NEEDS if path.startswith(start)), ())
+        for mark in marks:
             item.add_marker(mark)
+        long = [i for i, start in enumerate(LONGEST) if path.startswith(start)]
+        order[item] = (long[0] if long else len(LONGEST), not marks)
+    items.sort(key=order.__getitem__)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`: files in the order above, those of TOGETHER in one worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FileScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return next((f for f in TOGETHER if path.startswith((f, f"test/{f}"))), path)
+
+    if config.getoption("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False  # most tests first: not those that take longest
+    return FileScheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

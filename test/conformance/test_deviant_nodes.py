@@ -10,6 +10,7 @@ import rclpy
 from rclpy.node import Node
 
 from pi05_ros.cli.main import main
+from pi05_ros.conformance import probing
 from pi05_ros.conformance.listener import Listener
 from pi05_ros.conformance.promises import PromiseOutcome
 from pi05_ros.conformance.scripted.chunk_faults import REFUSALS
@@ -20,7 +21,7 @@ from pi05_ros.conformance.scripted.testbed import Testbed
 from pi05_ros.doctor import live_conformance
 
 HERE = Path(__file__).parent
-UNSEEN_S = 5.0
+UNSEEN_S = 3.0
 """How long is waited for what a deviant node never does."""
 
 
@@ -63,7 +64,7 @@ def test_a_deviant_policy_node(testbed):
     assert set(found) <= {"chunk numbers", "steps past", "stamp 0", "seeds"}, found
 
 
-def test_a_deviant_executor(testbed):
+def test_a_deviant_executor(testbed, monkeypatch):
     script = ExecutorScript(testbed, "deviant_executor")
     script.begin()
     for name in ("a frame", "NaN"):
@@ -73,6 +74,7 @@ def test_a_deviant_executor(testbed):
         script.chunks_come = True
     testbed.wait_s = 60.0
     script.run(1.0)
+    monkeypatch.setattr(probing, "WAIT_S", UNSEEN_S)
     script.stop_and_resume()
     findings = script.findings + testbed.listener.judge()
     script.end()

@@ -44,11 +44,38 @@ print(os.path.dirname(pi05_ros.__file__), pi05_ros.msg.ActionChunk().horizon)
 """
 
 
-@pytest.mark.parametrize("option", ["--merge-install", "--symlink-install"])
-def test_colcon(tmp_path, option):
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of the sources, because building in place leaves folders behind."""
+    source = tmp_path_factory.mktemp("sources") / "src"
+    files = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()
+    for name in files:
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_file():
+            target.write_bytes((ROOT / name).read_bytes())
+    return source
+
+
+@pytest.fixture(scope="module")
+def build_folder(source):
+    """Where CMake builds: the interfaces are compiled once, what is under test installs them."""
+    folder = source / "build" / "pi05_ros"
+    folder.mkdir(parents=True)
+    (source / "build" / "cmake").symlink_to(folder)  # the folder that setup.py builds in
+    return folder
+
+
+@pytest.mark.parametrize("option", ["--symlink-install", "--merge-install"])
+def test_colcon(tmp_path, source, build_folder, option):
     clean = without_this_build()
-    build = ("colcon", "--log-base", "log", "build", option, "--base-paths", ROOT)
-    run(*build, "--cmake-args", "-DBUILD_TESTING=OFF", cwd=tmp_path, **clean)
+    bases = ("--base-paths", source, "--build-base", build_folder.parent)
+    build = ("colcon", "--log-base", "log", "build", option, *bases)
+    # As setup.py says it, so that nothing is generated again; and colcon leaves the other as it was.
+    symlinks = "ON" if option == "--symlink-install" else "OFF"
+    arguments = ("-DBUILD_TESTING=OFF", f"-DPython3_EXECUTABLE={sys.executable}")
+    arguments += (f"-DAMENT_CMAKE_SYMLINK_INSTALL={symlinks}",)
+    run(*build, "--cmake-args", *arguments, cwd=tmp_path, **clean)
     prefix = tmp_path / "install" / ("" if option == "--merge-install" else "pi05_ros")
     for executable in ("policy_node", "pi05"):
         assert os.access(prefix / "lib" / "pi05_ros" / executable, os.X_OK)
@@ -56,6 +83,7 @@ def test_colcon(tmp_path, option):
     share = prefix / "share" / "pi05_ros"
     for name in ("package.xml", "launch/policy.launch.py", "config/policy.yaml"):
         assert (share / name).is_file(), name
+        assert (share / name).is_symlink() == (option == "--symlink-install"), name
     index = prefix / "share" / "ament_index" / "resource_index" / "packages" / "pi05_ros"
     assert index.is_file()
     setup = tmp_path / "install" / "local_setup.bash"
@@ -67,19 +95,6 @@ def test_colcon(tmp_path, option):
     )
     executables = " ".join(map(str, (prefix / "lib" / "pi05_ros").iterdir()))
     run("bash", "-c", f'. {setup} && python -c "{imported}" {executables}', cwd=tmp_path, **clean)
-
-
-@pytest.fixture
-def source(tmp_path):
-    """A copy of the sources, because building in place leaves folders behind."""
-    source = tmp_path / "src"
-    files = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()
-    for name in files:
-        target = source / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).is_file():
-            target.write_bytes((ROOT / name).read_bytes())
-    return source
 
 
 def test_source_distribution_has_what_the_build_reads(tmp_path, source):
@@ -94,7 +109,7 @@ def test_source_distribution_has_what_the_build_reads(tmp_path, source):
     assert needed <= inside, needed - inside
 
 
-def test_pip_installation_with_and_without_ros(tmp_path, source):
+def test_pip_installation_with_and_without_ros(tmp_path, source, build_folder):
     """The wheel made without ROS is the library and command; with ROS it has messages as well."""
 
     def wheel(folder: str, **env: str) -> list[str]:

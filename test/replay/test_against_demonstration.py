@@ -20,6 +20,7 @@ from pi05_ros.bags.cdr_messages import NS, image_message, joint_state_message, s
 from pi05_ros.cli.main import main
 from pi05_ros.policy import Observation, Policy
 from pi05_ros.policy.interface import ActionMeaning
+from pi05_ros.replay import against_demonstration
 from pi05_ros.replay.against_demonstration import compare_bags
 from pi05_ros.replay.convention_faults import best, column_hypotheses
 from pi05_ros.replay.faults.windows import Windows
@@ -353,13 +354,27 @@ PROFILES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_faults_in_the_profile_of_the_simulated_arm(
-    demonstrations: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    demonstrations: Path,
+    tmp_path: Path,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from pi05_ros.sim.training.shipped import CHECKPOINT
 
+    monkeypatch.setattr(against_demonstration, "FEW", 2)  # each costs an inference per fault
+
     edit, kind = PROFILES[name]
     robot = edit_profile(edit, tmp_path / "robot.yaml")
-    options = ["--against-demonstration", "--out", str(tmp_path / "out"), "-p", "threads=1"]
+    options = [
+        "--against-demonstration",
+        "--out",
+        str(tmp_path / "out"),
+        "-p",
+        "threads=1",
+        "-p",
+        "denoise_steps=1",
+    ]
     options += ["--checkpoint", str(CHECKPOINT), "--robot", str(robot)]
     code = main(["replay", str(demonstrations), *options])
     report = json.loads((tmp_path / "out" / "agreement.json").read_text())
@@ -371,11 +386,14 @@ def test_faults_in_the_profile_of_the_simulated_arm(
 
 
 @pytest.mark.slow
-def test_a_camera_that_hangs_upside_down_is_named(demonstrations: Path) -> None:
+def test_a_camera_that_hangs_upside_down_is_named(
+    demonstrations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pi05_ros.replay.input_faults import with_images
     from pi05_ros.sim.training.shipped import CHECKPOINT
 
-    policy: Any = Policy.load(CHECKPOINT, robot="sim_arm", threads=1)
+    monkeypatch.setattr(against_demonstration, "FEW", 2)
+    policy: Any = Policy.load(CHECKPOINT, robot="sim_arm", threads=1, denoise_steps=1)
     infer = policy.infer
 
     def upside_down(obs: Observation, **options: Any) -> Any:
@@ -383,6 +401,6 @@ def test_a_camera_that_hangs_upside_down_is_named(demonstrations: Path) -> None:
         return infer(with_images(obs, {"wrist": turned}), **options)
 
     policy.infer = upside_down
-    agreement = compare_bags(sorted(demonstrations.iterdir()), policy, {}, count=12)
+    agreement = compare_bags(sorted(demonstrations.iterdir()), policy, {}, count=8)
     assert agreement.faults[0].kind == "flipped_image"
     assert "wrist" in agreement.faults[0].text

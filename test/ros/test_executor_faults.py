@@ -113,7 +113,7 @@ class Rig:
     def end(self, number=signal.SIGKILL):
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.communicate(timeout=20)[0].decode()
+        return self.process.communicate(timeout=60)[0].decode()
 
     def within_limits(self):
         limits = limits_from_yaml(LIMITS)
