@@ -38,7 +38,7 @@ class BuildWithMessages(build_py):
                 f"{NAME}: no sourced ROS 2: library and pi05 command only, no messages, no nodes"
             )
             return
-        work = pathlib.Path(self.build_lib).resolve().parent / "cmake"
+        work = pathlib.Path(self.build_lib).resolve().parent / NAME  # as colcon names it
         stage = work / "stage"
         shutil.rmtree(stage, ignore_errors=True)
         configure = ["cmake", "-S", HERE, "-B", work, "-DBUILD_TESTING=OFF"]

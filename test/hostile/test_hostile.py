@@ -34,37 +34,39 @@ def test_every_target_was_tried_and_some_inputs_were_accepted(report: Report) ->
     assert sum(counts["refused"] for counts in report.counts.values()) > 5 * CASES
 
 
-@pytest.mark.parametrize(
-    ("body", "outcome"),
-    [
-        ("return None", "answered"),
-        ("raise OSError('no such file')", "refused"),
-        ("raise Pi05Error('')", "wrong"),
-        ("raise Pi05Error('\\udcff')", "crashed"),
-        ("raise KeyError('x')", "crashed"),
-        ("sys.exit(3)", "crashed"),
-        ("os._exit(3)", "crashed"),
-        ("bytearray(2**33)", "crashed"),
-        ("time.sleep(600)", "hung"),
-        ("raise WrongError('joint1 moved')", "wrong"),
-    ],
-)
-def test_the_harness_tells_outcomes_apart(body, outcome, tmp_path, monkeypatch) -> None:
+OUTCOMES = {
+    "return None": "answered",
+    "raise OSError('no such file')": "refused",
+    "raise Pi05Error('')": "wrong",
+    "raise Pi05Error('\\udcff')": "crashed",
+    "raise KeyError('x')": "crashed",
+    "sys.exit(3)": "crashed",
+    "os._exit(3)": "crashed",
+    "bytearray(2**33)": "crashed",
+    "time.sleep(600)": "hung",
+    "raise WrongError('joint1 moved')": "wrong",
+}
+
+
+def test_the_harness_tells_outcomes_apart(tmp_path, monkeypatch) -> None:
     import hostile_run as harness
 
-    code = (
-        f"import os, sys, time\nsys.path.insert(0, {str(HERE)!r})\nimport worker\n"
-        "from worker import Pi05Error, WrongError\n"
-        f"def target(rng, folder):\n    {body}\n"
-        "worker.TARGETS['it'] = target\nworker.main()\n"
+    targets = "".join(
+        f"def target{index}(rng, folder):\n    {body}\nworker.TARGETS['{index}'] = target{index}\n"
+        for index, body in enumerate(OUTCOMES)
     )
-    (tmp_path / "hostile_worker.py").write_text(code.replace("import worker\n", IMPORT, 1))
+    code = (
+        f"import os, sys, time\nsys.path.insert(0, {str(HERE)!r})\n{IMPORT}"
+        f"from worker import Pi05Error, WrongError\n{targets}worker.main()\n"
+    )
+    (tmp_path / "hostile_worker.py").write_text(code)
     monkeypatch.setattr(harness, "HERE", tmp_path)
-    monkeypatch.setattr(harness, "LIMIT_S", 5.0 if outcome == "hung" else 60.0)
     worker = harness.Worker()
     try:
-        assert worker.run("it", 0)[0] == outcome
-        assert (outcome in BAD) == (outcome not in ("answered", "refused"))
+        for index, (body, outcome) in enumerate(OUTCOMES.items()):
+            monkeypatch.setattr(harness, "LIMIT_S", 3.0 if outcome == "hung" else 120.0)
+            assert worker.run(str(index), 0)[0] == outcome, body
+            assert (outcome in BAD) == (outcome not in ("answered", "refused"))
     finally:
         worker.close()
 

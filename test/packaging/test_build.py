@@ -57,21 +57,13 @@ def source(tmp_path_factory):
     return source
 
 
-@pytest.fixture(scope="module")
-def build_folder(source):
-    """Where CMake builds: the interfaces are compiled once, what is under test installs them."""
-    folder = source / "build" / "pi05_ros"
-    folder.mkdir(parents=True)
-    (source / "build" / "cmake").symlink_to(folder)  # the folder that setup.py builds in
-    return folder
-
-
 @pytest.mark.parametrize("option", ["--symlink-install", "--merge-install"])
-def test_colcon(tmp_path, source, build_folder, option):
+def test_colcon(tmp_path, source, option):
     clean = without_this_build()
-    bases = ("--base-paths", source, "--build-base", build_folder.parent)
+    # setup.py builds there, too: the interfaces are compiled once for all that install them.
+    bases = ("--base-paths", source, "--build-base", source / "build")
     build = ("colcon", "--log-base", "log", "build", option, *bases)
-    # As setup.py says it, so that nothing is generated again; and colcon leaves the other as it was.
+    # Python as setup.py says it, so that nothing is generated again; colcon leaves OFF to us.
     symlinks = "ON" if option == "--symlink-install" else "OFF"
     arguments = ("-DBUILD_TESTING=OFF", f"-DPython3_EXECUTABLE={sys.executable}")
     arguments += (f"-DAMENT_CMAKE_SYMLINK_INSTALL={symlinks}",)
@@ -109,7 +101,7 @@ def test_source_distribution_has_what_the_build_reads(tmp_path, source):
     assert needed <= inside, needed - inside
 
 
-def test_pip_installation_with_and_without_ros(tmp_path, source, build_folder):
+def test_pip_installation_with_and_without_ros(tmp_path, source):
     """The wheel made without ROS is the library and command; with ROS it has messages as well."""
 
     def wheel(folder: str, **env: str) -> list[str]:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 
-import pytest
 from PIL import Image
 
 from pi05_ros.model import checkpoint_hash, load_checkpoint
@@ -28,33 +27,33 @@ def test_shipped_weights_are_small_and_in_the_stated_shape():
 
 def test_shipped_policy_succeeds_and_obeys_the_prompt(tmp_path):
     tasks = ["pick_red", "pick_green", "push_blue"]
-    rows = evaluate(jobs([Setting()], tasks, range(500, 504)), tmp_path, str(CHECKPOINT))
-    assert sum(bool(row["success"]) for row in rows) >= 11
+    rows = evaluate(jobs([Setting()], tasks, range(500, 502)), tmp_path, str(CHECKPOINT))
+    assert sum(bool(row["success"]) for row in rows) >= 5
     wrong = Setting(max_steps=48)
     rows = evaluate(jobs([wrong], tasks, [500], True), tmp_path, str(CHECKPOINT))
     assert not any(row["success"] for row in rows if row["task"] != row["prompted"])
 
 
-@pytest.mark.parametrize("chunking", ["rtc-vjp", "rtc-trained"])
-def test_rtc_makes_seams_smaller_at_a_long_delay_and_still_succeeds(tmp_path, chunking):
-    settings = [Setting(delay_ms=200), Setting(delay_ms=200, chunking=chunking)]
-    rows = evaluate(jobs(settings, ["push_blue"], range(3)), tmp_path, str(CHECKPOINT))
-    naive, rtc = rows[:3], rows[3:]
-    assert all(row["success"] for row in rtc)
-    mean = [sum(float(row["seam_mean"]) for row in group) for group in (naive, rtc)]
-    assert mean[1] < (0.1 if chunking == "rtc-trained" else 0.9) * mean[0]
+def test_rtc_makes_seams_smaller_at_a_long_delay_and_still_succeeds(tmp_path):
+    kinds = {"naive": 1.0, "rtc-vjp": 0.9, "rtc-trained": 0.1}
+    settings = [Setting(delay_ms=200, chunking=kind) for kind in kinds]
+    rows = evaluate(jobs(settings, ["push_blue"], range(2)), tmp_path, str(CHECKPOINT))
+    assert all(row["success"] for row in rows[2:])
+    naive, *others = (sum(float(row["seam_mean"]) for row in rows[i : i + 2]) for i in (0, 2, 4))
+    for kind, mean in zip(list(kinds)[1:], others, strict=True):
+        assert mean < kinds[kind] * naive, kind
 
 
 def test_episodes_through_ros_nodes(tmp_path):
     """In a process of its own, as people run it: it initializes rclpy for its own domain."""
-    words = f"eval --ros --tasks push_blue --seeds 0:2 --out {tmp_path}"
+    words = f"eval --ros --tasks push_blue --seeds 0:1 --out {tmp_path}"
     done = subprocess.run(
         [sys.executable, "-m", "pi05_ros.cli.main", *words.split()],
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     row = json.loads((tmp_path / "ros-push_blue.json").read_text())
-    assert sum(row["done"].values()) == 2
+    assert row["done"] == {"0": True}
     assert row["chunks"] > 4
     assert "(lock-step)" in done.stdout
     assert len(row["to_command_ms"]) > 4
