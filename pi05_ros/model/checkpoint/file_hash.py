@@ -1,14 +1,16 @@
 """Identity of weight files: the hash of their bytes, and whether they changed meanwhile.
 
-Weights are read once, into the place where they stay, and hashed in a second pass. A file that is
-replaced or written in between would give one model the hash of another, so its state on disk is
-taken before the first read and compared after the last.
+Weights are read once, into the place where they stay, and hashed in a pass of its own. A file
+that is replaced or written in between would give one model the hash of another, so its state on
+disk is taken before the first read and compared after the last.
 """
 
 from __future__ import annotations
 
 import hashlib
 import stat
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -73,6 +75,37 @@ def checkpoint_hash(path: str | Path, since: tuple[FileState, ...] | None = None
     if now != states:
         raise _changed(states, now)
     return digest
+
+
+def hash_meanwhile(path: str | Path, since: tuple[FileState, ...]) -> Callable[[], str]:
+    """Start `checkpoint_hash` in a thread while the weights are read.
+
+    Returns:
+        A function to be called when they have been read: the hash; raises as `checkpoint_hash`
+        does, and if the files have changed since then.
+
+    """
+    found: list[str | Exception] = []
+
+    def compute() -> None:
+        try:
+            found.append(checkpoint_hash(path, since))
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=compute, name="pi05_hash", daemon=True)
+    thread.start()
+
+    def result() -> str:
+        thread.join()
+        if isinstance(found[0], Exception):
+            raise found[0]
+        now = file_states(path)
+        if now != since:
+            raise _changed(since, now)
+        return found[0]
+
+    return result
 
 
 def _changed(before: tuple[FileState, ...], after: tuple[FileState, ...]) -> CheckpointError:

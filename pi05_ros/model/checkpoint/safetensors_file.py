@@ -26,7 +26,7 @@ from pi05_ros.small_files import parse_json
 
 MAX_HEADER = 16 * 2**20  # bytes; the published model needs 0.1 MB
 MAX_RANK = 8
-STAGING = 16 * 2**20  # bytes
+STAGING = 4 * 2**20  # bytes
 READ = 2**30  # bytes per system call, below Linux's limit of 2 GiB
 
 FLOAT_DTYPES = {
@@ -146,11 +146,11 @@ def _check_extent(path: Path, entries: Mapping[str, TensorEntry], start: int, en
         raise CheckpointError(f"{path}: {end - position} bytes after the last tensor")
 
 
-def _fill(file: FileIO, entry: TensorEntry, view: memoryview) -> None:
-    """Read the next bytes of an open file into all of `view`."""
+def _fill(file: FileIO, entry: TensorEntry, view: memoryview, offset: int) -> None:
+    """Read an open file from `offset` on into all of `view`; others may read the file as well."""
     done = 0
     while done < len(view):
-        count = file.readinto(view[done : done + READ])
+        count = os.preadv(file.fileno(), [view[done : done + READ]], offset + done)
         if not count:
             raise CheckpointError(f"{entry.file}: the file became shorter while it was read")
         done += count
@@ -166,20 +166,21 @@ def read_tensor(
     """Read one float tensor into its final dtype and device.
 
     Beyond the tensor itself at most `STAGING` bytes are used. On the meta device nothing is read.
+    Several threads may read from one open file.
     """
     target = torch.empty(entry.shape, dtype=dtype, device=device)
     if device.type == "meta" or not entry.size:
         return target
-    file.seek(entry.offset)
     source = FLOAT_DTYPES[entry.dtype]
     if source == dtype and device.type == "cpu":
-        _fill(file, entry, _bytes(target))
+        _fill(file, entry, _bytes(target), entry.offset)
         return target
     flat = target.view(-1)
-    buffer = torch.empty(min(STAGING // source.itemsize, entry.size), dtype=source)
+    count = min(STAGING // source.itemsize, entry.size)
+    buffer = torch.empty(count, dtype=source, pin_memory=device.type == "cuda")
     for start in range(0, entry.size, buffer.numel()):
         part = buffer[: entry.size - start]
-        _fill(file, entry, _bytes(part))
+        _fill(file, entry, _bytes(part), entry.offset + start * source.itemsize)
         flat[start : start + part.numel()].copy_(part)
     return target
 

@@ -14,7 +14,7 @@ import torch
 from pi05_ros.backends import Engine, Precision, create_engine, parse_precision
 from pi05_ros.backends.create import check_backend
 from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
-from pi05_ros.model.checkpoint.file_hash import checkpoint_hash, file_states
+from pi05_ros.model.checkpoint.file_hash import file_states, hash_meanwhile
 from pi05_ros.model.checkpoint.hub import locate
 from pi05_ros.model.checkpoint.infer_config import infer_config
 from pi05_ros.model.checkpoint.open import open_checkpoint
@@ -130,10 +130,9 @@ def load(config: PolicyConfig) -> Loaded:
         vocabulary = load_tokenizer(words, path, sizes.vocab)
         recipe = with_tokenizer(recipe, vocabulary, sizes.vocab)
         clock = "exact" if recipe.family == "lerobot" else None
+        hashed = hash_meanwhile(path, states)
         with phase("weights"):
             model = load_checkpoint(path, sizes, dtype=dtype, device=target, clock=clock)
-        with phase("hash of the weights"):
-            digest = checkpoint_hash(path, since=states)
     horizon = recipe.profile.horizon or model.config.horizon
     recipe = dataclasses.replace(
         recipe, profile=dataclasses.replace(recipe.profile, horizon=horizon)
@@ -153,6 +152,9 @@ def load(config: PolicyConfig) -> Loaded:
             max_prompt_tokens=recipe.max_prompt_tokens,
             **(config.backend_options or {}),
         )
+    if preset is None:
+        with phase("hash of the weights"):
+            digest = hashed()
     return Loaded(
         engine=engine,
         recipe=recipe,
