@@ -27,6 +27,7 @@ class ServerMetrics:
         )
         for result in RESULTS:  # so that rates begin at zero
             self.requests.labels(result)
+        self.answered = self.requests.labels("answered")
         self.sessions = Gauge("pi05_sessions", "Open connections.", registry=registry)
         waiting = Gauge("pi05_waiting_requests", "Requests in the queue.", registry=registry)
         waiting.set_function(lambda: float(queue_length()))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,20 @@ class Decoded:
     dialect: str
 
 
+class _Keys:
+    """The keys of arrays, as text or as bytes."""
+
+    def __init__(self, key: Callable[[str], Any], suffix: str) -> None:
+        self.ndarray, self.npgeneric = key("__ndarray__"), key("__npgeneric__")
+        self.nd, self.type, self.kind = key("nd"), key("type"), key("kind")
+        self.dtype, self.shape, self.data = key("dtype"), key("shape"), key("data")
+        self.complex = key("complex")
+        self.openpi, self.msgpack_numpy = f"openpi{suffix}", f"msgpack-numpy{suffix}"
+
+
+_KEYS = (_Keys(str.encode, ""), _Keys(str, "-text"))
+
+
 class _Hook:
     """`object_hook` of one frame; remembers the dialect it has seen."""
 
@@ -48,26 +63,26 @@ class _Hook:
         self.dialect: str | None = None
 
     def __call__(self, found: dict[Any, Any]) -> Any:
-        for text in (False, True):
-            key = str if text else _key
-            suffix = "-text" if text else ""
-            if key("__ndarray__") in found:
-                return self._array(found, key, f"openpi{suffix}", "dtype")
-            if key("__npgeneric__") in found:
-                return self._scalar(found, key, f"openpi{suffix}", "dtype")
-            if key("nd") in found and key("type") in found:
-                form = self._array if found[key("nd")] else self._scalar
-                return form(found, key, f"msgpack-numpy{suffix}", "type")
-            if key("complex") in found and key("data") in found:
+        for keys in _KEYS:
+            if keys.ndarray in found:
+                return self._array(found, keys, keys.openpi, keys.dtype)
+            if keys.npgeneric in found:
+                return self._scalar(found, keys, keys.openpi, keys.dtype)
+            if keys.nd in found and keys.type in found:
+                form = self._array if found[keys.nd] else self._scalar
+                return form(found, keys, keys.msgpack_numpy, keys.type)
+            if keys.complex in found and keys.data in found:
                 raise WireError(f"complex numbers are not accepted; accepted: {_accepted()}")
         return found
 
-    def _array(self, found: dict[Any, Any], key: Any, dialect: str, dtype_key: str) -> np.ndarray:
+    def _array(
+        self, found: dict[Any, Any], keys: _Keys, dialect: str, dtype_key: Any
+    ) -> np.ndarray:
         self.dialect = self.dialect or dialect
-        _check_kind(found, key)
-        dtype = _dtype(found.get(key(dtype_key)))
-        shape = _shape(found.get(key("shape")))
-        data = found.get(key("data"))
+        _check_kind(found, keys)
+        dtype = _dtype(found.get(dtype_key))
+        shape = _shape(found.get(keys.shape))
+        data = found.get(keys.data)
         if not isinstance(data, bytes):
             raise WireError(f"array data is {type(data).__name__}; accepted: binary")
         size = math.prod(shape) * dtype.itemsize
@@ -77,11 +92,13 @@ class _Hook:
             )
         return np.frombuffer(data, dtype).reshape(shape)
 
-    def _scalar(self, found: dict[Any, Any], key: Any, dialect: str, dtype_key: str) -> np.generic:
+    def _scalar(
+        self, found: dict[Any, Any], keys: _Keys, dialect: str, dtype_key: Any
+    ) -> np.generic:
         self.dialect = self.dialect or dialect
-        _check_kind(found, key)
-        dtype = _dtype(found.get(key(dtype_key)))
-        data = found.get(key("data"))
+        _check_kind(found, keys)
+        dtype = _dtype(found.get(dtype_key))
+        data = found.get(keys.data)
         if isinstance(data, bytes):  # msgpack-numpy
             if len(data) != dtype.itemsize:
                 raise WireError(f"scalar {dtype} has {len(data)} bytes of data")
@@ -97,7 +114,7 @@ class _Hook:
         return value
 
 
-def unpack(frame: bytes) -> Decoded:
+def unpack(frame: bytes | memoryview) -> Decoded:
     """Decode one frame.
 
     Raises:
@@ -149,8 +166,8 @@ def _key(name: str) -> bytes:
     return name.encode()
 
 
-def _check_kind(found: dict[Any, Any], key: Any) -> None:
-    kind = found.get(key("kind"), b"")
+def _check_kind(found: dict[Any, Any], keys: _Keys) -> None:
+    kind = found.get(keys.kind, b"")
     if kind not in (b"", ""):
         raise WireError(f"array of kind {kind!r:.20} is not accepted; accepted: {_accepted()}")
 
