@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _serve_fleet(args: argparse.Namespace, options: ServerOptions, load: dict[str, Any]) -> int:
     """Start replicas on a Ray cluster and the front here, or change a running fleet."""
-    from pi05_ros.serving.fleet import FleetOptions, deploy, fleet_server, join_cluster
+    from pi05_ros.serving.fleet.ray_fleet import FleetOptions, deploy, fleet_server, join_cluster
     from pi05_ros.serving.service import serve_until_signal
 
     fleet = FleetOptions(

@@ -26,6 +26,7 @@ log = logging.getLogger("pi05_ros.serving")
 
 BACKLOG = 8
 """Requests of one session that may be unanswered; reading goes on when one is."""
+_INTERNAL = "internal error; the server's log has the traceback"
 
 
 @dataclass
@@ -128,7 +129,17 @@ class Conversation:
             return self._refused(error, self._number, request_id)
         except Exception as error:
             return self._failed(error, self._number, request_id)
-        return _Asked(asyncio.wrap_future(future), dialect, self._number, request_id, began)
+        asked = _Asked(asyncio.wrap_future(future), dialect, self._number, request_id, began)
+        asked.future.add_done_callback(lambda done: self._count(done, asked))
+        return asked
+
+    def _count(self, done: asyncio.Future[dict[str, Any]], asked: _Asked) -> None:
+        """Log and count a request without an answer when that is known, not when it is told."""
+        error = None if done.cancelled() else done.exception()
+        if isinstance(error, Pi05Error):
+            self._refused(error, asked.number, asked.request_id)
+        elif isinstance(error, Exception):
+            self._failed(error, asked.number, asked.request_id)
 
     def _parse(self, frame: str | bytes | memoryview) -> tuple[Request, str]:
         """A frame as request, and the dialect to answer in; raises WireError."""
@@ -162,6 +173,11 @@ class Conversation:
         shared = self._shared
         try:
             answer = await asked.future
+        except Pi05Error as error:
+            return _error(str(error), asked.request_id)
+        except Exception:
+            return _error(_INTERNAL, asked.request_id)
+        try:
             timing = answer.setdefault("server_timing", {})
             shared.metrics.inference.observe(timing.get("infer_ms", 0.0) / 1e3)
             if self._previous_ms is not None:
@@ -188,7 +204,7 @@ class Conversation:
         log.error("session %s, request %d", self._name, number, exc_info=error)
         self._shared.broken = f"inference fails: {type(error).__name__}"
         self._shared.metrics.requests.labels("failed").inc()
-        return _error("internal error; the server's log has the traceback", request_id)
+        return _error(_INTERNAL, request_id)
 
     def _refused(self, error: Pi05Error, number: int, request_id: int | str | None) -> str:
         kinds = ((ReplacedError, "replaced"), (DeadlineError, "late"), (DrainingError, "draining"),

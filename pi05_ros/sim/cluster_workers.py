@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from pi05_ros.errors import InvalidValueError, Pi05Error
-from pi05_ros.serving.fleet import join_cluster
+from pi05_ros.serving.fleet.ray_fleet import join_cluster
 
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)

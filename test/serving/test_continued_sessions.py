@@ -22,7 +22,7 @@ from pi05_ros.resources import config_dir
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.policy_loading import load_policy
 from pi05_ros.serving.chunk_rules import ChunkRules
-from pi05_ros.serving.fleet import FleetSession
+from pi05_ros.serving.fleet.ray_fleet import FleetSession
 from pi05_ros.serving.metadata import server_metadata
 from pi05_ros.serving.requests import parse_request
 from pi05_ros.serving.server import ServerOptions

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 from pi05_ros.policy import Observation, Policy, load_profile
 from pi05_ros.policy.remote.array_codec import pack, unpack
 from pi05_ros.serving.errors import ServingError
-from pi05_ros.serving.fleet import (
+from pi05_ros.serving.fleet.ray_fleet import (
     APPLICATION,
     DEPLOYMENT,
     FleetOptions,

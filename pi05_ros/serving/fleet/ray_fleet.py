@@ -21,7 +21,7 @@ from pi05_ros.policy.remote.server_facts import read_metadata
 from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.serving.chunk_rules import NO_CONTINUATION
 from pi05_ros.serving.errors import ServingError
-from pi05_ros.serving.fleet_replica import FleetReplica
+from pi05_ros.serving.fleet.fleet_replica import FleetReplica
 from pi05_ros.serving.requests import Request
 from pi05_ros.serving.server import PolicyServer, ServerOptions
 

@@ -1,0 +1,1 @@
+"""One policy in several processes, on one machine or many, with Ray Serve."""
