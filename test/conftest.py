@@ -79,7 +79,23 @@ NEEDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 LONGEST = (
     "tensorrt/",
     "packaging/test_build.py",
+    "sim/test_ros_session.py",
     "replay/test_against_demonstration.py",
+    "sim/test_demonstration_to_deployment.py",
+    "serving/test_fleet.py",
+    "runtime/test_isolation.py",
+    "cli/test_live.py",
+    "conformance/test_deviant_nodes.py",
+    "backends/test_onnx.py",
+    "sim/test_evaluation.py",
+    "ros/test_lifecycle.py",
+    "cli/test_replay_cli.py",
+    "hostile/test_hostile.py",
+    "model/test_memory.py",
+    "ros/test_task_node.py",
+    "cli/test_bench.py",
+    "replay/test_offline.py",
+    "cli/test_doctor.py",
 )
 
 # Folders whose files share fixtures that are expensive: one worker runs all of them.

@@ -352,6 +352,7 @@ PROFILES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROFILES)
 def test_faults_in_the_profile_of_the_simulated_arm(
     demonstrations: Path,

@@ -178,7 +178,8 @@ class Client:
         """A server may not know a client yet that knows the server; ask until it answers."""
         client = self.node.create_client(GetState, f"{self.target}/get_state")
         try:
-            for _ in range(20):
+            end = time.monotonic() + PATIENCE_S
+            while time.monotonic() < end:
                 future = client.call_async(GetState.Request())
                 if self.until(future.done, 1.0):
                     return

@@ -166,7 +166,7 @@ class TaskRig:
     def call(self, kind, name, **request):
         service = self.person.create_client(kind, name)
         assert self.until(service.service_is_ready)
-        for _ in range(20):
+        for _ in range(int(PATIENCE_S)):
             future = service.call_async(kind.Request(**request))
             end = time.monotonic() + 1.0
             if self.until(lambda f=future, t=end: f.done() or time.monotonic() > t) and (

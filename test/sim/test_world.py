@@ -109,7 +109,6 @@ def test_the_environment_variable_chooses_as_in_mujoco(world, monkeypatch):
     ("command", "code"),
     [
         ("pi05_ros.cli.main eval --seeds 0:1 --out", 2),
-        ("pi05_ros.cli.main demo --out", 2),
         ("pi05_ros.sim.training.record", 2),
         ("pi05_ros.sim.arm.driver_node", 1),
     ],
