@@ -7,6 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Two cores are the smallest machine we support: a worker for each, and no pools of threads beside
 # them. The tests of a file run in one worker, so that fixtures of modules are made once.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MPLBACKEND=Agg
+# Each of the many processes would compile what it imports again.
+unset PYTHONDONTWRITEBYTECODE
 workers=(--numprocesses "${TEST_WORKERS:-2}" --dist loadfile)
 if [ "${1:-}" = --fast ]; then
   shift

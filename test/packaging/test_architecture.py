@@ -6,6 +6,7 @@ Every rule prints what breaks it and where the code belongs.
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 import re
 from collections import defaultdict
@@ -52,12 +53,16 @@ def module_name(path: pathlib.Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+@functools.cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
 
 
 def imports_of(name: str) -> Iterator[str]:
     """Modules of ours that a module imports, in functions and under TYPE_CHECKING as well."""
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.Import):
             found: Iterable[str] = (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -68,7 +73,10 @@ def imports_of(name: str) -> Iterator[str]:
         yield from (target for target in found if target in MODULES and target != name)
 
 
-IMPORTS = {name: set(imports_of(name)) for name in MODULES}
+@functools.cache
+def all_imports() -> dict[str, set[str]]:
+    """Every module, and those of ours that it imports."""
+    return {name: set(imports_of(name)) for name in MODULES}
 
 
 def room(module: str) -> str | None:
@@ -124,7 +132,7 @@ def test_every_package_has_its_place():
 def test_packages_import_downward_only():
     broken = sorted(
         (name, target)
-        for name, targets in IMPORTS.items()
+        for name, targets in all_imports().items()
         for target in targets
         if (a := room(name)) and (b := room(target)) and a != b and RANK[b] >= RANK[a]
     )
@@ -134,14 +142,14 @@ def test_packages_import_downward_only():
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    broken = circles(IMPORTS)
+    broken = circles(all_imports())
     advice = "imports in functions count as well; move what both need into a third module: "
     assert not broken, advice + str(broken)
 
 
 def test_no_folders_import_each_other_in_a_circle():
     graph: dict[str, set[str]] = defaultdict(set)
-    for name, targets in IMPORTS.items():
+    for name, targets in all_imports().items():
         for target in targets:
             here, there = folder(name), folder(target)
             # A folder and the folders inside it are one thing: its files are their base and top.
@@ -167,7 +175,7 @@ def test_file_names_stand_in_one_package():
 
 def test_class_names_stand_in_one_package():
     places: dict[str, set[str]] = defaultdict(set)
-    for name, tree in TREES.items():
+    for name, tree in ((name, tree_of(name)) for name in MODULES):
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
                 places[node.name].add(name)
@@ -200,7 +208,7 @@ def test_folders_are_small():
 def outside_imports(name: str) -> set[str]:
     """First words of everything that a module imports."""
     found = set()
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -220,7 +228,7 @@ def test_only_nodes_and_clients_import_rclpy():
 def test_argparse_stops_in_the_command_line():
     """Below cli/ only programs of their own read a command line: they have a `main`."""
     broken = []
-    for name, tree in TREES.items():
+    for name, tree in ((name, tree_of(name)) for name in MODULES):
         if room(name) == "cli" or "argparse" not in outside_imports(name):
             continue
         mains = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} & {"main"}

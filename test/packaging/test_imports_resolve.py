@@ -6,6 +6,7 @@ Neither type checker nor test run sees them on a machine without Triton or a GPU
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -22,6 +23,7 @@ GENERATED = {
 USERS = sorted([*(ROOT / "scripts").glob("*.py"), *(ROOT / "test").rglob("*.py")])
 
 
+@functools.cache
 def names_of(module: str) -> set[str] | None:
     """Names that a module of ours defines or imports; None if there is no such module."""
     path = ROOT / pathlib.Path(*module.split("."))

@@ -11,15 +11,18 @@ CONFIGURE, ACTIVATE = 1, 3
 ARM = (*(f"joint{i}" for i in range(1, 7)), "gripper")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory):
+    """Exporting takes longest here: the graphs are made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def test_node_answers_from_exported_graphs(bench, messages):
     parameters = {"checkpoint": "random:tiny", "backend": "onnx", "rate_hz": 5.0, "seed": 1}
     b = bench({**parameters, "max_answer_age_s": 5.0}, factory=load_policy)
-    assert b.client.change_state(CONFIGURE, timeout_s=120)  # exports the graphs
+    assert b.client.change_state(CONFIGURE, timeout_s=300)  # exports the graphs
     assert b.client.change_state(ACTIVATE)
     joints = messages.joints(ARM, [0.1] * 7)
     chunk = b.chunks(2, 60.0, lambda: b.feed(joints=joints))[-1]
@@ -33,7 +36,7 @@ def test_node_answers_from_exported_graphs(bench, messages):
 
 def test_node_refuses_tensorrt_without_proof_and_says_what_to_do(bench):
     b = bench({"checkpoint": "random:tiny", "backend": "tensorrt"}, factory=load_policy)
-    assert not b.client.change_state(CONFIGURE, timeout_s=60)
+    assert not b.client.change_state(CONFIGURE, timeout_s=120)
     assert b.client.until(lambda: bool(b.client.statuses) and b.client.statuses[-1].message)
     assert "tensorrt" in b.client.statuses[-1].message
 
@@ -41,7 +44,7 @@ def test_node_refuses_tensorrt_without_proof_and_says_what_to_do(bench):
 def test_fallback_is_a_warning_in_diagnostics(bench, messages):
     parameters = {"checkpoint": "random:tiny", "backend": "tensorrt", "allow_fallback": True}
     b = bench({**parameters, "rate_hz": 5.0, "max_answer_age_s": 5.0}, factory=load_policy)
-    assert b.client.change_state(CONFIGURE, timeout_s=60)
+    assert b.client.change_state(CONFIGURE, timeout_s=120)
     assert b.client.change_state(ACTIVATE)
     joints = messages.joints(ARM, [0.1] * 7)
     b.chunks(1, 60.0, lambda: b.feed(joints=joints))
