@@ -110,6 +110,13 @@ def _speed(value: float) -> Callable[[Rig], None]:
     return change
 
 
+def _hold(value: bool) -> Callable[[Rig], None]:
+    def change(rig: Rig) -> None:
+        rig.core.hold_chunks = value
+
+    return change
+
+
 def _held(value: bool) -> Callable[[Rig], None]:
     def change(rig: Rig) -> None:
         rig.core.teleop.held = value
@@ -122,6 +129,7 @@ def _back(rig: Rig) -> None:
     rig.core.resume()
     rig.core.interlocks.halted, rig.core.interlocks.enabled = False, True
     rig.core.teleop.held, rig.person, rig.chunks = False, None, True
+    rig.core.hold_chunks = False
 
 
 STATES: dict[str, Callable[[Rig], None]] = {
@@ -146,6 +154,7 @@ EVENTS: dict[str, Callable[[Rig], None]] = {
     "tracking": _set(stuck=True),
     "chunks end": _set(chunks=False),
     "speed 0": _speed(0.0),
+    "chunks held": _hold(True),
     "new wish": _set(shift=2.1),
     "teleop": _set(person=np.array([-0.8, -1.5, -0.5])),
     "take over": _held(True),

@@ -8,15 +8,7 @@ import numpy as np
 
 from pi05_ros.execution.arrival.chunk_gate import CLOCK_TOLERANCE_NS, ChunkGate
 from pi05_ros.execution.arrival.chunk_watch import ChunkWatch
-from pi05_ros.execution.command import (
-    FAULT,
-    FOLLOWING,
-    HOLDING,
-    STOPPED,
-    TELEOPERATED,
-    WAITING,
-    Command,
-)
+from pi05_ros.execution.command import FOLLOWING, HOLDING, TELEOPERATED, WAITING, Command
 from pi05_ros.execution.executor_settings import ExecutorSettings
 from pi05_ros.execution.interlocks import Interlocks
 from pi05_ros.execution.joint_track import JointTrack
@@ -60,7 +52,7 @@ class Executor:
         self.filter: Filter | GuardedFilter = self._guarded or inner
         self.gate = ChunkGate(self.settings, len(limits.names))
         self.watch = ChunkWatch(limits)
-        self.clipped = self.clock_jumps = 0
+        self.clipped = self.clock_jumps = self.forgotten = 0
         self._track = JointTrack(limits, 2 * self.settings.max_chunk_age_s)
         self._seen_since_ns = 0  # first of the joint states that have been coming without a gap
         self._doubt = ""  # why the joint states are not to be believed
@@ -154,7 +146,7 @@ class Executor:
     def stop(self, reason: str) -> None:
         """Brake softly and stay there until `resume`."""
         self.interlocks.stopped = reason or "stop requested"
-        self.strategy.clear()
+        self._forget()
 
     def resume(self) -> str:
         """Follow chunks again, also after a fault; what came before is forgotten.
@@ -170,7 +162,7 @@ class Executor:
         if self.interlocks.reason and self.filter.resting:
             self._start_from_measured_if_elsewhere()
         self.interlocks.resume()
-        self.strategy.clear()
+        self._forget()
         return self.interlocks.reason
 
     @property
@@ -205,7 +197,7 @@ class Executor:
         The arm brakes and is released. The next chunk starts from the measured joints if they are
         elsewhere then, as in a simulation that started over.
         """
-        self.strategy.clear()
+        self._forget()
         self.gate.forget()
         self._track.clear()
         self.teleop.rewind()
@@ -214,6 +206,11 @@ class Executor:
         self._now_ns = None
         self._rewound = True
         self.clock_jumps += 1
+
+    def _forget(self) -> None:
+        """What came before is not for later."""
+        self.strategy.clear()
+        self.forgotten += 1
 
     def _read_clock(self, now_ns: int) -> int:
         """Time to go by; a small step back holds it, a large one is a jump, see `rewind`."""
@@ -261,7 +258,7 @@ class Executor:
         unseen = "joint states are stale" if age_s > self.settings.max_state_age_s else ""
         unseen = unseen or self._doubt
         if unseen or blocked or self.hold_chunks:
-            self.strategy.clear()  # what came before is not for later
+            self._forget()
         if self._rewound and (self.filter.position is None or self.filter.resting):
             self._rewound, self._let_go = False, "the clock jumped back"
         stays = bool(blocked or unseen or self._rewound)
@@ -278,7 +275,7 @@ class Executor:
             if waiting is not None:
                 return waiting
         if blocked:
-            return Command(self.filter.brake(), self._blocked_mode, blocked)
+            return Command(self.filter.brake(), self.interlocks.mode, blocked)
         if unseen:
             return Command(self.filter.brake(), HOLDING, unseen)
         if steered and not self._rewound:
@@ -292,10 +289,6 @@ class Executor:
             reason = "the clock jumped back" if self._rewound else self._no_chunk
             return Command(self.filter.brake(), HOLDING, self._why(reason))
         return Command(follows, HOLDING if self.filter.held else FOLLOWING, self.filter.held)
-
-    @property
-    def _blocked_mode(self) -> str:
-        return FAULT if self.interlocks.fault else STOPPED
 
     def _wanted(self, now_ns: int, steered: bool) -> bool:
         """Whether a person, or else a chunk, says where the arm has to be now."""
@@ -319,7 +312,7 @@ class Executor:
         """Why commands do not start, or None: they start where the arm is."""
         if blocked:
             reason = f"{blocked}; {self._let_go}" if self._let_go else blocked
-            return Command(None, self._blocked_mode, reason)
+            return Command(None, self.interlocks.mode, reason)
         if self.measured is None:
             return Command(None, WAITING, self._doubt or "no joint states yet")
         if unseen:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pi05_ros.execution.command import FAULT, STOPPED
+
 
 @dataclass(frozen=True)
 class InterlockSettings:
@@ -62,6 +64,11 @@ class Interlocks:
             self.fault = self.fault or f"the heartbeat was silent for more than {limit_s:g} s"
             self._beat_ns = None
         return self.reason
+
+    @property
+    def mode(self) -> str:
+        """What the arm is in while there is a reason."""
+        return FAULT if self.fault else STOPPED
 
     @property
     def reason(self) -> str:

@@ -6,11 +6,10 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from pi05_ros.execution.command import FAULT, STOPPED
 from pi05_ros.execution.executor import (
-    FAULT,
     FOLLOWING,
     HOLDING,
-    STOPPED,
     TELEOPERATED,
     WAITING,
     Command,

@@ -21,7 +21,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
-from pi05_ros.execution.arrival.wire import read_chunk
+from pi05_ros.execution.arrival.chunk_intake import ChunkIntake
 from pi05_ros.execution.executor import (
     HOLDING,
     WAITING,
@@ -34,7 +34,7 @@ from pi05_ros.execution.kinematics.pose_ik import PoseSettings
 from pi05_ros.execution.limits import JointLimits
 from pi05_ros.execution.outputs import CARTESIAN, Output, default_outputs, read_outputs
 from pi05_ros.execution.strategies import make_strategy
-from pi05_ros.execution.timed_chunk import ChunkRefusedError
+from pi05_ros.execution.timed_chunk import TimedChunk
 from pi05_ros.msg import ActionChunk, ExecutorStatus
 from pi05_ros.policy.interface import ActionUnit
 from pi05_ros.ros import process, qos
@@ -115,6 +115,8 @@ class ExecutorNode(Node):
             p.robot_description,
             PoseSettings(p.pose_tolerance_m, p.pose_tolerance_rad, p.singularity_slow_below),
         )
+        self._intake = ChunkIntake(self.core, self._poses.solver, self._on_taken)
+        self._more_poses = self.create_guard_condition(self._solve_poses)
         urdf = ""
         if any(output.kind in CARTESIAN for output in self._output_list):
             urdf = self._poses.wait(p.robot_description_timeout_s)
@@ -175,21 +177,18 @@ class ExecutorNode(Node):
         self._outputs.end(ACK_S)
 
     def _on_chunk(self, message: ActionChunk) -> None:
-        now = self.get_clock().now().nanoseconds
-        try:
-            chunk = read_chunk(
-                message, self.core.limits, self.core.measured_at, self._poses.solver
-            )
-        except ChunkRefusedError as error:
-            self.core.refuse(error)
-            return
-        try:
-            self.core.offer(chunk, now, message.random_weights)
-        except ChunkRefusedError:
-            return
-        finally:
-            self._notice_clock_jump()
-        self._latency_ms = (now - chunk.start_ns) / 1e6
+        if self._intake.take(message, self.get_clock().now().nanoseconds):
+            self._more_poses.trigger()
+        self._notice_clock_jump()
+
+    def _solve_poses(self) -> None:
+        """A part of a chunk of poses; what else is due comes before the next part."""
+        if self._intake.go_on(self.get_clock().now().nanoseconds):
+            self._more_poses.trigger()
+        self._notice_clock_jump()
+
+    def _on_taken(self, message: ActionChunk, chunk: TimedChunk) -> None:
+        self._latency_ms = (self.get_clock().now().nanoseconds - chunk.start_ns) / 1e6
         self._tell_assumed_units(message)
 
     def _tell_assumed_units(self, message: ActionChunk) -> None:

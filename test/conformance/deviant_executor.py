@@ -9,10 +9,11 @@ import sys
 from dataclasses import replace
 from itertools import count
 
+from pi05_ros.execution.arrival import chunk_intake
 from pi05_ros.execution.executor import FOLLOWING, Executor
 from pi05_ros.ros import executor_node
 
-tick, read_chunk, ticks = Executor.tick, executor_node.read_chunk, count()
+tick, read, ticks = Executor.tick, chunk_intake.read_slowly, count()
 
 
 def jump(self, now_ns):
@@ -24,11 +25,11 @@ def jump(self, now_ns):
 
 def without_frame(message, *args):
     message.header.frame_id = ""
-    return read_chunk(message, *args)
+    return read(message, *args)
 
 
 if __name__ == "__main__":
     Executor.tick = jump
     Executor.stop = lambda self, reason: None
-    executor_node.read_chunk = without_frame
+    chunk_intake.read_slowly = without_frame
     sys.exit(executor_node.main())

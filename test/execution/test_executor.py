@@ -9,14 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pi05_ros.execution.executor import (
-    FOLLOWING,
-    HOLDING,
-    STOPPED,
-    WAITING,
-    Executor,
-    ExecutorSettings,
-)
+from pi05_ros.execution.command import STOPPED
+from pi05_ros.execution.executor import FOLLOWING, HOLDING, WAITING, Executor, ExecutorSettings
 from pi05_ros.execution.limits import JointLimits
 from pi05_ros.execution.strategies import make_strategy
 from pi05_ros.execution.timed_chunk import ChunkRefusedError, TimedChunk, timed_chunk

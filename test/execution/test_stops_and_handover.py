@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pi05_ros.execution.command import FAULT, STOPPED
 from pi05_ros.execution.executor import (
-    FAULT,
     FOLLOWING,
     HOLDING,
-    STOPPED,
     TELEOPERATED,
     WAITING,
     Executor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,6 +125,23 @@ class PoseSolver:
             ChunkRefusedError: "pose", "rotation": numbers that are no rotation.
 
         """
+        steps = self.solve_slowly(groups, meanings, columns, start, given)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                rows: PoseRows = end.value
+                return rows
+
+    def solve_slowly(
+        self,
+        groups: Sequence[PoseGroup],
+        meanings: Sequence[ActionMeaning],
+        columns: Mapping[str, np.ndarray],
+        start: np.ndarray,
+        given: Mapping[str, np.ndarray],
+    ) -> Generator[None, None, PoseRows]:
+        """`solve`, one step at a time; one chunk after the other."""
         horizon = len(next(iter(columns.values())))
         tracks = [
             _PoseTrack(group, kind, columns) for group, kind in zip(groups, meanings, strict=True)
@@ -158,6 +175,7 @@ class PoseSolver:
                 return PoseRows(rows[:k], pace[:k], f"step {k}: {reached.problem}")
             here = reached.positions.copy()
             rows[k, self.rows], pace[k] = here, reached.pace
+            yield
         return PoseRows(rows, pace, "")
 
 

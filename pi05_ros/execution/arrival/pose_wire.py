@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ def read_pose_chunk(
     reference: np.ndarray | None,
     times: tuple[int, int, int],
     poses: Callable[[], PoseSolver] | None,
-) -> TimedChunk:
-    """A chunk whose columns are poses, and perhaps joints, as a chunk of joints.
+) -> Generator[None, None, TimedChunk]:
+    """A chunk whose columns are poses, and perhaps joints, as a chunk of joints; step by step.
 
     Args:
         message: with at least one pose group, or a column with a meaning of poses.
@@ -88,7 +88,7 @@ def read_pose_chunk(
     )
     if not np.isfinite(table).all():
         raise ChunkRefusedError("not finite", "chunk holds NaN or infinite values")
-    solved = solver.solve(
+    solved = yield from solver.solve_slowly(
         groups,
         [kinds[names.index(group.columns[0])] for group in groups],
         {name: table[:, names.index(name)] for name in taken},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,27 @@ def read_chunk(
             also "pose", "rotation", "unreachable".
 
     """
+    steps = read_slowly(message, limits, measured_at, poses)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            chunk: TimedChunk = end.value
+            return chunk
+
+
+def has_poses(message: Any) -> bool:
+    """Whether a message is a chunk of poses, which takes time to read."""
+    return bool(getattr(message, "pose_groups", ())) or any(k in TASKS for k in message.meaning)
+
+
+def read_slowly(
+    message: Any,
+    limits: JointLimits,
+    measured_at: Callable[[int], np.ndarray | None],
+    poses: Callable[[], PoseSolver] | None = None,
+) -> Generator[None, None, TimedChunk]:
+    """`read_chunk` in small pieces: one for each step of a chunk of poses."""
     start_ns = _nanoseconds(message.header.stamp, "stamp", "header.stamp")
     published_ns = _nanoseconds(message.published_stamp, "stamp", "published_stamp")
     step_ns = _nanoseconds(message.step, "step", "step")
@@ -42,9 +63,10 @@ def read_chunk(
             "steps past",
             f"steps_past is {message.steps_past}; accepted: up to the horizon, {message.horizon}",
         )
-    if getattr(message, "pose_groups", ()) or any(kind in TASKS for kind in message.meaning):
+    if has_poses(message):
         times = (start_ns, published_ns, step_ns)
-        return read_pose_chunk(message, limits, measured_at(start_ns), times, poses)
+        found = yield from read_pose_chunk(message, limits, measured_at(start_ns), times, poses)
+        return found
     if message.header.frame_id:
         raise ChunkRefusedError(
             "frame",

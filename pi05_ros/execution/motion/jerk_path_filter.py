@@ -136,8 +136,10 @@ class JerkPathFilter(PathFilter):
         """Farthest place that is not ahead of the clock and from which a stop is found."""
         path, s = self._path, self._progress
         assert path is not None
+        assert self._chunk is not None
         catch_up = min(self.speed_scale_max, 1 + (clock - s) / CATCH_UP_S)
-        scale = self.speed_scale if self.speed_scale < 1 else catch_up
+        slowed = min(self.speed_scale, self._chunk.pace_at(s))
+        scale = slowed if slowed < 1 else catch_up
         want = min(clock, s + scale * self.period_s)
         least = self._stop[0] if self._stop else s
         limit, jerk = self._rates(path, s, self._speed)
