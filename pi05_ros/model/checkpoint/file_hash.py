@@ -18,6 +18,9 @@ from pathlib import Path
 from pi05_ros.model.checkpoint.discovery import find_files
 from pi05_ros.model.errors import CheckpointError
 
+BUFFER = 64 * 2**20
+"""Bytes. Between two reads the hash waits for Python's lock, up to 5 ms where others compute."""
+
 
 @dataclass(frozen=True)
 class FileState:
@@ -116,7 +119,7 @@ def _changed(before: tuple[FileState, ...], after: tuple[FileState, ...]) -> Che
 @lru_cache(maxsize=16)
 def _hash(files: tuple[FileState, ...]) -> str:
     digest = hashlib.sha256()
-    buffer = bytearray(4 * 2**20)
+    buffer = bytearray(min(BUFFER, max(1, *(state.size for state in files))))
     for state in files:
         with open(state.path, "rb", buffering=0) as file:
             while count := file.readinto(buffer):

@@ -117,6 +117,7 @@ def load(config: PolicyConfig) -> Loaded:
     if preset is not None:
         sizes = Pi05Config.preset(preset)
         vocabulary = load_tokenizer(words, None, sizes.vocab)
+        _begin(target)
         with phase("random weights"):
             model, digest = _random_model(preset, weight_seed, dtype, target)
     else:
@@ -131,6 +132,7 @@ def load(config: PolicyConfig) -> Loaded:
         recipe = with_tokenizer(recipe, vocabulary, sizes.vocab)
         clock = "exact" if recipe.family == "lerobot" else None
         hashed = hash_meanwhile(path, states)
+        _begin(target)
         with phase("weights"):
             model = load_checkpoint(path, sizes, dtype=dtype, device=target, clock=clock)
     horizon = recipe.profile.horizon or model.config.horizon
@@ -303,6 +305,13 @@ def _device(name: str) -> torch.device:
             "use device cpu or auto"
         )
     return device
+
+
+def _begin(device: torch.device) -> None:
+    """Make the CUDA context, so that its seconds are not taken for those of the weights."""
+    if device.type == "cuda":
+        with phase("CUDA context"):
+            torch.zeros(1, device=device)
 
 
 def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
