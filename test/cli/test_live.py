@@ -55,7 +55,7 @@ def test_files(live: tuple[Path, Path]) -> None:
 
 def test_log_time_is_bag_time(live: tuple[Path, Path]) -> None:
     for chunk in read_chunks(live[1] / "chunks"):
-        assert 0 < chunk.received_ns - chunk.observation_ns < 2 * 10**9
+        assert 0 < chunk.received_ns - chunk.observation_ns < 60 * 10**9
         # The node's clock moves in steps of up to 10 ms, the recorder's does not.
         assert chunk.received_ns > chunk.published_ns - 20_000_000
 
@@ -73,7 +73,7 @@ def test_chunks_made_with_overlap_are_recomputed_without(
     words = ["replay", str(bag), "-p", "threads=1"]
     overlap = ["-p", "overlap=true"]
     assert main([*words, *overlap, "--rate", "60", "--out", str(tmp_path), "--no-plot"]) == 0
-    assert len(read_chunks(tmp_path / "chunks")) > 5
+    assert len(read_chunks(tmp_path / "chunks")) > 1
     assert main([*words, "--verify", str(tmp_path / "chunks")]) == 0
     assert main([*words, *overlap, "--verify", str(tmp_path / "chunks")]) == 0
 
