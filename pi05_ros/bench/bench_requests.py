@@ -91,6 +91,29 @@ class NodeBenchRequest:
 
 
 @dataclass(frozen=True)
+class BatchBenchRequest:
+    """What `pi05 bench batch` measures.
+
+    Attributes:
+        preset: sizes of the random weights.
+        device: torch device; "cpu" only shows that it runs.
+        batches: requests in one call; 1 is always measured.
+        views, tokens, horizon, steps: of each request.
+        runs: how often each time is taken.
+
+    """
+
+    preset: str = "pi05"
+    device: str = "cuda"
+    batches: tuple[int, ...] = (2, 4, 8)
+    views: int = 2
+    tokens: int = 20
+    horizon: int = 50
+    steps: int = 10
+    runs: int = 20
+
+
+@dataclass(frozen=True)
 class ServeBenchRequest:
     """What `pi05 bench serve` measures.
 

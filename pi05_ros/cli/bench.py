@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pi05_ros.bench.bench_requests import (
+    BatchBenchRequest,
     CameraLoad,
     ModelBenchRequest,
     NodeBenchRequest,
@@ -22,6 +23,7 @@ MODEL_PRESETS = ("pi05", "tiny")
 MIXES = ("bf16", "fp8", "fp8-w8a16", "int8", "int8-w8a16")
 """Words of `model.config.PRESETS` and `backends.workload.MIXES`, which --help does not import."""
 _MODEL, _NODE, _SERVE = ModelBenchRequest(), NodeBenchRequest(), ServeBenchRequest()
+_BATCH = BatchBenchRequest()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("model", "stages, totals and roofline of the cuda backend", _add_model, _run_model),
         ("node", "overhead, delivery, memory and CPU of the policy node", _add_node, _run_node),
         ("serve", "what the policy server adds; robots per GPU", _add_serve, _run_serve),
+        ("batch", "requests in one call against one after the other", _add_batch, _run_batch),
         ("executor", "CPU time of a control period of the executor", _add_nothing, _run_executor),
         ("roofline", "copy bandwidth and product rates of this GPU", _add_json, _run_roofline),
     ):
@@ -216,6 +219,34 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--deadline-ms", type=float, default=_SERVE.deadline_ms, help="later answers are missed")
     add("--serve", default="", help="further options of pi05 serve, as one text")
     _add_json(parser)
+
+
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--preset", choices=MODEL_PRESETS, default=_BATCH.preset, help="sizes of random weights")
+    add("--device", default=_BATCH.device)
+    add("--batches", type=counts, default=_BATCH.batches, help="requests in one call: 2,4,8")
+    add("--views", type=at_least_one, default=_BATCH.views)
+    add("--tokens", type=at_least_one, default=_BATCH.tokens)
+    add("--horizon", type=at_least_one, default=_BATCH.horizon)
+    add("--steps", type=at_least_one, default=_BATCH.steps)
+    add("--runs", type=at_least_one, default=_BATCH.runs)
+
+
+def _run_batch(args: argparse.Namespace) -> int:
+    from pi05_ros.bench.batching import BatchRow, measure_batches
+
+    names = BatchBenchRequest.__dataclass_fields__
+    request = BatchBenchRequest(**{name: getattr(args, name) for name in names})
+    print("batch   vision  prefill  denoise    total ms   in turn ms   mean answer in turn ms")
+
+    def show(row: BatchRow) -> None:
+        print(f"{row.batch:5d} {row.vision:8.2f} {row.prefill:8.2f} {row.denoise:8.2f} "
+              f"{row.total:11.2f} {row.in_turn:12.2f} {row.answer_in_turn:24.2f}",
+              flush=True)  # fmt: skip
+
+    measure_batches(request, show)
+    return 0
 
 
 def _run_serve(args: argparse.Namespace) -> int:

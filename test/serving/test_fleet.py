@@ -29,6 +29,7 @@ ROBOTS = int(os.environ.get("PI05_FLEET_ROBOTS", "6"))
 REPLICAS = int(os.environ.get("PI05_FLEET_REPLICAS", "2"))
 SECONDS = float(os.environ.get("PI05_FLEET_SECONDS", "0"))
 DEADLINE_S = float(os.environ.get("PI05_FLEET_DEADLINE_S", "10"))
+RATE_HZ = float(os.environ.get("PI05_FLEET_HZ", "0"))  # 0: without pause
 REPORT = os.environ.get("PI05_FLEET_REPORT")
 LOAD = {"robot": "droid", "tokenizer": "bytes", "device": "cpu", "denoise_steps": 1, "threads": 1}
 DROID = load_profile("droid")
@@ -95,6 +96,8 @@ class FleetRobot(threading.Thread):
                 else:
                     value = unpack(answer).value
                     self.answers.append((seed, value["checkpoint_hash"], value["actions"]))
+                if RATE_HZ:
+                    self.stop_event.wait(max(0.0, began + 1 / RATE_HZ - time.monotonic()))
 
 
 def test_a_killed_replica_and_a_new_checkpoint_cost_no_answer(cluster):
