@@ -6,6 +6,8 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serving_rig import StubPolicy, running, wait_for
 from websockets.sync.server import serve
 
@@ -14,6 +16,7 @@ from pi05_ros.policy.remote.array_codec import pack, unpack
 from pi05_ros.policy.remote.errors import RemoteError
 from pi05_ros.policy.remote.remote_options import RemoteOptions
 from pi05_ros.policy.remote.remote_policy import RemotePolicy
+from pi05_ros.policy.remote.server_facts import read_metadata
 from pi05_ros.serving.server import ServerOptions
 from pi05_ros.serving.service import policy_server
 
@@ -184,6 +187,8 @@ def garbage(kind):
         "one dimension": pack({"actions": np.zeros(32, np.float32), "names": names}),
         "other names": pack({"actions": actions, "names": names[::-1]}),
         "no names": pack({"actions": actions}),
+        "names as an array": pack({"actions": actions, "names": np.zeros(3)}),
+        "a name as an array": pack({"actions": actions, "names": [*names[:-1], np.zeros(3)]}),
         "an error": "no such thing",
     }[kind]
 
@@ -191,7 +196,8 @@ def garbage(kind):
 @pytest.mark.parametrize(
     "kind",
     ["not msgpack", "not a map", "no actions", "nan", "infinite", "columns", "steps", "no steps",
-     "integers", "one dimension", "other names", "no names", "an error"],
+     "integers", "one dimension", "other names", "no names", "names as an array",
+     "a name as an array", "an error"],
 )  # fmt: skip
 def test_garbage_gives_no_chunk_and_the_next_good_answer_one(kind):
     asked = iter(range(10**6))
@@ -210,6 +216,63 @@ def test_garbage_gives_no_chunk_and_the_next_good_answer_one(kind):
             assert far.infer(observation()).actions.shape == (4, 8)
         finally:
             far.close()
+
+
+def test_what_an_answer_says_beside_its_actions_is_taken_only_if_it_is_a_number():
+    wild = {"kv_age": [], "denoise_steps": {}, "timings": np.zeros(3), "server_timing": [1]}
+
+    def handler(ws, number):
+        ws.send(pack(META))
+        for frame in ws:
+            ws.send(pack({**good_answer(frame), **wild}))
+
+    with scripted(handler) as port:
+        far = remote(port)
+        try:
+            chunk = far.infer(observation())
+            assert (chunk.kv_age, chunk.denoise_steps) == (0, 10)
+        finally:
+            far.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("horizon", "4"), ("horizon", 0), ("horizon", float("nan")), ("denoise_steps", -1),
+     ("random_weights", 0), ("device", "x" * 10_000), ("assumptions", np.zeros(0)),
+     ("chunk_modes", [1]), ("checkpoint_hash", np.zeros(2))],
+)  # fmt: skip
+def test_metadata_of_our_server_that_cannot_be_used_are_refused(name, value):
+    with pytest.raises(RemoteError, match=name):
+        read_metadata({**META, name: value}, None)
+    other = {key: META[key] for key in ("horizon", "device")} | {"server": "x", name: value}
+    said = read_metadata(other, DROID).info("ws://x")  # another server's mean something else
+    assert said.denoise_steps == 0
+    assert isinstance(said.horizon, int)
+
+
+def test_a_server_that_does_not_say_whether_its_weights_are_random_is_refused():
+    with pytest.raises(RemoteError, match="random_weights"):
+        read_metadata({k: v for k, v in META.items() if k != "random_weights"}, None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    field=st.sampled_from(sorted(META)),
+    inner=st.sampled_from(["names", "meanings", "units", "vision", "pose_groups", None]),
+    value=st.sampled_from(
+        [None, -1, 2**63, float("inf"), "", "x" * 1000, b"x", [], [[1]], {}, {1: 2}, np.zeros(3),
+         [np.zeros(2)] * 8, np.zeros((2, 2)), np.float32(1), [None] * 8]
+    ),
+)  # fmt: skip
+def test_any_metadata_are_read_or_refused(field, inner, value):
+    meta = dict(META)
+    meta[field] = (
+        {**meta[field], inner: value} if inner and isinstance(meta[field], dict) else value
+    )
+    with contextlib.suppress(RemoteError):
+        facts = read_metadata(meta, DROID)
+        facts.info("ws://x")
+        facts.require_continuation("identity")
 
 
 @pytest.mark.parametrize("phase", ["handshake", "metadata", "request", "answer"])

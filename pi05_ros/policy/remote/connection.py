@@ -149,7 +149,7 @@ class Connection:
             try:
                 self._dial()
             except Exception as error:
-                why = str(error) if isinstance(error, RemoteError) else _reason(error)
+                why = _one_line(str(error)) if isinstance(error, RemoteError) else _reason(error)
                 if why != self._why:
                     log.warning("%s: %s", self._options.url, why)
                 self._why = why
@@ -229,4 +229,9 @@ def _first_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return ""
-    return (lines[-1] if lines[0].startswith("Traceback") else lines[0])[:300]
+    return _one_line(lines[-1] if lines[0].startswith("Traceback") else lines[0])[:300]
+
+
+def _one_line(text: str) -> str:
+    """Text of a peer without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else " " for c in text)

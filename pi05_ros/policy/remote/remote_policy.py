@@ -229,7 +229,7 @@ class RemotePolicy:
         times: tuple[float, float, float],
     ) -> ActionChunk:
         began, prepared, done = times
-        timing = answer.get("server_timing") or {}
+        timing = answer.get("server_timing")
         server_ms = _milliseconds(timing, "total_ms") or _milliseconds(timing, "infer_ms") or 0.0
         trip_ms = 1e3 * (done - prepared)
         self._last = {
@@ -237,7 +237,7 @@ class RemotePolicy:
             "server_ms": server_ms,
             "network_ms": max(0.0, trip_ms - server_ms),
         }
-        parts = answer.get("timings") or {}
+        parts = answer.get("timings")
         return ActionChunk(
             actions=actions,
             normalized=np.zeros((len(actions), 0), np.float32),
@@ -247,7 +247,7 @@ class RemotePolicy:
             dt=self.robot.step_s,
             prompt=prompt,
             seed=seed,
-            denoise_steps=int(answer.get("denoise_steps") or steps or self.info.denoise_steps),
+            denoise_steps=_count(answer, "denoise_steps") or steps or self.info.denoise_steps,
             timings=StageTimings(
                 preprocess_ms=1e3 * (prepared - began),
                 vision_ms=_milliseconds(parts, "vision_ms") or float("nan"),
@@ -256,9 +256,15 @@ class RemotePolicy:
                 model_ms=trip_ms,
                 postprocess_ms=0.0,
             ),
-            kv_age=int(answer.get("kv_age") or 0),
+            kv_age=_count(answer, "kv_age"),
             pose_groups=self.robot.pose_groups,
         )
+
+
+def _count(answer: Mapping[str, Any], name: str) -> int:
+    """A small whole number of an answer; 0 where it has none."""
+    value = answer.get(name)
+    return value if type(value) is int and 0 <= value < 2**31 else 0
 
 
 def _milliseconds(timing: Any, name: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,28 @@ from pi05_ros.policy.robots.profile_yaml import load_profile
 MAX_HORIZON = 1000
 
 
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 300
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 100 and all(map(_text, value))
+
+
+def _whole(low: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and low <= value <= MAX_HORIZON
+
+
+_TYPED: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("server", "checkpoint_hash", "statistics_hash", "backend", "device"), _text),
+    **dict.fromkeys(("assumptions", "chunk_modes"), _texts),
+    "horizon": _whole(1),
+    "denoise_steps": _whole(0),
+    "random_weights": lambda value: isinstance(value, bool),
+}
+"""What is used of the metadata, and whether a value is one that can be."""
+
+
 @dataclass(frozen=True)
 class ServerFacts:
     """A server whose metadata fits the robot.
@@ -27,7 +49,8 @@ class ServerFacts:
     Attributes:
         own: it is `pi05 serve`: SI units, typed answers, seeds, JPEG.
         robot: profile that both sides agree on.
-        metadata: the first frame; empty values where another server says nothing.
+        metadata: the first frame, typed as `_TYPED` says; what another server says otherwise is
+            left out.
         assumptions: what no metadata told.
 
     """
@@ -46,38 +69,36 @@ class ServerFacts:
     def require_continuation(self, mode: str) -> None:
         """Check that the server continues chunks in a mode; raises RemoteError."""
         modes = self.metadata.get("chunk_modes")
-        if not self.own or not isinstance(modes, list) or not modes:
+        if not self.own or not modes:
             raise RemoteError(
                 "the server's chunks stand alone; accepted: chunk_mode plain with kv_reuse 1"
             )
         if mode not in modes:
             raise RemoteError(
-                f"the server has no chunk_mode {mode!r}; accepted: {', '.join(map(str, modes))}"
+                f"the server has no chunk_mode {mode!r}; accepted: {', '.join(modes)}"
             )
 
     def info(self, url: str) -> PolicyInfo:
         """The policy's description."""
         meta = self.metadata
-        precision = meta.get("precision") or {}
-        horizon = int(meta.get("horizon") or self.robot.horizon or 0)
         return PolicyInfo(
             checkpoint=url,
             checkpoint_hash=str(meta.get("checkpoint_hash") or "remote: not said"),
-            random_weights=bool(meta.get("random_weights", False)),
+            random_weights=meta.get("random_weights", False),
             robot=self.robot.name,
             backend="remote",
             backend_reason=f"{meta.get('server') or 'openpi protocol'} at {url}, "
             f"{meta.get('backend') or 'backend not said'} on {meta.get('device') or 'its device'}",
             device=str(meta.get("device") or "remote"),
-            precision=_precision(precision),
-            denoise_steps=int(meta.get("denoise_steps") or 0),
-            horizon=horizon,
+            precision=_precision(meta.get("precision")),
+            denoise_steps=meta.get("denoise_steps", 0),
+            horizon=meta.get("horizon") or self.robot.horizon or 0,
             step_s=self.robot.step_s,
             action_names=self.robot.action_names,
             camera_roles=self.robot.camera_roles,
             state_names=self.robot.state_names,
             tokenizer="remote",
-            assumptions=(*map(str, meta.get("assumptions") or ()), *self.assumptions),
+            assumptions=(*meta.get("assumptions", ()), *self.assumptions),
         )
 
     def state_as_trained(self, state: np.ndarray) -> np.ndarray:
@@ -100,15 +121,14 @@ class ServerFacts:
             raise RemoteError(
                 f"the answer's actions are {list(actions.shape)}; the robot has {columns} columns"
             )
-        horizon = self.metadata.get("horizon")
-        if not 0 < len(actions) <= (horizon or MAX_HORIZON):
-            raise RemoteError(
-                f"the answer has {len(actions)} steps; expected: {horizon or '1 or more'}"
-            )
+        most = self.metadata.get("horizon", MAX_HORIZON)
+        if not 0 < len(actions) <= most:
+            raise RemoteError(f"the answer has {len(actions)} steps; accepted: 1 to {most}")
         if not np.isfinite(actions).all():
             raise RemoteError("the answer's actions hold values that are not finite")
         if self.own:
-            if list(answer.get("names") or ()) != list(self.robot.action_names):
+            names = answer.get("names")
+            if not _texts(names) or names != list(self.robot.action_names):
                 raise RemoteError("the answer's action names are not those of the robot profile")
             return np.array(actions, np.float32)
         maps = self.robot.action_maps
@@ -133,8 +153,16 @@ def read_metadata(
 
     """
     meta = {key.decode() if isinstance(key, bytes) else key: v for key, v in metadata.items()}
-    if meta.get("server") == "pi05_ros":
+    wrong = [name for name, right in _TYPED.items() if name in meta and not right(meta[name])]
+    if "server" not in wrong and meta.get("server") == "pi05_ros":
+        if wrong or "random_weights" not in meta:
+            name = wrong[0] if wrong else "random_weights"
+            raise RemoteError(
+                f"the server's metadata is not as accepted: {name} is {meta.get(name)!r:.60}"
+            )
         return _own(meta, robot, control_hz)
+    for name in wrong:
+        del meta[name]
     if robot is None:
         raise RemoteError("the server does not say which robot it serves; name the robot profile")
     if robot.name not in OPENPI_KEYS:
@@ -169,7 +197,7 @@ def _own(
             "pose groups": list(action.get("pose_groups", [])),
         }
         name = str(meta["robot"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise RemoteError(f"the server's metadata is incomplete: {error!s:.100}") from error
     if robot is None:
         try:
@@ -190,7 +218,11 @@ def _own(
         "pose groups": [group.as_dict() for group in robot.pose_groups],
     }
     for what, value in here.items():
-        if said[what] != value:
+        try:
+            same = bool(said[what] == value)
+        except ValueError:  # arrays in it
+            same = False
+        if not same:
             raise RemoteError(
                 f"the server's model disagrees with robot profile {robot.name!r}: {what} are "
                 f"{said[what]!s:.200} there and {value!s:.200} here"
@@ -201,5 +233,5 @@ def _own(
 def _precision(said: Any) -> Precision:
     try:
         return Precision(said["vision"], said["prefill"], said["denoise"])
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError):
         return Precision()
