@@ -301,8 +301,8 @@ class PolicyParameters:
     engine_timeout_s: float = param(
         0.0,
         "With isolation `process`: an inference that takes longer hangs, and the engine is "
-        "started again; 0: 20 times the 99th percentile of the newest 200, at least 2 s; ten times "
-        "that for the first inference with other images, prompt or steps.",
+        "started again; 0: 20 times the 99th percentile of the newest 200, at least 2 s; ten "
+        "times that for the first inference with other images, prompt or steps.",
         low=0.0,
         high=600.0,
     )
