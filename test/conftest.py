@@ -4,6 +4,7 @@ shared/ is on the path, this folder is not: its subfolders would hide packages, 
 launch.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -133,6 +134,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     config.option.loadscopereorder = False  # most tests first: not those that take longest
     return FileScheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: collections of garbage need not look at it again."""
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_unconfigure() -> None:
+    """Pytest collects garbage five times here, ten seconds and more in a process with torch."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
