@@ -235,6 +235,39 @@ def test_what_an_answer_says_beside_its_actions_is_taken_only_if_it_is_a_number(
             far.close()
 
 
+def test_a_reset_during_a_request_holds_for_the_next_one():
+    arrived, go, resets = threading.Event(), threading.Event(), []
+
+    def handler(ws, number):
+        ws.send(pack({**META, "chunk_modes": ["plain", "identity"]}))
+        for frame in ws:
+            resets.append(unpack(frame).value["reset"])
+            arrived.set()
+            assert go.wait(60)
+            ws.send("no" if len(resets) == 4 else pack(good_answer(frame)))
+
+    with scripted(handler) as port:
+        far = remote(port, chunk_mode="identity", deadline_s=60.0)
+        try:
+            far.forget()
+            thread = threading.Thread(target=far.infer, args=(observation(),))
+            thread.start()
+            assert arrived.wait(60)
+            far.forget()
+            go.set()
+            thread.join(60)
+            far.infer(observation())
+            far.infer(observation())
+            far.forget()
+            with pytest.raises(RemoteError, match="no"):
+                far.infer(observation())
+            far.infer(observation())
+            assert resets == [True, True, False, True, True]
+        finally:
+            go.set()
+            far.close()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("horizon", "4"), ("horizon", 0), ("horizon", float("nan")), ("denoise_steps", -1),

@@ -188,7 +188,7 @@ class RemotePolicy:
                 "default; set `prompt` (of the node: parameter or topic)"
             )
         began = time.perf_counter()
-        afresh = self._afresh
+        afresh, self._afresh = self._afresh, False  # what is forgotten from now on comes next
         if facts.own:
             request = own_request(self._options, obs, prompt, seed, steps)
             if self._options.continuing:
@@ -196,17 +196,23 @@ class RemotePolicy:
         else:
             request = openpi_request(self._options, obs, prompt, facts)
         prepared = time.perf_counter()
-        answer = self._connection.ask(request, self._options.deadline_s)
-        done = time.perf_counter()
         try:
-            actions = facts.actions(answer)
+            answer = self._connection.ask(request, self._options.deadline_s)
+            done = time.perf_counter()
+            actions = self._checked(facts, answer)
+        except RemoteError:
+            self._afresh |= afresh  # the server may not have seen it
+            raise
+        times = (began, prepared, done)
+        return self._chunk(answer, actions[: self._rows], prompt, seed, steps, times), done - began
+
+    def _checked(self, facts: ServerFacts, answer: Any) -> np.ndarray:
+        """Actions of an answer; one that does not fit ends the connection."""
+        try:
+            return facts.actions(answer)
         except RemoteError as error:
             self._connection.drop(str(error))
             raise
-        if afresh:
-            self._afresh = False
-        times = (began, prepared, done)
-        return self._chunk(answer, actions[: self._rows], prompt, seed, steps, times), done - began
 
     def _continuation(self, obs: Observation, afresh: bool) -> dict[str, Any]:
         """What a request has to say where chunks continue each other."""
