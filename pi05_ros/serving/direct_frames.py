@@ -20,6 +20,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.protocol import State
 
 _SMALL = 64 * 1024  # of the buffer for everything else
+_HANDSHAKE = 4 * 1024  # of that buffer before there is a session, of which there may be thousands
 _WHOLE_BINARY = 0x82  # FIN and opcode 2
 _TOKEN = 32
 
@@ -38,7 +39,7 @@ class DirectConnection(ServerConnection, asyncio.BufferedProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._small = np.empty(_SMALL, np.uint8)
+        self._small = np.empty(_HANDSHAKE, np.uint8)
         self._http: bytes | None = b""  # end of what came of the handshake; None behind it
         self._head = b""  # of a frame's header that is not complete
         self._left = 0  # bytes to pass on of the payload that has begun
@@ -93,6 +94,7 @@ class DirectConnection(ServerConnection, asyncio.BufferedProtocol):
                 return
             end -= len(self._http)
             self._http = None
+            self._small = np.empty(_SMALL, np.uint8)
             self.data_received(data[:end])
             data = data[end:]
         data, self._head = self._head + data, b""
