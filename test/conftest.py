@@ -33,6 +33,7 @@ NEEDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("conformance/test_deviant_nodes.py", ("ros",)),
     ("launch/", ("ros", "render")),
     ("cli/test_bench.py", ("ros",)),
+    ("cli/test_bench_compare.py", ("slow",)),
     ("cli/test_demo.py", ("ros", "render")),
     ("cli/test_doctor.py", ("ros", "render")),
     ("cli/test_live.py", ("ros",)),

@@ -34,12 +34,12 @@ class Workload:
 
 
 def random_inputs(
-    config: Pi05Config, work: Workload, size: tuple[int, int], seed: int
+    config: Pi05Config, work: Workload, size: tuple[int, int], seed: int, device: str = "cuda"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs on the GPU: uint8 frames ``[V, h, w, 3]``, prompt ids ``[T]``, noise ``[H, A]``."""
-    g = torch.Generator(device="cuda").manual_seed(seed)
+    """uint8 frames ``[V, h, w, 3]``, prompt ids ``[T]``, noise ``[H, A]``, all on the device."""
+    g = torch.Generator(device=device).manual_seed(seed)
     shape = (work.views, *size, 3)
-    images = torch.randint(0, 256, shape, generator=g, dtype=torch.uint8, device="cuda")
-    tokens = torch.randint(0, config.vocab, (work.tokens,), generator=g, device="cuda")
-    noise = torch.randn(work.horizon, config.action_dim, generator=g, device="cuda")
+    images = torch.randint(0, 256, shape, generator=g, dtype=torch.uint8, device=device)
+    tokens = torch.randint(0, config.vocab, (work.tokens,), generator=g, device=device)
+    noise = torch.randn(work.horizon, config.action_dim, generator=g, device=device)
     return images, tokens, noise

@@ -25,6 +25,7 @@ class ModelBenchRequest:
         depth, width: layers of both stacks and factor on MLP widths of a smaller (student) model.
         overlap: also time frame after frame with two under way.
         eager: also time the plain model.
+        backend: "cuda", or "eager": the plain model alone, which runs without a GPU too.
 
     """
 
@@ -42,6 +43,41 @@ class ModelBenchRequest:
     width: float = 1.0
     overlap: bool = False
     eager: bool = True
+    backend: str = "cuda"
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """Two source trees or two settings of `pi05 bench model`, in turn in fresh processes.
+
+    Attributes:
+        trees: folders or git revisions of A and B; none: this package on both sides.
+        a, b: options of `bench model` for one side.
+        options: for both.
+        pairs: how often both are run.
+        row: of the report that is compared.
+        level: confidence of the interval.
+        history: file that records are added to.
+
+    """
+
+    trees: tuple[str, ...] = ()
+    a: tuple[str, ...] = ()
+    b: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    pairs: int = 4
+    row: str = "total"
+    level: float = 0.95
+    history: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be compared."""
+        if len(self.trees) not in (0, 2):
+            raise InvalidValueError("two sides are compared: A and B, or none for two settings")
+        if not 2 <= self.pairs <= 100:
+            raise InvalidValueError(f"--pairs is {self.pairs}; accepted: 2 to 100")
+        if not 0.5 <= self.level < 1:
+            raise InvalidValueError(f"--level is {self.level}; accepted: 0.5 to below 1")
 
 
 @dataclass(frozen=True)

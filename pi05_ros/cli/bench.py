@@ -17,6 +17,7 @@ from pi05_ros.bench.bench_requests import (
     ServeBenchRequest,
 )
 from pi05_ros.cli.common_options import add_common_options
+from pi05_ros.cli.engines import bench_compare
 from pi05_ros.errors import InvalidValueError
 
 MODEL_PRESETS = ("pi05", "tiny")
@@ -31,6 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     benches = parser.add_subparsers(dest="name", metavar="name", required=True)
     for name, text, add, run_bench in (
         ("model", "stages, totals and roofline of the cuda backend", _add_model, _run_model),
+        (
+            "compare",
+            "two source trees or two settings of bench model, in turn",
+            bench_compare.add_compare,
+            bench_compare.run_compare,
+        ),
+        (
+            "table",
+            "table of the figures in a history",
+            bench_compare.add_table,
+            bench_compare.run_table,
+        ),
         ("node", "overhead, delivery, memory and CPU of the policy node", _add_node, _run_node),
         ("serve", "what the policy server adds; robots per GPU", _add_serve, _run_serve),
         ("batch", "requests in one call against one after the other", _add_batch, _run_batch),
@@ -89,6 +102,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--runs", type=at_least_one, default=_MODEL.runs)
     add("--depth", type=int, help="student: layers of both stacks")
     add("--width", type=float, default=_MODEL.width, help="student: factor on the MLP widths")
+    add(
+        "--backend",
+        choices=("cuda", "eager"),
+        default=_MODEL.backend,
+        help="eager: the plain model alone, without a GPU too",
+    )
     add("--overlap", action="store_true", help="also frame after frame with two under way")
     add("--no-eager", action="store_true", help="skip the plain model")
     add("--json", type=Path)
@@ -99,8 +118,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _run_model(args: argparse.Namespace) -> int:
     from pi05_ros.bench import model_report
     from pi05_ros.bench.model import measure_model
+    from pi05_ros.bench.plain_model import measure_plain
 
-    report = measure_model(
+    measure = measure_model if args.backend == "cuda" else measure_plain
+    report = measure(
         ModelBenchRequest(
             args.checkpoint,
             args.preset,
@@ -116,6 +137,7 @@ def _run_model(args: argparse.Namespace) -> int:
             args.width,
             args.overlap,
             eager=not args.no_eager,
+            backend=args.backend,
         )
     )
     model_report.console(report)
