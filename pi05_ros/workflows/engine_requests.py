@@ -227,15 +227,16 @@ class TuneRequest:
 
     Attributes:
         preset: sizes of the model.
-        views, tokens, horizon: of the inference that is timed.
+        views, tokens: cameras and prompt tokens of the inferences that are timed, in pairs.
+        horizon: action rows of all of them.
         precisions: what is tuned, in turn.
         seconds: time for each of them.
 
     """
 
     preset: str = "pi05"
-    views: int = 2
-    tokens: int = 20
+    views: tuple[int, ...] = (2, 3)
+    tokens: tuple[int, ...] = (20, 200)
     horizon: int = 50
     precisions: tuple[str, ...] = field(default=("auto", "bf16"))
     seconds: float = 600.0

@@ -12,7 +12,7 @@ from fp8_simulation import Simulation
 from pi05_ros.backends import Precision
 from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.hopper import compile as compiler
-from pi05_ros.backends.cuda.hopper import products
+from pi05_ros.backends.cuda.hopper import products, vision_products
 from pi05_ros.backends.cuda.pack_model import pack
 from pi05_ros.backends.cuda.stages import choice, modulation
 from pi05_ros.model import Pi05, Pi05Config
@@ -155,3 +155,35 @@ def test_the_tuner_keeps_the_products_of_other_horizons(horizon):
             assert choice.product_options(now, other) == before
             changed.add(choice.product_options(now, horizon))
     assert len(changed) == 18
+
+
+def test_the_products_of_vision_run_on_hopper_where_they_fit():
+    def why(config=FULL, precision=FP8, over=None, capability=(9, 0)):
+        values = tuning.load(CPU, {"vision_kernels": "hopper", **(over or {})})
+        return choice.reason_against_vision(config, precision, values, capability)
+
+    def tower(**sizes):
+        return dataclasses.replace(FULL, vision=dataclasses.replace(FULL.vision, **sizes))
+
+    assert why() is None
+    assert "library" in why(over={"vision_kernels": "library"})
+    assert "vision is fp8" in why(precision=Precision("fp8", "fp8", "fp8"))
+    assert "capability 9.0" in why(capability=(10, 0))
+    assert "256 tokens" not in str(why(tower(image_size=224)))
+    assert "64 tokens" in why(tower(image_size=112))
+    assert "MLP size 4300" in why(tower(intermediate_size=4300))
+    assert "out of 128 columns" in why(tower(hidden_size=128))
+    for path in tuning.FOLDER.glob("*.json"):
+        assert why(over={**tuning.read(path), "vision_kernels": "hopper"}) is None, path.name
+    assert choice.vision_clusters(FULL, FP8, tuning.load(CPU), CPU) == 0
+
+
+@pytest.mark.parametrize("rows", [256, 512, 768])
+def test_tiles_of_vision_run_at_the_same_time_and_cover_all_columns(rows):
+    for columns, splits in ((3456, 1), (4304, 1), (1152, 1), (1152, 3), (1152, 4)):
+        tiles = vision_products.VisionTiles.of(rows, columns, splits, 66)
+        assert tiles.columns * tiles.count >= columns > tiles.columns * (tiles.count - 1)
+        assert rows // vision_products.PAIR * splits * tiles.count <= 66
+        assert tiles.columns % 16 == 0
+        assert 3 <= tiles.stages <= vision_products.MAX_STAGES
+        assert tiles.shared_bytes <= 227 * 1024

@@ -10,7 +10,7 @@ import torch
 
 from pi05_ros.backends.cuda import packing
 from pi05_ros.backends.cuda.hopper import compile as compiler
-from pi05_ros.backends.cuda.hopper import launch
+from pi05_ros.backends.cuda.hopper import launch, vision_products
 from pi05_ros.backends.cuda.hopper.products import ProductOptions, defines
 from pi05_ros.model import Pi05Config
 
@@ -127,7 +127,9 @@ def test_errors_of_the_compiler_are_passed_on():
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("header", ["layout.cuh", "ptx.cuh", "wgmma.cuh", "product.cuh"])
+@pytest.mark.parametrize(
+    "header", ["layout.cuh", "ptx.cuh", "wgmma.cuh", "wgmma_bf16.cuh", "product.cuh"]
+)
 def test_headers_compile_alone(header):
     constants = defines(Pi05Config.preset("pi05").expert, ProductOptions(), 16)
     options = (*compiler.OPTIONS, *(f"-D{name}={value}" for name, value in constants.items()))
@@ -146,3 +148,13 @@ def test_the_products_compile_for_sm_90a(rows, tmp_path, monkeypatch):
     assert image[:4] == b"\x7fELF"
     for name in (b"qkv_rope", b"out_residual", b"gate_up", b"down_residual"):
         assert name in image
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("columns", [16, 144, vision_products.MAX_COLUMNS])
+def test_the_products_of_vision_compile_for_sm_90a(columns, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tiles = vision_products.VisionTiles(columns, 1, 1)
+    image = compiler.cubin("vision.cu", {"COLS": columns, "STAGES": tiles.stages})
+    assert image[:4] == b"\x7fELF"
+    assert b"vision_product" in image

@@ -51,6 +51,7 @@ def test_it_wants_observations(able, capsys):
         (["--views", "-3"], "--views is -3; accepted: 0 or more"),
         (["--tokens", "0"], "--tokens is 0; accepted: 1 or more"),
         (["--horizon", "0"], "--horizon is 0; accepted: 1 or more"),
+        (["--views", "2", "3", "--tokens", "20"], "one number for each workload"),
     ],
 )
 def test_tune_names_what_it_cannot_take(capsys, words, message):

@@ -1,9 +1,10 @@
 """Kernel choices as data: tile sizes, warps, stages per device, from JSON files in tuning/.
 
 A file is named after the device (`nvidia_h100.json`); a device without one uses `sm<capability>`
-and then `default.json`. A file `{"like": "nvidia_h100"}` says what another one says. `pi05 tune`
-writes a file into the user's cache, whose values come first; what it does not have (it may be of
-an older version) is taken from ours. Only the numbers differ between devices, never the code.
+and then `default.json`. `"like": "nvidia_h100"` takes what another one says, under the values
+beside it. `pi05 tune` writes a file into the user's cache, whose values come first; what it does
+not have (it may be of an older version) is taken from ours. Only the numbers differ between
+devices, never the code.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def read(path: Path) -> dict[str, Any] | None:
     try:
         values = read_json(path)
         if isinstance(values, dict) and "like" in values:
-            values = read_json(FOLDER / f"{Path(str(values['like'])).name}.json")
+            other = read_json(FOLDER / f"{Path(str(values['like'])).name}.json")
+            own = {key: value for key, value in values.items() if key != "like"}
+            values = merge(other, own) if isinstance(other, dict) else other
     except MissingFileError:
         return None
     except FileError as error:

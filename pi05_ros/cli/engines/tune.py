@@ -12,8 +12,12 @@ _DEFAULT = TuneRequest()
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--preset", default=_DEFAULT.preset, help="sizes of the model")
-    parser.add_argument("--views", type=int, default=_DEFAULT.views)
-    parser.add_argument("--tokens", type=int, default=_DEFAULT.tokens, help="prompt tokens")
+    parser.add_argument(
+        "--views", type=int, nargs="+", default=list(_DEFAULT.views), help="one for each workload"
+    )
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", default=list(_DEFAULT.tokens), help="prompt tokens, too"
+    )
     parser.add_argument("--horizon", type=int, default=_DEFAULT.horizon)
     parser.add_argument(
         "--precision",
@@ -34,7 +38,12 @@ def run(args: argparse.Namespace) -> int:
     from pi05_ros.workflows.tune_kernels import tune_kernels
 
     request = TuneRequest(
-        args.preset, args.views, args.tokens, args.horizon, tuple(args.precision), args.seconds
+        args.preset,
+        tuple(args.views),
+        tuple(args.tokens),
+        args.horizon,
+        tuple(args.precision),
+        args.seconds,
     )
     tune_kernels(request)
     return 0

@@ -1,7 +1,7 @@
 """CUDA C++ to a cubin with NVRTC, kept on disk.
 
-The sources lie beside this file; `.cuh` files are handed to NVRTC in memory, so kernels include
-each other's headers but nothing from a toolkit. The cache key covers sources, options and the
+The sources lie beside this file; the files in `headers/` are handed to NVRTC in memory, so kernels
+include our headers but nothing from a toolkit. The cache key covers sources, options and the
 version of NVRTC. A file carries the hash of its content and is compiled anew if that is wrong, or
 if somebody else than our user may have written it.
 """
@@ -196,9 +196,27 @@ def wgmma_header() -> str:
     return _WGMMA_INTRODUCTION + "".join(_wgmma(n) for n in range(8, _WGMMA_COLUMNS + 8, 8))
 
 
+_BF16_INTRODUCTION = """\
+// wgmma on bf16 operands in shared memory: 64 rows of A times n rows of B, 16 columns, into FP32.
+// `d` is laid out as in wgmma.cuh.
+#pragma once
+
+#include "ptx.cuh"
+"""
+
+
+def wgmma_bf16_header() -> str:
+    """Text of `wgmma_bf16.cuh`; see `wgmma_header`."""
+    text = "".join(_wgmma(n) for n in range(8, _WGMMA_COLUMNS + 8, 8))
+    text = text.replace("void wgmma(", "void wgmma_bf16(").replace(
+        "k32.f32.e4m3.e4m3", "k16.f32.bf16.bf16"
+    )
+    return _BF16_INTRODUCTION + text.replace("p, 1, 1;", "p, 1, 1, 0, 0;")
+
+
 def _headers() -> dict[str, str]:
-    files = {path.name: path.read_text() for path in sorted(SOURCES.glob("*.cuh"))}
-    return {**files, "wgmma.cuh": wgmma_header()}
+    files = {path.name: path.read_text() for path in sorted((SOURCES / "headers").glob("*.cuh"))}
+    return {**files, "wgmma.cuh": wgmma_header(), "wgmma_bf16.cuh": wgmma_bf16_header()}
 
 
 def cubin(source: str, defines: Mapping[str, int] | None = None) -> bytes:

@@ -6,7 +6,6 @@ It replaces `attend` and `combine` of `kernels/attention.py` in the prefill stag
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from pi05_ros.backends.cuda.hopper import launch as cuda
 from pi05_ros.backends.cuda.hopper.attention import HEAD_DIM, HEADS, MAX_SHARED
 from pi05_ros.backends.cuda.hopper.compile import KernelError
+from pi05_ros.backends.cuda.hopper.tensor_maps import CHUNK, TensorMap, bf16_map
 
 TILE = 128  # query rows of a block
 THREADS = 384
@@ -23,7 +23,7 @@ MAX_SPLITS = 8
 KEYS = (64, 80, 96)
 MAX_ROWS = 4096
 _UNITS = 8  # of 32 columns, which the blocks of a cluster divide among themselves
-_CHUNK, _CHUNKS = 64, 4  # columns of a swizzled line
+_CHUNKS = 4  # swizzled lines of a row
 _BARRIERS = 8 * (_CHUNKS + 7)  # bytes, besides two for each stage
 
 
@@ -176,37 +176,10 @@ def launch(
     )
 
 
-class TensorMap(ctypes.Structure):
-    """CUtensorMap; the driver wants it at a multiple of 64 bytes while it fills it in."""
-
-    _fields_ = (("opaque", ctypes.c_uint64 * 16),)
-
-
-# cuda.h: CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, _SWIZZLE_128B, _L2_PROMOTION_L2_256B
-_BFLOAT16, _SWIZZLE_128, _PROMOTE_256 = 9, 3, 3
-
-
 def tensor_map(matrix: Tensor, rows: int, box_rows: int, box_chunks: int) -> TensorMap:
     """Rows of 256 bf16 as ``[chunk][row][64]``, to be fetched in boxes; rows behind are zeros."""
-    row_bytes = 2 * HEAD_DIM
-    room = (ctypes.c_uint8 * (ctypes.sizeof(TensorMap) + 64))()
-    result = TensorMap.from_buffer(room, -ctypes.addressof(room) % 64)
-    cuda._call(
-        "cuTensorMapEncodeTiled",
-        ctypes.byref(result),
-        _BFLOAT16,
-        3,
-        ctypes.c_void_p(matrix.data_ptr()),
-        (ctypes.c_uint64 * 3)(_CHUNK, rows, _CHUNKS),
-        (ctypes.c_uint64 * 2)(row_bytes, 2 * _CHUNK),
-        (ctypes.c_uint32 * 3)(_CHUNK, box_rows, box_chunks),
-        (ctypes.c_uint32 * 3)(1, 1, 1),
-        0,
-        _SWIZZLE_128,
-        _PROMOTE_256,
-        0,
-    )
-    return result
+    sizes, strides = (CHUNK, rows, _CHUNKS), (2 * HEAD_DIM, 2 * CHUNK)
+    return bf16_map(matrix, sizes, strides, (CHUNK, box_rows, box_chunks))
 
 
 @functools.cache

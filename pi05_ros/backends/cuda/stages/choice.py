@@ -1,4 +1,4 @@
-"""Whether denoising and the large products of prefill run on the Hopper kernels or on Triton."""
+"""Whether denoising and the products of prefill and vision run on the Hopper kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS
-from pi05_ros.backends.cuda.hopper import attention, prefill
+from pi05_ros.backends.cuda.hopper import attention, prefill, vision_products
 from pi05_ros.backends.cuda.hopper.compile import KernelError
 from pi05_ros.backends.cuda.hopper.products import ProductOptions, Products, unsupported
 from pi05_ros.backends.cuda.tuning import Tuning
@@ -69,6 +69,44 @@ def reason_against_prefill(
         if reason is not None:
             return reason
     return None
+
+
+def reason_against_vision(
+    config: Pi05Config, precision: Precision, tuning: Tuning, capability: tuple[int, int]
+) -> str | None:
+    """Why cuBLASLt and Triton are to compute the products of vision; see `reason_against`."""
+    if tuning.values["vision_kernels"] != "hopper":
+        return "the tuning data asks for the library"
+    if precision.vision != "bf16":
+        return f"they run in bf16, vision is {precision.vision}"
+    if capability != (9, 0):
+        return f"they need compute capability 9.0, this is {capability[0]}.{capability[1]}"
+    return vision_products.unsupported(config.vision) or next(
+        (
+            f"{name} of {K} columns does not divide into {entry[name]} slices"
+            for entry in tuning.values["hopper_vision"]
+            for name, K in (
+                ("out", config.vision.hidden_size),
+                ("fc2", config.vision.intermediate_size),
+            )
+            if not vision_products.divides(K, entry[name])
+        ),
+        None,
+    )
+
+
+def vision_clusters(
+    config: Pi05Config, precision: Precision, tuning: Tuning, device: torch.device
+) -> int:
+    """Clusters of the Hopper kernels of vision that run at a time; 0: they are not to be used."""
+    if device.type != "cuda":
+        return 0
+    capability = torch.cuda.get_device_capability(device)
+    reason = reason_against_vision(config, precision, tuning, capability)
+    usable = _decide(
+        "vision", reason, lambda: vision_products.resident_clusters(device), "cuBLASLt"
+    )
+    return vision_products.resident_clusters(device) if usable else 0
 
 
 def reason_against(
@@ -135,14 +173,16 @@ def usable_for_prefill(
     return _decide("prefill", reason, lambda: products.prepare(prefix_rows, options))
 
 
-def _decide(what: str, reason: str | None, compile_first: Callable[[], object]) -> bool:
+def _decide(
+    what: str, reason: str | None, compile_first: Callable[[], object], others: str = "Triton"
+) -> bool:
     if reason is not None:
-        log.info("%s runs on the Triton kernels: %s", what, reason)
+        log.info("%s runs on the %s kernels: %s", what, others, reason)
         return False
     try:
         compile_first()
     except KernelError as error:
         first = str(error).splitlines()[0]
-        log.warning("%s runs on the slower Triton kernels: %s", what, first)
+        log.warning("%s runs on the slower %s kernels: %s", what, others, first)
         return False
     return True

@@ -19,7 +19,7 @@ class DenoiseAttention:
     """Queries `dq` against a KV cache, on static buffers.
 
     Attributes:
-        image: whether the result is kept as a swizzled image (hopper/layout.cuh).
+        image: whether the result is kept as a swizzled image (hopper/headers/layout.cuh).
         clusters: whether the kernel of clusters may be used.
 
     """

@@ -10,10 +10,13 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from pi05_ros.backends.cuda.buffers import MAX_FC2_SPLITS
+from pi05_ros.backends.cuda.buffers import MAX_FC2_SPLITS, Buffers
+from pi05_ros.backends.cuda.hopper.vision_products import product
+from pi05_ros.backends.cuda.stages.choice import vision_clusters
 from pi05_ros.backends.cuda.stages.stage import LOG2E, Stage
 from pi05_ros.backends.cuda.triton import attention, gemm, prefill, preprocess
-from pi05_ros.backends.cuda.weights import Linear
+from pi05_ros.backends.cuda.tuning import Tuning
+from pi05_ros.backends.cuda.weights import Linear, Weights
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.resize import filter_weights, fitted_size
 
@@ -45,7 +48,14 @@ class ResizeTables:
 
 
 class VisionKernels(Stage):
-    """SigLIP on static buffers."""
+    """SigLIP on static buffers; its products in BF16 run on hopper/vision.cu where that can be."""
+
+    def __init__(
+        self, weights: Weights, buffers: Buffers, tuning: Tuning, dependent: bool
+    ) -> None:
+        super().__init__(weights, buffers, tuning, dependent)
+        device = weights.embedding.device
+        self.clusters = vision_clusters(weights.config, weights.precision, tuning, device)
 
     def frame_to_patches(self, frame: Tensor, view: int, tables: ResizeTables) -> None:
         """uint8 ``[Hc, Wc, 3]`` -> the patch rows of camera `view`."""
@@ -109,24 +119,20 @@ class VisionKernels(Stage):
         source, pending, parts = b.patch_out[rows], None, 1
         for layer in w.vision:
             self._layernorm(x, source, pending, layer.norm1, h, layer.qkv, pending is None, parts)
-            self.matmul(h, layer.qkv, qkv)
+            self._product(h, layer.qkv, qkv)
             if layer.qkv.coded:
                 self._scale_bias(qkv, layer.qkv)
             self._image_attention(qkv, attn, layer.out, views)
-            self.matmul(attn, layer.out, y)
-            self._layernorm(x, y, layer.out, layer.norm2, h, layer.fc1, False)
+            source, parts = self._sliced(attn, layer.out, "out", y)
+            self._layernorm(x, source, layer.out, layer.norm2, h, layer.fc1, False, parts)
             if layer.fc1.coded:
                 wide = b.vwide[rows]
                 self.matmul(h, layer.fc1, wide)
                 self._gelu(wide, layer.fc1, act, layer.fc2)
             else:
-                self.matmul(h, layer.fc1, act, gelu=True)
-            source, pending = y, layer.fc2
-            parts = self._split_matmul(act, layer.fc2)
-            if parts > 1:
-                source = b.vparts
-            else:
-                self.matmul(act, layer.fc2, y)
+                self._product(h, layer.fc1, act, gelu=True)
+            source, parts = self._sliced(act, layer.fc2, "fc2", y)
+            pending = layer.fc2
         post = b.vpost[rows]
         self._layernorm(x, source, pending, w.post_norm, post, w.projector, False, parts)
         self.matmul(post, w.projector, b.embeds[rows])
@@ -172,6 +178,47 @@ class VisionKernels(Stage):
             num_warps=self.tuning.values["norm_warps"],
             **self.launch,
         )
+
+    def _product(self, x: Tensor, linear: Linear, out: Tensor, gelu: bool = False) -> None:
+        """``x @ w.T + bias``, whole."""
+        if not self.clusters or linear.coded:
+            self.matmul(x, linear, out, gelu)
+            return
+        product(
+            x,
+            linear.weight,
+            linear.bias,
+            out,
+            splits=1,
+            clusters=self.clusters,
+            gelu=gelu,
+            dependent=self.pdl,
+        )
+
+    def _sliced(self, x: Tensor, linear: Linear, name: str, out: Tensor) -> tuple[Tensor, int]:
+        """``x @ w.T`` as slices of K without bias, or whole in `out`; where it is, how many."""
+        if not self.clusters or linear.coded:
+            splits = self._split_matmul(x, linear) if name == "fc2" else 1
+            if splits == 1:
+                self.matmul(x, linear, out)
+            return (self.buffers.vparts, splits) if splits > 1 else (out, 1)
+        splits = self.tuning.by_rows("hopper_vision", x.shape[0])[name]
+        if splits == 1:
+            self._product(x, linear, out)
+            return out, 1
+        if splits > MAX_FC2_SPLITS:
+            raise BackendError(f"vision {name} in more than {MAX_FC2_SPLITS} slices of K")
+        product(
+            x,
+            linear.weight,
+            None,
+            self.buffers.vparts,
+            splits=splits,
+            clusters=self.clusters,
+            gelu=False,
+            dependent=self.pdl,
+        )
+        return self.buffers.vparts, splits
 
     def _split_matmul(self, x: Tensor, linear: Linear) -> int:
         """``x @ w.T`` in slices of K into `vparts`; the number of slices, 1 = not done here."""
@@ -244,6 +291,8 @@ class VisionKernels(Stage):
             D1=d1,
             BM=options["BM"],
             BN=options["BN"],
+            PDL=self.pdl,
             MONITOR=self.monitor and target.coded,
             num_warps=options["warps"],
+            **self.launch,
         )

@@ -169,6 +169,7 @@ def attend_image(
     D1: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    PDL: tl.constexpr,
     MONITOR: tl.constexpr,
 ):
     """SigLIP attention of one head within one image: qkv ``[images * tokens, 3 * WIDTH]``.
@@ -187,6 +188,8 @@ def attend_image(
     scale = tl.load(scale_ptr)
     in_head = (d1 < HEAD_DIM)[None, :]
     in_head0 = (d0 < HEAD_DIM)[None, :]
+    pdl_wait(PDL)
+    pdl_trigger(PDL)
     q_ptrs = base + m[:, None] * 3 * WIDTH
     q0 = tl.load(q_ptrs + d0[None, :], mask=live & in_head0, other=0.0)
     q1 = tl.load(q_ptrs + d1[None, :], mask=live & in_head, other=0.0)

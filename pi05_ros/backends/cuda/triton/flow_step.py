@@ -96,7 +96,7 @@ def euler_step(
             tl.store(x_ptr + m * D + col, x)
             total += tl.sum(x * x, axis=0)
             mirror = x * tl.load(scale + col)
-            if IMAGE:  # activation_offset of hopper/layout.cuh
+            if IMAGE:  # activation_offset of hopper/headers/layout.cuh
                 place = (col // 128) * 8192 + m * 128 + ((col % 128) ^ ((m % 8) * 16))
             else:
                 place = m * D + col

@@ -46,7 +46,7 @@ def residual_rms(
     that they can be reused (vision and prompt cache). The norm's weight (1 + w) lives in the GEMM
     that follows (weights.py). DP: D rounded up to a power of two. PARTS > 0: y is the sum of that
     many slices, part_stride apart, times the scale in y_factor too (products of hopper/prefill.cu
-    carry none). IMAGE: out has the layout of hopper/layout.cuh in chunks of image_rows rows.
+    carry none). IMAGE: out has the layout of headers/layout.cuh in chunks of image_rows rows.
     """
     row = tl.program_id(0)
     d = tl.arange(0, DP)
