@@ -43,3 +43,20 @@ def measure_ceilings() -> dict[str, Any]:
             "fp8": measure_gemm(M, N, K, True) if fp8 else None,
         }
     return {"device": torch.cuda.get_device_name(), "copy_tb_s": copies, "gemm_tflop_s": gemms}
+
+
+def console(report: dict[str, Any]) -> None:
+    """Print both tables with rich."""
+    from rich.console import Console
+    from rich.table import Table
+
+    screen = Console()
+    table = Table("size", "TB/s (read + write)", title=f"copy, {report['device']}")
+    for size, rate in report["copy_tb_s"].items():
+        table.add_row(size, f"{rate:.2f}")
+    screen.print(table)
+    table = Table("product", "M x N x K", "BF16 TFLOP/s", "FP8 TFLOP/s", title="warm, one stream")
+    for name, row in report["gemm_tflop_s"].items():
+        fp8 = "-" if row["fp8"] is None else f"{row['fp8']:.0f}"
+        table.add_row(name, " x ".join(map(str, row["shape"])), f"{row['bf16']:.0f}", fp8)
+    screen.print(table)

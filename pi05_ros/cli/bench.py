@@ -17,7 +17,7 @@ from pi05_ros.bench.bench_requests import (
     ServeBenchRequest,
 )
 from pi05_ros.cli.common_options import add_common_options
-from pi05_ros.cli.engines import bench_compare
+from pi05_ros.cli.engines import bench_compare as compare
 from pi05_ros.errors import InvalidValueError
 
 MODEL_PRESETS = ("pi05", "tiny")
@@ -32,18 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     benches = parser.add_subparsers(dest="name", metavar="name", required=True)
     for name, text, add, run_bench in (
         ("model", "stages, totals and roofline of the cuda backend", _add_model, _run_model),
-        (
-            "compare",
-            "two source trees or two settings of bench model, in turn",
-            bench_compare.add_compare,
-            bench_compare.run_compare,
-        ),
-        (
-            "table",
-            "table of the figures in a history",
-            bench_compare.add_table,
-            bench_compare.run_table,
-        ),
+        ("compare", "two trees or settings in turn", compare.add_compare, compare.run_compare),
+        ("table", "figures of a history as a table", compare.add_table, compare.run_table),
         ("node", "overhead, delivery, memory and CPU of the policy node", _add_node, _run_node),
         ("serve", "what the policy server adds; robots per GPU", _add_serve, _run_serve),
         ("batch", "requests in one call against one after the other", _add_batch, _run_batch),
@@ -344,22 +334,10 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_roofline(args: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
+    from pi05_ros.bench import roofline
 
-    from pi05_ros.bench.roofline import measure_ceilings
-
-    report: dict[str, Any] = measure_ceilings()
-    screen = Console()
-    table = Table("size", "TB/s (read + write)", title=f"copy, {report['device']}")
-    for size, rate in report["copy_tb_s"].items():
-        table.add_row(size, f"{rate:.2f}")
-    screen.print(table)
-    table = Table("product", "M x N x K", "BF16 TFLOP/s", "FP8 TFLOP/s", title="warm, one stream")
-    for name, row in report["gemm_tflop_s"].items():
-        fp8 = "-" if row["fp8"] is None else f"{row['fp8']:.0f}"
-        table.add_row(name, " x ".join(map(str, row["shape"])), f"{row['bf16']:.0f}", fp8)
-    screen.print(table)
+    report: dict[str, Any] = roofline.measure_ceilings()
+    roofline.console(report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
