@@ -14,7 +14,8 @@ ON_PATH = 1e-6
 """A command this near to the path (rad, m) is on it."""
 GENTLE_S = 0.25
 """A transition takes up to this time with half of the acceleration limit; longer ones hurry."""
-_SOFT, _HARD = 0.5, 4.0
+_SHARES = np.array([[4.0], [0.5], [1.0]])
+"""Of the acceleration limit: in a hurry, gentle, all of it."""
 _SAMPLES = np.linspace(0, 1, 13)
 _FAR = 1e6  # targets farther out are no other targets; their squares would overflow
 
@@ -73,30 +74,26 @@ def join(
     velocity = np.array(move) / period_s
     slope = np.where(here == exact, _slope(grid, points, clock), 0.0)
     for ahead in _velocity_offsets(velocity, slope, limits, period_s, speed_scale_max):
-        for duration in _durations(offset, ahead, limits):
-            path = _blended(
-                grid, points, clock, position, offset, ahead, max(duration, blend_in_s), limits,
-                bounds,
-            )  # fmt: skip
-            yield path, Place(0, clock, move)
+        durations = np.maximum(_durations(offset, ahead, limits), blend_in_s)
+        blends = _blended(grid, points, clock, position, offset, ahead, durations, limits)
+        for s, rows in zip(*blends, strict=True):
+            once = np.concatenate([[True], s[1:] != s[:-1]])
+            if once.all():
+                yield _bounded(s, rows, limits, bounds), Place(0, clock, move)
+            else:
+                yield _bounded(s[once], rows[once], limits, bounds), Place(0, clock, move)
 
 
-def _durations(offset: np.ndarray, ahead: np.ndarray, limits: JointLimits) -> Iterator[float]:
-    """How long a transition may take, the best first.
+def _durations(offset: np.ndarray, ahead: np.ndarray, limits: JointLimits) -> np.ndarray:
+    """How long a transition may take ``[3]``, the best first.
 
     The acceleration of the transition is at most a share of the limit, see `_blended`: a small
     one for small offsets; far away, more than the limit, and slowing down time does the rest.
     """
     far, fast, a = np.abs(offset), np.abs(ahead), limits.acceleration
-
-    def of(share: float) -> float:
-        return float(
-            np.max((4 * fast + np.sqrt(16 * fast**2 + 24 * share * a * far)) / (2 * share * a))
-        )
-
-    yield max(of(_HARD), min(of(_SOFT), GENTLE_S))
-    yield of(1.0)
-    yield of(_SOFT)
+    root = np.sqrt(16 * fast**2 + 24 * _SHARES * a * far)
+    hard, soft, full = ((4 * fast + root) / (2 * _SHARES * a)).max(axis=1).tolist()
+    return np.array([max(hard, min(soft, GENTLE_S)), full, soft])
 
 
 def _velocity_offsets(
@@ -124,33 +121,33 @@ def _blended(
     position: np.ndarray,
     offset: np.ndarray,
     ahead: np.ndarray,
-    duration: float,
+    durations: np.ndarray,
     limits: JointLimits,
-    bounds: Bounds,
-) -> Polyline:
+) -> tuple[np.ndarray, np.ndarray]:
     """The chunk's path plus a cubic that starts with an offset and a velocity and ends with none.
 
     ``e(x) = offset (1 - 3x^2 + 2x^3) + T ahead (x - 2x^2 + x^3)``, ``x = (s - clock) / T``, whose
-    largest second derivative is at most ``6 offset / T^2 + 4 ahead / T``.
+    largest second derivative is at most ``6 offset / T^2 + 4 ahead / T``. All durations ``[d]``
+    at once, which takes hardly longer than one: progress ``[d, k]``, rising, some of it twice, and
+    joint positions ``[d, k, n]``.
     """
-    duration = max(duration, 1e-3)
-    later = int(grid.searchsorted(clock + 1e-9, side="right"))
-    s = np.concatenate([clock + duration * _SAMPLES, grid[later:]])
-    s.sort()
-    twice = s[1:] == s[:-1]
-    if twice.any():
-        s = s[np.concatenate([[True], ~twice])]
-    x = np.minimum((s - clock) / duration, 1.0)[:, None]
+    durations = np.maximum(durations, 1e-3)[:, None]
+    later = grid[int(grid.searchsorted(clock + 1e-9, side="right")) :]
+    s = np.empty((len(durations), len(_SAMPLES) + len(later)))
+    s[:, : len(_SAMPLES)] = clock + durations * _SAMPLES
+    s[:, len(_SAMPLES) :] = later
+    s.sort(axis=1)
+    x = np.minimum((s - clock) / durations, 1.0)[:, :, None]
     square, cube = x**2, x**3
     wave = offset * (1 - 3 * square + 2 * cube)
     if ahead.any():
-        wave += duration * ahead * (x - 2 * square + cube)
-    rows = _at_many(grid, points, s)
+        wave += durations[:, :, None] * ahead * (x - 2 * square + cube)
+    rows = _at_many(grid, points, s.reshape(-1)).reshape(wave.shape)
     if clock < grid[0]:
-        rows += np.minimum(s - grid[0], 0.0)[:, None] * _slope(grid, points, 0.0)
+        rows += np.minimum(s - grid[0], 0.0)[:, :, None] * _slope(grid, points, 0.0)
     rows = np.minimum(np.maximum(rows, limits.lower), limits.upper) + wave
-    rows[0] = position
-    return _bounded(s, rows, limits, bounds)
+    rows[:, 0] = position
+    return s, rows
 
 
 def _polyline(
