@@ -118,11 +118,6 @@ def _remote_options(parameters: PolicyParameters) -> dict[str, Any]:
             "parameters overlap and vision_cache_levels are for a policy in this process; with "
             f"{parameters.checkpoint or 'backend remote'} leave them at their defaults"
         )
-    if parameters.command_delay_s and parameters.chunk_mode != "plain":
-        raise ParameterError(
-            "parameter command_delay_s is for a policy in this process where chunks continue each "
-            f"other; with chunk_mode {parameters.chunk_mode} on a server set it to 0"
-        )
     key = read_keys(Path(parameters.remote_key_file))[0] if parameters.remote_key_file else b""
     return {
         "deadline_s": parameters.remote_deadline_s,
@@ -131,6 +126,7 @@ def _remote_options(parameters: PolicyParameters) -> dict[str, Any]:
         "api_key": key.decode(),
         "chunk_mode": parameters.chunk_mode,
         "kv_reuse": parameters.kv_reuse,
+        "command_delay_s": parameters.command_delay_s,
     }
 
 

@@ -235,6 +235,25 @@ def test_what_an_answer_says_beside_its_actions_is_taken_only_if_it_is_a_number(
             far.close()
 
 
+@pytest.mark.parametrize(("command_delay_s", "further"), [(0.0, 0), (0.2, 3)])
+def test_what_the_executor_has_under_way_is_tied_too(command_delay_s, further):
+    asked = []
+
+    def handler(ws, number):
+        ws.send(pack({**META, "chunk_modes": ["plain", "identity"]}))
+        for frame in ws:
+            asked.append(unpack(frame).value["delay_steps"])
+            ws.send(pack(good_answer(frame)))
+
+    with scripted(handler) as port:
+        far = remote(port, chunk_mode="identity", command_delay_s=command_delay_s)
+        try:
+            far.infer(observation())  # no inference was timed before
+            assert asked == [further]  # at 15 Hz
+        finally:
+            far.close()
+
+
 def test_a_reset_during_a_request_holds_for_the_next_one():
     arrived, go, resets = threading.Event(), threading.Event(), []
 

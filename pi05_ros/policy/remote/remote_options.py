@@ -21,6 +21,8 @@ class RemoteOptions:
         api_key: of the server; empty for none.
         chunk_mode, kv_reuse: how chunks continue each other, as the node's parameters; done by
             the server, which must be `pi05 serve`.
+        command_delay_s: how much earlier than their times chunks are followed, see the executor;
+            so much more is tied to the chunk before.
 
     """
 
@@ -31,6 +33,7 @@ class RemoteOptions:
     api_key: str = ""
     chunk_mode: str = MODES[0]
     kv_reuse: str = "1"
+    command_delay_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.deadline_s <= 60.0:
@@ -42,6 +45,10 @@ class RemoteOptions:
         if self.chunk_mode not in MODES:
             raise PolicyError(
                 f"remote chunk_mode is {self.chunk_mode!r}; accepted: {', '.join(MODES)}"
+            )
+        if not 0.0 <= self.command_delay_s <= 1.0:
+            raise PolicyError(
+                f"remote command_delay_s is {self.command_delay_s!r}; accepted: 0 to 1"
             )
         make_rule(self.kv_reuse)
 

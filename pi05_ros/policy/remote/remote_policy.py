@@ -221,7 +221,7 @@ class RemotePolicy:
         return {
             "chunk_mode": self._options.chunk_mode,
             "kv_reuse": self._options.kv_reuse,
-            "delay_steps": self._delay.steps(age_s),
+            "delay_steps": self._delay.steps(age_s + self._options.command_delay_s),
             "reset": afresh,
         }
 
