@@ -254,6 +254,31 @@ def test_what_the_executor_has_under_way_is_tied_too(command_delay_s, further):
             far.close()
 
 
+@pytest.mark.parametrize(
+    ("mode", "asked"), [("plain", [None, None]), ("identity", [True, False, True])]
+)
+def test_warming_up_also_continues_a_chunk_where_chunks_do_that(mode, asked):
+    requests = []
+
+    def handler(ws, number):
+        ws.send(pack({**META, "chunk_modes": ["plain", "identity"]}))
+        for frame in ws:
+            requests.append(unpack(frame).value)
+            ws.send(pack(good_answer(frame)))
+
+    with scripted(handler) as port:
+        far = remote(port, chunk_mode=mode)
+        try:
+            assert far.warm_up() > 0
+            far.infer(observation())
+            assert [request.get("reset") for request in requests] == asked
+            assert [request["deadline_ms"] for request in requests] == [
+                *[30e3] * (len(asked) - 1), 20e3
+            ]  # fmt: skip
+        finally:
+            far.close()
+
+
 def test_a_reset_during_a_request_holds_for_the_next_one():
     arrived, go, resets = threading.Event(), threading.Event(), []
 

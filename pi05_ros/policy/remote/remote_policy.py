@@ -29,6 +29,9 @@ from pi05_ros.policy.remote.server_facts import MAX_HORIZON, ServerFacts, read_m
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.robots.profile_yaml import load_profile
 
+WARM_UP_S = 30.0
+"""Least time that an answer of `RemotePolicy.warm_up` may take."""
+
 
 class RemotePolicy:
     """A policy server as a policy.
@@ -123,7 +126,9 @@ class RemotePolicy:
             if seed is None:
                 seed = (self._seed + self._count) % (MAX_SEED + 1)
                 self._count += 1
-            chunk, took_s = self._ask(obs, seed, denoise_steps or self._steps or None)
+            chunk, took_s = self._ask(
+                obs, seed, denoise_steps or self._steps or None, self._options.deadline_s
+            )
             self._delay.record(took_s)
             return chunk
 
@@ -152,18 +157,28 @@ class RemotePolicy:
         self._afresh = True
 
     def warm_up(self) -> float:
-        """One inference on black images; returns its milliseconds."""
+        """One inference on black images, a second that continues it if chunks do that; ms of both.
+
+        The server may compile what continues a chunk at the first one, so it gets more time.
+        """
         black = np.zeros((MODEL_SIZE, MODEL_SIZE, 3), np.uint8)
         obs = Observation(
             dict.fromkeys(self.robot.camera_roles, black),
             np.zeros(len(self.robot.state_names)),
             self._prompt or self.robot.default_prompt or "warm up",
         )
+        stamps = [0]
+        if self._options.chunk_mode != "plain":
+            stamps = [1, 1 + round(1e9 * self.robot.step_s)]
+        deadline_s = max(WARM_UP_S, self._options.deadline_s)
+        whole_s = 0.0
         with self._lock:
             self.forget()
-            _, took_s = self._ask(obs, 0, self._steps or None)
+            for stamp in stamps:
+                moment = dataclasses.replace(obs, stamp_ns=stamp)
+                whole_s += self._ask(moment, 0, self._steps or None, deadline_s)[1]
             self.forget()
-        return 1e3 * took_s
+        return 1e3 * whole_s
 
     def health(self) -> EngineHealth:
         """Connection and times of the last call, for diagnostics."""
@@ -177,7 +192,9 @@ class RemotePolicy:
 
     # one answer ------------------------------------------------------------------------------
 
-    def _ask(self, obs: Observation, seed: int, steps: int | None) -> tuple[ActionChunk, float]:
+    def _ask(
+        self, obs: Observation, seed: int, steps: int | None, deadline_s: float
+    ) -> tuple[ActionChunk, float]:
         """Chunk for an observation, and the seconds that it took."""
         facts = self._facts
         assert facts is not None
@@ -190,14 +207,16 @@ class RemotePolicy:
         began = time.perf_counter()
         afresh, self._afresh = self._afresh, False  # what is forgotten from now on comes next
         if facts.own:
-            request = own_request(self._options, obs, prompt, seed, steps)
+            request = own_request(self._options, obs, prompt, seed, steps) | {
+                "deadline_ms": 1e3 * deadline_s
+            }
             if self._options.continuing:
                 request |= self._continuation(obs, afresh)
         else:
             request = openpi_request(self._options, obs, prompt, facts)
         prepared = time.perf_counter()
         try:
-            answer = self._connection.ask(request, self._options.deadline_s)
+            answer = self._connection.ask(request, deadline_s)
             done = time.perf_counter()
             actions = self._checked(facts, answer)
         except RemoteError:
