@@ -81,6 +81,8 @@ class RuckigFilter:
         self._count = max(1, min(MAX_WINDOW, int(np.ceil(smooth_s.max() / period_s))))
         self._ahead_ns = int((self._count - 1) / 2 * period_s * 1e9)
         self._window: list[np.ndarray] = []  # the last commands of the tracked filter
+        self._goal = np.zeros(n)  # their mean
+        self._bounds = (limits.acceleration.tolist(), limits.jerk_limits.tolist())
         self._stop: list[tuple[Any, float]] = []  # per joint: trajectory to rest, time on it
 
     @property
@@ -111,7 +113,7 @@ class RuckigFilter:
         """Start at rest at a measured position ``[n]``, wherever it is."""
         self._inner.reset(position)
         self.position = np.array(position, dtype=np.float64)
-        self._window = [self.position] * self._count
+        self._window, self._goal = [self.position] * self._count, self.position
         self._velocity, self._acceleration = np.zeros((2, len(self.position)))
         self._stop = []
 
@@ -142,9 +144,9 @@ class RuckigFilter:
     def _track(self, goal: np.ndarray) -> np.ndarray:
         assert self.position is not None
         dt = self.period_s
-        before = _mean(self._window)
         self._window = [*self._window[1:], goal]
-        goal = _mean(self._window)
+        before, goal = self._goal, _mean(self._window)
+        self._goal = goal
         speed = (goal - before) / dt
         wanted = self._solve(
             self.position - before, self._velocity - speed, self._acceleration, speed
@@ -213,8 +215,7 @@ class RuckigFilter:
         ask = r.InputParameter(n)
         ask.current_position, ask.current_velocity = position.tolist(), velocity.tolist()
         ask.current_acceleration = acceleration.tolist()
-        ask.max_acceleration = self.limits.acceleration.tolist()
-        ask.max_jerk = self.limits.jerk_limits.tolist()
+        ask.max_acceleration, ask.max_jerk = self._bounds
         ask.synchronization = r.Synchronization.No
         top, shift = self.limits.velocity, 0.0 if speed is None else speed
         ask.max_velocity, ask.min_velocity = (top - shift).tolist(), (-top - shift).tolist()
@@ -237,6 +238,8 @@ class RuckigFilter:
 
 def _mean(rows: list[np.ndarray]) -> np.ndarray:
     """Mean of commands, exactly theirs where they are all the same."""
-    low, high = np.min(rows, axis=0), np.max(rows, axis=0)
-    found: np.ndarray = np.clip(np.mean(rows, axis=0), low, high)
+    table = np.array(rows)
+    found: np.ndarray = np.minimum(
+        np.maximum(table.mean(axis=0), table.min(axis=0)), table.max(axis=0)
+    )
     return found
