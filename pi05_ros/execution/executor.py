@@ -53,7 +53,8 @@ class Executor:
         self.gate = ChunkGate(self.settings, len(limits.names))
         self.watch = ChunkWatch(limits)
         self.clipped = self.clock_jumps = self.forgotten = 0
-        self._track = JointTrack(limits, 2 * self.settings.max_chunk_age_s)
+        restarted_s = 2 * self.settings.max_state_age_s
+        self._track = JointTrack(limits, 2 * self.settings.max_chunk_age_s, restarted_s)
         self._seen_since_ns = 0  # first of the joint states that have been coming without a gap
         self._doubt = ""  # why the joint states are not to be believed
         self._now_ns: int | None = None  # the clock's last reading
@@ -184,8 +185,8 @@ class Executor:
         return self.filter.position is not None and not self._let_go
 
     def _start_from_measured_if_elsewhere(self) -> None:
-        if self._elsewhere():
-            self.filter.position = None
+        if self._elsewhere() or self._track.recounted:
+            self.filter.position, self._track.recounted = None, False
 
     def _elsewhere(self) -> str:
         """Which joint is not where it is commanded, and how far off; empty if none is."""

@@ -15,17 +15,28 @@ class JointTrack:
     """Newest measured positions and those before them.
 
     A driver reports a continuous joint within one turn. Here every state is put onto the turn of
-    the state before it, so that differences and interpolation go by the shortest angle.
+    the state before it, so that differences and interpolation go by the shortest angle. A driver
+    that has reported more than a turn counts turns itself; if it starts again (`gap_s` without
+    states) and counts anew, its number is taken as it is: commands on the old turn would have the
+    joint go round.
 
     Args:
         limits: names the joints and says which are continuous.
         kept_s: how long states are kept.
+        gap_s: longest silence of a driver that is not started again.
+
+    Attributes:
+        recounted: a joint's turns were counted anew; whoever starts commands sets it back.
 
     """
 
-    def __init__(self, limits: JointLimits, kept_s: float) -> None:
+    def __init__(self, limits: JointLimits, kept_s: float, gap_s: float = np.inf) -> None:
         self._limits = limits
         self._kept_ns = int(kept_s * 1e9)
+        self._gap_s = gap_s
+        self._least = np.full(len(limits.names), np.inf)  # of what was reported
+        self._most = -self._least
+        self.recounted = False
         self.states: deque[tuple[int, np.ndarray]] = deque(maxlen=_STATES_KEPT)
 
     @property
@@ -45,7 +56,16 @@ class JointTrack:
         if self.states:
             if taken_ns < self.states[-1][0]:
                 return
-            values = values + self._limits.nearest_turn(values, self.states[-1][1])
+            turn = self._limits.nearest_turn(values, self.states[-1][1])
+            if self.age_s(taken_ns) > self._gap_s:
+                counts = self._most - self._least > 2 * np.pi + 0.1
+                self.recounted |= bool((counts & (turn != 0)).any())
+                turn = np.where(counts, 0.0, turn)
+            values, reported = values + turn, values
+        else:
+            reported = values
+        self._least = np.minimum(self._least, reported)
+        self._most = np.maximum(self._most, reported)
         self.states.append((taken_ns, values))
         while self.states[0][0] < taken_ns - self._kept_ns:
             self.states.popleft()

@@ -77,6 +77,33 @@ def test_an_arm_past_the_seam_was_not_moved_and_is_started_on_its_turn():
     assert executor.tick(now).positions[0] == pytest.approx(place)
 
 
+@pytest.mark.parametrize(("counts", "first"), [(True, 0.5), (False, 6.7)])
+def test_a_driver_that_counts_turns_anew_is_taken_at_its_word(counts, first):
+    """One that reports within a turn never says on which turn the joint is: the commands' one."""
+    executor = make()
+    shown = (lambda x: x) if counts else wrapped
+    at = 0.0
+    for k in range(140):
+        now = k * STEP
+        executor.measure(np.array([shown(at), 0.0]), now)
+        if k % 5 == 0:
+            executor.offer(chunk(now, np.minimum(0.05 * (k + np.arange(10)), 6.7), k + 1), now)
+        command = executor.tick(now)
+        at = command.positions[0]
+    assert at == pytest.approx(6.7, abs=1e-6)
+    for k in range(140, 200):  # the driver is silent
+        command = executor.tick(k * STEP)
+    assert command.positions is None
+    new = 0.5 if counts else wrapped(6.7)
+    for k in range(200, 230):
+        now = k * STEP
+        executor.measure(np.array([new, 0.0]), now)
+        executor.offer(chunk(now, np.full(10, new), k + 1), now)
+        command = executor.tick(now)
+        assert command.positions is None or command.positions[0] == pytest.approx(first, abs=1e-6)
+    assert command.positions is not None
+
+
 def test_large_steps_of_deltas_are_meant():
     options = {
         "joints": LIMITS.names, "names": LIMITS.names, "horizon": 2, "step_ns": STEP,
