@@ -5,6 +5,7 @@ launch.
 """
 
 import gc
+import logging
 import os
 import sys
 from pathlib import Path
@@ -135,6 +136,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     config.option.loadscopereorder = False  # most tests first: not those that take longest
     return FileScheduling(config, log)
+
+
+def pytest_runtest_teardown() -> None:
+    """Commands set the level of our logs; the next test of this process must not see more."""
+    logging.getLogger("pi05_ros").setLevel(logging.NOTSET)
 
 
 def pytest_collection_finish() -> None:
