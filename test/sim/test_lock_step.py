@@ -40,11 +40,18 @@ def test_time_holds_for_the_next_command_and_goes_on_with_it() -> None:
 
 def test_time_holds_for_the_next_chunk_a_camera_wait_after_it_is_due() -> None:
     held = lock()
-    held.chunk(1000 * MS)
+    held.chunk(1000 * MS, 1000 * MS)
     due = 1250 * MS + CAMERA_WAIT_NS + 2 * STEP
     assert due <= run(held, 1000 * MS) < due + STEP
-    held.chunk(1250 * MS)
+    held.chunk(1250 * MS, due)
     assert run(held, due) >= due + 250 * MS
+
+
+def test_a_late_chunk_lets_time_go_on_to_the_next_inference() -> None:
+    held = lock()
+    held.chunk(1000 * MS, 1900 * MS)  # those of 1250, 1500 and 1750 were missed
+    due = 2000 * MS + CAMERA_WAIT_NS + 2 * STEP
+    assert due <= run(held, 1900 * MS) < due + STEP
 
 
 def test_who_stays_away_is_waited_for_once() -> None:
@@ -67,14 +74,14 @@ def test_an_executor_that_waits_itself_and_a_new_episode_are_not_waited_for() ->
     assert run(held, 0) == 1000 * STEP
     held.following(True)
     held.command(0, 50 * MS)
-    held.chunk(0)
+    held.chunk(0, 0)
     held.restart()
     assert run(held, 0) == 1000 * STEP
 
 
 def test_without_a_chunk_rate_chunks_are_not_waited_for() -> None:
     held = lock(rate_hz=0)
-    held.chunk(0)
+    held.chunk(0, 0)
     assert run(held, 0) == 1000 * STEP
 
 
@@ -93,7 +100,7 @@ def test_however_slow_the_policy_it_misses_no_inference(delays: list[int], rate_
             ready_at, stamp = mono + next(waits), now
         if ready_at is not None and mono >= ready_at:
             begun.append(stamp)
-            held.chunk(stamp)
+            held.chunk(stamp, now)
             ready_at = None
         going = held.may_step(now, mono)
         mono += 0.01 if going else 0.5
@@ -101,3 +108,31 @@ def test_however_slow_the_policy_it_misses_no_inference(delays: list[int], rate_
     gaps = [b - a for a, b in itertools.pairwise(begun)]
     assert held.given_up == 0
     assert max(gaps) <= period + 2 * STEP
+
+
+@given(
+    first=st.floats(0.0, 20.0),
+    delays=st.lists(st.integers(0, 30), min_size=3, max_size=10),
+    rate_hz=st.sampled_from([1.0, 4.0, 7.3, 10.0]),
+)
+def test_however_long_the_first_inference_takes_the_others_are_in_step(
+    first: float, delays: list[int], rate_hz: float
+) -> None:
+    """Time runs during the first; ticks in which the policy is busy begin nothing."""
+    held, period = lock(rate_hz, wait_s=1e9), round(1e9 / rate_hz)
+    now, mono, stamp, ready_at, tick = 0, 0.0, 0, first, 0
+    begun: list[int] = []
+    while len(begun) <= len(delays):
+        if mono >= ready_at and stamp not in begun:
+            begun.append(stamp)
+            held.chunk(stamp, now)
+        if now // period > tick:
+            tick = now // period
+            if stamp in begun:
+                stamp, ready_at = now, mono + delays[(len(begun) - 1) % len(delays)]
+        going = held.may_step(now, mono)
+        mono += 0.01 if going else 0.5
+        now += STEP if going else 0
+        assert mono < 2000.0, "it stands still"
+    gaps = [b - a for a, b in itertools.pairwise(begun[1:])]
+    assert all(gap <= period + 2 * STEP for gap in gaps)

@@ -165,14 +165,12 @@ sys.exit(code)
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=480, check=False
     )
     said = done.stdout + done.stderr
-    success = "seed 600: done" in said  # no policy does every scene
-    assert success or "seed 600: failed" in said, said
-    assert done.returncode == (0 if success else 1), said
-    reported = f"success {int(success)} of 1"
-    for words in (reported, "chunks ", "newest sample -> command: p50 ", "wrote "):
+    assert "seed 600: " in said, said
+    assert done.returncode == 0, said
+    for words in ("success 1 of 1", "chunks ", "newest sample -> command: p50 ", "wrote "):
         assert words in done.stdout
     out = tmp_path / "out"
-    assert json.loads((out / "sim_demo.json").read_text())["done"] == {"600": success}
+    assert json.loads((out / "sim_demo.json").read_text())["done"].keys() == {"600"}
     assert (out / "sim_demo.png").stat().st_size > 1000
     with Image.open(out / "sim_demo.gif") as gif:
         assert gif.n_frames > 10

@@ -200,7 +200,7 @@ class DriverNode(Node):
     def _on_chunk(self, message: ActionChunk) -> None:
         assert self._lock is not None
         stamps = [stamp_ns(stamp) for stamp in message.input_stamps]
-        self._lock.chunk(max(stamps, default=self._elapsed_ns))
+        self._lock.chunk(max(stamps, default=self._elapsed_ns), self._elapsed_ns)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         assert self._lock is not None

@@ -39,12 +39,17 @@ class LockStep:
         """Wait for nothing until messages come again: a new episode."""
         self._chunk_due_ns = self._command_due_ns = self._held_since_s = None
 
-    def chunk(self, newest_input_ns: int) -> None:
-        """Take note of a chunk by the stamp of its newest input: the time it was begun."""
+    def chunk(self, newest_input_ns: int, now_ns: int) -> None:
+        """Take note of a chunk by the stamp of its newest input: the time it was begun.
+
+        Inferences begin whole periods apart. A late chunk has missed some of its successors; the
+        next to begin is then waited for, for which time must go on until then.
+        """
         self._held_since_s = None
         if self._chunk_period_ns:
+            periods = max(0, now_ns - newest_input_ns) // self._chunk_period_ns + 1
             slack_ns = CAMERA_WAIT_NS + 2 * self._step_ns
-            self._chunk_due_ns = newest_input_ns + self._chunk_period_ns + slack_ns
+            self._chunk_due_ns = newest_input_ns + periods * self._chunk_period_ns + slack_ns
 
     def command(self, now_ns: int, period_ns: int) -> None:
         """Take note of a command that comes once per ``period_ns``."""
