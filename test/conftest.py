@@ -132,6 +132,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             path = nodeid.partition("::")[0]
             return next((f for f in TOGETHER if path.startswith((f, f"test/{f}"))), path)
 
+        def remove_node(self, node: Any) -> str | None:
+            """Also: xdist 3.8 hands finished files of a crashed worker out again, and hangs."""
+            work = self.assigned_work[node]
+            for scope in [scope for scope, done in work.items() if all(done.values())]:
+                del work[scope]
+            crashed: str | None = super().remove_node(node)
+            return crashed
+
     if config.getoption("dist") != "loadfile":
         return None
     config.option.loadscopereorder = False  # most tests first: not those that take longest

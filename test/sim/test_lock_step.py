@@ -115,7 +115,7 @@ def test_however_slow_the_policy_it_misses_no_inference(delays: list[int], rate_
     delays=st.lists(st.integers(0, 30), min_size=3, max_size=10),
     rate_hz=st.sampled_from([1.0, 4.0, 7.3, 10.0]),
 )
-def test_however_long_the_first_inference_takes_the_others_are_in_step(
+def test_however_long_the_first_inference_takes_the_next_is_waited_for(
     first: float, delays: list[int], rate_hz: float
 ) -> None:
     """Time runs during the first; ticks in which the policy is busy begin nothing."""
@@ -135,4 +135,6 @@ def test_however_long_the_first_inference_takes_the_others_are_in_step(
         now += STEP if going else 0
         assert mono < 2000.0, "it stands still"
     gaps = [b - a for a, b in itertools.pairwise(begun[1:])]
-    assert all(gap <= period + 2 * STEP for gap in gaps)
+    # A chunk that comes just as another inference begins may cost one.
+    assert sum(gap > period + 2 * STEP for gap in gaps) <= 1
+    assert all(gap <= 2 * period + 2 * STEP for gap in gaps)

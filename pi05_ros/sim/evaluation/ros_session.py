@@ -187,6 +187,7 @@ def watch_episodes(
     for index, seed in enumerate(seeds):
         if index:
             _restart(node, executor)
+            node.task_done = False
         done = _episode(node, executor, check)
         node.session.done[seed] = done
         progress(seed, done)
@@ -238,7 +239,8 @@ def _episode(
 ) -> bool:
     session = node.session
     _drain(executor)
-    node.task_done = False
+    # The first scene began without us, and a quick policy may have done it already.
+    missed = node.task_done
     node.watch(True)
     began_ns, began_s = node.now_ns, time.monotonic()
     done = _spin(node, executor, EPISODE_S, lambda: node.task_done, check)
@@ -246,7 +248,7 @@ def _episode(
     took = (node.now_ns - began_ns) / 1e9
     session.watched_s += took
     session.wall_s += time.monotonic() - began_s
-    if done:
+    if done and not missed:
         session.seconds.append(took)
     return done
 
