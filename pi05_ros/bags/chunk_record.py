@@ -191,14 +191,7 @@ def chunk_message(
             **dict.fromkeys(TIMING_FIELDS, float("nan")), denoise_steps=chunk.denoise_steps
         ),
         pose_groups=[
-            types["pi05_ros/msg/PoseGroup"](
-                name=group.name,
-                frame_id=group.frame,
-                tool_frame_id=group.tool,
-                columns=list(group.columns),
-                rotation=group.rotation,
-                axes=group.axes,
-            )
+            types["pi05_ros/msg/PoseGroup"](**group.message_fields())
             for group in chunk.pose_groups
         ],
     )

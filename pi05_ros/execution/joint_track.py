@@ -26,7 +26,7 @@ class JointTrack:
         gap_s: longest silence of a driver that is not started again.
 
     Attributes:
-        recounted: a joint's turns were counted anew; whoever starts commands sets it back.
+        recounted: a joint's turns were counted anew; what starts commands sets it back.
 
     """
 

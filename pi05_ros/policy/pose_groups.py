@@ -73,6 +73,12 @@ class PoseGroup:
         """The inverse of `as_dict`."""
         return PoseGroup(**{**values, "columns": tuple(values["columns"])})
 
+    def message_fields(self) -> dict[str, Any]:
+        """Fields of pi05_ros/PoseGroup, see `of_message`."""
+        fields = self.as_dict()
+        fields["frame_id"], fields["tool_frame_id"] = fields.pop("frame"), fields.pop("tool")
+        return fields
+
     @staticmethod
     def of_message(message: Any) -> PoseGroup:
         """From anything with the fields of pi05_ros/PoseGroup."""

@@ -93,7 +93,7 @@ class Policy(Node):
 
 
 class Person(Node):
-    """The client of the action, the arm, and whoever takes over."""
+    """The client of the action, the arm, and the person who takes over."""
 
     def __init__(self, context):
         super().__init__("person", context=context)

@@ -1,7 +1,7 @@
 """The sources that a benchmark runs: a folder, or a git revision unpacked into one.
 
 A machine without git may be handed a plain folder. It is known by a hash of its sources, and by
-the revision in a file COMMIT beside `pi05_ros/` if whoever packed it wrote one.
+the revision in a file COMMIT beside `pi05_ros/` if there is one.
 """
 
 from __future__ import annotations

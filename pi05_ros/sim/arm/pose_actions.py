@@ -86,16 +86,7 @@ class PoseActions:
             unit=[int(unit) for unit in profile.command_units],
             policy_id="eval",
             chunk_id=0,
-            pose_groups=[
-                SimpleNamespace(
-                    name=group.name,
-                    frame_id=group.frame,
-                    tool_frame_id=group.tool,
-                    columns=list(group.columns),
-                    rotation=group.rotation,
-                    axes=group.axes,
-                )
-            ],
+            pose_groups=[SimpleNamespace(**group.message_fields())],
         )
         try:
             found = read_chunk(message, self._limits, lambda _: state, lambda: self._solver)
