@@ -10,11 +10,11 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MPLBACKEND=Agg
 # Each of the many processes would compile what it imports again.
 unset PYTHONDONTWRITEBYTECODE
 workers=(--numprocesses "${TEST_WORKERS:-2}" --dist loadfile)
+scripts/setup_export.sh dev  # files whose tests are left out are read all the same
 if [ "${1:-}" = --fast ]; then
   shift
   exec python -m pytest "${workers[@]}" -m "not (ros or render or compile or gpu or slow)" "$@"
 fi
-scripts/setup_export.sh dev
 status=0
 python -m pytest --durations=10 "${workers[@]}" "$@" || status=$?
 # Tests with real processes can fail for what else the machine does. After a whole run, up to three
