@@ -1,7 +1,8 @@
 """Writes a full-size openpi checkpoint folder with random weights.
 
 For measuring start-up and loading from disk where no trained weights can be had. Its actions mean
-nothing; no arm should follow them. It has no tokenizer: load it with the tokenizer "bytes".
+nothing: the file says so, chunks repeat it, and the executor refuses them. It has no tokenizer:
+load it with the tokenizer "bytes".
 
 usage: python3 scripts/random_checkpoint.py FOLDER [--robot droid] [--preset pi05] [--seed 0]
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from pi05_ros.model.checkpoint.open import RANDOM_MARK
 from pi05_ros.model.config import PRESETS
 from pi05_ros.model.layout import EXPERT_LM_HEAD, model_name, openpi_layout
 from pi05_ros.model.pi05 import Pi05
@@ -36,7 +38,7 @@ def write_checkpoint(folder: Path, robot: str, preset: str, seed: int) -> Path:
     profile = load_profile(robot)
     assets = folder / "assets" / robot
     assets.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt", RANDOM_MARK: "true"})
     statistics = {
         "state": _unit_statistics(len(profile.state_names)),
         "actions": _unit_statistics(len(profile.action_names)),

@@ -3,8 +3,10 @@
 import functools
 import json
 import logging
+import runpy
 import shutil
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from lerobot_files import stats, write_lerobot
 
 from pi05_ros.backends import BackendError
+from pi05_ros.cli.main import main
 from pi05_ros.model import CheckpointError, Pi05, Pi05Config, save_openpi
 from pi05_ros.policy import Observation, Policy, PolicyError, RobotProfileError
 from pi05_ros.policy.checkpoints.loading import read_recipe, with_tokenizer
@@ -342,6 +345,18 @@ def openpi_pictures(n):
     return torch.stack(
         [to_model_range(torch.from_numpy(resize_with_pad_pillow(p, 56))) for p in PICTURES[:n]]
     )
+
+
+def test_a_file_that_says_its_weights_are_random_is_not_trusted(tmp_path, capsys):
+    """The mark is in the weights, so that a copy with other files beside it keeps it."""
+    script = Path(__file__).parents[2] / "scripts" / "random_checkpoint.py"
+    made = runpy.run_path(str(script))["write_checkpoint"](tmp_path / "c", "aloha", "tiny", 5)
+    one = Policy.load(made, robot="aloha", tokenizer="bytes", threads=1)
+    assert one.info.random_weights
+    assert one.info.checkpoint_hash.startswith("sha256:")
+    assert "weights are random: the actions mean nothing" in one.info.assumptions
+    assert main(["inspect", str(made)]) == 0
+    assert "the weights are random" in capsys.readouterr().out
 
 
 def test_aloha_from_observation_to_commands(tmp_path, weights):

@@ -39,6 +39,9 @@ from pi05_ros.model.layout import (
     VISION_TOWER,
 )
 
+RANDOM_MARK = "pi05_ros.random_weights"
+"""Key in the metadata of a safetensors file; "true" if nobody trained what it holds."""
+
 # Tensors that files may hold and actions never need. Anything else unknown is an error.
 UNUSED = (
     (re.compile(re.escape(EXPERT_LM_HEAD)), "the action expert predicts no tokens"),
@@ -70,6 +73,7 @@ class Checkpoint:
         stored: every tensor under its name in the file.
         untied: the file has the embedding twice; embed_tokens is the live one.
         notes: what was found that a reader should know.
+        random_weights: a file says that nobody trained its weights, see `RANDOM_MARK`.
         adapters: openpi name -> LoRA adapter that is merged into that tensor when it is read.
 
     """
@@ -84,6 +88,7 @@ class Checkpoint:
     stored: Mapping[str, TensorEntry]
     untied: bool
     notes: tuple[str, ...]
+    random_weights: bool = False
     adapters: Mapping[str, Factors] = field(default_factory=dict)
 
 
@@ -97,8 +102,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = locate(path)
     files = find_files(path)
     stored: dict[str, TensorEntry] = {}
+    random_weights = False
     for file in files:
-        entries, _ = read_header(file)
+        entries, metadata = read_header(file)
+        random_weights |= metadata.get(RANDOM_MARK) == "true"
         twice = stored.keys() & entries.keys()
         if twice:
             raise CheckpointError(f"{file}: tensors are in another shard too: {shorten(twice)}")
@@ -126,6 +133,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         if not any(pattern.fullmatch(name) for pattern, _ in UNUSED):
             tensors[LM_HEAD if name == EMBED_TOKENS else name] = entry
     notes = ("the embedding is untied: embed_tokens is used, lm_head is not",) if untied else ()
+    if random_weights:
+        notes = (*notes, "the weights are random: the actions mean nothing")
     return Checkpoint(
         path,
         directory,
@@ -137,6 +146,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         stored,
         untied,
         (*notes, *lora.notes),
+        random_weights,
         {name: factors for name, factors in lora.factors.items() if name in tensors},
     )
 

@@ -24,6 +24,7 @@ from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
 from pi05_ros.policy.checkpoints.recipe import (
     DEFAULT_DENOISE_STEPS,
     RANDOM_PREFIX,
+    RANDOM_WEIGHTS,
     Recipe,
     openpi_recipe,
     random_recipe,
@@ -54,6 +55,7 @@ class Loaded:
     horizon: int
     image_size: int
     action_dim: int
+    random_weights: bool
 
 
 def read_recipe(
@@ -114,6 +116,7 @@ def load(config: PolicyConfig) -> Loaded:
     _log(recipe.assumptions, recipe.doubts)
     dtype = _dtype(stages, target)
     words = recipe.tokenizer if config.tokenizer is None else config.tokenizer
+    random_weights = preset is not None
     if preset is not None:
         sizes = Pi05Config.preset(preset)
         vocabulary = load_tokenizer(words, None, sizes.vocab)
@@ -127,6 +130,9 @@ def load(config: PolicyConfig) -> Loaded:
         opened = open_checkpoint(path)
         if opened.family == "lerobot" and recipe.family != "lerobot":
             recipe = with_doubt(recipe, _NOT_LEROBOT)
+        if opened.random_weights:
+            recipe = dataclasses.replace(recipe, assumptions=(*recipe.assumptions, RANDOM_WEIGHTS))
+            random_weights = True
         sizes = infer_config(opened).config
         vocabulary = load_tokenizer(words, path, sizes.vocab)
         recipe = with_tokenizer(recipe, vocabulary, sizes.vocab)
@@ -165,6 +171,7 @@ def load(config: PolicyConfig) -> Loaded:
         horizon=horizon,
         image_size=model.config.vision.image_size,
         action_dim=model.config.action_dim,
+        random_weights=random_weights,
     )
 
 
@@ -202,7 +209,7 @@ def describe_policy(loaded: Loaded, config: PolicyConfig) -> PolicyInfo:
     return PolicyInfo(
         checkpoint=str(config.checkpoint),
         checkpoint_hash=loaded.checkpoint_hash,
-        random_weights=recipe.family == "random",
+        random_weights=loaded.random_weights,
         robot=profile.name,
         backend=loaded.engine.backend,
         backend_reason=loaded.engine.reason,

@@ -26,6 +26,7 @@ from pi05_ros.policy.transforms.normalize import Normalization
 from pi05_ros.small_files import FileError
 
 RANDOM_PREFIX = "random:"
+RANDOM_WEIGHTS = "weights are random: the actions mean nothing"
 DEFAULT_ROBOT = "sim_arm"  # of seeded random weights
 DEFAULT_DENOISE_STEPS = 10  # of openpi and LeRobot
 
@@ -132,7 +133,7 @@ def random_recipe(robot: str | Path | None) -> Recipe:
         profile=profile,
         normalization=range_normalization(profile),
         tokenizer="bytes",
-        assumptions=("weights are random: the actions mean nothing",),
+        assumptions=(RANDOM_WEIGHTS,),
     )
 
 
