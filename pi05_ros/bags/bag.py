@@ -222,6 +222,10 @@ class BagWriter:
         except Exception as error:  # OSError, and what the storage libraries make of it
             raise BagError(f"cannot write {self.path}: {error}") from error
 
+    def note(self, key: str, value: str) -> None:
+        """Set custom data that was not known at the start."""
+        self._writer.set_custom_data(key, value)
+
     def add_topic(self, topic: str, msgtype: str) -> None:
         """Declare a topic, so that it is listed even if no message follows."""
         if topic not in self._connections:

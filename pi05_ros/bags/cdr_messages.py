@@ -18,6 +18,7 @@ NS = 1_000_000_000
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 JOINT_STATE = "sensor_msgs/msg/JointState"
+BOOL = "std_msgs/msg/Bool"
 STRING = "std_msgs/msg/String"
 CLOCK = "rosgraph_msgs/msg/Clock"
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
@@ -135,6 +136,11 @@ def joint_state_message(names: list[str], positions: np.ndarray, stamp_ns: int) 
 def clock_message(ns: int) -> Any:
     """rosgraph_msgs/Clock."""
     return typestore().types[CLOCK](clock=time_message(ns))
+
+
+def bool_message(value: bool) -> Any:
+    """std_msgs/Bool."""
+    return typestore().types[BOOL](data=value)
 
 
 def string_message(text: str) -> Any:

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pi05_ros.bags.bag import Bag, BagError
-from pi05_ros.bags.cdr_messages import EXECUTOR_STATUS, JOINT_STATE, TASK_STATUS, to_ns
+from pi05_ros.bags.cdr_messages import BOOL, EXECUTOR_STATUS, JOINT_STATE, TASK_STATUS, to_ns
 from pi05_ros.bags.timeline import header_stamp_ns
 
-BOOL = "std_msgs/msg/Bool"
 TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
 TARGET_AGE_NS = 500_000_000
 """A person's target is in force for this long, the executor's default teleop_timeout_s."""

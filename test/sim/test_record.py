@@ -22,6 +22,7 @@ def test_a_recorded_episode_holds_pictures_states_and_the_experts_commands(tmp_p
     with Bag(tmp_path / "pick_red-6") as bag:
         facts = json.loads(bag.custom[KEY])
         messages = list(bag.messages())
+        assert bag.custom["outcome"] == "success"
     assert facts == {"task": "pick_red", "prompt": "pick up the red block", "seed": 6}
     counts = Counter(message.topic for message in messages)
     steps = counts["/joint_states"]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from pi05_ros.cli.main import main as pi05
+from pi05_ros.errors import InvalidValueError
 from pi05_ros.model import load_checkpoint
 from pi05_ros.policy.checkpoints.norm_stats import openpi_normalization
 from pi05_ros.policy.prompt.prompt import PromptEncoder
@@ -17,6 +19,7 @@ from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.sim.arm.tasks import TASKS
 from pi05_ros.sim.arm.world import World
 from pi05_ros.sim.training.demonstrations import Demonstrations, episode, generate
+from pi05_ros.sim.training.disturbance import Disturbance
 from pi05_ros.sim.training.objective import TrainingRecipe, prepare, write_stats
 from pi05_ros.sim.training.rollout import rollout
 from pi05_ros.sim.training.shipped import CONFIG, HORIZON
@@ -225,7 +228,6 @@ def test_training_reads_an_exported_dataset_of_the_expert(version, tmp_path, cap
     """Recorded, exported, read: the expert's states and commands, and a checkpoint of them."""
     pytest.importorskip("av")
     pytest.importorskip("pyarrow")
-    from pi05_ros.cli.main import main as pi05
     from pi05_ros.sim.training import train
     from pi05_ros.sim.training.from_dataset import read_dataset
     from pi05_ros.sim.training.record import record_episode
@@ -252,3 +254,39 @@ def test_training_reads_an_exported_dataset_of_the_expert(version, tmp_path, cap
         assert train.main([*words.split(), "--minutes", "0.0001"]) == 0
         assert "those of the dataset" in capsys.readouterr().out
         assert load_checkpoint(tmp_path / "ckpt").config == CONFIG
+
+
+def test_a_dataset_of_disturbed_recordings_has_the_frames_of_the_training(tmp_path):
+    """The wrong steps are in the recording, marked; no chunk of the training holds one."""
+    pytest.importorskip("av")
+    pytest.importorskip("pyarrow")
+    from pi05_ros.sim.training.from_dataset import read_dataset
+    from pi05_ros.sim.training.record import main as record
+
+    seed = next(s for s in range(1_000_002, 1_000_099, 3) if Disturbance.draw(s).within(4, 8))
+    words = ["--episodes", "1", "--seed", str(seed), "--disturbed"]
+    assert record([str(tmp_path / "bags"), *words]) == 0
+    world = World()
+    frames = episode(world, TASKS["pick_red"], seed)
+    world.close()
+    out = tmp_path / "dataset"
+    assert pi05(["dataset", str(tmp_path / "bags"), "--out", str(out)]) == 0
+    every, kept = read_dataset(out), read_dataset(out, leave_out_interventions=True)
+    assert len(kept.tasks) < len(every.tasks)
+    # Behind its last row the command of a recording holds: those frames are not compared.
+    count = min(len(frames), len(kept.tasks) - HORIZON)
+    assert count > 5
+    for k, frame in enumerate(frames[:count]):
+        np.testing.assert_array_equal(kept.states[k], frame.state)
+        np.testing.assert_array_equal(kept.actions[k], frame.actions)
+        assert np.abs(kept.images[k].astype(int) - frame.images).mean() < 6
+
+
+def test_a_dataset_without_a_frame_that_may_be_learnt_from_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    from pi05_ros.sim.training import from_dataset
+
+    none = Demonstrations(*(np.zeros((0, 1)) for _ in range(4)))
+    monkeypatch.setattr(from_dataset, "read_episodes", lambda *_: iter([none]))
+    with pytest.raises(InvalidValueError, match="a person had the arm"):
+        from_dataset.read_dataset(tmp_path, leave_out_interventions=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,11 @@ import numpy as np
 
 from pi05_ros.backends.resize import resize_with_pad_pillow
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.sim.arm.kinematics import inverse
 from pi05_ros.sim.arm.render import RENDER_SIZE
 from pi05_ros.sim.arm.scripted_expert import expert_target
 from pi05_ros.sim.arm.tasks import MAX_STEPS, TASKS, ArmTask, Referee
 from pi05_ros.sim.arm.world import CAMERAS, World
+from pi05_ros.sim.training.disturbance import Disturbance
 from pi05_ros.sim.training.shipped import CONFIG, HORIZON
 from pi05_ros.sim.workers import as_done
 
@@ -71,21 +71,19 @@ def episode(world: World, task: ArmTask, seed: int, disturbed: bool = True) -> l
 
     """
     world.reset(seed)
-    rng = np.random.default_rng([seed, 1])
-    bursts = _bursts(rng) if disturbed else {}
-    if disturbed and rng.random() < 0.5:
-        _random_start(world, rng)
+    disturbance = Disturbance.draw(seed) if disturbed else Disturbance()
+    disturbance.place(world)
     referee = Referee()
     seen: list[tuple[int, np.ndarray, np.ndarray]] = []
     commands: list[np.ndarray] = []
     end = MAX_STEPS
     step = 0
     while step < end + HORIZON:
-        if step < end and not any(k in bursts for k in range(step, step + HORIZON)):
+        if step < end and not disturbance.within(step, HORIZON):
             seen.append((step, observe(world), world.joint_positions))
         command = expert_target(world, task)
         commands.append(command)
-        world.step(command if step not in bursts else _wrong(command, *bursts[step]))
+        world.step(disturbance.executed(step, command))
         referee.watch(world)
         step += 1
         if end == MAX_STEPS and referee.done(task.name):
@@ -100,26 +98,6 @@ def episode(world: World, task: ArmTask, seed: int, disturbed: bool = True) -> l
         )
         for k, images, state in seen
     ]
-
-
-def _bursts(rng: np.random.Generator) -> dict[int, tuple[np.ndarray, float | None]]:
-    steps: dict[int, tuple[np.ndarray, float | None]] = {}
-    for _ in range(rng.choice(3, p=(0.35, 0.4, 0.25))):
-        start, length = int(rng.integers(0, 34)), int(rng.integers(2, 7))
-        shift = rng.normal(0, 1, 6) * (0.12, 0.08, 0.08, 0.0, 0.06, 0.12)
-        gripper = float(rng.integers(0, 2)) if rng.random() < 0.25 else None
-        steps.update(dict.fromkeys(range(start, start + length), (shift, gripper)))
-    return steps
-
-
-def _wrong(command: np.ndarray, shift: np.ndarray, gripper: float | None) -> np.ndarray:
-    return np.append(command[:6] + shift, command[6] if gripper is None else gripper)
-
-
-def _random_start(world: World, rng: np.random.Generator) -> None:
-    tip = rng.uniform((0.20, -0.22, 0.08), (0.42, 0.20, 0.22))
-    pose = inverse(tip) + np.append(rng.normal(0, 0.05, 5) * (1, 1, 1, 0, 1), rng.normal(0, 0.1))
-    world.set_joints(np.append(pose, rng.integers(0, 2)))
 
 
 def collect(world: World, seeds: range) -> Iterator[tuple[int, Frame]]:
@@ -205,6 +183,16 @@ class Demonstrations:
     states: np.ndarray
     actions: np.ndarray
     tasks: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[Demonstrations]) -> Demonstrations:
+        """Frames of several, one after the other."""
+        return cls(
+            np.concatenate([part.images for part in parts]),
+            np.concatenate([part.states for part in parts]),
+            np.concatenate([part.actions for part in parts]),
+            np.concatenate([part.tasks for part in parts]),
+        )
 
     @classmethod
     def read(cls, directory: Path) -> Demonstrations:

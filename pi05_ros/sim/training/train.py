@@ -253,6 +253,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="demonstrations, made if they are not there (default OUT/../demonstrations), or a "
         "LeRobot dataset of the simulated arm",
     )
+    parser.add_argument(
+        "--leave-out-interventions",
+        action="store_true",
+        help="of a dataset: leave out frames in whose chunk a person had the arm, or the arm was "
+        "disturbed",
+    )
     parser.add_argument("--episodes", type=int, default=6000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--renderer", default=None, help="egl, osmesa or ray")
@@ -283,8 +289,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         frames = generate(directory, args.episodes, args.workers, args.renderer)
         print(f"{frames} frames in {time.monotonic() - began:.0f} s", flush=True)
-    read = read_dataset if is_dataset(directory) else Demonstrations.read
-    data = read(directory)
+    if is_dataset(directory):
+        data = read_dataset(directory, args.leave_out_interventions)
+    else:
+        data = Demonstrations.read(directory)
     staged = args.out.with_name(args.out.name + ".new")
     shutil.rmtree(staged, ignore_errors=True)  # of a run that was killed
     write_stats(staged, data)
