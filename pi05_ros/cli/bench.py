@@ -19,6 +19,7 @@ from pi05_ros.bench.bench_requests import (
 from pi05_ros.cli.common_options import add_common_options
 from pi05_ros.cli.engines import bench_compare as compare
 from pi05_ros.errors import InvalidValueError
+from pi05_ros.runtime.parameter_specs import filled
 
 MODEL_PRESETS = ("pi05", "tiny")
 MIXES = ("bf16", "fp8", "fp8-w8a16", "int8", "int8-w8a16")
@@ -111,25 +112,7 @@ def _run_model(args: argparse.Namespace) -> int:
     from pi05_ros.bench.plain_model import measure_plain
 
     measure = measure_model if args.backend == "cuda" else measure_plain
-    report = measure(
-        ModelBenchRequest(
-            args.checkpoint,
-            args.preset,
-            args.precision,
-            args.vision,
-            args.views,
-            args.tokens,
-            args.horizon,
-            tuple(args.steps),
-            args.image,
-            args.runs,
-            args.depth,
-            args.width,
-            args.overlap,
-            eager=not args.no_eager,
-            backend=args.backend,
-        )
-    )
+    report = measure(filled(ModelBenchRequest, args, eager=not args.no_eager))
     model_report.console(report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -185,22 +168,7 @@ def _run_node(args: argparse.Namespace) -> int:
 
     if args.grid is not None:
         return _run_grid(args)
-    request = NodeBenchRequest(
-        args.duration,
-        args.rate,
-        args.checkpoint,
-        args.robot,
-        args.cameras,
-        args.width,
-        args.height,
-        args.camera_hz,
-        args.joint_hz,
-        args.threads,
-        args.backend,
-        args.precision,
-        args.out,
-    )
-    figures = measure_node(request)
+    figures = measure_node(filled(NodeBenchRequest, args))
     limits = figures.limits()
     if args.json:
         print(json.dumps(asdict(figures) | {"limits": dict(limits)}, indent=2))
@@ -248,8 +216,7 @@ def _add_batch(parser: argparse.ArgumentParser) -> None:
 def _run_batch(args: argparse.Namespace) -> int:
     from pi05_ros.bench.batching import BatchRow, measure_batches
 
-    names = BatchBenchRequest.__dataclass_fields__
-    request = BatchBenchRequest(**{name: getattr(args, name) for name in names})
+    request = filled(BatchBenchRequest, args)
     print("batch   vision  prefill  denoise    total ms   in turn ms   mean answer in turn ms")
 
     def show(row: BatchRow) -> None:
@@ -264,16 +231,7 @@ def _run_batch(args: argparse.Namespace) -> int:
 def _run_serve(args: argparse.Namespace) -> int:
     from pi05_ros.bench.serve import Row, measure_serving
 
-    request = ServeBenchRequest(
-        args.checkpoint,
-        args.robot,
-        args.robots,
-        args.rate,
-        args.seconds,
-        args.image,
-        args.deadline_ms,
-        tuple(args.serve.split()),
-    )
+    request = filled(ServeBenchRequest, args, serve=tuple(args.serve.split()))
     height, width = request.image
     print(f"{request.checkpoint or 'a policy that answers at once'}, {request.rate:g} Hz each, "
           f"two images {width}x{height}")  # fmt: skip
@@ -303,25 +261,7 @@ def _run_grid(args: argparse.Namespace) -> int:
             f"--rates {args.rates!r}; accepted: numbers separated by commas"
         ) from None
     figures = measure_grid(
-        NodeGridRequest(
-            grid=loads,
-            rates=rates,
-            seconds=args.seconds,
-            direct_seconds=args.direct_seconds,
-            checkpoint=args.checkpoint,
-            robot=args.robot,
-            prompt=args.prompt,
-            tokenizer=args.tokenizer,
-            backend=args.backend,
-            precision=args.precision,
-            threads=args.threads,
-            overlap=args.overlap,
-            isolation=args.isolation,
-            cameras=args.cameras,
-            joint_hz=args.joint_hz,
-            pretend_ms=args.pretend_ms,
-            out=args.out,
-        ),
+        filled(NodeGridRequest, args, grid=loads, rates=rates),
         say=lambda text: None if args.json else print(text, flush=True),
     )
     text = write_table(figures, args.out / "grid.md")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pi05_ros.runtime.parameter_specs import filled
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -36,18 +38,11 @@ def run(args: argparse.Namespace) -> int:
     """Measure and write."""
     from pi05_ros.ros.calibration.measure_delays import DelayRequest, calibrate
 
-    request = DelayRequest(
-        joint=args.joint,
-        enable=args.enable,
-        dry_run=args.dry_run,
-        amplitude=args.amplitude,
+    request = filled(
+        DelayRequest,
+        args,
         frequency_hz=args.frequency,
-        cycles=args.cycles,
         max_delay_s=args.max_delay,
         cameras=tuple(args.camera),
-        executor=args.executor,
-        namespace=args.namespace,
-        use_sim_time=args.use_sim_time,
-        out=args.out,
     )
     return calibrate(request, print)

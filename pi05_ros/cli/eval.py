@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pi05_ros.cli.common_options import progress
 from pi05_ros.cli.eval_options import (
     DEFAULT_SEEDS,
     add_arguments,
@@ -165,7 +166,7 @@ def _run(args: argparse.Namespace, plan: _Plan) -> int:
         workers,
         args.renderer,
         device,
-        _progress(),
+        progress("episodes"),
         plan.make,
         cluster,
     )
@@ -303,28 +304,3 @@ def _checkpoint(given: str | None, ros: bool = False) -> str:
     if given is None and not (CHECKPOINT / "model.safetensors").is_file():
         raise InvalidValueError(f"no trained policy in {CHECKPOINT}; name one with --checkpoint")
     return given or str(CHECKPOINT)
-
-
-def _progress() -> Callable[[int, int], None]:
-    """Show on stderr how many episodes are done: a bar on a terminal, else a line now and then."""
-    if not sys.stderr.isatty():
-        return _progress_lines
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True))
-    task = bar.add_task("episodes")
-    bar.start()
-
-    def show(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        if done == total:
-            bar.stop()
-
-    return show
-
-
-def _progress_lines(done: int, total: int) -> None:
-    if done == total or done % 50 == 0:
-        print(f"{done}/{total} episodes", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -170,27 +171,13 @@ def listed(option: str, text: str, convert: Callable[[str], T]) -> list[T]:
 
 def settings_of(args: argparse.Namespace, kind: type[S]) -> list[S]:
     """All combinations of the lists; an option that is left out has the setting's own default."""
-    given = {
-        "backend": ("--backend", args.backend, str),
-        "precision": ("--precision", args.precision, str),
-        "denoise_steps": ("--steps", args.steps, int),
-        "chunking": ("--chunking", args.chunking, str),
-        "max_guidance": ("--max-guidance", args.max_guidance, float),
-        "replan": ("--replan", args.replan, int),
-        "delay_ms": ("--delay-ms", args.delay_ms, int),
-        "kv_reuse": ("--kv-reuse", args.kv_reuse, str),
-        "drop_wrist": ("--drop-wrist", args.drop_wrist, float),
-        "max_steps": ("--max-steps", args.max_steps, int),
-        "nudge": ("--nudge", args.nudge, float),
-        "limiting": ("--limiting", args.limiting, str),
-        "limit_share": ("--limit-share", args.limit_share, float),
-        "actions": ("--actions", args.actions, str),
-    }
-    columns: dict[str, list[Any]] = {
-        name: listed(option, text, convert)
-        for name, (option, text, convert) in given.items()
-        if text is not None
-    }
+    converters: dict[Any, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+    columns: dict[str, list[Any]] = {}
+    for item in fields(kind):
+        name = "steps" if item.name == "denoise_steps" else item.name
+        if (text := getattr(args, name)) is not None:
+            option = "--" + name.replace("_", "-")
+            columns[item.name] = listed(option, text, converters[item.type])
     engines: list[dict[str, Any]] = [{}]
     if args.engines is not None:
         if args.backend is not None or args.precision is not None:

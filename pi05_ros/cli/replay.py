@@ -19,6 +19,10 @@ from pi05_ros.cli.checkpoint_options import add_checkpoint_options, checkpoint_p
 EQUAL, DIFFERENT = 0, 1
 TIME_BASES = ("auto", "clock", "log", "header")
 """Those of `bags.timeline`, which --help does not import."""
+MIRRORED = (
+    "checkpoint", "robot", "tokenizer", "prompt", "seed", "backend", "device", "denoise_steps",
+)  # fmt: skip
+"""Options with the names of the node's parameters."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,18 +127,8 @@ def node_values(args: argparse.Namespace) -> dict[str, Any]:
     """
     from pi05_ros.runtime.parameters import SPECS, ParameterError
 
-    values: dict[str, Any] = {"checkpoint": args.checkpoint}
-    options = {
-        "robot": args.robot,
-        "tokenizer": args.tokenizer,
-        "prompt": args.prompt,
-        "rate_hz": args.rate,
-        "seed": args.seed,
-        "backend": args.backend,
-        "device": args.device,
-        "denoise_steps": args.denoise_steps,
-    }
-    values.update({name: value for name, value in options.items() if value is not None})
+    options = {"rate_hz": args.rate} | {name: getattr(args, name) for name in MIRRORED}
+    values = {name: value for name, value in options.items() if value is not None}
     values.update(checkpoint_parameters(args))
     for entry in args.param:
         name, separator, text = entry.partition("=")

@@ -14,6 +14,11 @@ from pi05_ros.cli.checkpoint_options import add_checkpoint_options, load_keyword
 if TYPE_CHECKING:
     from pi05_ros.serving.server import ServerOptions
 
+LOADED_WITH = (
+    "robot", "tokenizer", "backend", "precision", "horizon", "device", "prompt", "threads",
+)  # fmt: skip
+"""Options that are keywords of `Policy.load`."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the policy, then of the server."""
@@ -84,17 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if options.tls is None and not is_loopback(args.host):
         print("without --cert and --key, keys and images cross the network unencrypted",
               file=sys.stderr)  # fmt: skip
-    load = {
-        "robot": args.robot,
-        "tokenizer": args.tokenizer,
-        "backend": args.backend,
-        "precision": args.precision,
-        "horizon": args.horizon,
-        "device": args.device,
-        "prompt": args.prompt,
-        "threads": args.threads,
-        **load_keywords(args),
-    }
+    load = {name: getattr(args, name) for name in LOADED_WITH} | load_keywords(args)
     if args.denoise_steps is not None:
         load["denoise_steps"] = args.denoise_steps
     rules = ChunkRules(args.chunk_mode, args.kv_reuse)

@@ -53,7 +53,7 @@ from pi05_ros.ros.executor_parts.pose_source import PoseSource
 from pi05_ros.ros.executor_space import guard_of_node
 from pi05_ros.ros.joint_state_input import JointStateInput
 from pi05_ros.ros.messages import time_msg
-from pi05_ros.runtime.parameter_specs import ParameterError
+from pi05_ros.runtime.parameter_specs import ParameterError, filled
 
 SETTLE_S = 0.2
 """Commands start when joint states have come for this long: a second publisher shows by then."""
@@ -73,22 +73,12 @@ class ExecutorNode(Node):
         limits = self._read_limits(p)
         self._output_list = self._read_outputs(p, limits)
         grippers = [o.joints for o in self._output_list if o.gripper]
-        settings = ExecutorSettings(
+        settings = filled(
+            ExecutorSettings,
+            p,
             period_s=1.0 / p.control_rate_hz,
-            max_chunk_age_s=p.max_chunk_age_s,
-            max_future_s=p.max_future_s,
-            max_chunk_s=p.max_chunk_s,
-            max_state_age_s=p.max_state_age_s,
-            following_lag_s=p.following_lag_s,
             gripping=tuple(name for names in grippers for name in names),
             settle_s=SETTLE_S,
-            limiting=p.limiting,
-            jerk_limiting=p.jerk_limiting,
-            speed_scale_max=p.speed_scale_max,
-            blend_in_s=p.blend_in_s,
-            tracking_error_time_s=p.tracking_error_time_s,
-            teleop_timeout_s=p.teleop_timeout_s,
-            command_delay_s=p.command_delay_s,
             interlocks=InterlockSettings(p.require_enable, p.heartbeat_timeout_s),
             random_weights_allowed=p.allow_random_weights,
         )

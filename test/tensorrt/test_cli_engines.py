@@ -303,7 +303,7 @@ def test_a_report_is_about_the_plans_that_ran(
         content["plans"]["prefill"] = sha256_file(plan)
         key.write_text(json.dumps(content))
 
-    monkeypatch.setattr(engine_options, "show_progress", replace_plan)
+    monkeypatch.setattr(engine_options, "progress", lambda what: replace_plan)
     main(["check", *words])
     with pytest.raises(UnverifiedEngineError, match="not about these plans"):
         require_verified(open_set(key.parent), torch.device("cpu"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pi05_ros.bench.bench_requests import CompareRequest
 from pi05_ros.errors import InvalidValueError
+from pi05_ros.runtime.parameter_specs import filled
 
 _COMPARE = CompareRequest()
 _SHOWN = ("vision", "prefill", "denoise", "graph")
@@ -44,16 +45,8 @@ def run_compare(args: argparse.Namespace) -> int:
     from pi05_ros.bench.comparison.side_by_side import compare
     from pi05_ros.small_files import write_atomically
 
-    request = CompareRequest(
-        tuple(args.trees),
-        _words("--a", args.a),
-        _words("--b", args.b),
-        _words("--options", args.options),
-        args.pairs,
-        args.row,
-        args.level,
-        args.history,
-    )
+    words = {name: _words(f"--{name}", getattr(args, name)) for name in ("a", "b", "options")}
+    request = filled(CompareRequest, args, **words)
     outcome = compare(request)
     for side in "AB":
         print(f"{side}  {request.row} ms: {' '.join(f'{t:.3f}' for t in outcome.p50s(side))}")

@@ -18,6 +18,7 @@ from pi05_ros.cli.engines.engine_options import (
     sample_request,
     terminal,
 )
+from pi05_ros.runtime.parameter_specs import filled
 from pi05_ros.workflows.engine_requests import FLAVORS, BuildRequest
 
 if TYPE_CHECKING:
@@ -56,14 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def build_request(args: argparse.Namespace) -> BuildRequest:
     """What the options ask for."""
-    return BuildRequest(
-        model_request(args),
-        graph_request(args),
-        sample_request(args),
-        args.optimization_level,
-        args.workspace_mib,
+    return filled(
+        BuildRequest,
+        args,
+        model=model_request(args),
+        graphs=graph_request(args),
+        samples=sample_request(args),
         check=not args.no_check,
-        flavor=args.flavor,
         targets=args.target,
     )
 

@@ -15,6 +15,7 @@ from pi05_ros.cli.engines.engine_options import (
     sample_request,
     terminal,
 )
+from pi05_ros.runtime.parameter_specs import filled
 from pi05_ros.workflows.engine_requests import CHECKED_BACKENDS, CheckRequest
 
 PASSED, REFUSED = 0, 1
@@ -48,13 +49,12 @@ def run(args: argparse.Namespace) -> int:
     """Check; exit code 0 passed, 1 refused, 2 (from `main`) could not be checked."""
     from pi05_ros.workflows.check_engines import check
 
-    request = CheckRequest(
-        model_request(args),
-        graph_request(args),
-        sample_request(args),
-        args.backend,
-        args.engine,
-        args.out,
+    request = filled(
+        CheckRequest,
+        args,
+        model=model_request(args),
+        graphs=graph_request(args),
+        samples=sample_request(args),
     )
     with memory_named():
         return PASSED if check(request, terminal()) else REFUSED

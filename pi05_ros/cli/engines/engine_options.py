@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pi05_ros.cli.common_options import progress
+from pi05_ros.runtime.parameter_specs import filled
 from pi05_ros.workflows.engine_requests import (
     LAYOUTS,
     PRECISIONS,
@@ -97,32 +99,18 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
 
 def model_request(args: argparse.Namespace) -> ModelRequest:
     """Options of `add_model_arguments`, and the prompt where there is one."""
-    return ModelRequest(
-        args.checkpoint,
-        robot=args.robot,
-        tokenizer=args.tokenizer,
-        device=args.device,
-        prompt=getattr(args, "prompt", None),
-        views=args.views,
-        max_prompt_tokens=args.max_prompt_tokens,
-        cache=args.cache,
-    )
+    return filled(ModelRequest, args)
 
 
 def graph_request(args: argparse.Namespace) -> GraphRequest:
     """Options of `add_precision_arguments`."""
-    return GraphRequest(args.precision, args.prefill, args.denoise, args.layout, args.calibration)
+    return filled(GraphRequest, args)
 
 
 def sample_request(args: argparse.Namespace) -> SampleRequest:
     """Options of `add_sample_arguments`."""
-    return SampleRequest(
-        observations=tuple(args.observations),
-        bags=tuple(args.bag),
-        topics=tuple(args.map),
-        count=args.samples,
-        allow_synthetic=args.allow_synthetic,
-        steps=args.steps,
+    return filled(
+        SampleRequest, args, bags=tuple(args.bag), topics=tuple(args.map), count=args.samples
     )
 
 
@@ -131,17 +119,11 @@ def warn(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def show_progress(done: int, total: int) -> None:
-    """Count on standard error."""
-    end = "\n" if done == total else ""
-    print(f"\r  {done}/{total}", end=end, file=sys.stderr, flush=True)
-
-
 def terminal() -> Outlets:
     """Results on stdout, warnings and progress on stderr."""
     from pi05_ros.workflows.outlets import Outlets
 
-    return Outlets(print, warn, lambda done, total: show_progress(done, total))
+    return Outlets(print, warn, progress("observations"))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pi05_ros.runtime.parameter_specs import filled
 from pi05_ros.workflows.engine_requests import TuneRequest
 
 _DEFAULT = TuneRequest()
@@ -37,13 +38,5 @@ def run(args: argparse.Namespace) -> int:
     """Tune each precision in turn and write the user's file."""
     from pi05_ros.workflows.tune_kernels import tune_kernels
 
-    request = TuneRequest(
-        args.preset,
-        tuple(args.views),
-        tuple(args.tokens),
-        args.horizon,
-        tuple(args.precision),
-        args.seconds,
-    )
-    tune_kernels(request)
+    tune_kernels(filled(TuneRequest, args, precisions=tuple(args.precision)))
     return 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pi05_ros.bags.recording.mcap_writer import COMPRESSIONS
 from pi05_ros.bags.recording.recording_thread import RecordingSettings
-from pi05_ros.runtime.parameter_specs import main, param, specs_of
+from pi05_ros.runtime.parameter_specs import filled, main, param, specs_of
 
 MB = 2**20
 CAMERA_TOPICS = tuple(
@@ -69,13 +69,11 @@ class RecorderParameters:
     @property
     def settings(self) -> RecordingSettings:
         """Bounds of the recording thread."""
-        return RecordingSettings(
-            ring_s=self.ring_s,
+        return filled(
+            RecordingSettings,
+            self,
             ring_bytes=self.ring_mb * MB,
             queue_bytes=self.queue_mb * MB,
-            flush_s=self.flush_s,
-            sync_s=self.sync_s,
-            compression=self.compression,
             max_bytes=self.max_bag_mb * MB,
         )
 

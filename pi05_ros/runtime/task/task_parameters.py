@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from pi05_ros.runtime.parameter_specs import main, param, specs_of
+from pi05_ros.runtime.parameter_specs import filled, main, param, specs_of
 from pi05_ros.runtime.task.task_goal import LONGEST_S
 from pi05_ros.runtime.task.task_ports import TaskSettings
 
@@ -80,13 +80,7 @@ class TaskParameters:
     @property
     def settings(self) -> TaskSettings:
         """Those that a task itself needs."""
-        return TaskSettings(
-            self.step_timeout_s,
-            self.first_chunk_timeout_s,
-            self.chunk_timeout_s,
-            self.status_timeout_s,
-            self.on_take_over == END,
-        )
+        return filled(TaskSettings, self, end_on_take_over=self.on_take_over == END)
 
 
 SPECS = specs_of(TaskParameters)
