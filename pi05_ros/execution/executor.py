@@ -67,6 +67,7 @@ class Executor:
         self._blocked = ""  # why nothing was followed in the last period
         self._steered = False  # by a person in the last period
         self.hold_chunks = False  # follow none; a person may still have the arm
+        self.hold_until_enabled = False  # the same, until permission is given or withdrawn
 
     @property
     def joints(self) -> tuple[str, ...]:
@@ -258,7 +259,7 @@ class Executor:
         self._blocked = blocked
         unseen = "joint states are stale" if age_s > self.settings.max_state_age_s else ""
         unseen = unseen or self._doubt
-        if unseen or blocked or self.hold_chunks:
+        if unseen or blocked or self.hold_chunks or self.hold_until_enabled:
             self._forget()
         if self._rewound and (self.filter.position is None or self.filter.resting):
             self._rewound, self._let_go = False, "the clock jumped back"
@@ -338,6 +339,8 @@ class Executor:
     def _no_chunk(self) -> str:
         if self.hold_chunks:
             return "chunks are held (hold_chunks)"
+        if self.hold_until_enabled:
+            return "chunks are held until permission is given again (~/hold)"
         return "no fresh chunk" if self.accepted else "no chunk yet"
 
     def _why(self, text: str) -> str:

@@ -22,8 +22,8 @@ _VOLATILE = QoSProfile(depth=10)
 
 
 class ExecutorControls:
-    """Services `~/stop`, `~/resume`, `~/enable`, `~/take_over`; topics `~/halt`, `~/heartbeat`,
-    `~/teleop`; the parameters `speed_scale` and `hold_chunks`.
+    """Services `~/stop`, `~/resume`, `~/enable`, `~/take_over`, `~/hold`; topics `~/halt`,
+    `~/heartbeat`, `~/teleop`; the parameters `speed_scale` and `hold_chunks`.
 
     Args:
         node: its owner.
@@ -44,6 +44,7 @@ class ExecutorControls:
         node.create_service(Trigger, "~/resume", self._resume)
         node.create_service(SetBool, "~/enable", self._enable)
         node.create_service(SetBool, "~/take_over", self._take_over)
+        node.create_service(Trigger, "~/hold", self._hold)
         for profile in (_VOLATILE, qos.LATCHED):
             node.create_subscription(Bool, "~/halt", self._halt, profile)
         node.create_subscription(Empty, "~/heartbeat", self._beat, qos.INPUT)
@@ -81,8 +82,16 @@ class ExecutorControls:
 
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._core.interlocks.enabled = request.data
+        self._core.hold_until_enabled = False
         response.success = True
         response.message = self._core.interlocks.reason or "enabled"
+        self._on_change()
+        return response
+
+    def _hold(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """Follow no chunk until `~/enable` is called: who asked for it may be gone by then."""
+        self._core.hold_until_enabled = True
+        response.success, response.message = True, "chunks are held until ~/enable is called"
         self._on_change()
         return response
 

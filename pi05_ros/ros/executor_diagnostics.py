@@ -93,7 +93,7 @@ def executor_diagnostics(
         "reason": command.reason,
         "reason_age_s": f"{reason_age_s:.1f}",
         "speed_scale": core.speed_scale,
-        "hold_chunks": core.hold_chunks,
+        "hold_chunks": core.hold_chunks or core.hold_until_enabled,
         "lag_ms": f"{1e3 * core.filter.lag_s(now_ns):.0f}",
         "intervention": core.intervention,
         **_space_values(core),

@@ -134,13 +134,28 @@ class TaskRig:
             "status_timeout_s": 20.0, "chunk_timeout_s": 20.0, "feedback_hz": 20.0,
             "step_timeout_s": 30.0, **parameters,
         }  # fmt: skip
-        overrides = [Parameter(name, value=value) for name, value in values.items()]
-        self.task = TaskNode(context=self.context, parameter_overrides=overrides)
+        self._values = values
+        self.task = self._task_node()
         self.policy, self.person = Policy(self.context), Person(self.context)
         self.nodes = [self.task, self.policy, self.person]
         for node in self.nodes:
             self.executor.add_node(node)
         self.start_executor()
+
+    def _task_node(self):
+        overrides = [Parameter(name, value=value) for name, value in self._values.items()]
+        return TaskNode(context=self.context, parameter_overrides=overrides)
+
+    def kill_task(self):
+        self.nodes.remove(self.task)
+        self.executor.remove_node(self.task)
+        self.task.destroy_node()
+
+    def start_task(self):
+        self.task = self._task_node()
+        self.nodes.append(self.task)
+        self.executor.add_node(self.task)
+        self.activate()
 
     def start_executor(self, **parameters):
         values = {"limits_file": str(LIMITS), "require_enable": True, **parameters}

@@ -93,6 +93,8 @@ WRONG = {
     "end": ({"end": 9}, "end is 9"),
     "no topic": ({"end": 1}, "success_topic is empty"),
     "topic": ({"end": 1, "success_topic": "a b"}, "success_topic"),
+    "line": ({"end": 1, "success_topic": "done\n"}, "success_topic"),
+    "other type": ({"end": 1, "success_topic": "/diagnostics"}, "accepted: std_msgs/msg/Bool"),
     "hold": ({"end": 2, "hold_s": 0.0}, "hold_s"),
     "prompt": ({"prompt": "x" * 5000}, "5000 characters"),
 }
@@ -137,14 +139,33 @@ def test_a_task_does_not_start_where_it_may_not(rig):
 def test_taken_over_ends_when_the_arm_is_handed_back(rig):
     rig = rig()
     handle = rig.reach("taken over")
-    assert rig.until(lambda: rig.arm.core.hold_chunks)
+    assert rig.until(lambda: rig.arm.core.hold_until_enabled)
     assert rig.until(lambda: abs(rig.person.place[1] - 0.6) < 0.01)
     rig.person.steering = False
     status, result = rig.result(handle)
     assert (status, result.termination_reason) == (ABORTED, "taken over")
     assert rig.arm.core.speed_scale == 1.0
-    assert not rig.arm.core.hold_chunks
+    assert not rig.arm.core.hold_until_enabled
     assert abs(rig.person.place[1] - 0.6) < 0.02  # no chunk was joined after the hand-back
+    rig.assert_at_rest()
+
+
+def test_a_task_node_that_dies_in_a_take_over_leaves_the_arm_held_until_the_next_task(rig):
+    rig = rig()
+    rig.reach("taken over")
+    assert rig.until(lambda: rig.arm.core.hold_until_enabled)
+    rig.kill_task()
+    rig.person.steering = False
+    assert rig.until(lambda: not rig.arm.core.intervention and rig.arm.core.filter.resting)
+    seen = rig.policy.number
+    assert rig.until(lambda: rig.policy.number > seen + 5)
+    assert rig.person.statuses[-1].reason.startswith("chunks are held until permission")
+    assert rig.arm.core.filter.resting
+    rig.person.feedback.clear()
+    rig.start_task()
+    handle = rig.reach("running")
+    handle.cancel_goal_async()
+    assert rig.result(handle)[1].termination_reason == "cancelled"
     rig.assert_at_rest()
 
 

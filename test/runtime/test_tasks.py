@@ -51,13 +51,16 @@ class World:
         self.step(1.0)
 
     def permit(self, allowed):
-        return Answer(self, lambda: setattr(self, "enabled", allowed))
-
-    def set_speed(self, speed):
         def change():
-            self.held, self.speed = speed.hold, self.speed if speed.scale is None else speed.scale
+            self.enabled, self.held = allowed, False
 
         return Answer(self, change)
+
+    def set_speed(self, scale):
+        return Answer(self, lambda: setattr(self, "speed", scale))
+
+    def hold_chunks(self):
+        return Answer(self, lambda: setattr(self, "held", True))
 
     def reset_policy(self):
         return Answer(self, lambda: None)
@@ -163,6 +166,28 @@ def test_chunks_are_held_while_a_person_has_the_arm_and_the_speed_is_left_alone(
     world.step(1)
     assert world.results[goal].reason == "taken over"
     assert (world.enabled, world.held, world.speed) == (False, False, 1.0)
+
+
+@pytest.mark.parametrize("part", ["watch", "reset_policy", "set_speed", "hold_chunks"])
+def test_an_error_of_the_program_ends_a_task_as_everything_else_does(part, monkeypatch):
+    world = World()
+
+    def broken(*_):
+        raise RuntimeError("no such topic")
+
+    monkeypatch.setattr(world, part, broken)
+    goal = world.send()
+    world.step(0.5)
+    world.person = True
+    world.step(1)
+    monkeypatch.undo()
+    world.step(1)
+    result = world.results[goal]
+    assert (result.reason, result.outcome) == ("fault", "unknown")
+    assert "RuntimeError: no such topic" in result.message
+    assert "broken" in world.desk.last.crash
+    assert not world.enabled
+    assert world.send() is not None
 
 
 def test_permission_that_could_not_be_withdrawn_is_owed():

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rcl_interfaces.msg import Parameter as ParameterMsg
 from rcl_interfaces.srv import SetParameters
 from rclpy.client import Client
 from rclpy.event_handler import PublisherEventCallbacks
+from rclpy.exceptions import InvalidTopicNameException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.validate_full_topic_name import validate_full_topic_name
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Empty, String
 from std_srvs.srv import SetBool, Trigger
@@ -21,9 +22,9 @@ from pi05_ros.ros import qos
 from pi05_ros.runtime.task.task_facts import Stillness, TaskFacts
 from pi05_ros.runtime.task.task_goal import End, TaskGoal
 from pi05_ros.runtime.task.task_parameters import TaskParameters
-from pi05_ros.runtime.task.task_ports import ChunkSpeed
 from pi05_ros.runtime.text import printable
 
+BOOL = "std_msgs/msg/Bool"
 AGAIN_S = 1.0
 """A server may not know a client yet that knows the server; what is asked here may be repeated."""
 # Of publishers of either kind. Not latched: a success of the task before is none of this one.
@@ -85,6 +86,7 @@ class TaskCalls:
         self._node, self._facts, self._stillness, self._now_s = node, facts, stillness, now_s
         policy, executor = parameters.policy_node, parameters.executor_node
         self._enable = node.create_client(SetBool, f"{executor}/enable")
+        self._hold = node.create_client(Trigger, f"{executor}/hold")
         self._speed = node.create_client(SetParameters, f"{executor}/set_parameters")
         self._reset = node.create_client(Trigger, f"{policy}/reset")
         # Policy nodes have a latched subscription beside the one that takes this.
@@ -101,15 +103,14 @@ class TaskCalls:
         """Have the policy node forget buffers and chunks."""
         return RepeatedCall(self._reset, Trigger.Request(), _said)
 
-    def set_speed(self, speed: ChunkSpeed) -> RepeatedCall:
-        """Set the executor's speed_scale and hold_chunks."""
-        values: list[ParameterMsg] = [
-            Parameter("hold_chunks", value=speed.hold).to_parameter_msg()
-        ]
-        if speed.scale is not None:
-            scale = Parameter("speed_scale", value=float(speed.scale))
-            values.append(scale.to_parameter_msg())
-        return RepeatedCall(self._speed, SetParameters.Request(parameters=values), _set)
+    def set_speed(self, scale: float) -> RepeatedCall:
+        """Set the executor's speed_scale."""
+        value = Parameter("speed_scale", value=float(scale)).to_parameter_msg()
+        return RepeatedCall(self._speed, SetParameters.Request(parameters=[value]), _set)
+
+    def hold_chunks(self) -> RepeatedCall:
+        """Have the executor follow no chunk until permission is given or withdrawn."""
+        return RepeatedCall(self._hold, Trigger.Request(), _said)
 
     def send_prompt(self, prompt: str) -> None:
         """Publish the prompt, as anybody may."""
@@ -124,9 +125,8 @@ class TaskCalls:
         self.ignore()
         subscribe = self._node.create_subscription
         if goal.end is End.SUCCESS_TOPIC:
-            self._watching = [
-                subscribe(Bool, goal.success_topic, self._verdict, each) for each in _VERDICTS
-            ]
+            for each in _VERDICTS:
+                self._watching.append(subscribe(Bool, goal.success_topic, self._verdict, each))
         elif goal.end is End.HOLD:
             self._watching = [subscribe(JointState, "joint_states", self._joints, qos.JOINTS)]
 
@@ -138,7 +138,7 @@ class TaskCalls:
     def destroy(self) -> None:
         """Release everything."""
         self.ignore()
-        for client in (self._enable, self._speed, self._reset):
+        for client in (self._enable, self._hold, self._speed, self._reset):
             self._node.destroy_client(client)
         for publisher in (self._prompt, self._heartbeat):
             self._node.destroy_publisher(publisher)
@@ -151,6 +151,19 @@ class TaskCalls:
         found = {n: p for n, p in zip(message.name, message.position, strict=False) if n in ours}
         if found:
             self._stillness.add(found, self._now_s())
+
+
+def verdict_topic_problem(node: Node, topic: str) -> str:
+    """Why a topic cannot say that a task is done, else empty."""
+    try:
+        name = node.resolve_topic_name(topic)
+        validate_full_topic_name(name)
+    except (InvalidTopicNameException, ValueError) as error:
+        return f"success_topic {topic!r} is no name of a topic: {error}"
+    types = dict(node.get_topic_names_and_types()).get(name, [BOOL])
+    if types != [BOOL]:
+        return f"success_topic {name} has the type {', '.join(types)}; accepted: {BOOL}"
+    return ""
 
 
 def _said(answer: Any) -> str:

@@ -26,7 +26,7 @@ from pi05_ros.ros import process, qos
 from pi05_ros.ros.messages import time_msg
 from pi05_ros.ros.parameter_server import declare
 from pi05_ros.ros.task.task_action_server import LateActionServer
-from pi05_ros.ros.task.task_calls import TaskCalls
+from pi05_ros.ros.task.task_calls import TaskCalls, verdict_topic_problem
 from pi05_ros.ros.task.task_inputs import TaskInputs
 from pi05_ros.ros.task.task_messages import (
     feedback_message,
@@ -183,10 +183,12 @@ class TaskNode(LifecycleNode):
         refusal = "the task node is not active" if desk is None else desk.refusal()
         if not refusal:
             try:
-                read_goal("", request, self.parameters)
-                return GoalResponse.ACCEPT
+                topic = read_goal("", request, self.parameters).success_topic
+                refusal = verdict_topic_problem(self, topic) if topic else ""
             except TaskGoalError as error:
                 refusal = str(error)
+        if not refusal:
+            return GoalResponse.ACCEPT
         self._refused = refusal
         self.get_logger().warning(printable(f"goal refused: {refusal}"))
         self._publish_status()
@@ -233,6 +235,8 @@ class TaskNode(LifecycleNode):
                     f"{result.message}"
                 )
             )
+            if desk.last is not None and desk.last.goal is goal and desk.last.crash:
+                self.get_logger().error(printable(desk.last.crash))
             handle = self._handles.pop(goal.goal_id)
             self._server.complete(handle, result.reason, result_message(result))
 

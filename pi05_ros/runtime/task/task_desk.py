@@ -19,7 +19,7 @@ from pi05_ros.runtime.task.task_goal import (
     TaskGoal,
     TaskResult,
 )
-from pi05_ros.runtime.task.task_ports import Call, ChunkSpeed, TaskPorts, TaskSettings
+from pi05_ros.runtime.task.task_ports import Call, TaskPorts, TaskSettings
 from pi05_ros.runtime.task.task_run import ENDING, TaskRun
 
 
@@ -53,7 +53,7 @@ class TaskDesk:
         self._replace, self._stillness = replace, stillness
         self._waiting: TaskGoal | None = None
         self._owed: Call | None = None
-        self._owed_speed: ChunkSpeed | None = None
+        self._owed_speed: float | None = None
         self._speed_call: Call | None = None
 
     @property

@@ -26,7 +26,7 @@ MAX_PROMPT_CHARACTERS = 4096
 """What the prompt topic of the policy node takes."""
 SHORTEST_HOLD_S = 0.1
 LONGEST_S = 86400.0
-_TOPIC = re.compile(r"^(~?/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$")
+_TOPIC = re.compile(r"^(~?/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*\Z")
 
 
 class TaskGoalError(Pi05Error, ValueError):

@@ -18,20 +18,6 @@ class Call(Protocol):
         """Whether it has been answered; sends it again if that takes long."""
 
 
-@dataclass(frozen=True)
-class ChunkSpeed:
-    """How the executor follows chunks.
-
-    Attributes:
-        scale: its speed_scale; None leaves it.
-        hold: follow none; a person may still have the arm.
-
-    """
-
-    scale: float | None = None
-    hold: bool = False
-
-
 class TaskPorts(Protocol):
     """What a task does to other nodes."""
 
@@ -41,8 +27,11 @@ class TaskPorts(Protocol):
     def reset_policy(self) -> Call:
         """Forget chunks and buffers."""
 
-    def set_speed(self, speed: ChunkSpeed) -> Call:
-        """Set the executor's speed_scale and hold_chunks."""
+    def set_speed(self, scale: float) -> Call:
+        """Set the executor's speed_scale."""
+
+    def hold_chunks(self) -> Call:
+        """Have the executor follow no chunk until permission is given or withdrawn."""
 
     def send_prompt(self, prompt: str) -> None:
         """Publish the prompt."""

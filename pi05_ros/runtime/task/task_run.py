@@ -7,6 +7,7 @@ task that cannot take it away says so, and `TaskDesk` goes on trying.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 
 from pi05_ros.policy.prompt.prompt import clean_prompt
@@ -23,7 +24,7 @@ from pi05_ros.runtime.task.task_goal import (
     TaskGoal,
     TaskResult,
 )
-from pi05_ros.runtime.task.task_ports import Call, ChunkSpeed, TaskPorts, TaskSettings
+from pi05_ros.runtime.task.task_ports import Call, TaskPorts, TaskSettings
 from pi05_ros.runtime.task.task_watch import TaskWatch
 
 PREPARING = "preparing"
@@ -48,6 +49,7 @@ class TaskRun:
         state: PREPARING, RUNNING, STEERED or ENDING.
         reason, outcome, message: of the result, as soon as they are known.
         result: once permission is withdrawn and the recorder is done.
+        crash: traceback of an error of the program, else empty.
         permission_left: permission could not be withdrawn; speed_left: nor the speed set back.
 
     """
@@ -58,16 +60,16 @@ class TaskRun:
     ) -> None:  # fmt: skip
         self.goal = goal
         self.state = PREPARING
-        self.reason = self.outcome = self.message = ""
+        self.reason = self.outcome = self.message = self.crash = ""
         self.result: TaskResult | None = None
         self.permission_left = False
-        self.speed_left: ChunkSpeed | None = None
+        self.speed_left: float | None = None
         self._facts, self._ports, self._settings = facts, ports, settings
         self._watch = TaskWatch(goal, facts, settings, stillness)
         self._asked: _Ended | None = None
         self._end_s: float | None = None
         self._first_chunk = facts.policy.chunks
-        self._speed_before: ChunkSpeed | None = None  # what the task has changed
+        self._speed_before: float | None = None  # what the task has changed
         self._closing = False
         self._steps = self._script()
 
@@ -117,10 +119,15 @@ class TaskRun:
             yield from self._follow()
         except _Ended as end:
             self.reason, self.outcome, self.message = end.reason, end.outcome, end.message
+        except Exception as error:  # whatever it is, permission is withdrawn and a result comes
+            self.reason, self.outcome, self.message = FAULT, UNKNOWN, self._crashed(error)
         self._end_s = self._watch.now_s
         self.state = ENDING
         self._ports.ignore()
-        yield from self._withdraw()
+        try:
+            yield from self._withdraw()
+        except Exception as error:
+            self.message += f"; {self._crashed(error)}"
         self._closing = True
         bag = ""
         if self.goal.record:
@@ -130,6 +137,10 @@ class TaskRun:
         self.result = TaskResult(
             self.reason, self.outcome, self.message, bag, self.elapsed_s, self.chunks
         )
+
+    def _crashed(self, error: Exception) -> str:
+        self.crash = traceback.format_exc()
+        return f"in the task node: {type(error).__name__}: {error}"
 
     def _pause(self) -> Iterator[None]:
         """Until the next tick; ends the task if that was asked for."""
@@ -197,9 +208,9 @@ class TaskRun:
             lambda: f"no chunk since the policy was reset{policy.why_silent}",
         )
         if goal.speed_scale:
-            self._speed_before = ChunkSpeed(executor.speed_scale)
-            speed = ChunkSpeed(goal.speed_scale)
-            yield from self._answered(ports.set_speed(speed), "executor, speed_scale")
+            self._speed_before = executor.speed_scale
+            set_speed = ports.set_speed(goal.speed_scale)
+            yield from self._answered(set_speed, "executor, speed_scale")
         if trouble := self._watch.obstacle():
             raise _Ended(FAULT, UNKNOWN, trouble)
         self._watch.begin()
@@ -258,8 +269,7 @@ class TaskRun:
         They are held, so that the arm joins none between hand-back and the end of permission.
         """
         executor = self._facts.executor
-        self._speed_before = self._speed_before or ChunkSpeed()
-        hold = self._ports.set_speed(ChunkSpeed(hold=True))
+        hold = self._ports.hold_chunks()
         while executor.intervention and self.elapsed_s <= self.goal.time_limit_s:
             hold.poll()
             if trouble := self._watch.trouble():
@@ -271,8 +281,8 @@ class TaskRun:
     def _withdraw(self) -> Iterator[None]:
         """Take permission away, and set the speed back after that."""
         start_s = self._watch.steady_s
-        call = self._ports.permit(False)
         self.permission_left = True
+        call = self._ports.permit(False)
         while not call.poll():
             if (
                 self._watch.steady_s - start_s > self._settings.step_timeout_s
