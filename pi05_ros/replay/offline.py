@@ -302,5 +302,5 @@ class OfflineReplay:
             policy_id=self._identity,
             random_weights=bool(self._policy.info.random_weights),
         )
-        elapsed_ms = (result.inferred_ns - result.converted_ns) / 1e6
+        elapsed_ms = (result.inferred_ns - result.began_ns) / 1e6
         self._made.append(OfflineChunk(message, record_from_message(message, now_ns), elapsed_ms))

@@ -95,10 +95,12 @@ def pose_group_message(group: PoseGroup) -> PoseGroupMsg:
 def timings_message(job: Job, result: InferenceResult) -> InferenceTimings:
     """Timings known when the inference has ended."""
     stages = result.chunk.timings
+    waited_ns = result.started_ns - job.snapshot.received_ns
+    waited_ns += result.began_ns - result.converted_ns
     return InferenceTimings(
-        queue_ms=(result.started_ns - job.snapshot.received_ns) / 1e6,
+        queue_ms=waited_ns / 1e6,
         convert_ms=(result.converted_ns - result.started_ns) / 1e6,
-        inference_ms=(result.inferred_ns - result.converted_ns) / 1e6,
+        inference_ms=(result.inferred_ns - result.began_ns) / 1e6,
         preprocess_ms=stages.preprocess_ms,
         vision_ms=stages.vision_ms,
         prefill_ms=stages.prefill_ms,

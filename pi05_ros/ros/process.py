@@ -32,8 +32,9 @@ from pi05_ros.ros.library_logs import LibraryLogs
 from pi05_ros.runtime.text import printable
 
 # Of mallopt(3). A raw image is 0.2 MB (224x224) to 6 MB (1080p).
-_M_MMAP_THRESHOLD = -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt
 _THRESHOLD_BYTES = 512 * 1024
+_KEPT_BYTES = 32 * 2**20  # the most that glibc takes from the heap
 
 Made = TypeVar("Made", bound=Node)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,15 @@ class Job:
 
 
 @dataclass(frozen=True)
+class PreparedJob:
+    """The observation of a job, and the monotonic times (ns) around its conversion."""
+
+    observation: Observation
+    started_ns: int
+    converted_ns: int
+
+
+@dataclass(frozen=True)
 class PendingInference:
     """An inference after its first half, and the monotonic times (ns) so far."""
 
@@ -67,11 +77,20 @@ class PendingInference:
 
 @dataclass(frozen=True)
 class InferenceResult:
-    """A checked chunk and the monotonic times (ns) around its making."""
+    """A checked chunk and the monotonic times (ns) around its making.
+
+    Attributes:
+        started_ns, converted_ns: around the conversion.
+        began_ns: the policy was called; later than `converted_ns` where that waited for the
+            inference before it.
+        inferred_ns: the policy has answered.
+
+    """
 
     chunk: ActionChunk
     started_ns: int
     converted_ns: int
+    began_ns: int
     inferred_ns: int
 
 
@@ -84,12 +103,31 @@ def run(policy: PolicyLike, job: Job) -> InferenceResult:
         Exception: whatever the policy raises.
 
     """
+    return infer(policy, job, prepare(job))
+
+
+def prepare(job: Job) -> PreparedJob:
+    """Convert what a job needs; raises BadSampleError."""
     started = time.monotonic_ns()
     observation = convert(job)
-    converted = time.monotonic_ns()
+    return PreparedJob(observation, started, time.monotonic_ns())
+
+
+def infer(policy: PolicyLike, job: Job, prepared: PreparedJob) -> InferenceResult:
+    """Call the policy and check its answer, as `run` does.
+
+    Raises:
+        BadChunkError: the answer holds NaN or infinity, or has the wrong size.
+        Exception: whatever the policy raises.
+
+    """
+    began = time.monotonic_ns()
+    observation = dataclasses.replace(prepared.observation, age_s=age_s(job))
     chunk = policy.infer(observation, seed=job.seed, denoise_steps=job.denoise_steps)
     check(chunk)
-    return InferenceResult(chunk, started, converted, time.monotonic_ns())
+    return InferenceResult(
+        chunk, prepared.started_ns, prepared.converted_ns, began, time.monotonic_ns()
+    )
 
 
 def begin(policy: PolicyLike, job: Job) -> PendingInference:
@@ -100,11 +138,11 @@ def begin(policy: PolicyLike, job: Job) -> PendingInference:
         Exception: whatever the policy raises.
 
     """
-    started = time.monotonic_ns()
-    observation = convert(job)
-    converted = time.monotonic_ns()
-    prefilled = policy.prefill(observation, seed=job.seed, denoise_steps=job.denoise_steps)
-    return PendingInference(prefilled, started, converted)
+    prepared = prepare(job)
+    prefilled = policy.prefill(
+        prepared.observation, seed=job.seed, denoise_steps=job.denoise_steps
+    )
+    return PendingInference(prefilled, prepared.started_ns, prepared.converted_ns)
 
 
 def finish(policy: PolicyLike, pending: PendingInference) -> InferenceResult:
@@ -117,7 +155,8 @@ def finish(policy: PolicyLike, pending: PendingInference) -> InferenceResult:
     """
     chunk = policy.denoise(pending.prefilled)
     check(chunk)
-    return InferenceResult(chunk, pending.started_ns, pending.converted_ns, time.monotonic_ns())
+    converted = pending.converted_ns
+    return InferenceResult(chunk, pending.started_ns, converted, converted, time.monotonic_ns())
 
 
 def convert(job: Job) -> Observation:
@@ -138,14 +177,18 @@ def convert(job: Job) -> Observation:
     later = {role: _DECODERS.submit(converted, role) for role in packed[1:]}
     images = {role: converted(role) for role in job.images if role not in later}
     images |= {role: future.result() for role, future in later.items()}
-    stamp_ns = job.snapshot.stamp_ns
     return Observation(
         images={role: images[role] for role in job.images},
         state=samples[job.joints].payload,
         prompt=job.prompt or None,
-        stamp_ns=stamp_ns,
-        age_s=0.0 if job.now_ns is None else (job.now_ns() - stamp_ns) / 1e9,
+        stamp_ns=job.snapshot.stamp_ns,
+        age_s=age_s(job),
     )
+
+
+def age_s(job: Job) -> float:
+    """Age of a job's observation now; 0 where an inference takes no time."""
+    return 0.0 if job.now_ns is None else (job.now_ns() - job.snapshot.stamp_ns) / 1e9
 
 
 def check(chunk: ActionChunk) -> None:

@@ -24,6 +24,7 @@ from pi05_ros.runtime.inference import (
     InferenceResult,
     Job,
     PendingInference,
+    PreparedJob,
 )
 from pi05_ros.runtime.inputs.observation_buffer import NS, Inputs, Problem, Snapshot
 from pi05_ros.runtime.inputs.sources import JOINTS
@@ -41,14 +42,18 @@ class Clocks(Protocol):
 
 
 class Runner(Protocol):
-    """Runs jobs, one at a time (with overlap: one half of each of two at a time)."""
+    """Runs jobs, one at a time, or the first part of one while the part before it runs."""
 
     @property
     def busy(self) -> bool:
         """Whether a job cannot be started now."""
 
+    @property
+    def free_ns(self) -> int | None:
+        """Monotonic time at which a busy runner takes the next job; None: when a job has ended."""
+
     def submit(self, job: Job) -> None:
-        """Run `InferenceLoop.infer` of a job, or its two halves."""
+        """Run `InferenceLoop.infer` of a job, or its parts."""
 
 
 class Outcomes(Protocol):
@@ -230,6 +235,17 @@ class InferenceLoop:
         with self._accounted(job):
             self._finish(job, inference.run(self._policy, job))
 
+    def prepare(self, job: Job) -> PreparedJob | None:
+        """First part of `infer`, in any thread; None if a sample does not convert."""
+        with self._accounted():
+            return inference.prepare(job)
+        return None
+
+    def infer_prepared(self, job: Job, prepared: PreparedJob) -> None:
+        """The rest of `infer` after `prepare`."""
+        with self._accounted(job):
+            self._finish(job, inference.infer(self._policy, job, prepared))
+
     def prefill(self, job: Job) -> PendingInference | None:
         """First half of `infer`; None if there is nothing to go on with."""
         with self._accounted(job):
@@ -296,6 +312,7 @@ class InlineRunner:
     """Runs each job where it is submitted; an error that is no outcome of a job is raised."""
 
     busy = False
+    free_ns: int | None = None
 
     def __init__(self, loop: InferenceLoop) -> None:
         self._loop = loop

@@ -160,7 +160,7 @@ class TimedLoop(ManagedPart):
             NodeOutcomes(self._statistics, self._log, inputs, self._node.get_logger()),
             self._deliver,
         )
-        self._loop.runner = self._host.runner(self._loop)
+        self._loop.runner = self._host.runner(self._loop, ahead=self._subscriptions.on_demand)
 
     def activate(self) -> None:
         """New identity, empty buffers, timers on."""
@@ -249,8 +249,10 @@ class TimedLoop(ManagedPart):
         again_ns = self._subscriptions.take_since(loop.due_since_ns, over_ns)
         if again_ns is not None:
             self._wake_in(max(again_ns - time.monotonic_ns(), 1))
-        elif not loop.runner.busy:  # else its end looks again
+        elif not loop.runner.busy:
             self._try_start(waited=True)
+        elif (free_ns := loop.runner.free_ns) is not None:  # its end looks again in any case
+            self._wake_in(max(free_ns - time.monotonic_ns(), 1))
 
     def _wake_in(self, time_ns: int) -> None:
         if self._timers is not None:

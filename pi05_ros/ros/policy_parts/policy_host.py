@@ -14,7 +14,8 @@ from rclpy.node import Node
 from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.phases import phase
 from pi05_ros.ros.policy_parts.managed import ManagedPart
-from pi05_ros.runtime.inference import Job, PolicyLike
+from pi05_ros.ros.policy_parts.runners import OverlapRunner, WorkerRunner
+from pi05_ros.runtime.inference import PolicyLike
 from pi05_ros.runtime.isolation.isolated_policy import IsolatedPolicy
 from pi05_ros.runtime.loop import InferenceLoop
 from pi05_ros.runtime.parameters import PolicyParameters
@@ -54,7 +55,9 @@ class PolicyHost(ManagedPart):
         self._on_idle = on_idle
         self._statistics = statistics
         self._policy: PolicyLike | None = None
-        self._workers: list[Worker] = []  # of inferences; with overlap a second one, to denoise
+        # In the order in which a job passes them.
+        self._workers: list[Worker] = []
+        self._loader: Worker | None = None  # the one whose thread loads and closes the policy
         self._guard: Any = None
 
     @property
@@ -89,18 +92,28 @@ class PolicyHost(ManagedPart):
         ask: Callable[[], EngineHealth] = getattr(self._policy, "health", EngineHealth)
         return ask()
 
-    def runner(self, loop: InferenceLoop) -> WorkerRunner | OverlapRunner:
-        """What runs the jobs of a loop in this host's threads."""
-        if len(self._workers) == 1:
-            return WorkerRunner(loop, self._workers[0])
-        return OverlapRunner(loop, self._workers[0], self._workers[1], self._statistics)
+    def runner(self, loop: InferenceLoop, *, ahead: bool) -> WorkerRunner | OverlapRunner:
+        """What runs the jobs of a loop in this host's threads.
+
+        Args:
+            loop: whose jobs are run.
+            ahead: observations may be prepared while the inference before them runs.
+
+        """
+        first, last = self._workers
+        if self._loader is first:
+            return OverlapRunner(loop, first, last, self._statistics)
+        return WorkerRunner(loop, first if ahead else None, last)
 
     def configure(self, parameters: PolicyParameters) -> None:
         """Load and warm up in the worker thread, so that signals are served meanwhile."""
         self._guard = self._node.create_guard_condition(self._on_idle)
-        self._workers = [Worker(self._wake)]
-        if parameters.overlap:
-            self._workers.append(Worker(name="pi05_denoise"))
+        worker = self._loader = Worker(self._wake)
+        self._workers = (
+            [worker, Worker(name="pi05_denoise")]
+            if parameters.overlap
+            else [Worker(self._wake, name="pi05_prepare"), worker]
+        )
 
         def load() -> PolicyLike:
             policy = self._make(parameters)
@@ -108,7 +121,7 @@ class PolicyHost(ManagedPart):
                 policy.warm_up()
             return policy
 
-        task = self._workers[0].submit(load)
+        task = worker.submit(load)
         assert task is not None
         while not task.done.wait(LOAD_POLL_S):
             if self._stop.is_set():
@@ -129,12 +142,13 @@ class PolicyHost(ManagedPart):
     def cleanup(self) -> None:
         """Close the policy in its thread, end the threads; only while nothing computes."""
         policy, self._policy = self._policy, None
-        if policy is not None:
-            task = self._workers[0].submit(policy.close)
+        if policy is not None and self._loader is not None:
+            task = self._loader.submit(policy.close)
             if task is not None:
                 task.done.wait(1.0)
         while self._workers:
             self._workers.pop().stop(1.0)
+        self._loader = None
         if self._guard is not None:
             guard, self._guard = self._guard, None
             self._node.destroy_guard_condition(guard)
@@ -145,57 +159,3 @@ class PolicyHost(ManagedPart):
         if guard is not None:
             with contextlib.suppress(rclpy_implementation.InvalidHandle):
                 guard.trigger()
-
-
-class WorkerRunner:
-    """Runs whole inferences in one thread."""
-
-    def __init__(self, loop: InferenceLoop, worker: Worker) -> None:
-        self._loop = loop
-        self._worker = worker
-
-    @property
-    def busy(self) -> bool:
-        """Whether an inference is in flight."""
-        return self._worker.busy
-
-    def submit(self, job: Job) -> None:
-        """Start an inference."""
-        self._worker.submit(lambda: self._loop.infer(job))
-
-
-class OverlapRunner:
-    """Makes KV caches in one thread, denoises, checks and delivers in a second one.
-
-    The first is busy until its cache has been taken over, so one observation at most waits
-    between the two.
-    """
-
-    def __init__(
-        self, loop: InferenceLoop, prefiller: Worker, denoiser: Worker, statistics: Statistics
-    ) -> None:
-        self._loop = loop
-        self._prefiller = prefiller
-        self._denoiser = denoiser
-        self._statistics = statistics
-
-    @property
-    def busy(self) -> bool:
-        """Whether a prefill is in flight, or its cache waits to be denoised."""
-        return self._prefiller.busy
-
-    def submit(self, job: Job) -> None:
-        """Start an inference."""
-        self._prefiller.submit(lambda: self._prefill(job))
-
-    def _prefill(self, job: Job) -> None:
-        overlapped = self._denoiser.busy
-        pending = self._loop.prefill(job)
-        if pending is None:
-            return
-        self._denoiser.wait_idle()
-        if not self._loop.is_current(job):
-            return
-        if overlapped:
-            self._statistics.count_overlap()
-        self._denoiser.submit(lambda: self._loop.denoise(job, pending))

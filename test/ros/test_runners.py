@@ -1,0 +1,121 @@
+"""Preparing the next observation while an inference runs: when, in which order, and when not."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from pi05_ros.ros.policy_parts.runners import REMEMBERED, WORTH_NS, WorkerRunner
+from pi05_ros.runtime.worker import Worker
+
+PATIENCE_S = 60.0
+
+
+class Stages:
+    """A loop whose jobs take the times they are told and note what was done with them."""
+
+    def __init__(self, prepare_s=0.0):
+        self.log = []
+        self.prepare_s = prepare_s
+        self.spoiled = set()
+        self.current = True
+        self.go = threading.Event()
+        self.go.set()
+
+    def prepare(self, job):
+        time.sleep(self.prepare_s)
+        self.log.append(("prepare", job))
+        return None if job in self.spoiled else job
+
+    def infer_prepared(self, job, prepared):
+        self.log.append(("begin", prepared))
+        time.sleep(0.002)
+        assert self.go.wait(PATIENCE_S)
+        self.log.append(("end", job))
+
+    def is_current(self, job):
+        return self.current
+
+
+def until(condition):
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def running():
+    """Factory of a runner whose medians are known, with its loop and the jobs so far."""
+    workers, loops = [], []
+
+    def make(prepare_s, *, ahead=True):
+        loop = Stages(prepare_s)
+        preparer, worker = Worker(), Worker()
+        loops.append(loop)
+        workers.extend((preparer, worker))
+        runner = WorkerRunner(loop, preparer if ahead else None, worker)
+        for job in range(REMEMBERED):
+            until(lambda: not (preparer.busy or worker.busy))
+            runner.submit(job)
+        until(lambda: not (preparer.busy or worker.busy))
+        loop.log.clear()
+        return SimpleNamespace(runner=runner, loop=loop, idle=lambda: not (
+            preparer.busy or worker.busy))  # fmt: skip
+
+    yield make
+    for loop in loops:
+        loop.go.set()
+    for worker in workers:
+        worker.stop(PATIENCE_S)
+
+
+SLOW_S = 4 * WORTH_NS / 1e9
+
+
+def test_what_takes_long_is_prepared_while_the_inference_before_it_runs(running):
+    made = running(SLOW_S)
+    made.loop.go.clear()
+    made.runner.submit("a")
+    until(lambda: ("begin", "a") in made.loop.log)
+    until(lambda: not made.runner.busy)  # long before the inference ends
+    made.runner.submit("b")
+    assert made.runner.busy  # one at most is prepared ahead
+    until(lambda: ("prepare", "b") in made.loop.log)
+    assert ("end", "a") not in made.loop.log
+    assert made.runner.busy
+    made.loop.go.set()
+    until(made.idle)
+    assert [step for step in made.loop.log if step[0] != "prepare"] == [
+        ("begin", "a"), ("end", "a"), ("begin", "b"), ("end", "b"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_what_takes_no_time_waits_for_the_end_of_the_inference(running, ahead, monkeypatch):
+    monkeypatch.setattr("pi05_ros.ros.policy_parts.runners.WORTH_NS", int(PATIENCE_S * 1e9))
+    made = running(SLOW_S, ahead=ahead)
+    made.loop.go.clear()
+    made.runner.submit("a")
+    until(lambda: ("begin", "a") in made.loop.log)
+    assert made.runner.free_ns is None
+    assert made.runner.busy
+    made.loop.go.set()
+    until(made.idle)
+    assert not made.runner.busy
+
+
+def test_a_spoiled_or_outdated_observation_ends_after_preparing(running):
+    made = running(SLOW_S)
+    made.loop.spoiled.add("a")
+    made.runner.submit("a")
+    until(made.idle)
+    made.loop.current = False
+    made.runner.submit("b")
+    until(made.idle)
+    assert made.loop.log == [("prepare", "a"), ("prepare", "b")]
+    made.loop.current = True
+    made.runner.submit("c")
+    until(made.idle)
+    assert made.loop.log[-1] == ("end", "c")
