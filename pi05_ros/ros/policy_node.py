@@ -29,6 +29,7 @@ from pi05_ros.ros.policy_parts.prompt_topic import PromptTopic
 from pi05_ros.ros.policy_parts.subscriptions import Subscriptions
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inference import PolicyLike
+from pi05_ros.runtime.large_buffers import return_large_buffers
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.policy_loading import host_policy
 from pi05_ros.runtime.refusal import is_plain_reason, reason
@@ -311,7 +312,7 @@ class PolicyNode(LifecycleNode):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM."""
-    process.return_large_buffers()
+    return_large_buffers()
     return process.run(lambda stop: PolicyNode(stop=stop), args)
 
 

@@ -7,7 +7,6 @@ everything still works.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -30,11 +29,6 @@ from rclpy.signals import SignalHandlerOptions
 from pi05_ros.errors import Pi05Error
 from pi05_ros.ros.library_logs import LibraryLogs
 from pi05_ros.runtime.text import printable
-
-# Of mallopt(3). A raw image is 0.2 MB (224x224) to 6 MB (1080p).
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt
-_THRESHOLD_BYTES = 512 * 1024
-_KEPT_BYTES = 32 * 2**20  # the most that glibc takes from the heap
 
 Made = TypeVar("Made", bound=Node)
 
@@ -236,21 +230,3 @@ def answer_state_requests(node: LifecycleNode) -> None:
             if header is not None:
                 answer = service.callback(request, service.srv_type.Response())
                 service.send_response(answer, header)
-
-
-def return_large_buffers() -> bool:
-    """Have malloc map large buffers one by one and give them back when they are freed.
-
-    glibc raises its threshold with the first large buffer that is freed and then takes images
-    from the heap, between small objects that live longer; the heap grows by an image now and then
-    for hours. Costs page faults, about 0.1 ms for a 640x480 image.
-
-    Returns:
-        False where the C library has no mallopt (musl); nothing is changed then.
-
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _THRESHOLD_BYTES))

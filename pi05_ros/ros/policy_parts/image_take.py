@@ -11,6 +11,7 @@ conversion wrote before anything is taken; where they do not fit, `NoImageTakeEr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections import deque
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import Image
 
 from pi05_ros.errors import Pi05Error
+from pi05_ros.runtime.large_buffers import LargeBuffersInHeap
 
 KEPT = 3
 """Messages without a user that are kept for the next frames of a camera."""
@@ -235,6 +237,8 @@ class ImageTake:
         self._reset_error.argtypes = []
         self._reset_error.restype = None
         self._info = _MessageInfo()
+        # Compressed images differ in size: their buffers would leave holes.
+        self._memory = LargeBuffersInHeap() if self._raw else contextlib.nullcontext()
         self._check(kind)
 
     def __call__(self, subscription: Subscription) -> Taken | None:
@@ -245,7 +249,8 @@ class ImageTake:
 
         """
         pointer = self.messages.obtain()
-        with subscription.handle:
+        # The middleware frees the pixels of a message and takes as much memory again.
+        with subscription.handle, self._memory:
             code = self._rcl_take(
                 subscription.handle.pointer, pointer, ctypes.addressof(self._info), None
             )

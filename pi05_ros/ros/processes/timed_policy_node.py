@@ -24,6 +24,7 @@ from pi05_ros.policy.interface import ActionChunk, Observation
 from pi05_ros.ros import process
 from pi05_ros.ros.policy_node import PolicyNode
 from pi05_ros.runtime.inference import PolicyLike
+from pi05_ros.runtime.large_buffers import return_large_buffers
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.policy_loading import host_policy
 
@@ -159,7 +160,7 @@ def main() -> int:
         args.direct_out.write_text(json.dumps(found) + "\n", encoding="utf-8")
         return policy
 
-    process.return_large_buffers()
+    return_large_buffers()
     return process.run(lambda stop: PolicyNode(policy_factory=load_and_time, stop=stop), ros)
 
 
