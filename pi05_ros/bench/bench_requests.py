@@ -1,4 +1,4 @@
-"""What a benchmark is asked to measure; importing this needs neither torch nor ROS."""
+"""What a benchmark is asked to measure: its options; this imports neither torch nor ROS."""
 
 from __future__ import annotations
 
@@ -7,68 +7,65 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pi05_ros.errors import InvalidValueError
+from pi05_ros.runtime.command_options import option, positive, words
+
+MODEL_PRESETS = ("pi05", "tiny")
+MIXES = ("bf16", "fp8", "fp8-w8a16", "int8", "int8-w8a16")
+"""Words of `model.config.PRESETS` and `backends.workload.MIXES`, which --help does not import."""
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """``WxH`` to (height, width)."""
+    width, _, height = text.partition("x")
+    return positive(height), positive(width)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """``1,2,4`` to numbers."""
+    return tuple(positive(word) for word in text.split(","))
 
 
 @dataclass(frozen=True)
 class ModelBenchRequest:
-    """Stages and totals of one model on this GPU.
+    """Stages and totals of one model on this GPU."""
 
-    Attributes:
-        checkpoint: weights; None: random ones of `preset`.
-        preset: sizes of random weights.
-        precision: "auto" or one of the mixes of `backends.workload`.
-        vision: precision of the vision tower apart from that; None: as the mix says.
-        views, tokens, horizon: of the inference that is timed.
-        steps: denoise step counts, one table each.
-        image: frame height and width in pixels.
-        runs: how often each time is taken.
-        depth, width: layers of both stacks and factor on MLP widths of a smaller (student) model.
-        overlap: also time frame after frame with two under way.
-        eager: also time the plain model.
-        backend: "cuda", or "eager": the plain model alone, which runs without a GPU too.
-
-    """
-
-    checkpoint: str | None = None
-    preset: str = "pi05"
-    precision: str = "auto"
-    vision: str | None = None
-    views: int = 2
-    tokens: int = 20
-    horizon: int = 50
-    steps: tuple[int, ...] = (1, 3, 10)
-    image: tuple[int, int] = (224, 224)
-    runs: int = 200
-    depth: int | None = None
-    width: float = 1.0
-    overlap: bool = False
-    eager: bool = True
-    backend: str = "cuda"
+    checkpoint: str | None = option(None, "weights; random ones without it")
+    preset: str = option("pi05", "of random weights", choices=MODEL_PRESETS)
+    precision: str = option("auto", choices=("auto", *MIXES))
+    vision: str | None = option(None, "vision apart from the mix", choices=("bf16", "fp8", "int8"))
+    views: int = option(2, choices=range(4))
+    tokens: int = option(20, "prompt tokens", type=positive)
+    horizon: int = option(50, type=positive)
+    steps: tuple[int, ...] = option(
+        (1, 3, 10), "denoise steps, one table each", type=positive, nargs="+"
+    )
+    image: tuple[int, int] = option((224, 224), "frame size, WxH (224x224)", type=frame_size)
+    runs: int = option(200, "how often each time is taken", type=positive)
+    depth: int | None = option(None, "student: layers of both stacks")
+    width: float = option(1.0, "student: factor on the MLP widths")
+    backend: str = option(
+        "cuda", "eager: the plain model alone, without a GPU too", choices=("cuda", "eager")
+    )
+    overlap: bool = option(False, "also frame after frame with two under way")
+    eager: bool = option(True, "skip the plain model")
 
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """Two source trees or two settings of `pi05 bench model`, in turn in fresh processes.
-
-    Attributes:
-        trees: folders or git revisions of A and B; none: this package on both sides.
-        a, b: options of `bench model` for one side.
-        options: for both.
-        pairs: how often both are run.
-        row: of the report that is compared.
-        level: confidence of the interval.
-        history: file that records are added to.
-
-    """
+    """Two source trees or two settings of `pi05 bench model`, in turn in fresh processes."""
 
     trees: tuple[str, ...] = ()
-    a: tuple[str, ...] = ()
-    b: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    pairs: int = 4
-    row: str = "total"
-    level: float = 0.95
-    history: Path | None = None
+    a: tuple[str, ...] = option((), "options of bench model for side A, as one text", type=words)
+    b: tuple[str, ...] = option((), "same, for side B", type=words)
+    options: tuple[str, ...] = option(
+        (),
+        "same, for both (behind --no-eager --steps 10): --preset, --precision, --views ...",
+        type=words,
+    )
+    pairs: int = option(4, "runs of each side, 2 to 100")
+    row: str = option("total", "of the report that is judged")
+    level: float = option(0.95, "confidence of the interval")
+    history: Path | None = option(None, "JSON file that a record of every run is added to")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be compared."""
@@ -82,34 +79,21 @@ class CompareRequest:
 
 @dataclass(frozen=True)
 class NodeBenchRequest:
-    """Load for the policy node, with synthetic cameras and joint states.
+    """Load for the policy node, with synthetic cameras and joint states."""
 
-    Attributes:
-        duration: seconds of load.
-        rate: inferences per second.
-        checkpoint, robot: what the node runs.
-        cameras: how many of the robot's cameras are used.
-        width, height: of the images, pixels.
-        camera_hz, joint_hz: rates of the messages.
-        threads: CPU threads of the model.
-        backend, precision: of the engine, precision of all three stages.
-        out: folder for logs and the recording.
-
-    """
-
-    duration: float = 30.0
-    rate: float = 10.0
-    checkpoint: str = "random:tiny"
-    robot: str = "sim_arm"
-    cameras: int = 2
-    width: int = 640
-    height: int = 480
-    camera_hz: float = 30.0
-    joint_hz: float = 100.0
-    threads: int = 1
-    backend: str = "auto"
-    precision: str = "auto"
-    out: Path = Path("out/bench_node")
+    duration: float = option(30.0, "seconds of load")
+    rate: float = option(10.0, "inferences per second")
+    checkpoint: str = option("random:tiny")
+    robot: str = option("sim_arm")
+    cameras: int = option(2, "cameras of the robot that are used")
+    width: int = option(640)
+    height: int = option(480)
+    camera_hz: float = option(30.0)
+    joint_hz: float = option(100.0)
+    threads: int = option(1, "CPU threads of the model")
+    backend: str = option("auto", "engine of the node (default auto)")
+    precision: str = option("auto", "of all three stages (default auto)")
+    out: Path = option(Path("out/bench_node"), "folder for logs and the recording")
 
     def __post_init__(self) -> None:
         """Refuse a load that cannot be published."""
@@ -128,51 +112,32 @@ class NodeBenchRequest:
 
 @dataclass(frozen=True)
 class BatchBenchRequest:
-    """What `pi05 bench batch` measures.
+    """What `pi05 bench batch` measures; one request in a call is always measured."""
 
-    Attributes:
-        preset: sizes of the random weights.
-        device: torch device; "cpu" only shows that it runs.
-        batches: requests in one call; 1 is always measured.
-        views, tokens, horizon, steps: of each request.
-        runs: how often each time is taken.
-
-    """
-
-    preset: str = "pi05"
-    device: str = "cuda"
-    batches: tuple[int, ...] = (2, 4, 8)
-    views: int = 2
-    tokens: int = 20
-    horizon: int = 50
-    steps: int = 10
-    runs: int = 20
+    preset: str = option("pi05", "sizes of random weights", choices=MODEL_PRESETS)
+    device: str = option("cuda", "torch device; cpu only shows that it runs")
+    batches: tuple[int, ...] = option((2, 4, 8), "requests in one call: 2,4,8", type=counts)
+    views: int = option(2, type=positive)
+    tokens: int = option(20, type=positive)
+    horizon: int = option(50, type=positive)
+    steps: int = option(10, type=positive)
+    runs: int = option(20, "how often each time is taken", type=positive)
 
 
 @dataclass(frozen=True)
 class ServeBenchRequest:
-    """What `pi05 bench serve` measures.
-
-    Attributes:
-        checkpoint: of the server; None: a policy that answers at once.
-        robot: robot profile.
-        robots: numbers of clients, one after the other.
-        rate: requests per second of each.
-        seconds: for each number of robots.
-        image: height and width of the two raw images, pixels.
-        deadline_ms: answers later than this are counted as missed.
-        serve: further options of `pi05 serve`.
-
-    """
+    """What `pi05 bench serve` measures."""
 
     checkpoint: str | None = None
-    robot: str = "droid"
-    robots: tuple[int, ...] = (1,)
-    rate: float = 10.0
-    seconds: float = 10.0
-    image: tuple[int, int] = (224, 224)
-    deadline_ms: float = 100.0
-    serve: tuple[str, ...] = ()
+    robot: str = option("droid", "robot profile")
+    robots: tuple[int, ...] = option((1,), "clients at a time: 1,2,4,8", type=counts)
+    rate: float = option(10.0, "requests per second of each")
+    seconds: float = option(10.0, "for each number of robots")
+    image: tuple[int, int] = option(
+        (224, 224), "of two raw images, WxH (224x224)", type=frame_size
+    )
+    deadline_ms: float = option(100.0, "later answers are missed")
+    serve: tuple[str, ...] = option((), "further options of pi05 serve, as one text", type=words)
 
     def __post_init__(self) -> None:
         numbers = (self.rate, self.seconds, self.deadline_ms, *self.robots, *self.image)
@@ -226,39 +191,29 @@ class CameraLoad:
 class NodeGridRequest:
     """Camera settings times inference rates for a policy node.
 
-    It is loaded once for each number of cameras and kind of images.
-
-    Attributes:
-        grid: loads, one after the other.
-        rates: inferences per second, all of them under every load.
-        seconds: of each cell; direct_seconds: of each series of direct calls.
-        checkpoint, tokenizer, robot, prompt, backend, precision: of the node, as its
-            parameters.
-        denoise_steps, threads, overlap, isolation: of the node, too.
-        cameras: how many of the robot's cameras are used, where a load does not say it.
-        joint_hz: joint states per second.
-        pretend_ms: inferences sleep so long instead of computing; 0: they compute.
-        out: folder for logs, grid.json and grid.md.
-
+    It is loaded once for each number of cameras and kind of images; what is no option here is one
+    of `NodeBenchRequest` too.
     """
 
     grid: tuple[CameraLoad, ...]
     rates: tuple[float, ...] = (10.0, 30.0, 60.0)
-    seconds: float = 6.0
-    direct_seconds: float = 2.0
+    seconds: float = option(6.0, "with --grid: of each cell")
+    direct_seconds: float = option(2.0, "with --grid: of direct calls, per rate")
     checkpoint: str = "random:tiny"
     robot: str = "sim_arm"
-    prompt: str = "pick up the red block"
-    tokenizer: str = ""
+    prompt: str = option("pick up the red block", "with --grid")
+    tokenizer: str = option("", "with --grid: the node's parameter")
     backend: str = "auto"
     precision: str = "auto"
     denoise_steps: int = 10
     threads: int = 1
-    overlap: bool = False
-    isolation: str = "thread"
+    pretend_ms: float = option(
+        0.0, "with --grid: inferences sleep so long instead of computing, as a GPU lets the CPU"
+    )
+    overlap: bool = option(False, "with --grid: overlap prefill and denoising")
+    isolation: str = option("thread", "with --grid", choices=("thread", "process"))
     cameras: int = 2
     joint_hz: float = 100.0
-    pretend_ms: float = 0.0
     out: Path = Path("out/bench_node")
 
     def __post_init__(self) -> None:

@@ -19,13 +19,7 @@ from pi05_ros.bench.bench_requests import (
 from pi05_ros.cli.common_options import add_common_options
 from pi05_ros.cli.engines import bench_compare as compare
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.runtime.parameter_specs import filled
-
-MODEL_PRESETS = ("pi05", "tiny")
-MIXES = ("bf16", "fp8", "fp8-w8a16", "int8", "int8-w8a16")
-"""Words of `model.config.PRESETS` and `backends.workload.MIXES`, which --help does not import."""
-_MODEL, _NODE, _SERVE = ModelBenchRequest(), NodeBenchRequest(), ServeBenchRequest()
-_BATCH = BatchBenchRequest()
+from pi05_ros.runtime.command_options import add_options, filled
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,23 +46,6 @@ def run(args: argparse.Namespace) -> int:
     return int(args.run_bench(args))
 
 
-def at_least_one(text: str) -> int:
-    """Type of an option that counts something."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: 1 or more is accepted")
-    return value
-
-
-def frame_size(text: str) -> tuple[int, int]:
-    """``WxH`` to (height, width)."""
-    width, _, height = text.partition("x")
-    try:
-        return at_least_one(height), at_least_one(width)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: WxH is accepted, as 640x480") from None
-
-
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
     """It has no options."""
 
@@ -80,30 +57,10 @@ def _run_executor(args: argparse.Namespace) -> int:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--checkpoint", help="weights; random ones without it")
-    add("--preset", default=_MODEL.preset, choices=MODEL_PRESETS, help="of random weights")
-    add("--precision", default=_MODEL.precision, choices=("auto", *MIXES))
-    add("--vision", choices=("bf16", "fp8", "int8"), help="vision apart from the mix")
-    add("--views", type=int, choices=range(4), default=_MODEL.views)
-    add("--tokens", type=at_least_one, default=_MODEL.tokens, help="prompt tokens")
-    add("--horizon", type=at_least_one, default=_MODEL.horizon)
-    add("--steps", type=at_least_one, nargs="+", default=list(_MODEL.steps))
-    add("--image", type=frame_size, default=_MODEL.image, help="frame size, WxH (224x224)")
-    add("--runs", type=at_least_one, default=_MODEL.runs)
-    add("--depth", type=int, help="student: layers of both stacks")
-    add("--width", type=float, default=_MODEL.width, help="student: factor on the MLP widths")
-    add(
-        "--backend",
-        choices=("cuda", "eager"),
-        default=_MODEL.backend,
-        help="eager: the plain model alone, without a GPU too",
-    )
-    add("--overlap", action="store_true", help="also frame after frame with two under way")
-    add("--no-eager", action="store_true", help="skip the plain model")
-    add("--json", type=Path)
-    add("--markdown", type=Path)
-    add("--plot", type=Path, help="PNG: stage bars and latency histogram")
+    add_options(parser, ModelBenchRequest)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--plot", type=Path, help="PNG: stage bars and latency histogram")
 
 
 def _run_model(args: argparse.Namespace) -> int:
@@ -112,7 +69,7 @@ def _run_model(args: argparse.Namespace) -> int:
     from pi05_ros.bench.plain_model import measure_plain
 
     measure = measure_model if args.backend == "cuda" else measure_plain
-    report = measure(filled(ModelBenchRequest, args, eager=not args.no_eager))
+    report = measure(filled(ModelBenchRequest, args))
     model_report.console(report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -124,19 +81,8 @@ def _run_model(args: argparse.Namespace) -> int:
 
 
 def _add_node(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, NodeBenchRequest)
     add = parser.add_argument
-    add("--duration", type=float, default=_NODE.duration, help="seconds of load")
-    add("--rate", type=float, default=_NODE.rate, help="inferences per second")
-    add("--checkpoint", default=_NODE.checkpoint)
-    add("--robot", default=_NODE.robot)
-    add("--cameras", type=int, default=_NODE.cameras, help="cameras of the robot that are used")
-    add("--width", type=int, default=_NODE.width)
-    add("--height", type=int, default=_NODE.height)
-    add("--camera-hz", type=float, default=_NODE.camera_hz)
-    add("--joint-hz", type=float, default=_NODE.joint_hz)
-    add("--threads", type=int, default=_NODE.threads, help="CPU threads of the model")
-    add("--backend", default=_NODE.backend, help="engine of the node (default auto)")
-    add("--precision", default=_NODE.precision, help="of all three stages (default auto)")
     add(
         "--grid",
         help="camera settings WxH@HZ, separated by commas (3*WxH@HZ: three cameras, WxH@HZjpeg: "
@@ -144,19 +90,7 @@ def _add_node(parser: argparse.ArgumentParser) -> None:
         "without load (instead of --width, --height, --camera-hz, --rate and --duration)",
     )
     add("--rates", default="10,30,60", help="with --grid: inferences per second")
-    add("--seconds", type=float, default=6.0, help="with --grid: of each cell")
-    add("--direct-seconds", type=float, default=2.0, help="with --grid: of direct calls, per rate")
-    add("--prompt", default="pick up the red block", help="with --grid")
-    add("--tokenizer", default="", help="with --grid: the node's parameter")
-    add(
-        "--pretend-ms",
-        type=float,
-        default=0.0,
-        help="with --grid: inferences sleep so long instead of computing, as a GPU lets the CPU",
-    )
-    add("--overlap", action="store_true", help="with --grid: overlap prefill and denoising")
-    add("--isolation", choices=("thread", "process"), default="thread", help="with --grid")
-    add("--out", type=Path, default=_NODE.out)
+    add_options(parser, NodeGridRequest)
     add("--json", action="store_true", help="print JSON")
     add("--markdown", action="store_true", help="print a Markdown table")
     add("--check", action="store_true", help="exit code 1 if a limit is not met")
@@ -183,34 +117,14 @@ def _run_node(args: argparse.Namespace) -> int:
     return 1 if args.check and not all(met for _, met in limits) else 0
 
 
-def counts(text: str) -> tuple[int, ...]:
-    """``1,2,4`` to numbers."""
-    return tuple(at_least_one(word) for word in text.split(","))
-
-
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("checkpoint", nargs="?", help="without one: a policy that answers at once")
-    add("--robot", default=_SERVE.robot, help="robot profile")
-    add("--robots", type=counts, default=_SERVE.robots, help="clients at a time: 1,2,4,8")
-    add("--rate", type=float, default=_SERVE.rate, help="requests per second of each")
-    add("--seconds", type=float, default=_SERVE.seconds, help="for each number of robots")
-    add("--image", type=frame_size, default=_SERVE.image, help="of two raw images, WxH (224x224)")
-    add("--deadline-ms", type=float, default=_SERVE.deadline_ms, help="later answers are missed")
-    add("--serve", default="", help="further options of pi05 serve, as one text")
+    parser.add_argument("checkpoint", nargs="?", help="without one: a policy that answers at once")
+    add_options(parser, ServeBenchRequest)
     _add_json(parser)
 
 
 def _add_batch(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--preset", choices=MODEL_PRESETS, default=_BATCH.preset, help="sizes of random weights")
-    add("--device", default=_BATCH.device)
-    add("--batches", type=counts, default=_BATCH.batches, help="requests in one call: 2,4,8")
-    add("--views", type=at_least_one, default=_BATCH.views)
-    add("--tokens", type=at_least_one, default=_BATCH.tokens)
-    add("--horizon", type=at_least_one, default=_BATCH.horizon)
-    add("--steps", type=at_least_one, default=_BATCH.steps)
-    add("--runs", type=at_least_one, default=_BATCH.runs)
+    add_options(parser, BatchBenchRequest)
 
 
 def _run_batch(args: argparse.Namespace) -> int:
@@ -231,7 +145,7 @@ def _run_batch(args: argparse.Namespace) -> int:
 def _run_serve(args: argparse.Namespace) -> int:
     from pi05_ros.bench.serve import Row, measure_serving
 
-    request = filled(ServeBenchRequest, args, serve=tuple(args.serve.split()))
+    request = filled(ServeBenchRequest, args)
     height, width = request.image
     print(f"{request.checkpoint or 'a policy that answers at once'}, {request.rate:g} Hz each, "
           f"two images {width}x{height}")  # fmt: skip

@@ -190,21 +190,6 @@ def from_values(kind: type[T], values: Mapping[str, Any]) -> T:
     )
 
 
-def filled(kind: type[T], source: Any, **others: Any) -> T:
-    """Dataclass filled from the attributes of another object; lists become tuples.
-
-    Args:
-        kind: dataclass; a field that `source` lacks keeps its default.
-        source: parameters, or parsed options.
-        others: fields that have another name or meaning there.
-
-    """
-    names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
-    given = {name: getattr(source, name) for name in names if hasattr(source, name)}
-    frozen = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-    return kind(**{**frozen, **others})
-
-
 def to_values(parameters: Any) -> dict[str, Any]:
     """The inverse of `from_values`: plain values by ROS name."""
     return {

@@ -1,15 +1,16 @@
 """What a workflow is asked to do, as frozen dataclasses; this imports neither torch nor ROS.
 
-Every default of the engine commands is the default of a field here.
+The options of the engine commands, their defaults and help texts are the fields here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pi05_ros.errors import InvalidValueError
+from pi05_ros.runtime.command_options import REQUIRED, option, positive
 
 PRECISIONS = ("fp8", "fp16", "fp32")
 LAYOUTS = ("stages", "mlp_only")
@@ -24,50 +25,38 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """Which checkpoint, and for which robot and sizes.
+    """Which checkpoint, and for which robot and sizes; without an option those of the robot."""
 
-    Attributes:
-        checkpoint: folder or file, or ``random:tiny``.
-        robot: profile that decides cameras, horizon and prompt; None: the checkpoint's.
-        tokenizer: file; None looks for it.
-        device: auto, cpu or cuda.
-        prompt: instruction of observations that bring none.
-        views: camera slots of the graphs; None: the robot's.
-        max_prompt_tokens: prompt slots of the graphs; None: the checkpoint's.
-        cache: root of graphs, ranges and engines; None: the user's cache.
-
-    """
-
-    checkpoint: str
-    robot: str | None = None
-    tokenizer: str | None = None
-    device: str = "auto"
-    prompt: str | None = None
-    views: int | None = None
-    max_prompt_tokens: int | None = None
-    cache: Path | None = None
+    checkpoint: str = option(REQUIRED, "checkpoint folder or file, or random:tiny")
+    robot: str | None = option(None, "robot profile: decides cameras, horizon and prompt")
+    tokenizer: str | None = option(None, "tokenizer file")
+    device: str = option("auto", "auto, cpu or cuda")
+    views: int | None = option(None, "camera slots (default: the robot's)", type=positive)
+    max_prompt_tokens: int | None = option(None, "prompt slots", type=positive)
+    cache: Path | None = option(None, "cache root instead of ~/.cache/pi05_ros/trt")
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Where observations come from.
+    """Where observations come from; `count` of them are taken, evenly over all."""
 
-    Attributes:
-        observations: saved observations (.safetensors files or folders), or sample sets.
-        bags: recorded bags.
-        topics: ``INPUT=TOPIC`` of the bags.
-        count: observations to take, evenly over all.
-        allow_synthetic: random images where there is nothing else; for dry runs only.
-        steps: flow steps per observation.
-
-    """
-
-    observations: tuple[Path, ...] = ()
-    bags: tuple[Path, ...] = ()
-    topics: tuple[str, ...] = ()
-    count: int = 32
-    allow_synthetic: bool = False
-    steps: int = 10
+    observations: tuple[Path, ...] = option(
+        (),
+        "saved observations (.safetensors files, folders), or a golden.safetensors",
+        nargs="+",
+    )
+    bags: tuple[Path, ...] = option((), "recorded bags", "--bag", nargs="+")
+    topics: tuple[str, ...] = option(
+        (), "topics of the bag", "--map", action="append", metavar="INPUT=TOPIC"
+    )
+    prompt: str | None = option(None, "prompt of observations that bring none")
+    count: int = option(
+        32, "observations to take (default %(default)s)", "--samples", type=positive
+    )
+    allow_synthetic: bool = option(
+        False, "random images instead of recorded ones: dry runs only, never for a robot"
+    )
+    steps: int = option(10, "flow steps per observation (%(default)s)", type=positive)
 
     @property
     def named(self) -> bool:
@@ -77,21 +66,23 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class GraphRequest:
-    """What the exported stages run in.
+    """What the exported stages run in; `prefill` and `denoise` follow `precision` if None."""
 
-    Attributes:
-        precision: of all stages: fp8 (vision stays fp16), fp16 or fp32.
-        prefill, denoise: fp8 or fp16 for one stage alone; None follows `precision`.
-        layout: "mlp_only": of the prefill only the MLPs, torch runs the attention between them.
-        calibration: folder with ranges; None: the newest that fits, from the cache.
-
-    """
-
-    precision: str = PRECISIONS[0]
-    prefill: str | None = None
-    denoise: str | None = None
-    layout: str = LAYOUTS[0]
-    calibration: Path | None = None
+    precision: str = option(
+        PRECISIONS[0],
+        "fp8: vision fp16, prefill and denoise fp8 (or what the calibration says)",
+        choices=PRECISIONS,
+    )
+    prefill: str | None = option(None, "the prefill alone otherwise", choices=("fp8", "fp16"))
+    denoise: str | None = option(None, "the denoise alone otherwise", choices=("fp8", "fp16"))
+    layout: str = option(
+        LAYOUTS[0],
+        "mlp_only: of the prefill only the MLPs, torch runs the attention between them",
+        choices=LAYOUTS,
+    )
+    calibration: Path | None = option(
+        None, "folder of pi05 calibrate --for onnx or tensorrt (default: the newest that fits)"
+    )
 
     def __post_init__(self) -> None:
         """Refuse words that no stage has."""
@@ -118,64 +109,67 @@ class GraphRequest:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """Write the stages as ONNX graphs.
-
-    Attributes:
-        model, graphs: what to export.
-        full_steps: also one graph of all stages with this many steps unrolled; needs `out`.
-        out: folder instead of the cache.
-
-    """
+    """Write the stages as ONNX graphs."""
 
     model: ModelRequest
     graphs: GraphRequest = GraphRequest()
-    full_steps: int | None = None
-    out: Path | None = None
+    full_steps: int | None = option(
+        None,
+        "also one graph of all stages with this many steps unrolled; needs --out",
+        type=positive,
+    )
+    out: Path | None = option(None, "folder instead of the cache")
 
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """Compare exported or compiled stages with the plain model.
-
-    Attributes:
-        model, graphs, samples: what to compare, on what.
-        backend: one of `CHECKED_BACKENDS`.
-        engine: engine folder; None: the newest of the cache. Only for tensorrt.
-        out: folder of the report; that of engines lies with them.
-
-    """
+    """Compare exported or compiled stages with the plain model."""
 
     model: ModelRequest
     graphs: GraphRequest = GraphRequest()
     samples: SampleRequest = SampleRequest()
-    backend: str = CHECKED_BACKENDS[0]
-    engine: Path | None = None
-    out: Path = Path("out/check")
+    backend: str = option(
+        CHECKED_BACKENDS[0],
+        "tensorrt: the newest engines; onnx: the graphs in ONNX Runtime; simulated: the "
+        "calibration's arithmetic in torch, which judges any preset anywhere; scaled_mm: the same "
+        "FP8 scales on this GPU's FP8 units through torch; torch_tensorrt: prefill MLPs and "
+        "denoise step compiled by torch-tensorrt (experimental). Precision and layout can be "
+        "chosen for onnx and simulated; engines bring their own",
+        choices=CHECKED_BACKENDS,
+    )
+    engine: Path | None = option(None, "engine folder instead of the newest")
+    out: Path = option(
+        Path("out/check"),
+        "folder of the report (%(default)s); that of engines always lies with them",
+    )
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """Compile the stages with TensorRT and check them.
-
-    Attributes:
-        model, graphs, samples: what to build, and what it is checked on.
-        optimization_level: 0 to 5; None: 3, and 2 if the check refuses that.
-        workspace_mib: scratch memory limit; 0: TensorRT's own.
-        check: whether to check; engines stay unusable until then.
-        flavor: one of `FLAVORS`; auto: what suits the GPU of this machine.
-        targets: compute capabilities ("sm89", ...) to compile for with flavor rtx, also without
-            such a GPU; empty: the GPU of this machine.
-
-    """
+    """Compile the stages with TensorRT and check them."""
 
     model: ModelRequest
     graphs: GraphRequest = GraphRequest()
     samples: SampleRequest = SampleRequest()
-    optimization_level: int | None = None
-    workspace_mib: int = 0
-    check: bool = True
-    flavor: str = FLAVORS[0]
-    targets: tuple[str, ...] = ()
+    optimization_level: int | None = option(
+        None,
+        "0 to 5; default 3, and 2 if the check refuses that (after that, unless --prefill is "
+        "given, the prefill in fp16)",
+    )
+    flavor: str = option(
+        FLAVORS[0],
+        "tensorrt, or rtx: TensorRT for RTX (default: what suits the GPU of this machine)",
+        choices=FLAVORS,
+    )
+    targets: tuple[str, ...] = option(
+        (),
+        "with --flavor rtx: GPUs to compile for, on a machine that has none of them",
+        "--target",
+        type=lambda text: tuple(text.split(",")),
+        metavar="sm89,sm120",
+    )
+    workspace_mib: int = option(0, "scratch memory limit")
+    check: bool = option(True, "engines stay unusable until then")
 
     def __post_init__(self) -> None:
         """Refuse flavors that do not exist, and targets of one that has none."""
@@ -223,20 +217,13 @@ class CudaCalibrationRequest:
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """Choose tile sizes of the cuda backend on this GPU.
+    """Choose tile sizes of the cuda backend on this GPU; `views` and `tokens` are pairs."""
 
-    Attributes:
-        preset: sizes of the model.
-        views, tokens: cameras and prompt tokens of the inferences that are timed, in pairs.
-        horizon: action rows of all of them.
-        precisions: what is tuned, in turn.
-        seconds: time for each of them.
-
-    """
-
-    preset: str = "pi05"
-    views: tuple[int, ...] = (2, 3)
-    tokens: tuple[int, ...] = (20, 200)
-    horizon: int = 50
-    precisions: tuple[str, ...] = field(default=("auto", "bf16"))
-    seconds: float = 600.0
+    preset: str = option("pi05", "sizes of the model")
+    views: tuple[int, ...] = option((2, 3), "one for each workload", nargs="+")
+    tokens: tuple[int, ...] = option((20, 200), "prompt tokens, too", nargs="+")
+    horizon: int = option(50)
+    precisions: tuple[str, ...] = option(
+        ("auto", "bf16"), "auto, bf16, fp8, fp8-w8a16, int8, int8-w8a16", "--precision", nargs="+"
+    )
+    seconds: float = option(600.0, "time for each precision (default %(default)g)")

@@ -131,12 +131,13 @@ def collect_samples(
             samples += load_samples(path)[0]
     recorder = SampleRecorder(shapes.image_size, shapes.horizon)
     policy = subject.policy.with_engine(recorder)
+    policy.set_prompt(request.prompt or "")
     for path in files:
         if not _is_sample_set(path):
             recorder.name = str(path)
             _infer(policy, path)
     for bag in request.bags:
-        _read_bag(bag, request, policy, subject.prompt, recorder, warn)
+        _read_bag(bag, request, policy, recorder, warn)
     samples += recorder.samples
     if not samples and request.allow_synthetic:
         return synthetic_samples(
@@ -202,7 +203,6 @@ def _read_bag(
     path: Path,
     request: SampleRequest,
     policy: Policy,
-    prompt: str | None,
     recorder: SampleRecorder,
     warn: Say,
 ) -> None:
@@ -219,7 +219,7 @@ def _read_bag(
         chosen = choose(bag, policy.robot, parse_map(list(request.topics)))
         # A little faster than needed: some ticks find no complete observation.
         rate = min(10.0, max(0.2, 1.5 * request.count / max(bag.seconds, 0.1)))
-        parameters = replace(PolicyParameters(), rate_hz=rate, prompt=prompt or "")
+        parameters = replace(PolicyParameters(), rate_hz=rate, prompt=request.prompt or "")
         replay = OfflineReplay(bag, chosen.sources, policy, parameters, chosen.roles)
         before = len(recorder.samples)
         for chunk in replay:

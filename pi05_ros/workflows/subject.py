@@ -25,7 +25,6 @@ class Subject:
     model: Pi05
     shapes: StageShapes
     weights: str
-    prompt: str | None
 
 
 def load_subject(request: ModelRequest, precision: str | None = None) -> Subject:
@@ -43,7 +42,6 @@ def load_subject(request: ModelRequest, precision: str | None = None) -> Subject
         backend="eager",
         precision=precision,
         device=request.device,
-        prompt=request.prompt,
     )
     engine = policy.engine
     assert isinstance(engine, EagerEngine)
@@ -51,7 +49,7 @@ def load_subject(request: ModelRequest, precision: str | None = None) -> Subject
     views = request.views or len(policy.robot.cameras)
     prompt_tokens = request.max_prompt_tokens or policy.recipe.max_prompt_tokens
     shapes = StageShapes.of(model.config, views, prompt_tokens, engine.horizon)
-    return Subject(policy, model, shapes, weights_id(model), request.prompt)
+    return Subject(policy, model, shapes, weights_id(model))
 
 
 @contextlib.contextmanager

@@ -84,8 +84,10 @@ def test_every_name_makes_the_same_request(words, monkeypatch):
     )
     options = ["random:tiny", "--preset", "w8a16", "--bag", "a", "b", "--samples", "9"]
     assert main([*words, *options, "--map", "base_camera=/x", "--prompt", "go"]) == 0
-    model = ModelRequest("random:tiny", prompt="go")
-    samples = SampleRequest(bags=(Path("a"), Path("b")), topics=("base_camera=/x",), count=9)
+    model = ModelRequest("random:tiny")
+    samples = SampleRequest(
+        bags=(Path("a"), Path("b")), topics=("base_camera=/x",), prompt="go", count=9
+    )
     assert seen == [StageCalibrationRequest(model, samples, "w8a16")]
 
 

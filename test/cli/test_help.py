@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pi05_ros.cli import bench, replay
+from pi05_ros.bench import bench_requests
+from pi05_ros.cli import replay
 from pi05_ros.cli.main import COMMANDS, build_parser
 
 HEAVY = (
@@ -76,8 +77,8 @@ def test_words_that_help_repeats_are_those_of_the_packages():
     from pi05_ros.workflows import engine_requests
 
     assert replay.TIME_BASES == TIME_BASES
-    assert tuple(MIXES) == bench.MIXES
-    assert tuple(config.PRESETS) == bench.MODEL_PRESETS
+    assert tuple(MIXES) == bench_requests.MIXES
+    assert tuple(config.PRESETS) == bench_requests.MODEL_PRESETS
     assert tuple(LAYOUTS) == engine_requests.LAYOUTS
     help_text = " ".join(build_parser("calibrate").format_help().split())
     sub = next(a for a in build_parser("quantize")._actions if a.dest == "command")

@@ -24,7 +24,9 @@ from pi05_ros.cli.engines import build as build_command
 from pi05_ros.cli.engines import engine_options
 from pi05_ros.cli.main import main
 from pi05_ros.policy import Policy
+from pi05_ros.runtime.command_options import filled
 from pi05_ros.workflows.build_engines import build_attempts
+from pi05_ros.workflows.engine_requests import BuildRequest
 
 CHECKPOINT = "random:tiny"
 
@@ -350,7 +352,7 @@ def test_engines_that_are_not_there(
 def test_what_the_user_fixed_stays_fixed(words: list[str], expected: list[Any]) -> None:
     parser = argparse.ArgumentParser()
     build_command.add_arguments(parser)
-    request = build_command.build_request(parser.parse_args([CHECKPOINT, *words]))
+    request = filled(BuildRequest, parser.parse_args([CHECKPOINT, *words]))
     attempts = build_attempts(request, TENSORRT)
     assert [(attempt.level, attempt.prefill) for attempt in attempts] == expected
     assert [bool(attempt.note) for attempt in attempts] == [False] + [True] * (len(attempts) - 1)

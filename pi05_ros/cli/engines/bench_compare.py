@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 
 from pi05_ros.bench.bench_requests import CompareRequest
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.runtime.parameter_specs import filled
+from pi05_ros.runtime.command_options import add_options, filled
 
-_COMPARE = CompareRequest()
 _SHOWN = ("vision", "prefill", "denoise", "graph")
 
 
@@ -20,17 +18,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     """Sides, settings, number of pairs, what to write and what to demand."""
     add = parser.add_argument
     add("trees", nargs="*", metavar="A B", help="source folders or git revisions (default: these)")
-    add("--a", default="", help="options of bench model for side A, as one text")
-    add("--b", default="", help="same, for side B")
-    add(
-        "--options",
-        default="",
-        help="same, for both (behind --no-eager --steps 10): --preset, --precision, --views ...",
-    )
-    add("--pairs", type=int, default=_COMPARE.pairs, help="runs of each side, 2 to 100")
-    add("--row", default=_COMPARE.row, help="of the report that is judged")
-    add("--level", type=float, default=_COMPARE.level, help="confidence of the interval")
-    add("--history", type=Path, help="JSON file that a record of every run is added to")
+    add_options(parser, CompareRequest)
     add(
         "--at-most",
         type=float,
@@ -45,8 +33,7 @@ def run_compare(args: argparse.Namespace) -> int:
     from pi05_ros.bench.comparison.side_by_side import compare
     from pi05_ros.small_files import write_atomically
 
-    words = {name: _words(f"--{name}", getattr(args, name)) for name in ("a", "b", "options")}
-    request = filled(CompareRequest, args, **words)
+    request = filled(CompareRequest, args)
     outcome = compare(request)
     for side in "AB":
         print(f"{side}  {request.row} ms: {' '.join(f'{t:.3f}' for t in outcome.p50s(side))}")
@@ -95,10 +82,3 @@ def run_table(args: argparse.Namespace) -> int:
     changed = place_table(args.into, table)
     print(f"{args.into}: {'written' if changed else 'as it was'}")
     return 0
-
-
-def _words(option: str, text: str) -> tuple[str, ...]:
-    try:
-        return tuple(shlex.split(text))
-    except ValueError as error:
-        raise InvalidValueError(f"{option} {text!r}: {error}") from None

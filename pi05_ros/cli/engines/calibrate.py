@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pi05_ros.cli.engines.engine_options import (
-    add_model_arguments,
-    add_sample_arguments,
-    memory_named,
-    model_request,
-    sample_request,
-    terminal,
-    warn,
-)
+from pi05_ros.cli.engines.engine_options import memory_named, terminal, warn
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.workflows.engine_requests import CudaCalibrationRequest, StageCalibrationRequest
+from pi05_ros.runtime.command_options import add_options, filled
+from pi05_ros.workflows.engine_requests import (
+    CudaCalibrationRequest,
+    ModelRequest,
+    SampleRequest,
+    StageCalibrationRequest,
+)
 
 TARGETS = ("cuda", "onnx", "tensorrt")
 OWN_OPTIONS = {"cuda": ("vision",), "onnx": ("preset", "experimental")}
@@ -24,8 +22,8 @@ OWN_OPTIONS = {"cuda": ("vision",), "onnx": ("preset", "experimental")}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    add_model_arguments(parser)
-    add_sample_arguments(parser)
+    add_options(parser, ModelRequest)
+    add_options(parser, SampleRequest)
     parser.add_argument(
         "--for",
         dest="target",
@@ -73,9 +71,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_cuda(args: argparse.Namespace) -> int:
     from pi05_ros.workflows.calibrate_cuda import calibrate_cuda
 
-    request = CudaCalibrationRequest(
-        model_request(args), sample_request(args), args.vision or "bf16", args.out
-    )
+    request = filled(CudaCalibrationRequest, args, vision=args.vision or "bf16")
     with memory_named():
         calibrate_cuda(request, warn=warn)
     return 0
@@ -85,13 +81,7 @@ def run_stages(args: argparse.Namespace) -> int:
     """Calibrate for the backends onnx and tensorrt."""
     from pi05_ros.workflows.calibrate_stages import calibrate_stages
 
-    request = StageCalibrationRequest(
-        model_request(args),
-        sample_request(args),
-        args.preset or "fp8",
-        args.experimental,
-        args.out,
-    )
+    request = filled(StageCalibrationRequest, args, preset=args.preset or "fp8")
     with memory_named():
         calibrate_stages(request, terminal())
     return 0

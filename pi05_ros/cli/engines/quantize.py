@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 
 from pi05_ros.cli.engines.calibrate import add_stage_arguments, run_stages
-from pi05_ros.cli.engines.engine_options import add_model_arguments, add_sample_arguments
+from pi05_ros.runtime.command_options import add_options
+from pi05_ros.workflows.engine_requests import ModelRequest, SampleRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    add_model_arguments(parser)
-    add_sample_arguments(parser)
+    add_options(parser, ModelRequest)
+    add_options(parser, SampleRequest)
     add_stage_arguments(parser)
     parser.add_argument("--out", type=Path, help="folder instead of the cache")
 
