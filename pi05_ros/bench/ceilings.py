@@ -7,6 +7,7 @@ precision.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -16,15 +17,14 @@ from pi05_ros.backends.engine import Precision
 from pi05_ros.model import Pi05Config
 
 
-def measure_copy(gigabytes: float = 1.0, runs: int = 10) -> float:
+def measure_copy(gigabytes: float = 1.0) -> float:
     """Device memory bandwidth in TB/s: read plus written bytes of a large copy."""
     source = torch.empty(int(gigabytes * 2**30), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    best = _best(lambda: target.copy_(source), runs)
-    return 2 * source.numel() / best / 1e12
+    return 2 * source.numel() / _median_s(lambda: target.copy_(source), 10) / 1e12
 
 
-def measure_gemm(M: int, N: int, K: int, fp8: bool, runs: int = 20) -> float:
+def measure_gemm(M: int, N: int, K: int, fp8: bool) -> float:
     """Dense product rate in TFLOP/s on random data."""
     a = torch.randn(M, K, device="cuda", dtype=torch.bfloat16)
     b = torch.randn(N, K, device="cuda", dtype=torch.bfloat16)
@@ -43,12 +43,12 @@ def measure_gemm(M: int, N: int, K: int, fp8: bool, runs: int = 20) -> float:
         def call() -> None:
             torch.mm(a, b.t(), out=out)
 
-    return 2.0 * M * N * K / _best(call, runs) / 1e12
+    return 2.0 * M * N * K / _median_s(call, 20) / 1e12
 
 
-def _best(call: Any, runs: int) -> float:
-    """Median seconds of a call on the device."""
-    for _ in range(3):
+def device_times(call: Callable[[], Any], runs: int, warmup: int = 5) -> list[float]:
+    """Milliseconds of each of `runs` calls on the device."""
+    for _ in range(warmup):
         call()
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(runs)]
     for start, end in events:
@@ -56,8 +56,11 @@ def _best(call: Any, runs: int) -> float:
         call()
         end.record()
     torch.cuda.synchronize()
-    times = sorted(start.elapsed_time(end) for start, end in events)
-    return 1e-3 * times[len(times) // 2]
+    return [start.elapsed_time(end) for start, end in events]
+
+
+def _median_s(call: Callable[[], Any], runs: int) -> float:
+    return 1e-3 * sorted(device_times(call, runs, warmup=3))[runs // 2]
 
 
 @lru_cache(maxsize=1)

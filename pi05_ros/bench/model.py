@@ -20,7 +20,7 @@ import torch
 from pi05_ros.backends import BackendError, create_engine
 from pi05_ros.backends.workload import MIXES, STAGES, Workload, random_inputs
 from pi05_ros.bench.bench_requests import ModelBenchRequest
-from pi05_ros.bench.ceilings import floor_ms
+from pi05_ros.bench.ceilings import device_times, floor_ms
 from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
 
 
@@ -38,19 +38,6 @@ class Timing:
         """Statistics of a list of milliseconds."""
         p50, p99 = np.percentile(samples, (50, 99))
         return cls(float(np.mean(samples)), float(np.std(samples)), float(p50), float(p99))
-
-
-def device_times(call: Callable[[], Any], runs: int, warmup: int = 5) -> list[float]:
-    """Milliseconds of each of `runs` calls on the device."""
-    for _ in range(warmup):
-        call()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(runs)]
-    for start, end in events:
-        start.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) for start, end in events]
 
 
 def overlap_times(

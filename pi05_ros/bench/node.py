@@ -26,6 +26,7 @@ from pi05_ros.replay.live import (
     START_S,
     WRITE_S,
     read_diagnostics,
+    skipped_ticks,
     write_parameters,
 )
 from pi05_ros.replay.summary import Spread, latencies_ms
@@ -38,7 +39,6 @@ from pi05_ros.ros.processes.children import (
 from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
 
 SETTLED = 0.25  # share of the run left out of memory figures: caches fill up
-SERIES = 25  # points of the memory series
 MIB = 2**20
 
 # Acceptance: (figure, limit, text)
@@ -66,7 +66,6 @@ class NodeFigures:
         skipped: ticks without a chunk, by reason.
         rss_mib: resident memory at the end.
         rss_growth_mib: from a quarter of the run to its end.
-        rss_series_mib: resident memory at even distances over the run.
         cpu_share: of one core, node process only, inference included.
         publisher_late_p99_ms: how late the publisher was; large values mean a busy machine.
 
@@ -85,7 +84,6 @@ class NodeFigures:
     skipped: dict[str, int]
     rss_mib: float
     rss_growth_mib: float
-    rss_series_mib: tuple[float, ...]
     cpu_share: float
     publisher_late_p99_ms: float
 
@@ -188,7 +186,6 @@ def _figures(
         return Spread.of([chunk.timings[name] for chunk in chunks])
 
     overhead = [chunk.timings["total_ms"] - chunk.timings["inference_ms"] for chunk in chunks]
-    prefix = "skipped_ticks."
     return NodeFigures(
         machine=machine(),
         setting=(
@@ -208,17 +205,9 @@ def _figures(
             for name, sent in done["sent"].items()
             if sent
         },
-        skipped={
-            key.removeprefix(prefix): int(value)
-            for key, value in inference.items()
-            if key.startswith(prefix)
-        },
+        skipped=skipped_ticks(inference),
         rss_mib=float(memory[-1]) / MIB,
         rss_growth_mib=growth / MIB,
-        rss_series_mib=tuple(
-            round(float(memory[i]) / MIB, 2)
-            for i in np.linspace(0, len(memory) - 1, SERIES).astype(int)
-        ),
         cpu_share=cpu_share,
         publisher_late_p99_ms=float(done["late_p99_ms"]),
     )

@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ import numpy as np
 from pi05_ros.bench.bench_requests import CameraLoad, NodeGridRequest
 from pi05_ros.bench.node import machine
 from pi05_ros.policy.robots.profile_yaml import load_profile
-from pi05_ros.replay.live import NODE, START_S, write_parameters
+from pi05_ros.replay.live import NODE, START_S, skipped_ticks, write_parameters
 from pi05_ros.ros.processes.children import Child, Children, ros_environment
-from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
+from pi05_ros.runtime.parameters import SPECS, ParameterError, PolicyParameters
 from pi05_ros.small_files import read_json
 
 CONFIGURE_S = 600.0
@@ -199,18 +199,14 @@ def _parameters(request: NodeGridRequest, roles: Sequence[str], *, jpeg: bool) -
     stages = ("vision", "prefill", "denoise")
     transport = "compressed" if jpeg else "raw"
     return {
-        "checkpoint": request.checkpoint,
-        "robot": request.robot,
-        "backend": request.backend,
+        **{
+            item.name: getattr(request, item.name)
+            for item in fields(request)
+            if item.name in SPECS
+        },
         **{f"precision.{stage}": request.precision for stage in stages},
-        "denoise_steps": request.denoise_steps,
-        "threads": request.threads,
-        "overlap": request.overlap,
-        "isolation": request.isolation,
         "camera_roles": list(roles),
         **{f"camera_transport.{role}": transport for role in roles},
-        "prompt": request.prompt,
-        "tokenizer": request.tokenizer,
     }
 
 
@@ -250,22 +246,13 @@ def _setting(
 
 
 def _cell(cameras: str, row: dict[str, Any], direct_ms: float, cpu_share: float) -> GridCell:
-    prefix = "skipped_ticks."
+    given = {item.name: row[item.name] for item in fields(GridCell) if item.name in row}
     return GridCell(
+        **given,
         cameras=cameras,
-        rate_hz=row["rate_hz"],
-        chunks=row["chunks"],
-        asked=row["asked"],
-        newest_image_to_chunk_ms=row["newest_image_to_chunk_ms"],
-        parts_ms=row["parts_ms"],
-        inference_ms=row["inference_ms"],
         direct_p50_ms=direct_ms,
         cpu_share=cpu_share,
-        skipped={
-            key.removeprefix(prefix): count
-            for key, count in row["counts"].items()
-            if key.startswith(prefix)
-        },
+        skipped=skipped_ticks(row["counts"]),
     )
 
 

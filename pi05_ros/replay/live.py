@@ -10,7 +10,6 @@ process: transport, waiting for a tick, inference and transport again, as on the
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,25 +162,25 @@ def _result(chunk_bag: Path, done: Mapping[str, Any]) -> LiveResult:
     """Read what the recorder wrote."""
     inference, inputs = read_diagnostics(chunk_bag)
     chunks = read_chunks(chunk_bag)
-    prefix = "skipped_ticks."
-    skipped = {
-        k.removeprefix(prefix): int(v) for k, v in inference.items() if k.startswith(prefix)
+    dropped = {
+        "failed inferences": int(inference.get("errors", 0)),
+        "chunks not published": int(inference.get("dropped_chunks", 0)),
     }
-    dropped = Counter(
-        {
-            "failed inferences": int(inference.get("errors", 0)),
-            "chunks not published": int(inference.get("dropped_chunks", 0)),
-        }
-    )
     return LiveResult(
         chunks=chunks,
         bag=chunk_bag,
         clock_s=float(done["clock_s"]),
-        skipped=skipped,
+        skipped=skipped_ticks(inference),
         dropped={reason: count for reason, count in dropped.items() if count},
         inputs=inputs,
         player=dict(done),
     )
+
+
+def skipped_ticks(counters: Mapping[str, Any]) -> dict[str, int]:
+    """Ticks without a chunk by reason, from the node's counters."""
+    found = {key.partition("skipped_ticks.")[2]: value for key, value in counters.items()}
+    return {reason: int(count) for reason, count in found.items() if reason}
 
 
 def read_diagnostics(

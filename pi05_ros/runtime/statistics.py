@@ -93,11 +93,9 @@ class Statistics:
         if not len(rows):
             return {}
         total, inference = rows[:, 0], rows[:, 1]
+        times = {"latency": total, "inference": inference, "overhead": total - inference}
         return {
-            "latency_p50_ms": float(np.percentile(total, 50)),
-            "latency_p95_ms": float(np.percentile(total, 95)),
-            "inference_p50_ms": float(np.percentile(inference, 50)),
-            "inference_p95_ms": float(np.percentile(inference, 95)),
-            "overhead_p50_ms": float(np.percentile(total - inference, 50)),
-            "overhead_p95_ms": float(np.percentile(total - inference, 95)),
+            f"{name}_p{percent}_ms": float(np.percentile(values, percent))
+            for name, values in times.items()
+            for percent in (50, 95)
         }

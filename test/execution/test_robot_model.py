@@ -49,7 +49,7 @@ def test_poses_and_jacobians_are_those_of_the_urdf(seed, kinds, shuffled, follow
         ends = [reference_pose(text, values, name) for name in (base, link)]
         return np.linalg.inv(ends[0]) @ ends[1]
 
-    pose, jacobian = model.pose_and_jacobian(q, link, base)
+    pose, jacobian = model.pose(q, link, base), model.jacobian_of(link, base)
     expected = relative(q)
     np.testing.assert_allclose(pose.position, expected[:3, 3], atol=1e-9)
     np.testing.assert_allclose(pose.rotation, expected[:3, :3], atol=1e-9)
@@ -66,7 +66,8 @@ def test_two_arms_move_apart():
     text = _two_arms(3)
     model = RobotModel(text)
     assert len(model.joints) == 14
-    jacobian = model.jacobian(np.zeros(14), "left_link6")
+    model.update(np.zeros(14))
+    jacobian = model.jacobian_of("left_link6")
     moving = {name for name, column in zip(model.joints, jacobian.T, strict=True) if column.any()}
     assert moving == {f"left_j{i}" for i in range(7)}
     assert model.movers("left_link6") == tuple(f"left_j{i}" for i in range(7))

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from pi05_ros.policy import load_profile
 from pi05_ros.policy.transforms.aloha import (
     aloha_actions_from_pi,
-    aloha_actions_to_pi,
     aloha_gripper_to_pi,
     aloha_state_to_pi,
 )
@@ -66,11 +65,11 @@ def test_aloha_actions_by_hand():
 
 @settings(max_examples=100, deadline=None)
 @given(vectors)
-def test_aloha_actions_round_trip(values):
-    """Error at most 1e-14 of the values' size."""
-    back = aloha_actions_from_pi(aloha_actions_to_pi(values))
-    assert np.abs(back - values).max() <= 1e-13
-    forth = aloha_actions_to_pi(aloha_actions_from_pi(values))
+def test_aloha_actions_can_be_undone(values):
+    """By openpi's inverse, which training applies to recorded actions; error at most 1e-13."""
+    signs = np.where(np.isin(np.arange(14), (1, 2, 8, 9)), -1.0, 1.0)
+    forth = aloha_actions_from_pi(values) * signs
+    forth[[6, 13]] = forth[[6, 13]] * 2.1123 - 0.6213 - 0.5476
     assert np.abs(forth - values).max() <= 1e-13
 
 

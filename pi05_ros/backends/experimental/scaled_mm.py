@@ -17,8 +17,8 @@ from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.fake_quant import quantize
 from pi05_ros.backends.quantization.modules import QuantLinear, quantized_stage
-from pi05_ros.backends.staged.engine import StagedEngine, TorchRunner
-from pi05_ros.backends.staged.shapes import STAGES, StageShapes, stage_spec
+from pi05_ros.backends.staged.engine import StagedEngine
+from pi05_ros.backends.staged.shapes import STAGES, StageShapes
 from pi05_ros.model import Pi05
 
 MULTIPLE = 16  # of both sizes of the weight, a limit of the hardware's FP8 products
@@ -69,9 +69,7 @@ def use_scaled_mm(module: nn.Module) -> int:
     return len(found)
 
 
-def scaled_mm_engine(
-    model: Pi05, shapes: StageShapes, calibration: Calibration, dtype: torch.dtype = torch.float16
-) -> StagedEngine:
+def scaled_mm_engine(model: Pi05, shapes: StageShapes, calibration: Calibration) -> StagedEngine:
     """All three stages in half precision, FP8 products on the model's device.
 
     Raises:
@@ -85,21 +83,15 @@ def scaled_mm_engine(
     device = model.device
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         raise BackendError(f"{torch.cuda.get_device_name(device)} has no FP8 units")
-    runners = {}
-    for stage in STAGES:
-        module = quantized_stage(model, stage, dtype, calibration)
-        if stage != "vision":
-            use_scaled_mm(module)
-        spec = stage_spec(stage, shapes, dtype)
-        names = [t.name for t in spec.inputs], [t.name for t in spec.outputs]
-        runners[stage] = TorchRunner(module, *names)
-    return StagedEngine(
+    modules = {s: quantized_stage(model, s, torch.float16, calibration) for s in STAGES}
+    use_scaled_mm(modules["prefill"])
+    use_scaled_mm(modules["denoise_step"])
+    return StagedEngine.on_torch(
         model,
         shapes,
-        runners,
+        modules,
+        torch.float16,
         backend="scaled_mm",
         precision=Precision("fp16", "fp8", "fp8"),
-        dtype=dtype,
-        device=device,
         reason="FP8 products through torch._scaled_mm",
     )

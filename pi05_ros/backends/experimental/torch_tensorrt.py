@@ -173,7 +173,7 @@ class CompiledRunner(TorchRunner):
             compiled = compiler.dynamo.compile(program, arg_inputs=list(inputs), **options)
         except Exception as error:  # of torch's exporter, of converters, of TensorRT
             raise BackendError(f"torch-tensorrt cannot compile {graph}: {error}") from error
-        super().__init__(compiled, [t.name for t in spec.inputs], [t.name for t in spec.outputs])
+        super().__init__(compiled, spec)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once."""
@@ -181,7 +181,7 @@ class CompiledRunner(TorchRunner):
 
 
 def torch_tensorrt_engine(
-    model: Pi05, shapes: StageShapes, calibration: Calibration, dtype: torch.dtype = torch.float16
+    model: Pi05, shapes: StageShapes, calibration: Calibration
 ) -> StagedEngine:
     """Vision on torch, the prefill's MLPs and the denoise step on torch-tensorrt.
 
@@ -190,12 +190,9 @@ def torch_tensorrt_engine(
 
     """
     load_compiler()
-    device = model.device
-    spec = stage_spec("vision", shapes, dtype)
-    names = [t.name for t in spec.inputs], [t.name for t in spec.outputs]
-    graphs: dict[str, Any] = {
-        "vision": TorchRunner(quantized_stage(model, "vision", dtype, None), *names)
-    }
+    device, dtype = model.device, torch.float16
+    vision = quantized_stage(model, "vision", dtype, None)
+    graphs: dict[str, Any] = {"vision": TorchRunner(vision, stage_spec("vision", shapes, dtype))}
     for graph in graphs_of("mlp_only", shapes.depth):
         if graph.startswith(MLP_GRAPH):
             layer = int(graph.removeprefix(MLP_GRAPH))

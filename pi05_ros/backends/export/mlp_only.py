@@ -71,8 +71,7 @@ class MlpPrefillRunner(TorchRunner):
         for graph, runner in mlps.items():
             layers[int(graph.removeprefix(MLP_GRAPH))].mlp = _EngineMlp(runner)
         self.mlps = dict(mlps)
-        spec = stage_spec("prefill", shapes, dtype)
-        super().__init__(stage, [t.name for t in spec.inputs], [t.name for t in spec.outputs])
+        super().__init__(stage, stage_spec("prefill", shapes, dtype))
 
     def close(self) -> None:
         """Close the MLPs and drop the stage."""
@@ -89,9 +88,5 @@ def join_runners(
     mlps = {name: runner for name, runner in graphs.items() if name.startswith(MLP_GRAPH)}
     if not mlps:
         return dict(graphs)
-    prefill = MlpPrefillRunner(model, shapes, dtype, mlps)
-    return {
-        "vision": graphs["vision"],
-        "prefill": prefill,
-        "denoise_step": graphs["denoise_step"],
-    }
+    whole = {stage: graphs[stage] for stage in ("vision", "denoise_step")}
+    return {**whole, "prefill": MlpPrefillRunner(model, shapes, dtype, mlps)}

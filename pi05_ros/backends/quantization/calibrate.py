@@ -34,7 +34,7 @@ from pi05_ros.backends.quantization.presets import (
 from pi05_ros.backends.quantization.samples import Sample, require_real
 from pi05_ros.backends.staged.engine import StagedEngine, TorchRunner
 from pi05_ros.backends.staged.layers import MatMul
-from pi05_ros.backends.staged.shapes import STAGES, StageShapes, stage_spec
+from pi05_ros.backends.staged.shapes import STAGES, StageShapes
 from pi05_ros.backends.staged.stages import make_stage
 from pi05_ros.model import Pi05
 
@@ -90,31 +90,19 @@ def reference_engine(
     calibration: Calibration | None = None,
     quantized_stages: Sequence[str] = STAGES[1:],
     layout: str = "stages",
-    backend: str = "torch",
 ) -> StagedEngine:
-    """Float32 stages on torch, as they are or with a calibration's quantizers.
-
-    ``backend`` is the engine's name in reports.
-    """
-    runners = {}
+    """Float32 stages on torch, as they are or with a calibration's quantizers."""
+    modules: dict[str, nn.Module] = {}
     for stage in STAGES:
-        spec = stage_spec(stage, shapes, torch.float32)
         if stages is not None and stage in stages:
-            module = stages[stage]
+            modules[stage] = stages[stage]
         else:
             ranges = calibration if stage in quantized_stages else None
             only = "mlp" if stage == "prefill" and layout == "mlp_only" else ""
-            module = quantized_stage(model, stage, torch.float32, ranges, only)
-        names = [t.name for t in spec.inputs], [t.name for t in spec.outputs]
-        runners[stage] = TorchRunner(module, *names)
-    return StagedEngine(
-        model,
-        shapes,
-        runners,
-        backend=backend,
-        precision=Precision("fp32", "fp32", "fp32"),
-        dtype=torch.float32,
-        device=model.device,
+            modules[stage] = quantized_stage(model, stage, torch.float32, ranges, only)
+    precision = Precision("fp32", "fp32", "fp32")
+    return StagedEngine.on_torch(
+        model, shapes, modules, torch.float32, backend="torch", precision=precision
     )
 
 

@@ -23,9 +23,9 @@ from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.fake_quant import CODE_DTYPE, LARGEST, dequantize_weight
 from pi05_ros.backends.quantization.modules import QuantLinear, QuantMatMul, quantized_stage
 from pi05_ros.backends.quantization.nvfp4 import Fp4Linear, fake_quantize_blocks
-from pi05_ros.backends.staged.engine import StagedEngine, TorchRunner
+from pi05_ros.backends.staged.engine import StagedEngine
 from pi05_ros.backends.staged.layers import MatMul
-from pi05_ros.backends.staged.shapes import STAGES, StageShapes, stage_spec
+from pi05_ros.backends.staged.shapes import STAGES, StageShapes
 from pi05_ros.model import Pi05
 
 
@@ -147,23 +147,15 @@ def compiled_engine(
     """
     dtype = torch.float16
     words = {"vision": "fp16"}
-    runners = {}
+    modules: dict[str, nn.Module] = {}
     for stage in STAGES:
         ranges = calibration if stage in quantized_stages else None
         only = "mlp" if stage == "prefill" and layout == "mlp_only" else ""
-        module = quantized_stage(model, stage, dtype, ranges, only)
-        use_engine_arithmetic(module)
+        modules[stage] = quantized_stage(model, stage, dtype, ranges, only)
+        use_engine_arithmetic(modules[stage])
         fp8 = ranges is not None and ranges.choice.weights == "fp8"
         words[stage] = "fp8" if fp8 and stage != "vision" else "fp16"
-        spec = stage_spec(stage, shapes, dtype)
-        names = [t.name for t in spec.inputs], [t.name for t in spec.outputs]
-        runners[stage] = TorchRunner(module, *names)
-    return StagedEngine(
-        model,
-        shapes,
-        runners,
-        backend=backend,
-        precision=Precision(words["vision"], words["prefill"], words["denoise_step"]),
-        dtype=dtype,
-        device=model.device,
+    precision = Precision(words["vision"], words["prefill"], words["denoise_step"])
+    return StagedEngine.on_torch(
+        model, shapes, modules, dtype, backend=backend, precision=precision
     )

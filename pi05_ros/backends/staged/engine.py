@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from pi05_ros.backends.engine import (
 )
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.resize import resize_with_pad, to_model_range
-from pi05_ros.backends.staged.shapes import MASKED, StageShapes
+from pi05_ros.backends.staged.shapes import MASKED, StageShapes, StageSpec, stage_spec
 from pi05_ros.backends.staged.stages import modulation_table
 from pi05_ros.model import Pi05
 from pi05_ros.model.sampler import DENOISE_STEPS
@@ -49,10 +49,10 @@ class StageRunner(Protocol):
 class TorchRunner:
     """A stage module run by torch: the reference, and with quantizers the fake-quant one."""
 
-    def __init__(self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, spec: StageSpec) -> None:
         self.module = module
-        self.inputs = tuple(inputs)
-        self.outputs = tuple(outputs)
+        self.inputs = tuple(tensor.name for tensor in spec.inputs)
+        self.outputs = tuple(tensor.name for tensor in spec.outputs)
 
     @torch.no_grad()
     def run(self, inputs: Tensors) -> dict[str, Tensor]:
@@ -170,6 +170,11 @@ class StagedKVCache:
     mask: Tensor
     action_positions: Tensor
 
+    def step_inputs(self, x: Tensor, modulation: Tensor) -> dict[str, Tensor]:
+        """Inputs of a denoise step at ``x``; ``modulation`` is of one step, or of all."""
+        cache = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"x_t": x, "modulation": modulation, **cache}
+
 
 class StagedEngine(Engine):
     """An `Engine` over three stage runners.
@@ -213,6 +218,22 @@ class StagedEngine(Engine):
         self._overlap = overlap
         self._clock = StageClock()
         self._tables: dict[int, Tensor] = {}
+
+    @classmethod
+    def on_torch(
+        cls,
+        model: Pi05,
+        shapes: StageShapes,
+        modules: Mapping[str, nn.Module],
+        dtype: torch.dtype,
+        **facts: Any,
+    ) -> StagedEngine:
+        """Engine whose stages torch runs, where the model is; `facts` as of the constructor."""
+        runners = {
+            stage: TorchRunner(module, stage_spec(stage, shapes, dtype))
+            for stage, module in modules.items()
+        }
+        return cls(model, shapes, runners, dtype=dtype, device=model.device, **facts)
 
     @property
     def timings(self) -> EngineTimings:
@@ -294,15 +315,8 @@ class StagedEngine(Engine):
         table = self.modulation(steps)
         step = self.runners["denoise_step"]
         for index in range(steps):
-            inputs = {
-                "x_t": x,
-                "modulation": table[index],
-                "keys": cache.keys,
-                "values": cache.values,
-                "action_positions": cache.action_positions,
-                "mask": cache.mask,
-            }
-            x = x - (1.0 / steps) * step.run(inputs)["velocity"]
+            v = step.run(cache.step_inputs(x, table[index]))["velocity"]
+            x = x - (1.0 / steps) * v
         return x
 
     def close(self) -> None:

@@ -70,16 +70,7 @@ class TensorrtEngine(StagedEngine):
     def flow(self, cache: StagedKVCache, x: Tensor, steps: int) -> Tensor:
         """Euler loop on the engine's own buffers; captured once per number of steps."""
         stage = self._plans["denoise_step"]
-        stage.load(
-            {
-                "x_t": x,
-                "modulation": self.modulation(steps)[0],
-                "keys": cache.keys,
-                "values": cache.values,
-                "action_positions": cache.action_positions,
-                "mask": cache.mask,
-            }
-        )
+        stage.load(cache.step_inputs(x, self.modulation(steps)[0]))
         if steps not in self._loops:
             self._loops[steps] = FlowLoop(stage, self.modulation(steps), capture=self._capture)
         actions = self._loops[steps].run(x)

@@ -20,17 +20,6 @@ class Distance:
     finite: bool
     constant: bool
 
-    def as_dict(self) -> dict[str, float | bool]:
-        """For JSON; not-a-number becomes None there."""
-        return {
-            "cosine": self.cosine,
-            "relative": self.relative,
-            "max_abs": self.max_abs,
-            "mean_abs": self.mean_abs,
-            "finite": self.finite,
-            "constant": self.constant,
-        }
-
 
 def distance(found: Tensor, expected: Tensor) -> Distance:
     """Compare in float64, flattened.

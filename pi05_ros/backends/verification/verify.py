@@ -188,7 +188,7 @@ class _Measurement:
         self.actions.append(
             {
                 "name": sample.name,
-                **{key: plain(v) for key, v in self.final.engine[-1].as_dict().items()},
+                **{key: plain(v) for key, v in asdict(self.final.engine[-1]).items()},
                 "fake_relative": plain(self.final.fake[-1].relative) if fake_quant else None,
             }
         )
@@ -255,14 +255,6 @@ class _Reference:
 
 
 def _velocity(engine: StagedEngine, cache: StagedKVCache, x: Tensor, row: Tensor) -> Tensor:
-    result = engine.runners["denoise_step"].run(
-        {
-            "x_t": x.to(engine.device),
-            "modulation": row.to(engine.device),
-            "keys": cache.keys.to(engine.device, engine.dtype),
-            "values": cache.values.to(engine.device, engine.dtype),
-            "action_positions": cache.action_positions.to(engine.device),
-            "mask": cache.mask.to(engine.device),
-        }
-    )
-    return result["velocity"].clone()
+    inputs = {name: t.to(engine.device) for name, t in cache.step_inputs(x, row).items()}
+    inputs |= {name: inputs[name].to(engine.dtype) for name in ("keys", "values")}
+    return engine.runners["denoise_step"].run(inputs)["velocity"].clone()

@@ -203,13 +203,6 @@ class RobotModel:
         self.update(positions)
         return self.placed(frame, base)
 
-    def pose_and_jacobian(
-        self, positions: np.ndarray, frame: str, base: str = ""
-    ) -> tuple[Pose, np.ndarray]:
-        """`pose` and `jacobian` at once."""
-        self.update(positions)
-        return self.placed(frame, base), self.jacobian_of(frame, base)
-
     def update(self, positions: np.ndarray) -> None:
         """Compute for joint positions ``[n]`` what `placed` and `jacobian_of` give then."""
         q = self.configuration(np.asarray(positions, np.float64))
@@ -225,7 +218,10 @@ class RobotModel:
         return Pose(at.translation.copy(), at.rotation.copy())
 
     def jacobian_of(self, frame: str, base: str = "") -> np.ndarray:
-        """Jacobian ``[6, n]`` of a link after `update`, see `jacobian`."""
+        """Jacobian ``[6, n]`` of a link's origin after `update`.
+
+        Rows are linear (m/s) and angular velocity (rad/s) relative to the base, in its axes.
+        """
         number = self.frame_id(frame)
         axes = self._pin.ReferenceFrame.LOCAL_WORLD_ALIGNED
         full = self._raw_jacobian(number, axes)
@@ -247,14 +243,6 @@ class RobotModel:
     def log(self, rotation: np.ndarray) -> np.ndarray:
         """Rotation vector ``[3]`` of a matrix."""
         return np.asarray(self._pin.log3(rotation))
-
-    def jacobian(self, positions: np.ndarray, frame: str, base: str = "") -> np.ndarray:
-        """Jacobian ``[6, n]`` of a link's origin at joint positions ``[n]``.
-
-        Rows are linear (m/s) and angular velocity (rad/s) relative to the base, in its axes.
-        """
-        self.update(positions)
-        return self.jacobian_of(frame, base)
 
     def movers(self, frame: str, base: str = "") -> tuple[str, ...]:
         """Movable joints between two links, mimic joints as their own names, from the base on."""

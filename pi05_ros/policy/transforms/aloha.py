@@ -37,12 +37,6 @@ def aloha_gripper_from_pi(value: np.ndarray) -> np.ndarray:
     return (np.asarray(value) + _PI_ANGLE[0] - low) / (high - low)
 
 
-def aloha_gripper_command_to_pi(value: np.ndarray) -> np.ndarray:
-    """Inverse of `aloha_gripper_from_pi` (what training did to recorded actions)."""
-    low, high = _COMMAND_ANGLE
-    return np.asarray(value) * (high - low) + low - _PI_ANGLE[0]
-
-
 def aloha_state_to_pi(state: np.ndarray) -> np.ndarray:
     """ALOHA's state ``[14]`` in pi conventions, float64."""
     out = np.asarray(state, dtype=np.float64) * JOINT_SIGNS
@@ -54,11 +48,4 @@ def aloha_actions_from_pi(actions: np.ndarray) -> np.ndarray:
     """Model's actions ``[..., 14]`` as ALOHA commands, float64."""
     out = np.asarray(actions, dtype=np.float64) * JOINT_SIGNS
     out[..., GRIPPERS] = aloha_gripper_from_pi(out[..., GRIPPERS])
-    return out
-
-
-def aloha_actions_to_pi(actions: np.ndarray) -> np.ndarray:
-    """Inverse of `aloha_actions_from_pi`."""
-    out = np.asarray(actions, dtype=np.float64) * JOINT_SIGNS
-    out[..., GRIPPERS] = aloha_gripper_command_to_pi(out[..., GRIPPERS])
     return out
