@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,13 @@ from pi05_ros.bags.cdr_messages import (
     to_ns,
     typestore,
 )
-from pi05_ros.policy.interface import ActionChunk
+from pi05_ros.policy.interface import ActionChunk, StageTimings
 from pi05_ros.policy.pose_groups import PoseGroup
 
 TIMING_FIELDS = (
-    "queue_ms",
-    "convert_ms",
-    "inference_ms",
-    "preprocess_ms",
-    "vision_ms",
-    "prefill_ms",
-    "denoise_ms",
-    "model_ms",
-    "postprocess_ms",
+    "queue_ms", "convert_ms", "inference_ms", *(field.name for field in fields(StageTimings)),
     "total_ms",
-)
+)  # fmt: skip
 CHUNK_TOPIC = "/pi05_policy/action_chunk"
 CHUNKS = "chunks"  # name of the bag in the output folder of a replay
 

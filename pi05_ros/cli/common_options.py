@@ -1,4 +1,4 @@
-"""Options that `pi05` and each of its subcommands take, and their progress on stderr."""
+"""Options that every subcommand takes, options of requests, and progress on stderr."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import argparse
 import atexit
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import MISSING, Field, is_dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pi05_ros.errors import InvalidValueError
+from pi05_ros.runtime.request_options import typed_fields
 
 
 def add_common_options(parser: argparse.ArgumentParser, default: Any = argparse.SUPPRESS) -> None:
@@ -31,6 +36,48 @@ def add_common_options(parser: argparse.ArgumentParser, default: Any = argparse.
         default=default,
         help="show debug logs, and a traceback for every error",
     )
+
+
+def add_options(parser: argparse._ActionsContainer, kind: type) -> None:
+    """Add the options of a request, and of the requests that it holds."""
+    for item, hint in typed_fields(kind):
+        if is_dataclass(hint):
+            add_options(parser, hint)  # type: ignore[arg-type]
+        elif "flags" in item.metadata:
+            _add(parser, item, hint)
+
+
+def _add(parser: argparse._ActionsContainer, item: Field[Any], hint: Any) -> None:
+    word = item.name.replace("_", "-")
+    flags = item.metadata["flags"] or (f"--{word}",)
+    details: dict[str, Any] = {"help": item.metadata["text"]}
+    of = next(iter(get_args(hint)), hint)  # int of int | None and of tuple[int, ...]
+    if isinstance(item.default, bool):
+        details["action"] = "store_false" if item.default else "store_true"
+        flags = (f"--no-{word}",) if item.default else flags
+    elif of in (int, float, Path):
+        details["type"] = of
+    details |= item.metadata["details"]
+    if item.metadata["details"].get("type"):
+        details["type"] = _named(details["type"])
+    if item.default is MISSING:
+        parser.add_argument(item.name, **details)
+        return
+    tuples = isinstance(item.default, tuple)
+    default = list(item.default) if tuples else item.default
+    parser.add_argument(*flags, dest=item.name, default=default, **details)
+
+
+def _named(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Type of an option whose errors keep their text."""
+
+    def read(text: str) -> Any:
+        try:
+            return convert(text)
+        except InvalidValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def progress(what: str) -> Callable[[int, int], None]:

@@ -53,8 +53,8 @@ from pi05_ros.ros.executor_parts.pose_source import PoseSource
 from pi05_ros.ros.executor_space import guard_of_node
 from pi05_ros.ros.joint_state_input import JointStateInput
 from pi05_ros.ros.messages import time_msg
-from pi05_ros.runtime.command_options import filled
 from pi05_ros.runtime.parameter_specs import ParameterError
+from pi05_ros.runtime.request_options import filled
 
 SETTLE_S = 0.2
 """Commands start when joint states have come for this long: a second publisher shows by then."""

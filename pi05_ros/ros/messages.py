@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -94,19 +95,13 @@ def pose_group_message(group: PoseGroup) -> PoseGroupMsg:
 
 def timings_message(job: Job, result: InferenceResult) -> InferenceTimings:
     """Timings known when the inference has ended."""
-    stages = result.chunk.timings
     waited_ns = result.started_ns - job.snapshot.received_ns
     waited_ns += result.began_ns - result.converted_ns
     return InferenceTimings(
         queue_ms=waited_ns / 1e6,
         convert_ms=(result.converted_ns - result.started_ns) / 1e6,
         inference_ms=(result.inferred_ns - result.began_ns) / 1e6,
-        preprocess_ms=stages.preprocess_ms,
-        vision_ms=stages.vision_ms,
-        prefill_ms=stages.prefill_ms,
-        denoise_ms=stages.denoise_ms,
-        model_ms=stages.model_ms,
-        postprocess_ms=stages.postprocess_ms,
+        **asdict(result.chunk.timings),
         denoise_steps=int(result.chunk.denoise_steps),
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.runtime.command_options import REQUIRED, option, positive
+from pi05_ros.runtime.request_options import REQUIRED, option, positive
 
 PRECISIONS = ("fp8", "fp16", "fp32")
 LAYOUTS = ("stages", "mlp_only")

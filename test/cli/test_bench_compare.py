@@ -163,7 +163,6 @@ def test_a_git_revision_is_unpacked_and_a_plain_folder_is_known_by_its_sources(t
         ([".", str(ROOT / "docs")], "is no source tree"),
         (["--pairs", "1"], "accepted: 2 to 100"),
         (["--a", "--json x"], "not in a comparison"),
-        (["--a", "'"], "No closing quotation"),
         (["--level", "1"], "accepted: 0.5 to below 1"),
         (["--history", str(ROOT / "setup.cfg")], "is not valid JSON"),
     ],
@@ -172,6 +171,12 @@ def test_what_cannot_be_compared_is_said_before_a_run(words, said, capsys, monke
     monkeypatch.chdir(ROOT)
     assert main(["bench", "compare", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_options_that_are_no_shell_words_are_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "compare", "--a", "'"])
+    assert "No closing quotation" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_names_its_side(capsys):

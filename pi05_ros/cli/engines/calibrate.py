@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pi05_ros.cli.common_options import add_options
 from pi05_ros.cli.engines.engine_options import memory_named, terminal, warn
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.runtime.command_options import add_options, filled
+from pi05_ros.runtime.request_options import filled
 from pi05_ros.workflows.engine_requests import (
     CudaCalibrationRequest,
     ModelRequest,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pi05_ros.cli.common_options import add_options
 from pi05_ros.cli.engines.calibrate import add_stage_arguments, run_stages
-from pi05_ros.runtime.command_options import add_options
 from pi05_ros.workflows.engine_requests import ModelRequest, SampleRequest
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,19 @@ from pi05_ros.policy.pose_groups import AXES_TOOL, NO_ROTATION, PoseGroup
 MAX_POSE_STEPS = 500
 """Longest chunk of poses: each step is solved when the chunk arrives."""
 _LENGTHS = ("", "radian", "metre")
+
+
+T = TypeVar("T")
+
+
+def run_through(steps: Generator[None, None, T]) -> T:
+    """What a generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
 
 
 @dataclass(frozen=True)
@@ -125,13 +139,7 @@ class PoseSolver:
             ChunkRefusedError: "pose", "rotation": numbers that are no rotation.
 
         """
-        steps = self.solve_slowly(groups, meanings, columns, start, given)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                rows: PoseRows = end.value
-                return rows
+        return run_through(self.solve_slowly(groups, meanings, columns, start, given))
 
     def solve_slowly(
         self,

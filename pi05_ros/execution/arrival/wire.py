@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.execution.arrival.pose_solver import PoseSolver
+from pi05_ros.execution.arrival.pose_solver import PoseSolver, run_through
 from pi05_ros.execution.arrival.pose_wire import TASKS, read_pose_chunk
 from pi05_ros.execution.limit_sources.joint_limits import JointLimits
 from pi05_ros.execution.timed_chunk import ChunkRefusedError, TimedChunk, timed_chunk
@@ -34,13 +34,7 @@ def read_chunk(
             also "pose", "rotation", "unreachable".
 
     """
-    steps = read_slowly(message, limits, measured_at, poses)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            chunk: TimedChunk = end.value
-            return chunk
+    return run_through(read_slowly(message, limits, measured_at, poses))
 
 
 def has_poses(message: Any) -> bool:

@@ -36,6 +36,13 @@ class Rate:
         return float(found.low), float(found.high)
 
 
+MEASURES = (
+    "seam_mean", "seam_max", "kick_mean", "boundary_step_mean", "boundary_step_max",
+    "inner_step_mean", "acceleration_mean", "acceleration_max", "jerk_mean", "jerk_max",
+)  # fmt: skip
+"""Of `Result`, in the order of a summary."""
+
+
 def write_csv(rows: Sequence[dict[str, object]], path: Path) -> None:
     """All episodes, one per line."""
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -78,16 +85,7 @@ def _group(members: Sequence[dict[str, object]]) -> dict[str, object]:
         "unasked_tasks_done": wrong,
         "steps_mean": mean("steps"),
         "fresh_share": mean("fresh") / max(mean("inferences"), 1e-9),
-        "seam_mean": mean("seam_mean"),
-        "seam_max": largest("seam_max"),
-        "kick_mean": mean("kick_mean"),
-        "boundary_step_mean": mean("boundary_step_mean"),
-        "boundary_step_max": largest("boundary_step_max"),
-        "inner_step_mean": mean("inner_step_mean"),
-        "acceleration_mean": mean("acceleration_mean"),
-        "acceleration_max": largest("acceleration_max"),
-        "jerk_mean": mean("jerk_mean"),
-        "jerk_max": largest("jerk_max"),
+        **{name: (largest if name.endswith("_max") else mean)(name) for name in MEASURES},
     }
 
 
