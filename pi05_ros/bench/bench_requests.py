@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.runtime.request_options import option, positive, words
+from pi05_ros.request_options import option, positive, words
 
 MODEL_PRESETS = ("pi05", "tiny")
 MIXES = ("bf16", "fp8", "fp8-w8a16", "int8", "int8-w8a16")

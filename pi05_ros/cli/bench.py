@@ -19,7 +19,7 @@ from pi05_ros.bench.bench_requests import (
 from pi05_ros.cli.common_options import add_common_options, add_options
 from pi05_ros.cli.engines import bench_compare as compare
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.runtime.request_options import filled
+from pi05_ros.request_options import filled
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pi05_ros.runtime.request_options import filled
+from pi05_ros.request_options import filled
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.runtime.request_options import typed_fields
+from pi05_ros.request_options import typed_fields
 
 
 def add_common_options(parser: argparse.ArgumentParser, default: Any = argparse.SUPPRESS) -> None:

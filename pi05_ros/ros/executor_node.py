@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import rclpy
-import rclpy.duration
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -37,6 +35,7 @@ from pi05_ros.execution.strategies import make_strategy
 from pi05_ros.execution.timed_chunk import TimedChunk
 from pi05_ros.msg import ActionChunk, ExecutorStatus
 from pi05_ros.policy.interface import ActionUnit
+from pi05_ros.request_options import filled
 from pi05_ros.ros import process, qos
 from pi05_ros.ros.executor_controls import ExecutorControls
 from pi05_ros.ros.executor_diagnostics import (
@@ -54,7 +53,6 @@ from pi05_ros.ros.executor_space import guard_of_node
 from pi05_ros.ros.joint_state_input import JointStateInput
 from pi05_ros.ros.messages import time_msg
 from pi05_ros.runtime.parameter_specs import ParameterError
-from pi05_ros.runtime.request_options import filled
 
 SETTLE_S = 0.2
 """Commands start when joint states have come for this long: a second publisher shows by then."""
@@ -267,21 +265,7 @@ class ExecutorNode(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; it brakes before it ends."""
-    stop = process.start(args)
-    if stop is None:
-        return 2
-    node = process.made(ExecutorNode, "pi05_executor")
-    if node is None:
-        return 1
-    executor = process.TolerantExecutor(node)
-    while not stop.is_set():
-        executor.spin_once(0.1)
-    node.soft_stop()
-    process.ignore_signals()
-    executor.shutdown()
-    node.destroy_node()
-    rclpy.try_shutdown()
-    process.leave(0)
+    return process.run_plain(ExecutorNode, "pi05_executor", args, ExecutorNode.soft_stop)
 
 
 if __name__ == "__main__":

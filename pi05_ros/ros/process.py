@@ -157,6 +157,35 @@ def made(make_node: Callable[[], Made], name: str) -> Made | None:
         return None
 
 
+def run_plain(
+    make_node: Callable[[], Made],
+    name: str,
+    args: Sequence[str] | None = None,
+    ending: Callable[[Made], None] = lambda node: None,
+) -> int:
+    """Spin a node until a signal comes and `ending` is done; returns and arguments as of `run`."""
+    stop = start(args)
+    if stop is None:
+        return 2
+    node = made(make_node, name)
+    if node is None:
+        return 1
+    executor = TolerantExecutor(node)
+    while not stop.is_set():
+        executor.spin_once(0.1)
+    ending(node)
+    end(node, executor)
+
+
+def end(node: Node, executor: TolerantExecutor) -> NoReturn:
+    """End a process whose node has ended its work."""
+    ignore_signals()
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    leave(0)
+
+
 def run(
     make_node: Callable[[threading.Event], LifecycleNode], args: Sequence[str] | None = None
 ) -> int:

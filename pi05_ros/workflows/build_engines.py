@@ -30,10 +30,9 @@ from pi05_ros.backends.tensorrt.flavor import (
 from pi05_ros.backends.verification.judgment import Judge, judge_kernels
 from pi05_ros.small_files import read_text
 from pi05_ros.workflows.check_engines import check_engines
-from pi05_ros.workflows.engine_requests import BuildRequest, CheckRequest, GraphRequest
+from pi05_ros.workflows.engine_requests import BuildRequest, CheckRequest, GraphRequest, Outlets
 from pi05_ros.workflows.export_graphs import export_subject
 from pi05_ros.workflows.golden import Golden, golden_samples
-from pi05_ros.workflows.outlets import Outlets
 from pi05_ros.workflows.subject import load_subject
 
 FALLBACK_LEVELS = (3, 2)  # some releases build broken norm kernels at 3 and above

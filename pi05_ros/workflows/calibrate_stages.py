@@ -15,9 +15,8 @@ from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.modelopt_quantizers import modelopt_version
 from pi05_ros.backends.quantization.presets import preset
 from pi05_ros.backends.quantization.samples import save_samples
-from pi05_ros.workflows.engine_requests import Say, StageCalibrationRequest
+from pi05_ros.workflows.engine_requests import Outlets, Say, StageCalibrationRequest
 from pi05_ros.workflows.observations import collect_samples
-from pi05_ros.workflows.outlets import Outlets
 from pi05_ros.workflows.subject import load_subject
 
 LAYERS_SHOWN = 5

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.workflows.engine_requests import CheckRequest, Say
+from pi05_ros.workflows.engine_requests import CheckRequest, Outlets, Say
 from pi05_ros.workflows.export_graphs import export_subject
 from pi05_ros.workflows.golden import Golden, golden_samples
-from pi05_ros.workflows.outlets import Outlets
 from pi05_ros.workflows.subject import Subject, load_subject
 
 DRY_RUN = "observations or ranges were made up; says nothing about a robot"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.runtime.request_options import REQUIRED, option, positive
+from pi05_ros.request_options import REQUIRED, option, positive
 
 PRECISIONS = ("fp8", "fp16", "fp32")
 LAYOUTS = ("stages", "mlp_only")
@@ -21,6 +21,22 @@ Say = Callable[[str], None]
 """Takes one line for the user."""
 Progress = Callable[[int, int], None]
 """Takes how many of how many observations are done."""
+
+
+@dataclass(frozen=True)
+class Outlets:
+    """Where a workflow tells what it does.
+
+    Attributes:
+        say: results for the user.
+        warn: what the user should know besides.
+        progress: observations done and in all.
+
+    """
+
+    say: Say = print
+    warn: Say = lambda text: None
+    progress: Progress = lambda done, total: None
 
 
 @dataclass(frozen=True)

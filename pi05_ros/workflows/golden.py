@@ -12,9 +12,8 @@ from pi05_ros.backends.quantization.samples import (
     require_real,
     set_digest,
 )
-from pi05_ros.workflows.engine_requests import CheckRequest
+from pi05_ros.workflows.engine_requests import CheckRequest, Outlets
 from pi05_ros.workflows.observations import collect_samples
-from pi05_ros.workflows.outlets import Outlets
 from pi05_ros.workflows.subject import Subject
 
 

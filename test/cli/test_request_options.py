@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pi05_ros.cli.common_options import add_options
-from pi05_ros.runtime.request_options import REQUIRED, filled, option, positive
+from pi05_ros.request_options import REQUIRED, filled, option, positive
 
 
 @dataclass(frozen=True)

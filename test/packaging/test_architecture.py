@@ -18,7 +18,7 @@ PACKAGE = ROOT / "pi05_ros"
 # Bottom up. A package imports only from lines above its own.
 ORDER = (
     ("errors",),
-    ("small_files", "resources", "tables", "phases"),
+    ("small_files", "resources", "tables", "phases", "request_options"),
     ("strict_yaml",),
     ("conformance",),
     ("model",),

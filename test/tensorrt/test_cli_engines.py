@@ -24,7 +24,7 @@ from pi05_ros.cli.engines import build as build_command
 from pi05_ros.cli.engines import engine_options
 from pi05_ros.cli.main import main
 from pi05_ros.policy import Policy
-from pi05_ros.runtime.request_options import filled
+from pi05_ros.request_options import filled
 from pi05_ros.workflows.build_engines import build_attempts
 from pi05_ros.workflows.engine_requests import BuildRequest
 

@@ -72,11 +72,8 @@ def create(
     """Make a `StagedEngine` on ONNX Runtime.
 
     Args:
-        model: the plain model: weights to export, prompt embeddings, modulation.
-        precision: per stage fp32, fp16, or (prefill and denoise) fp8.
-        views: camera slots.
-        horizon: action steps.
-        max_prompt_tokens: prompt slots.
+        model, precision, views, horizon, max_prompt_tokens: as of `create_engine`; precision is
+            fp32, fp16, or (prefill and denoise) fp8.
         reason: why this backend was chosen.
         device: "cpu" or a CUDA device; None takes the model's, or the CPU if this onnxruntime has
             no CUDA.

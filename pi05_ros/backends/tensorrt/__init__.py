@@ -32,11 +32,8 @@ def create(
     """Load the verified engines of this checkpoint.
 
     Args:
-        model: the plain model: identity, prompt embeddings, modulation.
-        precision: what each stage must run in; "auto" takes what was verified.
-        views: camera slots.
-        horizon: action steps.
-        max_prompt_tokens: prompt slots.
+        model, precision, views, horizon, max_prompt_tokens: as of `create_engine`; precision
+            "auto" takes what was verified.
         reason: why this backend was chosen.
         cache: root of the cache folder.
         cuda_graph: run the flow loop as one CUDA graph.

@@ -10,7 +10,7 @@ from pathlib import Path
 from pi05_ros.bench.bench_requests import CompareRequest
 from pi05_ros.cli.common_options import add_options
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.runtime.request_options import filled
+from pi05_ros.request_options import filled
 
 _SHOWN = ("vision", "prefill", "denoise", "graph")
 

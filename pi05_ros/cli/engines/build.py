@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pi05_ros.cli.common_options import add_options
 from pi05_ros.cli.engines.check import PASSED, REFUSED
 from pi05_ros.cli.engines.engine_options import memory_named, terminal
-from pi05_ros.runtime.request_options import filled
+from pi05_ros.request_options import filled
 from pi05_ros.workflows.engine_requests import BuildRequest
 
 if TYPE_CHECKING:

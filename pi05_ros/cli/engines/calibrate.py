@@ -8,7 +8,7 @@ from pathlib import Path
 from pi05_ros.cli.common_options import add_options
 from pi05_ros.cli.engines.engine_options import memory_named, terminal, warn
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.runtime.request_options import filled
+from pi05_ros.request_options import filled
 from pi05_ros.workflows.engine_requests import (
     CudaCalibrationRequest,
     ModelRequest,

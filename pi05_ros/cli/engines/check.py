@@ -6,7 +6,7 @@ import argparse
 
 from pi05_ros.cli.common_options import add_options
 from pi05_ros.cli.engines.engine_options import memory_named, terminal
-from pi05_ros.runtime.request_options import filled
+from pi05_ros.request_options import filled
 from pi05_ros.workflows.engine_requests import CheckRequest
 
 PASSED, REFUSED = 0, 1

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
 
 from pi05_ros.cli.common_options import progress
-
-if TYPE_CHECKING:
-    from pi05_ros.workflows.outlets import Outlets
+from pi05_ros.workflows.engine_requests import Outlets
 
 
 def warn(text: str) -> None:
@@ -20,8 +17,6 @@ def warn(text: str) -> None:
 
 def terminal() -> Outlets:
     """Results on stdout, warnings and progress on stderr."""
-    from pi05_ros.workflows.outlets import Outlets
-
     return Outlets(print, warn, progress("observations"))
 
 
@@ -30,6 +25,5 @@ def memory_named() -> Iterator[None]:
     """Running out of memory is an error of one line."""
     from pi05_ros.workflows.subject import named_out_of_memory
 
-    guard: AbstractContextManager[None] = named_out_of_memory()
-    with guard:
+    with named_out_of_memory():
         yield

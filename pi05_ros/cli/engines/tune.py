@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pi05_ros.cli.common_options import add_options
-from pi05_ros.runtime.request_options import filled
+from pi05_ros.request_options import filled
 from pi05_ros.workflows.engine_requests import TuneRequest
 
 

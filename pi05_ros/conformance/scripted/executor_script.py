@@ -27,8 +27,6 @@ from pi05_ros.conformance.probing import halt as check_halt
 from pi05_ros.conformance.promises import (
     EXECUTOR,
     Promise,
-    PromiseFinding,
-    Verdict,
     failed,
     passed,
 )
@@ -38,6 +36,7 @@ from pi05_ros.conformance.scripted.testbed import (
     JOINTS,
     START,
     START_S,
+    Script,
     Testbed,
     TestbedError,
 )
@@ -51,7 +50,7 @@ STOPS = "Stops and permission"
 PARAMETERS = {"limits_file": str(config_dir() / "sim_arm_limits.yaml"), "control_rate_hz": 50.0}
 
 
-class ExecutorScript:
+class ExecutorScript(Script):
     """Starts an executor and plays the script.
 
     Args:
@@ -67,11 +66,9 @@ class ExecutorScript:
         module: str = EXECUTOR_MODULE,
         parameters: dict[str, Any] | None = None,
     ) -> None:
-        self.stage = stage
-        self._name = "executor"
-        node = stage.start(self._name, module, {**PARAMETERS, **(parameters or {})})
+        node = stage.start("executor", module, {**PARAMETERS, **(parameters or {})})
         self.record: ExecutorRecord = stage.listener.add_executor(node)
-        self.findings: list[PromiseFinding] = []
+        super().__init__(stage, "executor", self.record)
         topic = f"{stage.namespace}/pi05_policy/action_chunk"
         self._out = stage.listener.node.create_publisher(ActionChunk, topic, DEEP)
         self._number = 0
@@ -83,15 +80,6 @@ class ExecutorScript:
         stage.sources.silent |= {"base_camera", "wrist_camera"}
         stage.sources.make["joint_states"] = self._state
         stage.listener.during = self.feed
-
-    @property
-    def node(self) -> str:
-        """Fully qualified name."""
-        return self.record.node
-
-    def note(self, promise: Promise, verdict: Verdict) -> None:
-        """Add a finding."""
-        self.findings.append(PromiseFinding(self.node, promise, verdict))
 
     def _state(self) -> JointState:
         if self.arm_follows:

@@ -13,7 +13,6 @@ from pi05_ros.conformance.probing import RESET, WAIT_S, reset
 from pi05_ros.conformance.promises import (
     NODE,
     Promise,
-    PromiseFinding,
     Verdict,
     absent,
     failed,
@@ -23,6 +22,7 @@ from pi05_ros.conformance.scripted.policy_faults import FAULTS, SAMPLES, Fault
 from pi05_ros.conformance.scripted.testbed import (
     POLICY_MODULE,
     START_S,
+    Script,
     Testbed,
     TestbedError,
     joint_state,
@@ -41,7 +41,7 @@ PARAMETERS = {
 }  # fmt: skip
 
 
-class PolicyScript:
+class PolicyScript(Script):
     """Starts a policy node and plays the script.
 
     Args:
@@ -54,20 +54,9 @@ class PolicyScript:
     def __init__(
         self, stage: Testbed, module: str = POLICY_MODULE, parameters: dict[str, Any] | None = None
     ) -> None:
-        self.stage = stage
-        self._name = "policy"
-        node = stage.start(self._name, module, {**PARAMETERS, **(parameters or {})})
+        node = stage.start("policy", module, {**PARAMETERS, **(parameters or {})})
         self.record: PolicyRecord = stage.listener.add_policy(node)
-        self.findings: list[PromiseFinding] = []
-
-    @property
-    def node(self) -> str:
-        """Fully qualified name."""
-        return self.record.node
-
-    def note(self, promise: Promise, verdict: Verdict) -> None:
-        """Add a finding."""
-        self.findings.append(PromiseFinding(self.node, promise, verdict))
+        super().__init__(stage, "policy", self.record)
 
     def counter(self, key: str, entry: str = "inputs") -> int:
         """Newest value of a counter in diagnostics."""

@@ -24,9 +24,10 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
-from pi05_ros.conformance.heard import NS
+from pi05_ros.conformance.heard import NS, NodeRecord
 from pi05_ros.conformance.listener import DEEP, LATCHED, Listener
 from pi05_ros.conformance.probing import WAIT_S
+from pi05_ros.conformance.promises import Promise, PromiseFinding, Verdict
 from pi05_ros.errors import Pi05Error
 
 JOINTS = ("joint1", "joint2", "joint3", "joint4", "joint5", "joint6", "gripper")
@@ -228,3 +229,29 @@ class Testbed:
         if answer is None:
             raise TestbedError(f"{node} does not answer set_parameters")
         return bool(answer.results[0].successful), str(answer.results[0].reason)
+
+
+class Script:
+    """What all scripts have: the stage, a node under test, and findings about it.
+
+    Args:
+        stage: of the process.
+        name: of the node's process.
+        record: of what is heard from the node.
+
+    """
+
+    def __init__(self, stage: Testbed, name: str, record: NodeRecord) -> None:
+        self.stage = stage
+        self._name = name
+        self._record = record
+        self.findings: list[PromiseFinding] = []
+
+    @property
+    def node(self) -> str:
+        """Fully qualified name."""
+        return self._record.node
+
+    def note(self, promise: Promise, verdict: Verdict) -> None:
+        """Add a finding."""
+        self.findings.append(PromiseFinding(self.node, promise, verdict))

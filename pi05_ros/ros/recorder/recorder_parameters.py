@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from pi05_ros.bags.recording.mcap_writer import COMPRESSIONS
 from pi05_ros.bags.recording.recording_thread import RecordingSettings
+from pi05_ros.request_options import filled
 from pi05_ros.runtime.parameter_specs import main, param, specs_of
-from pi05_ros.runtime.request_options import filled
 
 MB = 2**20
 CAMERA_TOPICS = tuple(

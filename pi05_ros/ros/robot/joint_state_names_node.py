@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import rclpy
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import JointState
@@ -80,19 +79,7 @@ class JointStateNamesNode(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM."""
-    stop = process.start(args)
-    if stop is None:
-        return 2
-    node = process.made(JointStateNamesNode, "pi05_joint_state_names")
-    if node is None:
-        return 1
-    executor = process.TolerantExecutor(node)
-    while not stop.is_set():
-        executor.spin_once(0.1)
-    executor.shutdown()
-    node.destroy_node()
-    rclpy.try_shutdown()
-    return 0
+    return process.run_plain(JointStateNamesNode, "pi05_joint_state_names", args)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+from pi05_ros.request_options import filled
 from pi05_ros.runtime.parameter_specs import main, param, specs_of
-from pi05_ros.runtime.request_options import filled
 from pi05_ros.runtime.task.task_goal import LONGEST_S
 from pi05_ros.runtime.task.task_ports import TaskSettings
 

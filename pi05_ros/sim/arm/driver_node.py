@@ -15,7 +15,6 @@ import time
 from typing import Any
 
 import numpy as np
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from PIL import Image as Picture
 from rclpy.node import Node
@@ -321,12 +320,8 @@ def main(args: list[str] | None = None) -> int:
             node.tick()
             # A late simulation slows down rather than jumping.
             due = max(due + period, time.monotonic() - node.catch_up * period)
-    process.ignore_signals()
     node.world.close()
-    executor.shutdown()
-    node.destroy_node()
-    rclpy.try_shutdown()
-    process.leave(0)
+    process.end(node, executor)
 
 
 if __name__ == "__main__":
