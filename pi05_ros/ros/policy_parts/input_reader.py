@@ -13,6 +13,7 @@ from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 
 from pi05_ros.ros import qos
+from pi05_ros.ros.policy_parts.frame_bell import FrameBell, NoBellError
 from pi05_ros.ros.policy_parts.image_take import Taken, rclpy_take
 from pi05_ros.runtime.inputs.frame_clock import FrameClock
 from pi05_ros.runtime.inputs.observation_buffer import NS
@@ -49,6 +50,10 @@ class InputReader:
         options: further arguments of create_subscription.
         group: of messages that are taken on demand; None leaves them to the executor.
         take: gets the next message that waits.
+        has_bell: of messages that are taken on demand, those that are waited for.
+
+    Attributes:
+        bell: rings when a message has come; None where there is none.
 
     """
 
@@ -63,6 +68,8 @@ class InputReader:
         options: Mapping[str, Any],
         group: CallbackGroup | None,
         take: Callable[[Subscription], Taken | None] = rclpy_take,
+        *,
+        has_bell: bool = False,
     ) -> None:
         self._node = node
         self._kind = kind
@@ -79,6 +86,8 @@ class InputReader:
             )
         self._subscription: Subscription | None = None
         self._profile: QoSProfile | None = None
+        self._has_bell = has_bell and group is not None
+        self.bell: FrameBell | None = None
         self.frames = FrameClock()
         self.overwritten = 0
         self.created_ns = 0
@@ -95,12 +104,16 @@ class InputReader:
             self._subscription = self._node.create_subscription(
                 self._kind, self._topic, self._executed, qos.own(wanted), **self._options
             )
+            if self._has_bell:
+                self._add_bell(self._subscription)
 
     def take(self) -> None:
         """Take every message that is there; the queue is as deep as its QoS says."""
         subscription = self._subscription
         if subscription is None:
             return
+        if self.bell is not None:
+            self.bell.silence()  # before: what comes meanwhile rings again
         for _ in range(MOST_AT_ONCE):
             try:
                 taken = self._take(subscription)
@@ -120,9 +133,20 @@ class InputReader:
 
     def destroy(self) -> None:
         """Remove the subscription."""
+        if self.bell is not None:
+            self.bell.close()
+            self.bell = None
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
             self._subscription = self._profile = None
+
+    def _add_bell(self, subscription: Subscription) -> None:
+        try:
+            self.bell = FrameBell(subscription)
+        except NoBellError as error:
+            self._node.get_logger().info(
+                f"{self._topic} is looked for when its next message is expected: {error}"
+            )
 
     def _executed(self, message: Any) -> None:
         self._received(message, time.monotonic_ns())

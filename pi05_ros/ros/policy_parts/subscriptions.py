@@ -23,6 +23,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from pi05_ros.resources import config_dir
 from pi05_ros.ros import qos
+from pi05_ros.ros.policy_parts.frame_wait import FrameWait
 from pi05_ros.ros.policy_parts.image_take import ImageTake, NoImageTakeError, Taken, rclpy_take
 from pi05_ros.ros.policy_parts.input_reader import InputReader, TakenOnDemand
 from pi05_ros.ros.policy_parts.managed import ManagedPart
@@ -30,7 +31,6 @@ from pi05_ros.ros.policy_parts.policy_host import PolicyHost
 from pi05_ros.ros.processes.children import FASTDDS_PROFILE_VARIABLES
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inputs import conversion
-from pi05_ros.runtime.inputs.frame_clock import wake_ns
 from pi05_ros.runtime.inputs.observation_buffer import NS, Inputs
 from pi05_ros.runtime.inputs.sources import JOINTS, camera_source, limits, make_inputs
 from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
@@ -64,6 +64,11 @@ class Subscriptions(ManagedPart):
         self._on_sample = on_sample
         self._log = log
         self._readers: dict[str, InputReader] = {}  # by source; the joints are last
+        self._wait = FrameWait(
+            lambda: {name: item for name, item in self._readers.items() if name != JOINTS},
+            lambda name, since_ns: self.inputs.complete_since((name,), since_ns),
+            self.take,
+        )
         self._group: CallbackGroup | None = None
         self._roles: tuple[str, ...] = ()
         self.cameras: dict[str, tuple[str, Callable[[Any], np.ndarray]]] = {}
@@ -109,10 +114,6 @@ class Subscriptions(ManagedPart):
     def take_since(self, since_ns: int, over_ns: int) -> int | None:
         """Take the frames that should have come after a time, and all joint states.
 
-        A camera is left alone until its first frame after that time should be there: what would be
-        taken before is replaced at once. Where that comes after the wait, the frame before it is
-        the one to use, and is taken while others are waited for.
-
         Args:
             since_ns: monotonic time.
             over_ns: end of the wait for frames.
@@ -122,27 +123,10 @@ class Subscriptions(ManagedPart):
 
         """
         self.take((JOINTS,))  # before the frames, which are waited for
-        now_ns = time.monotonic_ns()
-        if now_ns < over_ns:
-            expected = self._expected_ns(since_ns, now_ns)
-            self.take(
-                [n for n, at in expected.items() if at is None or not now_ns < at <= over_ns]
-            )
-            now_ns = time.monotonic_ns()
-            again_ns = wake_ns(self._expected_ns(since_ns, now_ns).values(), now_ns, over_ns)
-            if again_ns is not None:
-                return again_ns
-        self.take()
-        return None
-
-    def _expected_ns(self, since_ns: int, now_ns: int) -> dict[str, int | None]:
-        """When the first frame after a time can be taken, of each camera without one."""
-        expected: dict[str, int | None] = {}
-        for name, reader in self._readers.items():
-            if name != JOINTS and not self.inputs.complete_since((name,), since_ns):
-                at_ns = reader.frames.next_after(since_ns, now_ns)
-                expected[name] = None if at_ns is None else at_ns + reader.frames.margin_ns
-        return expected
+        again_ns = self._wait.take_since(since_ns, over_ns)
+        if again_ns is None:
+            self.take()
+        return again_ns
 
     def apply(self, parameters: PolicyParameters) -> None:
         """Take over changed limits."""
@@ -186,6 +170,7 @@ class Subscriptions(ManagedPart):
             {"qos_overriding_options": qos.overridable_depth()},
             self._group,
             self._image_take(kind),
+            has_bell=True,
         )
 
     def _image_take(self, kind: Any) -> Callable[[Subscription], Taken | None]:
