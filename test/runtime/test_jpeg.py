@@ -12,6 +12,7 @@ from PIL import Image, ImageFile
 from pi05_ros.runtime.inputs import jpeg
 from pi05_ros.runtime.inputs.conversion import ConversionError, compressed_to_rgb
 from pi05_ros.runtime.inputs.jpeg import decode_jpeg
+from pi05_ros.runtime.inputs.pixel_pool import PixelPool
 
 pytestmark = pytest.mark.skipif(not jpeg.STRICT, reason="simplejpeg is not installed")
 
@@ -111,3 +112,37 @@ def test_cut_files_are_refused(frame):
     for end in (len(frame) - 2, len(frame) // 2, 400):
         with pytest.raises((ValueError, OSError)):
             decode_jpeg(frame[:end])
+
+
+def test_decoded_images_keep_their_memory_while_anybody_uses_them():
+    """Their memory is used again, but never under a view that is still held."""
+    rng = np.random.default_rng(5)
+    pool = PixelPool()
+    kept = []
+    for index in range(40):
+        height, width = ((48, 64), (32, 40))[index % 3 == 2]
+        shown = picture(rng, height, width, index % 3)
+        data = encode(shown, quality=90)
+        decoded = decode_jpeg(data, pool.lend(3 * height * width))
+        np.testing.assert_array_equal(decoded, pillow(data))
+        if index % 4 == 0:
+            kept.append((decoded[::2], pillow(data)[::2]))
+        del decoded
+    for view, expected in kept:
+        np.testing.assert_array_equal(view, expected)
+    first = pool.lend(77)
+    address = first.ctypes.data
+    held = first[3:]
+    del first
+    assert pool.lend(77).ctypes.data != address
+    del held
+    assert any(pool.lend(77).ctypes.data == address for _ in range(2))
+
+
+def test_a_cut_jpeg_gives_its_memory_back():
+    data = encode(picture(np.random.default_rng(6), 48, 64, 2))
+    pool = PixelPool()
+    for _ in range(20):
+        with pytest.raises(ValueError, match=""):
+            decode_jpeg(data[: len(data) // 2], pool.lend(3 * 48 * 64))
+    assert len({pool.lend(3 * 48 * 64).ctypes.data for _ in range(20)}) == 1

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from pi05_ros.errors import Pi05Error
 from pi05_ros.runtime.inputs.image_encodings import ENCODINGS, refusal
 from pi05_ros.runtime.inputs.jpeg import decode_jpeg
+from pi05_ros.runtime.inputs.pixel_pool import PixelPool
 
 NS = 1_000_000_000
 
@@ -23,6 +24,7 @@ MAX_PIXELS = 2**25
 MAX_SIDE = 16384
 MAX_COMPRESSED_BYTES = 2**26
 
+_PIXELS = PixelPool()  # of decoded JPEGs
 _COMPRESSED_MODES = ("L", "RGB", "RGBA", "P")
 
 
@@ -136,7 +138,8 @@ def compressed_to_rgb(message: Any) -> np.ndarray:
                     f"compressed image of mode {image.mode}; accepted: 8-bit gray, RGB, RGBA",
                 )
             if data.startswith(b"\xff\xd8"):
-                return decode_jpeg(data)
+                width, height = image.size
+                return decode_jpeg(data, _PIXELS.lend(3 * width * height))
             return np.asarray(image.convert("RGB"))
     except ConversionError:
         raise

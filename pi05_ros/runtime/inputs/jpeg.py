@@ -26,8 +26,12 @@ MAX_STRAY_BYTES = 8
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker")
 
 
-def decode_jpeg(data: Any) -> np.ndarray:
+def decode_jpeg(data: Any, memory: np.ndarray | None = None) -> np.ndarray:
     """JPEG as ``[H, W, 3]`` uint8 RGB.
+
+    Args:
+        data: the file.
+        memory: uint8, as large as the image or larger, into which it may be decoded.
 
     MJPEG frames without Huffman tables, AVI1 headers, bytes after the end and a few stray bytes
     before restart markers are accepted.
@@ -40,12 +44,12 @@ def decode_jpeg(data: Any) -> np.ndarray:
         with Image.open(io.BytesIO(bytes(data)), formats=("JPEG",)) as image:
             return np.asarray(image.convert("RGB"))
     try:
-        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True))
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", buffer=memory))
     except ValueError as error:
         stray = _STRAY.search(str(error))
         if stray is None or int(stray[1]) > MAX_STRAY_BYTES:
             raise
-    return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=False))
+    return np.asarray(simplejpeg.decode_jpeg(data, "RGB", buffer=memory, strict=False))
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
