@@ -98,15 +98,15 @@ class Comparer:
         judged = bool(np.nanmax(np.ptp(w.slice(), axis=1)) > 1e-3)
         faults: list[Hypothesis] = []
         if judged and (errors > BAD).any():
-            faults = best(w, list(column_hypotheses(w)))
+            of_actions = list(column_hypotheses(w))
+            faults = best(w, of_actions)
             base = np.minimum(errors, CAP)
             bad = base > BAD
             names = self._policy.robot.state_names
             recorded = RecordedFaults(self._demonstrations, self._moments, names)
             sure = bool(faults) and faults[0].fitted < 2 and not recorded.unlike_commands
             if not sure or faults[0].left(bad) > 0.1 * float(base[bad].sum()):
-                found = [*faults, *self._input_hypotheses(w, base, recorded)]
-                faults = best(w, found)
+                faults = best(w, [*of_actions, *self._input_hypotheses(w, base, recorded)])
         return Agreement(w, errors, lag * w.step_s, tuple(faults), judged, commanded)
 
     def _choose(self, prompt: str, count: int) -> Iterator[Moment]:

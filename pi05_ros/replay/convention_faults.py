@@ -6,6 +6,8 @@ least error is left is named, if it removes most of a large error.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -25,6 +27,10 @@ from pi05_ros.replay.faults.windows import (
 )
 
 LAGS = 8
+AMONG = 16
+"""Of so many hypotheses two are tried together."""
+CONSTANT = 1e-4
+"""Share of the motion that was done below which a chunk does not move at all."""
 PERFECT = 0.02
 """Relative error of a column below which less is no better."""
 DEGREES = 180 / math.pi
@@ -53,6 +59,7 @@ def column_hypotheses(w: Windows) -> Iterator[Hypothesis]:
             yield Hypothesis(kind, text.format(", ".join(names)), names, number, errors, fitted)
 
     everything = range(len(w.names))
+    moving = [j for j in everything if w.moves[j]]  # the size of what stands still says nothing
     grippers = [j for j in everything if w.grippers[j]]
     joints = [j for j in everything if not w.grippers[j]]
     yield from one("sign", "sign of {} is reversed", -1.0, lambda p: -p, joints)
@@ -72,15 +79,16 @@ def column_hypotheses(w: Windows) -> Iterator[Hypothesis]:
         (1 / DEGREES, "{} is in degrees and read as radians"),
         (DEGREES, "{} is in radians and read as degrees"),
     ):
-        yield from one("degrees", text, factor, _times(factor), joints)
-        yield from one("degrees", text, factor, _times(factor, state), joints)
+        sized = [j for j in moving if j in joints]
+        yield from one("degrees", text, factor, _times(factor), sized)
+        yield from one("degrees", text, factor, _times(factor, state), sized)
     for factor, text in (
         (100.0, "{} is a fraction and read as percent"),
         (0.01, "{} is percent and read as a fraction"),
         (1000.0, "{} is in meters and read as millimeters"),
         (0.001, "{} is in millimeters and read as meters"),
     ):
-        yield from one("unit", text, factor, _times(factor), everything)
+        yield from one("unit", text, factor, _times(factor), moving)
     plus, minus = _shifted(state), _shifted(-state)
     yield from one(
         "delta_as_absolute",
@@ -130,7 +138,10 @@ def _scales(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
         hit = [
             j
             for j in range(len(w.names))
-            if explained(base[j], better[j]) and ratio[j] > 0 and not 0.77 < ratio[j] < 1.3
+            if w.moves[j]
+            and explained(base[j], better[j])
+            and ratio[j] > 0
+            and not 0.77 < ratio[j] < 1.3
         ]
         groups = [[j] for j in hit] + ([hit] if len(hit) > 1 else [])
         for group in groups:
@@ -194,9 +205,20 @@ def _timing(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
             text = f"a step takes {pace * w.step_s:.3g} s, not {w.step_s:.3g} s (control_hz)"
             yield Hypothesis("step_time", text, w.names, pace, errors, 1)
 
+    backwards = w.errors(w.chunks[:, ::-1])
+    if backwards.sum() < EXPLAINED * base.sum():
+        yield Hypothesis("reversed_time", "chunks run backwards in time", w.names, -1.0, backwards)
+    away = np.sqrt(np.nanmean((w.chunks - w.chunks[:, :1]) ** 2, axis=(0, 1)))
+    if w.moves.any() and (away < CONSTANT * w.motion)[w.moves].all():
+        text = "chunks stand still: all rows of a chunk are alike"
+        yield Hypothesis("constant_chunk", text, w.names, 0.0, np.zeros_like(base))
+
 
 def best(w: Windows, found: Sequence[Hypothesis]) -> list[Hypothesis]:
-    """Hypotheses that explain most of the error, the most likely first."""
+    """Hypotheses that explain most of the error, the most likely first.
+
+    Two that are about different columns stand first together, if they explain more than any other.
+    """
     base = np.minimum(w.errors(w.chunks), CAP)
     bad = base > BAD
     if not bad.any():
@@ -210,7 +232,53 @@ def best(w: Windows, found: Sequence[Hypothesis]) -> list[Hypothesis]:
         left = h.left(bad)
         return max(left, perfect) / FITTED**h.fitted, len(h.columns), left
 
-    return sorted(good, key=cost)
+    ranked = sorted(good, key=cost)
+    pair = _pair(ranked, w.names, bad, cost)
+    return ranked if pair is None else [*pair, *ranked]
+
+
+def _apart(fault: Hypothesis, other: Hypothesis, names: Sequence[str]) -> Hypothesis | None:
+    """A fault without the columns that another one explains better; None if that cannot be."""
+    shared = set(fault.columns) & set(other.columns)
+    if not shared:
+        return fault
+    place = {name: j for j, name in enumerate(names)}
+    better = {n for n in shared if other.errors[place[n]] < fault.errors[place[n]]}
+    kept = tuple(name for name in fault.columns if name not in better)
+    listed = ", ".join(fault.columns)
+    if not kept or listed not in fault.text:
+        return None
+    return dataclasses.replace(
+        fault, columns=kept, text=fault.text.replace(listed, ", ".join(kept))
+    )
+
+
+def _pair(
+    ranked: Sequence[Hypothesis],
+    names: Sequence[str],
+    bad: np.ndarray,
+    cost: Callable[[Hypothesis], tuple[float, int, float]],
+) -> tuple[Hypothesis, Hypothesis] | None:
+    """Two faults at once, where they explain more than the best of all alone."""
+    chosen: tuple[float, Hypothesis, Hypothesis] | None = None
+    for one, other in itertools.combinations(ranked[:AMONG], 2):
+        first, second = _apart(one, other, names), _apart(other, one, names)
+        if first is None or second is None or max(one.fitted, other.fitted) > 1:
+            continue
+        errors = np.minimum(first.errors, second.errors)
+        both = dataclasses.replace(first, errors=errors, fitted=one.fitted + other.fitted + 1)
+        if cost(both)[0] < (cost(ranked[0])[0] if chosen is None else chosen[0]):
+            chosen = cost(both)[0], first, second
+    if chosen is None:
+        return None
+    _, first, second = chosen
+    if second.left(bad) < first.left(bad):
+        first, second = second, first
+    errors = np.minimum(first.errors, second.errors)
+    return (
+        dataclasses.replace(first, text=f"{first.text}, and {second.text}", errors=errors),
+        dataclasses.replace(second, text=f"second of these two: {second.text}", errors=errors),
+    )
 
 
 def _whole(h: Hypothesis, bad: np.ndarray, total: float) -> bool:

@@ -232,6 +232,67 @@ def test_faults_of_the_actions_are_named_first(sounds: list[Windows], name: str)
         assert set(first.columns) == columns, first.text
 
 
+PAIRS: dict[str, tuple[set[str], Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
+    "sign and gripper": (
+        {"sign", "gripper"}, lambda p, s: np.where([0, 0, 0, 1], 1 - p, p * [1, -1, 1, 1]),
+    ),
+    "degrees and percent": ({"degrees", "unit"}, lambda p, s: p * [57.3, 57.3, 57.3, 100]),
+    "columns and offset": (
+        {"swapped_columns", "offset"}, lambda p, s: p[..., [2, 1, 0, 3]] + [0, 0.7, 0, 0],
+    ),
+    "degrees of one and sign of another": (
+        {"degrees", "sign"}, lambda p, s: p * [57.3, -1, 1, 1],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_two_faults_at_once_are_both_named_first(sounds: list[Windows], name: str) -> None:
+    kinds, plant = PAIRS[name]
+    for sound in sounds[:6]:
+        wrong = dataclasses.replace(sound, chunks=plant(sound.chunks, sound.state[:, None]))
+        found = best(wrong, list(column_hypotheses(wrong)))
+        assert {fault.kind for fault in found[:2]} == kinds, [f.text for f in found[:3]]
+        assert ", and " in found[0].text
+        assert found[0].left(np.ones(4, bool)) < 0.3
+
+
+CHUNKS: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
+    "first row": ("constant_chunk", lambda p, s: np.repeat(p[:, :1], HORIZON, 1)),
+    "the state": ("constant_chunk", lambda p, s: np.repeat(s, HORIZON, 1)),
+    "zeros": ("constant_chunk", lambda p, s: 0 * p),
+    "backwards": ("reversed_time", lambda p, s: p[:, ::-1]),
+}
+
+
+@pytest.mark.parametrize("name", CHUNKS)
+def test_chunks_that_stand_still_or_run_backwards_are_named(
+    sounds: list[Windows], name: str
+) -> None:
+    kind, plant = CHUNKS[name]
+    for sound in sounds[:6]:
+        wrong = dataclasses.replace(sound, chunks=plant(sound.chunks, sound.state[:, None]))
+        assert best(wrong, list(column_hypotheses(wrong)))[0].kind == kind
+
+
+def test_the_size_of_a_joint_that_stands_still_is_not_accused(sounds: list[Windows]) -> None:
+    """Anything that shrinks a chunk would explain it."""
+    rng = np.random.default_rng(0)
+    for sound in sounds[:6]:
+        done = sound.done * [1, 1, 0, 1]
+        chunks = sound.chunks * [1, 1, 0, 1] + rng.normal(0, 0.5, sound.chunks.shape) * [
+            0,
+            0,
+            1,
+            0,
+        ]
+        wrong = dataclasses.replace(
+            sound, chunks=chunks, done=done, state=sound.state * [1, 1, 0, 1]
+        )
+        found = {fault.kind for fault in best(wrong, list(column_hypotheses(wrong)))}
+        assert not found & {"unit", "degrees", "scale"}
+
+
 @pytest.mark.parametrize("steps", [-5, 4])
 def test_chunks_that_are_early_or_late_are_named(sound: Windows, steps: int) -> None:
     wrong = dataclasses.replace(sound, chunks=sound.slice(lag=steps))
