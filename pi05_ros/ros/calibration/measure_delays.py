@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from rclpy.parameter import Parameter, parameter_value_to_python
 from std_srvs.srv import SetBool
 
 from pi05_ros.execution.calibration.delay_estimate import DelayError, DelayEstimate
+from pi05_ros.execution.calibration.delay_request import EARLIEST_S, DelayRequest
 from pi05_ros.execution.calibration.delay_results import MeasuredDelays, compare, parameters_yaml
 from pi05_ros.execution.calibration.sine_motion import SineMotion, SineRefusedError
 from pi05_ros.execution.limit_sources.joint_limits import JointLimits
@@ -27,53 +26,8 @@ from pi05_ros.ros.executor_parameters import ExecutorParameters
 from pi05_ros.runtime.parameter_specs import specs_of
 from pi05_ros.small_files import write_atomically
 
-EARLIEST_S = -0.1
-"""Delays below 0 are looked for as well: clocks may disagree, and that has to show."""
 PATIENCE_S = 30.0
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class DelayRequest:
-    """What to measure.
-
-    Attributes:
-        joint: that moves.
-        enable: the user's word that it may move.
-        dry_run: say what would be done and do nothing.
-        amplitude, frequency_hz, cycles: see `SineMotion`.
-        max_delay_s: longest delay looked for.
-        cameras: topics of images.
-        executor: name of the executor node.
-        namespace, use_sim_time: of the probe.
-        out: file of parameters; None writes none.
-
-    """
-
-    joint: str
-    enable: bool = False
-    dry_run: bool = False
-    amplitude: float = 0.05
-    frequency_hz: float = 0.5
-    cycles: int = 6
-    max_delay_s: float = 0.6
-    cameras: tuple[str, ...] = ()
-    executor: str = "pi05_executor"
-    namespace: str = ""
-    use_sim_time: bool = False
-    out: Path | None = None
-
-    def check(self) -> SineMotion:
-        """The motion; SineRefusedError for what cannot be told from it."""
-        motion = SineMotion(self.amplitude, self.frequency_hz, self.cycles)
-        span_s = self.max_delay_s - EARLIEST_S
-        most_hz = 0.45 / span_s  # half a period of an image, whose sign means nothing
-        if not 0.05 <= self.max_delay_s <= 2.0 or self.frequency_hz > most_hz:
-            raise SineRefusedError(
-                f"max-delay is {self.max_delay_s:g} s and frequency {self.frequency_hz:g} Hz; "
-                f"accepted: up to {most_hz:.2f} Hz, delays of 0.05 to 2 s"
-            )
-        return motion
 
 
 def measure(request: DelayRequest, say: Say) -> MeasuredDelays | None:
