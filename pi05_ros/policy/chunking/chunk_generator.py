@@ -107,6 +107,11 @@ class Continued:
     frozen: torch.Tensor | None = None
 
 
+MARGIN = 1
+"""Steps beyond the expected delay that are tied to the previous chunk as well, so that the hand-over
+itself is smooth and may come a little late."""
+
+
 class ChunkGenerator:
     """Makes chunks for observations at counted control steps.
 
@@ -114,10 +119,7 @@ class ChunkGenerator:
         policy: makes the chunks.
         mode: "plain", or how the previous chunk is continued: "vjp", "vjp-scaled", "identity",
             "trained". What the engine does not have is refused.
-        schedule: of the guidance weights.
         reuse: when to keep the KV cache.
-        margin: steps beyond the expected delay that are tied to the previous chunk as well, so
-            that the hand-over itself is smooth and may come a little late.
         vision_change: threshold of a `VisionCache`; None runs the tower for every camera.
         max_guidance: clip of the guidance gain.
 
@@ -127,20 +129,16 @@ class ChunkGenerator:
         self,
         policy: Policy,
         mode: str = "plain",
-        schedule: str = "exp",
         reuse: ReuseRule | None = None,
-        margin: int = 1,
         vision_change: float | None = None,
         max_guidance: float = MAX_GUIDANCE,
     ) -> None:
         require_mode(policy.engine, mode)
         self.policy = policy
         self.mode = mode
-        self.schedule = schedule
         self.max_guidance = max_guidance
         self.vision = None if vision_change is None else VisionCache(policy.engine, vision_change)
         self.reuse = reuse or EveryN(1)
-        self.margin = margin
         self._episode = 0
         # Finished last: its episode, the chunk, and the model's state that its deltas refer to.
         self._last: tuple[int, GeneratedChunk, np.ndarray] | None = None
@@ -261,7 +259,7 @@ class ChunkGenerator:
         previous[:rows] = torch.from_numpy(rest.previous)[:horizon]
         if self.mode == "trained":
             return Continued(frozen=previous[: rest.delay]) if rest.delay else Continued()
-        weights = guidance_weights(self.schedule, horizon, rest.delay, rest.left)
+        weights = guidance_weights("exp", horizon, rest.delay, rest.left)
         return Continued(Guidance(previous, weights, self.mode, self.max_guidance))
 
     def _continuation(self, started: PendingChunk, delay: int) -> Continuation | None:
@@ -280,5 +278,5 @@ class ChunkGenerator:
             normalizer=policy.recipe.normalization.actions,
             columns=len(policy.robot.action_names),
             horizon=len(last.chunk.normalized),
-            delay=delay + self.margin + round(started.step - anchor.step),
+            delay=delay + MARGIN + round(started.step - anchor.step),
         )
