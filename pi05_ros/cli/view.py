@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pi05_ros.policy.robots.profile import RobotProfile
     from pi05_ros.view.foxglove_sink import FoxgloveSink
     from pi05_ros.view.model_images import ModelImages
+    from pi05_ros.view.presenter import MakePresenter
     from pi05_ros.view.tool_path import Tool
 
 LAYOUT = "foxglove/pi05.json"
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C, or once."""
     from pi05_ros import resources
     from pi05_ros.view.foxglove_sink import FoxgloveSink
+    from pi05_ros.view.presenter import Presenter
 
     if not 1 <= args.image_size <= 1024 or not 0 <= args.port <= 65535:
         raise InvalidValueError("accepted: --image-size 1 to 1024, --port 0 to 65535")
@@ -73,9 +76,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"path of tool    {tool.source if tool else why}", flush=True)
         if args.host not in ("127.0.0.1", "localhost", "::1"):
             print(f"note            anybody who reaches {args.host} sees this")
+        make = partial(Presenter, images=images, tool=tool, why_no_tool=why)
         if args.bag is None:
-            return _live(args, robot, images, tool, why, sink)
-        return _recording(args, robot, images, tool, why, sink)
+            return _live(args, robot, make, sink)
+        return _recording(args, robot, make, sink)
 
 
 def _robot(args: argparse.Namespace) -> tuple[RobotProfile, ModelImages]:
@@ -115,19 +119,13 @@ def _tool(args: argparse.Namespace, robot: RobotProfile) -> tuple[Tool | None, s
 
 
 def _recording(
-    args: argparse.Namespace,
-    robot: RobotProfile,
-    images: ModelImages,
-    tool: Tool | None,
-    why: str,
-    sink: FoxgloveSink,
+    args: argparse.Namespace, robot: RobotProfile, make: MakePresenter, sink: FoxgloveSink
 ) -> int:
     from pi05_ros.bags.bag import Bag
     from pi05_ros.bags.lerobot_recording import open_recording
     from pi05_ros.bags.topics import PROMPT, parse_map
     from pi05_ros.replay.run import choose
     from pi05_ros.view.bag_view import chunk_bag, chunk_topic, play, read
-    from pi05_ros.view.presenter import Presenter
 
     with contextlib.ExitStack() as stack:
         bag = stack.enter_context(open_recording(args.bag, robot))
@@ -142,7 +140,7 @@ def _recording(
         if chunks is None and recording.chunk_topic is None:
             print("chunks          none recorded; --chunks shows those of `pi05 replay --out`")
         while True:
-            presenter = Presenter(sink, images, tool, why)
+            presenter = make(sink)
             count = play(recording, chunks, presenter, sink, args.speed)
             if args.once:
                 print(f"shown           {count} chunks")
@@ -151,14 +149,9 @@ def _recording(
 
 
 def _live(
-    args: argparse.Namespace,
-    robot: RobotProfile,
-    images: ModelImages,
-    tool: Tool | None,
-    why: str,
-    sink: FoxgloveSink,
+    args: argparse.Namespace, robot: RobotProfile, make: MakePresenter, sink: FoxgloveSink
 ) -> int:
     from pi05_ros.ros.observers.view_node import LiveNames, run_live_view
 
     names = LiveNames(args.namespace, args.policy_node, args.executor_node)
-    return run_live_view(names, robot, images, tool, why, sink)
+    return run_live_view(names, robot, make, sink)

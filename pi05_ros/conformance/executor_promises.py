@@ -177,41 +177,38 @@ def positions(record: ExecutorRecord) -> Verdict:
     return none_of(broken, seen, "commands of a joint")
 
 
+def _derivative(record: ExecutorRecord, name: str, order: int) -> Verdict:
+    """Differences of commands of some order against a limit times the period to that power."""
+    period = (1.0 / record.number("control_rate_hz", 20.0)) ** order
+    slack, small = (1 + SLACK, SMALL) if order == 1 else (1 + 10 * SLACK, 4 * SMALL)
+    broken, seen = [], 0
+    for joint, track in _periods(record):
+        limit = getattr(record.limits.get(joint), name, None)
+        if limit is None:
+            continue
+        values = [value for _, value in track]
+        for _ in range(order):
+            values = [b - a for a, b in pairwise(values)]
+        seen += len(values)
+        rates = [abs(value) / period for value in values]
+        over = [rate for rate in rates if rate > limit * slack + small / period]
+        broken += [f"{joint}: {name} {rate:.3f}, limit {limit:g}" for rate in over]
+    return none_of(broken, seen, "steps") if record.limits else absent("limits are not readable")
+
+
 @EXECUTOR_CHECKS.add("velocity limits", EXECUTOR, "", "Every command keeps position, velocity and "
                      "acceleration limits relative to the one before, whatever a chunk "
                      "says")  # fmt: skip
 def velocity(record: ExecutorRecord) -> Verdict:
-    """Difference of two commands against limit times period."""
-    period_s = 1.0 / record.number("control_rate_hz", 20.0)
-    broken, seen = [], 0
-    for joint, track in _periods(record):
-        limit = record.limits.get(joint)
-        if limit is None or limit.velocity is None:
-            continue
-        for (_, a), (_, b) in pairwise(track):
-            seen += 1
-            speed = abs(b - a) / period_s
-            if speed > limit.velocity * (1 + SLACK) + SMALL / period_s:
-                broken.append(f"{joint}: {speed:.3f} per s, limit {limit.velocity:g}")
-    return none_of(broken, seen, "steps") if record.limits else absent("limits are not readable")
+    """Differences of two commands."""
+    return _derivative(record, "velocity", 1)
 
 
 @EXECUTOR_CHECKS.add("acceleration limits", EXECUTOR, "", "it brakes within the acceleration "
                      "limit and holds.")  # fmt: skip
 def acceleration(record: ExecutorRecord) -> Verdict:
-    """Second difference against limit times period squared; before the first command is rest."""
-    period_s = 1.0 / record.number("control_rate_hz", 20.0)
-    broken, seen = [], 0
-    for joint, track in _periods(record):
-        limit = record.limits.get(joint)
-        if limit is None or limit.acceleration is None:
-            continue
-        for (_, a), (_, b), (_, c) in zip(track, track[1:], track[2:], strict=False):
-            seen += 1
-            rate = abs(c - 2 * b + a) / period_s**2
-            if rate > limit.acceleration * (1 + 10 * SLACK) + 4 * SMALL / period_s**2:
-                broken.append(f"{joint}: {rate:.2f} per s^2, limit {limit.acceleration:g}")
-    return none_of(broken, seen, "steps") if record.limits else absent("limits are not readable")
+    """Second differences; before the first command is rest."""
+    return _derivative(record, "acceleration", 2)
 
 
 def _spans(record: ExecutorRecord, modes: tuple[int, ...]) -> Iterator[tuple[float, float]]:

@@ -5,7 +5,9 @@ Also what the scripted run shares: the counters of `/diagnostics` and the calls 
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from std_msgs.msg import Bool
@@ -101,20 +103,28 @@ def stop_and_resume(listener: Listener, record: ExecutorRecord) -> Verdict:
     return passed("stopped, then resumed") if gone else failed("stopped after ~/resume")
 
 
+@contextlib.contextmanager
+def _halting(listener: Listener, record: ExecutorRecord) -> Iterator[Callable[[bool], bool]]:
+    """Publishes on `~/halt`, and waits until the status says the same."""
+    publisher = listener.node.create_publisher(Bool, f"{record.node}/halt", LATCHED)
+
+    def send(value: bool) -> bool:
+        publisher.publish(Bool(data=value))
+        return listener.spin(WAIT_S, lambda: record.statuses[-1].message.halted == value)
+
+    try:
+        yield send
+    finally:
+        listener.node.destroy_publisher(publisher)
+
+
 def halt(listener: Listener, record: ExecutorRecord) -> Verdict:
     """True on the topic halts, false ends it."""
     if why := _blocked(record):
         return absent(why)
-    with_halt = listener.node.create_publisher(Bool, f"{record.node}/halt", LATCHED)
-    try:
-        with_halt.publish(Bool(data=True))
-        halted = listener.spin(WAIT_S, lambda: bool(record.statuses[-1].message.halted))
-        halted = halted and wait_for_mode(listener, record, STOPPED)
-        with_halt.publish(Bool(data=False))
-        ended = listener.spin(WAIT_S, lambda: not record.statuses[-1].message.halted)
-        gone = ended and listener.spin(WAIT_S, lambda: mode(record) != STOPPED)
-    finally:
-        listener.node.destroy_publisher(with_halt)
+    with _halting(listener, record) as send:
+        halted = send(True) and wait_for_mode(listener, record, STOPPED)
+        gone = send(False) and listener.spin(WAIT_S, lambda: mode(record) != STOPPED)
     if not halted:
         return failed("true on ~/halt does not stop")
     return passed("halted, then free") if gone else failed("false on ~/halt does not end it")
@@ -124,15 +134,9 @@ def resume_while_halted(listener: Listener, record: ExecutorRecord) -> Verdict:
     """`~/resume` answers false with a text while a halt is there."""
     if why := _blocked(record):
         return absent(why)
-    with_halt = listener.node.create_publisher(Bool, f"{record.node}/halt", LATCHED)
-    try:
-        with_halt.publish(Bool(data=True))
-        halted = listener.spin(WAIT_S, lambda: bool(record.statuses[-1].message.halted))
-        answer = trigger(listener, f"{record.node}/resume") if halted else None
-        with_halt.publish(Bool(data=False))
-        listener.spin(WAIT_S, lambda: not record.statuses[-1].message.halted)
-    finally:
-        listener.node.destroy_publisher(with_halt)
+    with _halting(listener, record) as send:
+        answer = trigger(listener, f"{record.node}/resume") if send(True) else None
+        send(False)
     if answer is None:
         return failed("no halt or no answer")
     if answer.success or not answer.message:

@@ -25,7 +25,6 @@ from pi05_ros.execution.outputs import (
     TWIST,
     VELOCITY,
     Output,
-    OutputsError,
 )
 from pi05_ros.ros.executor_parts.cartesian_senders import (
     JogSender,
@@ -33,6 +32,7 @@ from pi05_ros.ros.executor_parts.cartesian_senders import (
     TwistSender,
     tool_motion,
     velocities,
+    without_control_msgs,
 )
 from pi05_ros.runtime.inputs.conversion import split_ns
 
@@ -235,10 +235,7 @@ class _GripperAction:
             from control_msgs.action import GripperCommand, ParallelGripperCommand
             from rclpy.action import ActionClient
         except ImportError as error:
-            raise OutputsError(
-                f"output {output.topic}: {output.kind} needs the package control_msgs "
-                f"(apt install ros-$ROS_DISTRO-control-msgs): {error}"
-            ) from error
+            raise without_control_msgs(output, error) from error
         self._output, self._row = output, row
         self._parallel = output.kind == PARALLEL_GRIPPER
         self.publisher = None

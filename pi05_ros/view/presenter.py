@@ -183,3 +183,7 @@ def _word(kind: Any, value: int) -> str:
         return str(kind(value).name).lower()
     except ValueError:
         return str(value)
+
+
+MakePresenter = Callable[[Sink], Presenter]
+"""Makes the presenter of a robot for what shows it."""

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from pi05_ros.ros.observers.view_node import LiveNames, ViewNode
 from pi05_ros.ros.processes.domain import free_domain_id
 from pi05_ros.runtime.parameter_specs import markdown_table
 from pi05_ros.view.model_images import ModelImages
+from pi05_ros.view.presenter import Presenter
 from pi05_ros.view.tool_path import Tool, ToolPose
 
 PATIENCE_S = 60.0
@@ -75,7 +77,8 @@ def test_the_live_view_shows_what_nodes_say_and_publishes_it_for_rviz() -> None:
         lambda joints: ToolPose(np.append(joints, [0, 0]), np.eye(3)),
     )
     names = LiveNames("view_test", "pi05_policy", "pi05_executor")
-    node = ViewNode(names, ROBOT, ModelImages(ROBOT, 32), tool, "", sink, context=context)
+    make = partial(Presenter, images=ModelImages(ROBOT, 32), tool=tool)
+    node = ViewNode(names, ROBOT, make, sink, context=context)
     talker = rclpy.create_node("view_test_talker", namespace="view_test", context=context)
     for each in (node, talker):
         executor.add_node(each)

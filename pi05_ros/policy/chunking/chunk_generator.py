@@ -108,8 +108,8 @@ class Continued:
 
 
 MARGIN = 1
-"""Steps beyond the expected delay that are tied to the previous chunk as well, so that the hand-over
-itself is smooth and may come a little late."""
+"""Steps beyond the expected delay that are tied to the previous chunk as well, so that the
+hand-over itself is smooth and may come a little late."""
 
 
 class ChunkGenerator:

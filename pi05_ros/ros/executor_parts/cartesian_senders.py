@@ -39,6 +39,14 @@ def tool_motion(output: Output, core: Executor, urdf: str) -> ToolMotion:
         raise OutputsError(f"output {output.topic}: {error}") from error
 
 
+def without_control_msgs(output: Output, error: ImportError) -> OutputsError:
+    """Error of an output whose messages are not installed."""
+    return OutputsError(
+        f"output {output.topic}: {output.kind} needs the package control_msgs "
+        f"(apt install ros-$ROS_DISTRO-control-msgs): {error}"
+    )
+
+
 def believed(core: Executor) -> np.ndarray | None:
     """Measured joints ``[n]`` if they are fresh and believed."""
     return core.measured if core.sees_the_arm else None
@@ -102,10 +110,7 @@ class JogSender:
         try:
             from control_msgs.msg import JointJog
         except ImportError as error:
-            raise OutputsError(
-                f"output {output.topic}: {output.kind} needs the package control_msgs "
-                f"(apt install ros-$ROS_DISTRO-control-msgs): {error}"
-            ) from error
+            raise without_control_msgs(output, error) from error
         self._node, self._output, self._rows = node, output, rows
         self._type: Any = JointJog
         self.publisher: Publisher = node.create_publisher(JointJog, output.topic, 1)

@@ -25,9 +25,8 @@ from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.ros import process
 from pi05_ros.ros.qos import CHUNK, JOINTS, LATCHED, own
 from pi05_ros.runtime.inputs import conversion
-from pi05_ros.view.model_images import ModelImages
-from pi05_ros.view.presenter import Presenter, Sink
-from pi05_ros.view.tool_path import Tool, ToolPose
+from pi05_ros.view.presenter import MakePresenter, Sink
+from pi05_ros.view.tool_path import ToolPose
 
 IMAGES = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 
@@ -123,7 +122,7 @@ class ViewNode(Node):  # type: ignore[misc]  # rclpy has no types
     Args:
         names: of the nodes and their namespace.
         robot: whose cameras are shown.
-        images, tool, why: as of `Presenter`.
+        make: the presenter of this robot.
         sink: gets everything.
         kwargs: of rclpy's Node.
 
@@ -133,15 +132,12 @@ class ViewNode(Node):  # type: ignore[misc]  # rclpy has no types
         self,
         names: LiveNames,
         robot: RobotProfile,
-        images: ModelImages,
-        tool: Tool | None,
-        why: str,
+        make: MakePresenter,
         sink: Sink,
         **kwargs: Any,
     ) -> None:
         super().__init__("pi05_view", namespace=names.namespace or None, **kwargs)
-        both = RosSink(self, robot.camera_roles, sink)
-        self._presenter = Presenter(both, images, tool, why)
+        self._presenter = make(RosSink(self, robot.camera_roles, sink))
         for role in robot.camera_roles:
             topic = f"{role}_camera/image_raw"
             kinds: tuple[tuple[Any, str, Callable[[Any], np.ndarray]], ...] = (
@@ -179,19 +175,12 @@ class ViewNode(Node):  # type: ignore[misc]  # rclpy has no types
         self._presenter.executor(self._now(), message)
 
 
-def run_live_view(
-    names: LiveNames,
-    robot: RobotProfile,
-    images: ModelImages,
-    tool: Tool | None,
-    why: str,
-    sink: Sink,
-) -> int:
+def run_live_view(names: LiveNames, robot: RobotProfile, make: MakePresenter, sink: Sink) -> int:
     """Show until a signal comes."""
     stop = process.start([])
     if stop is None:
         return 2
-    node = ViewNode(names, robot, images, tool, why, sink)
+    node = ViewNode(names, robot, make, sink)
     try:
         while not stop.is_set():
             rclpy.spin_once(node, timeout_sec=0.2)
