@@ -19,6 +19,7 @@ import numpy as np
 
 from pi05_ros.bench.bench_requests import ServeBenchRequest
 from pi05_ros.policy.remote.array_codec import pack, unpack
+from pi05_ros.policy.remote.connection import MAX_ANSWER
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.policy.robots.profile_yaml import load_profile
 from pi05_ros.serving.errors import ServingError
@@ -26,6 +27,7 @@ from pi05_ros.serving.server import ServerOptions
 
 INSTANT = "instant"
 WARM_UP = 10  # requests per robot that are not counted
+CONNECT_S, ANSWER_S = 30.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -75,21 +77,23 @@ def drive(
     port: int, frame: bytes, rate: float, seconds: float, start: threading.Barrier, robot: Robot
 ) -> None:
     """Thread of one robot: ask at a rate, absolute times, no catching up."""
-    from websockets.sync.client import connect
+    from pi05_ros.policy.remote.request_socket import RequestSocket
 
-    with connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None) as socket:
-        socket.recv(30)
+    socket = RequestSocket(f"ws://127.0.0.1:{port}", None, CONNECT_S, MAX_ANSWER)
+    try:
+        socket.receive(time.monotonic() + ANSWER_S)
         for _ in range(WARM_UP):
-            socket.send(frame)
-            socket.recv(60)
+            end_s = time.monotonic() + ANSWER_S
+            socket.send(frame, end_s)
+            socket.receive(end_s)
         start.wait(120)
         begin = time.monotonic()
         tick = 0
         while (due := begin + tick / rate) < begin + seconds:
             time.sleep(max(0.0, due - time.monotonic()))
             sent = time.monotonic()
-            socket.send(frame)
-            answer = socket.recv(60)
+            socket.send(frame, sent + ANSWER_S)
+            answer = socket.receive(sent + ANSWER_S)
             elapsed_ms = 1e3 * (time.monotonic() - sent)
             if isinstance(answer, str):
                 robot.errors += 1
@@ -97,6 +101,8 @@ def drive(
                 robot.round_trip_ms.append(elapsed_ms)
                 robot.infer_ms.append(float(unpack(answer).value["server_timing"]["infer_ms"]))
             tick = max(tick + 1, int((time.monotonic() - begin) * rate) + 1)
+    finally:
+        socket.close()
 
 
 def cpu_s(pid: int) -> float:

@@ -135,11 +135,33 @@ def unpack(frame: bytes | memoryview) -> Decoded:
 
 def pack(value: Any, dialect: str = "openpi") -> bytes:
     """Encode maps, lists, text, numbers and numpy arrays in one of DIALECTS."""
+    packed = msgpack.packb(value, default=_form(dialect), use_bin_type=True)
+    assert isinstance(packed, bytes)
+    return packed
+
+
+class FramePacker:
+    """Encodes one frame after the other into memory that it keeps, as `pack` does."""
+
+    def __init__(self, dialect: str = "openpi") -> None:
+        self._packer = msgpack.Packer(
+            default=_form(dialect), use_bin_type=True, autoreset=False, buf_size=64 * 1024
+        )
+
+    def pack(self, value: Any) -> memoryview:
+        """Encode a value; the view holds until the next call."""
+        self._packer.reset()
+        self._packer.pack(value)
+        return memoryview(self._packer.getbuffer())
+
+
+def _form(dialect: str) -> Callable[[Any], dict[Any, Any]]:
+    """What arrays and scalars become in a dialect."""
     if dialect not in DIALECTS:
         raise WireError(f"dialect is {dialect!r}; accepted: {', '.join(DIALECTS)}")
     key: Any = str if dialect.endswith("-text") else _key
 
-    def default(found: Any) -> Any:
+    def default(found: Any) -> dict[Any, Any]:
         if not isinstance(found, (np.ndarray, np.generic)):
             raise WireError(f"{type(found).__name__} cannot be packed")
         if found.dtype.kind not in "biuf":
@@ -147,19 +169,24 @@ def pack(value: Any, dialect: str = "openpi") -> bytes:
         array = isinstance(found, np.ndarray)
         if dialect.startswith("openpi"):
             mark = "__ndarray__" if array else "__npgeneric__"
-            parts = {mark: True, "data": found.tobytes() if array else found.item()}
+            parts = {mark: True, "data": _bytes(found) if array else found.item()}
             parts |= {"dtype": found.dtype.str, "shape": found.shape} if array else {
                 "dtype": found.dtype.str
             }  # fmt: skip
         else:
-            parts = {"nd": array, "type": found.dtype.str, "data": found.tobytes()}
+            parts = {"nd": array, "type": found.dtype.str, "data": _bytes(found)}
             if array:
                 parts |= {"kind": b"", "shape": found.shape}
         return {key(name): part for name, part in parts.items()}
 
-    packed = msgpack.packb(value, default=default, use_bin_type=True)
-    assert isinstance(packed, bytes)
-    return packed
+    return default
+
+
+def _bytes(found: np.ndarray | np.generic) -> bytes | memoryview:
+    """Data in row-major order; not copied where that is a picture's own memory."""
+    if isinstance(found, np.ndarray) and found.flags.c_contiguous and found.nbytes > 4096:
+        return memoryview(found.reshape(-1).view(np.uint8))
+    return found.tobytes()
 
 
 def _key(name: str) -> bytes:

@@ -6,23 +6,25 @@ that of the next request. Dialing is repeated with growing pauses until it works
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pi05_ros.policy.remote import array_codec
 from pi05_ros.policy.remote.errors import RemoteError, WireError
+
+if TYPE_CHECKING:
+    from pi05_ros.policy.remote.request_socket import RequestSocket
 
 log = logging.getLogger("pi05_ros.remote")
 
 MAX_ANSWER = 64 * 1024 * 1024
 """Bytes of an answer; a chunk has some kilobytes."""
+LOOK_S = 1.0
+"""How often a connection is looked at while nothing is asked: pings want an answer."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Connection:
         self._options = options
         self._accept = accept
         self._lock = threading.Lock()
-        self._socket: Any = None
-        self._resources = ExitStack()
+        self._socket: RequestSocket | None = None
+        self._packer = array_codec.FramePacker()
         self._why = "not connected yet"
         self._since = time.monotonic()
         self._wanted = threading.Event()
@@ -98,10 +100,8 @@ class Connection:
                 raise RemoteError(f"no connection to {self.problem}")
             end_s = time.monotonic() + timeout_s
             try:
-                frame = array_codec.pack(request)
-                with _ends_by(found, timeout_s):
-                    found.send(frame)
-                answer = found.recv(max(0.0, end_s - time.monotonic()))
+                found.send(self._packer.pack(request), end_s)
+                answer = found.receive(end_s)
             except Exception as error:  # websockets and sockets raise many kinds
                 why = f"the connection broke: {_reason(error)}"
                 if isinstance(error, TimeoutError) or time.monotonic() >= end_s:
@@ -126,24 +126,38 @@ class Connection:
         self._closed.set()
         self._wanted.set()
         with self._lock:
-            self._resources.close()
-            self._socket, self._why = None, "closed"
+            found, self._socket, self._why = self._socket, None, "closed"
+        if found is not None:
+            found.close()
         self._dialer.join(self._options.connect_s + 1.0)
 
     def _drop(self, why: str) -> None:
-        if self._socket is None:
+        found = self._socket
+        if found is None:
             return
         self._socket, self._why, self._since = None, why, time.monotonic()
         log.warning("%s: %s; connecting again", self._options.url, why)
-        resources, self._resources = self._resources, ExitStack()
         # Closing waits for the peer, which may be hung.
-        threading.Thread(target=_close_quietly, args=(resources,), daemon=True).start()
+        threading.Thread(target=found.close, daemon=True).start()
         self._wanted.set()
+
+    def _look(self) -> None:
+        """Between requests: answer pings, and notice that the server has gone."""
+        if self._socket is not None and self._lock.acquire(blocking=False):
+            try:
+                if self._socket is not None:
+                    self._socket.look()
+            except Exception as error:  # websockets and sockets raise many kinds
+                self._drop(f"the connection broke: {_reason(error)}")
+            finally:
+                self._lock.release()
 
     def _dial_on(self) -> None:
         pause_s = self._options.first_pause_s
         while True:
-            self._wanted.wait()
+            if not self._wanted.wait(LOOK_S):
+                self._look()
+                continue
             if self._closed.is_set():
                 return
             try:
@@ -166,22 +180,13 @@ class Connection:
             self._dialed.notify_all()
 
     def _dial(self) -> None:
-        from websockets.sync.client import connect
+        from pi05_ros.policy.remote.request_socket import RequestSocket  # needs the extra `serve`
 
         options = self._options
         headers = {"Authorization": f"Api-Key {options.api_key}"} if options.api_key else None
-        with ExitStack() as resources:
-            dialed = resources.enter_context(
-                connect(
-                    options.url,
-                    compression=None,
-                    max_size=MAX_ANSWER,
-                    additional_headers=headers,
-                    open_timeout=options.connect_s,
-                    close_timeout=1.0,
-                )
-            )
-            first = dialed.recv(options.connect_s)
+        dialed = RequestSocket(options.url, headers, options.connect_s, MAX_ANSWER)
+        try:
+            first = dialed.receive(time.monotonic() + options.connect_s)
             if isinstance(first, str):
                 raise RemoteError(f"the server refuses: {_first_line(first)}")
             metadata = array_codec.unpack(first).value
@@ -190,34 +195,13 @@ class Connection:
             self._accept(metadata)
             with self._lock:
                 if self._closed.is_set():
-                    return
-                self._resources = resources.pop_all()
+                    raise RemoteError("closed")
                 self._wanted.clear()
                 self._socket, self._why = dialed, ""
+        except BaseException:
+            dialed.close()
+            raise
         log.info("%s: connected", options.url)
-
-
-@contextlib.contextmanager
-def _ends_by(connection: Any, timeout_s: float) -> Iterator[None]:
-    """Break a send that a network without progress would hold for many minutes."""
-    plain = socket.socket.shutdown  # that of TLS sockets would take their state from the sender
-    timer = threading.Timer(timeout_s, _quietly, (plain, connection.socket, socket.SHUT_RDWR))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _quietly(call: Callable[..., object], *arguments: object) -> None:
-    with contextlib.suppress(OSError):
-        call(*arguments)
-
-
-def _close_quietly(resources: ExitStack) -> None:
-    with contextlib.suppress(Exception):
-        resources.close()
 
 
 def _reason(error: Exception) -> str:
