@@ -73,6 +73,7 @@ NEEDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("serving/test_network_faults.py", ("slow",)),
     ("serving/test_server.py", ("slow",)),
     ("serving/test_remote.py", ("slow",)),
+    ("serving/test_request_socket.py", ("slow",)),
     ("gpu/", ("gpu",)),
 )
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pi05_ros.errors import Pi05Error
 from pi05_ros.policy.remote import array_codec
 from pi05_ros.policy.remote.errors import WireError
 from pi05_ros.policy.robots.profile import RobotProfile
+from pi05_ros.serving.answers import BACKLOG, Answer, Answers
 from pi05_ros.serving.direct_frames import DirectConnection
 from pi05_ros.serving.errors import ServingError
 from pi05_ros.serving.prometheus import ServerMetrics
@@ -24,8 +26,6 @@ from pi05_ros.serving.session import Answering
 
 log = logging.getLogger("pi05_ros.serving")
 
-BACKLOG = 8
-"""Requests of one session that may be unanswered; reading goes on when one is."""
 _INTERNAL = "internal error; the server's log has the traceback"
 
 
@@ -38,7 +38,7 @@ class SharedDesk:
         queue, metrics: of the server.
         max_frame: bytes of one request.
         deadline_ms: of requests that name none; None waits as long as it takes.
-        unanswered: requests that were read and whose answer was not handed to a socket yet.
+        answers: of every open connection.
         broken: why the last inference failed, if none has succeeded since; for ``/healthz``.
 
     """
@@ -48,23 +48,31 @@ class SharedDesk:
     metrics: ServerMetrics
     max_frame: int
     deadline_ms: float | None
-    unanswered: int = 0
+    answers: set[Answers] = field(default_factory=set)
     broken: str = ""
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that were read and whose answer was not handed to a socket yet."""
+        return sum(map(len, self.answers))
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A request in the queue."""
+    """A request that was read."""
 
-    future: asyncio.Future[dict[str, Any]]
-    dialect: str
+    place: Answer
     number: int
-    request_id: int | str | None
     began: float
+    dialect: str = "openpi"
+    request_id: int | str | None = None
 
 
 class Conversation:
     """Reads the requests of one connection and answers them in their order.
+
+    Requests are checked in the thread of the event loop. Answers are packed and sent in that of
+    the inference, unless the next robot waits for it.
 
     Args:
         shared: of the server.
@@ -81,65 +89,72 @@ class Conversation:
         self._connection = connection
         self._name = name
         self._session = session
-        self._answers: asyncio.Queue[_Asked | str] = asyncio.Queue(BACKLOG)
+        self._answers = Answers(connection)
+        self._loop = asyncio.get_running_loop()
         self._number = 0
-        self._sent = 0
         self._previous_ms: float | None = None
         self._reset_due = False
+        self._over = False
 
     async def run(self, first_frame: bytes) -> None:
         """Talk until the connection ends; raises ConnectionClosed if it ended with an error."""
         await self._connection.send(first_frame)
-        sender = asyncio.create_task(self._send())
+        sender = asyncio.create_task(self._answers.send_slowly())
+        self._shared.answers.add(self._answers)
+        self._connection.write_directly()
+        self._connection.taker = self._take
         try:
             async for frame in self._connection.frames():
-                self._number += 1
-                self._shared.unanswered += 1
-                asked = self._ask(frame)  # parsed and queued at once and in order
+                await self._answers.room()
+                self._ask(frame)
                 del frame
-                await self._answers.put(asked)
         finally:
+            self._over = True
             sender.cancel()
-            self._shared.unanswered -= self._number - self._sent
-            while not self._answers.empty():
-                left = self._answers.get_nowait()
-                if isinstance(left, _Asked):
-                    left.future.cancel()
+            self._shared.answers.discard(self._answers)
 
-    async def _send(self) -> None:
-        while True:
-            asked = await self._answers.get()
-            answer = asked if isinstance(asked, str) else await self._finish(asked)
-            await self._connection.send(answer)
-            self._sent += 1
-            self._shared.unanswered -= 1
+    def _take(self, frame: memoryview) -> bool:
+        """A large frame in front of which there is nothing; False if it has to wait."""
+        room = len(self._answers) < BACKLOG and not self._over
+        if room:
+            self._ask(frame)
+        return room
 
     # one request ----------------------------------------------------------------------------
 
-    def _ask(self, frame: str | bytes | memoryview) -> _Asked | str:
-        """Queue a request; the text of an error if it is not as accepted."""
-        began = time.monotonic()
-        request_id = None
+    def _ask(self, frame: str | bytes | memoryview) -> None:
+        """Queue a request, or answer with an error if it is not as accepted."""
+        self._number += 1
+        asked = _Asked(self._answers.place(), self._number, time.monotonic())
         try:
             request, dialect = self._parse(frame)
-            request_id = request.request_id
+            asked = dataclasses.replace(asked, dialect=dialect, request_id=request.request_id)
             self._reset_due |= request.reset
-            future = self._submit(request, began)
-        except Pi05Error as error:
-            return self._refused(error, self._number, request_id)
+            future = self._submit(request, asked.began)
         except Exception as error:
-            return self._failed(error, self._number, request_id)
-        asked = _Asked(asyncio.wrap_future(future), dialect, self._number, request_id, began)
-        asked.future.add_done_callback(lambda done: self._count(done, asked))
-        return asked
+            self._give(asked, self._told(error, asked))
+            return
+        future.add_done_callback(lambda done: self._done(done, asked))
 
-    def _count(self, done: asyncio.Future[dict[str, Any]], asked: _Asked) -> None:
-        """Log and count a request without an answer when that is known, not when it is told."""
-        error = None if done.cancelled() else done.exception()
-        if isinstance(error, Pi05Error):
-            self._refused(error, asked.number, asked.request_id)
-        elif isinstance(error, Exception):
-            self._failed(error, asked.number, asked.request_id)
+    def _done(self, done: Future[dict[str, Any]], asked: _Asked) -> None:
+        """The queue is through with a request; in any thread."""
+        if self._shared.queue.length:  # the next robot waits for this thread
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._finish, done, asked)
+        else:
+            self._finish(done, asked)
+
+    def _finish(self, done: Future[dict[str, Any]], asked: _Asked) -> None:
+        if self._over:
+            return
+        try:
+            frame: str | bytes = self._packed(done.result(), asked)
+        except BaseException as error:  # whatever ended the work, its client is told
+            frame = self._told(error, asked)
+        self._give(asked, frame)
+
+    def _give(self, asked: _Asked, frame: str | bytes) -> None:
+        self._answers.give(asked.place, frame)
 
     def _parse(self, frame: str | bytes | memoryview) -> tuple[Request, str]:
         """A frame as request, and the dialect to answer in; raises WireError."""
@@ -168,28 +183,17 @@ class Conversation:
             request = dataclasses.replace(request, reset=True)
         return self._session.answer(request)
 
-    async def _finish(self, asked: _Asked) -> str | bytes:
-        """One answer frame: bytes, or text for an error."""
+    def _packed(self, answer: dict[str, Any], asked: _Asked) -> bytes:
+        """An answer as frame; counts it."""
         shared = self._shared
-        try:
-            answer = await asked.future
-        except Pi05Error as error:
-            return _error(str(error), asked.request_id)
-        except Exception:
-            return _error(_INTERNAL, asked.request_id)
-        try:
-            timing = answer.setdefault("server_timing", {})
-            shared.metrics.inference.observe(timing.get("infer_ms", 0.0) / 1e3)
-            if self._previous_ms is not None:
-                timing["prev_total_ms"] = self._previous_ms
-            timing["total_ms"] = 1e3 * (time.monotonic() - asked.began)
-            if asked.request_id is not None:
-                answer["request_id"] = asked.request_id
-            packed = array_codec.pack(answer, asked.dialect)
-        except Pi05Error as error:
-            return self._refused(error, asked.number, asked.request_id)
-        except Exception as error:
-            return self._failed(error, asked.number, asked.request_id)
+        timing = answer.setdefault("server_timing", {})
+        shared.metrics.inference.observe(timing.get("infer_ms", 0.0) / 1e3)
+        if self._previous_ms is not None:
+            timing["prev_total_ms"] = self._previous_ms
+        timing["total_ms"] = 1e3 * (time.monotonic() - asked.began)
+        if asked.request_id is not None:
+            answer["request_id"] = asked.request_id
+        packed = array_codec.pack(answer, asked.dialect)
         elapsed = time.monotonic() - asked.began
         shared.broken = ""
         self._previous_ms = 1e3 * elapsed
@@ -200,7 +204,13 @@ class Conversation:
                       id=asked.request_id, total_ms=round(self._previous_ms, 3))  # fmt: skip
         return packed
 
-    def _failed(self, error: Exception, number: int, request_id: int | str | None) -> str:
+    def _told(self, error: BaseException, asked: _Asked) -> str:
+        """The error frame of a request; logs and counts it."""
+        if isinstance(error, Pi05Error):
+            return self._refused(error, asked.number, asked.request_id)
+        return self._failed(error, asked.number, asked.request_id)
+
+    def _failed(self, error: BaseException, number: int, request_id: int | str | None) -> str:
         log.error("session %s, request %d", self._name, number, exc_info=error)
         self._shared.broken = f"inference fails: {type(error).__name__}"
         self._shared.metrics.requests.labels("failed").inc()

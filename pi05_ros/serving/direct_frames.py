@@ -4,15 +4,19 @@
 joined. For raw pictures that is most of what a request costs. Here a large binary frame is
 received into one array and unmasked there while the rest is still on its way; `websockets` is
 given a small frame in its place, so that order, flow control and closing stay its own business.
-All other bytes go to it unchanged.
+All other bytes go to it unchanged. Where nothing is before it, a large frame is taken by
+`DirectConnection.taker` at once, without that detour.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import secrets
+import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +26,7 @@ from websockets.protocol import State
 _SMALL = 64 * 1024  # of the buffer for everything else
 _HANDSHAKE = 4 * 1024  # of that buffer before there is a session, of which there may be thousands
 _WHOLE_BINARY = 0x82  # FIN and opcode 2
+_LAST = (0x80, 0x81, 0x82)  # FIN and opcodes of messages
 _TOKEN = 32
 
 
@@ -31,11 +36,13 @@ class DirectConnection(ServerConnection, asyncio.BufferedProtocol):
     Attributes:
         smallest, largest: bytes of the payloads that are read directly; others take
             `websockets`' way, which knows its own limit.
+        taker: gets large frames as soon as they are there; False leaves one to `frames`.
 
     """
 
     smallest = 32 * 1024
     largest = 32 * 1024 * 1024
+    taker: Callable[[memoryview], bool] | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -49,11 +56,68 @@ class DirectConnection(ServerConnection, asyncio.BufferedProtocol):
         self._length = self._at = self._unmasked = 0
         self._token = secrets.token_bytes(_TOKEN)  # no client knows it
         self._payloads: deque[memoryview] = deque()
+        self._begun = self._taken = 0  # messages that take `websockets`' way
+        self._wire = threading.Lock()  # around all that is written
+        self._file = -1  # of the socket, our own; -1 where bytes are not written to it as they are
+        self._rest = b""  # of a frame that the socket has taken in part
 
     async def frames(self) -> AsyncIterator[str | bytes | memoryview]:
         """Messages in their order until the connection ends; raises ConnectionClosed on errors."""
         async for frame in self:
             yield self._payloads.popleft() if frame == self._token else frame
+            self._taken += 1  # behind yield: it has been dealt with
+
+    # writing ---------------------------------------------------------------------------------
+
+    def write_now(self, message: str | bytes) -> bool:
+        """Send a message from any thread, unless that has to wait; whether it is on its way."""
+        text = isinstance(message, str)
+        payload = message.encode() if isinstance(message, str) else message
+        frame = _unmasked_head(0x81 if text else _WHOLE_BINARY, len(payload)) + payload
+        with self._wire:
+            open_ = self._file >= 0 and self.protocol.state is State.OPEN
+            if not open_ or self._rest or self._buffered():
+                return False
+            try:
+                count = os.write(self._file, frame)
+            except OSError:  # full, or gone; `send` finds out
+                return False
+            if count < len(frame):
+                self._rest = frame[count:]
+                self.loop.call_soon_threadsafe(self.send_data)
+            return True
+
+    def send_data(self) -> None:
+        """Send what `websockets` has; nothing comes between the parts of a frame."""
+        with self._wire:
+            if self._rest:
+                self.transport.write(self._rest)
+                self._rest = b""
+            super().send_data()
+
+    def write_directly(self) -> None:
+        """Let `write_now` write, for as long as the connection lives; not through TLS.
+
+        It gets a file of its own: the number of one that was closed may be another robot's by now.
+        """
+        plain = self.transport.get_extra_info("ssl_object") is None
+        if plain and self.protocol.state is State.OPEN:
+            with contextlib.suppress(OSError):  # no more files
+                self._file = os.dup(self.transport.get_extra_info("socket").fileno())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give up what was kept."""
+        with self._wire:
+            if self._file >= 0:
+                os.close(self._file)
+            self._file = -1
+        super().connection_lost(exc)
+
+    def _buffered(self) -> bool:
+        """Whether the event loop has still to write what was sent before."""
+        with contextlib.suppress(RuntimeError):  # it changes just now
+            return self.transport.get_write_buffer_size() > 0
+        return True
 
     # asyncio.BufferedProtocol ----------------------------------------------------------------
 
@@ -80,8 +144,13 @@ class DirectConnection(ServerConnection, asyncio.BufferedProtocol):
         part ^= self._mask.view(np.uint64)
         self._unmasked = end
         if self._at == self._length:
-            self._payloads.append(payload.data[: self._length])
+            whole = payload.data[: self._length]
             self._payload = None
+            nothing_before = self._begun == self._taken and self.protocol.state is State.OPEN
+            if nothing_before and self.taker is not None and self.taker(whole):
+                return
+            self._begun += 1
+            self._payloads.append(whole)
             self.data_received(bytes((_WHOLE_BINARY, 0x80 | _TOKEN, 0, 0, 0, 0)) + self._token)
 
     def _sort(self, data: bytes) -> None:
@@ -118,6 +187,7 @@ class DirectConnection(ServerConnection, asyncio.BufferedProtocol):
                 at += size + len(rest)
                 begin = at
                 continue
+            self._begun += data[at] & 0x8F in _LAST
             self._left = length
             at += size
         if at > begin:
@@ -154,3 +224,11 @@ def _header(data: bytes, at: int) -> tuple[int, int] | None:
     if len(data) < at + size:
         return None
     return size, int.from_bytes(data[at + 2 : at + 2 + extra], "big") if extra else short
+
+
+def _unmasked_head(first: int, size: int) -> bytes:
+    if size < 126:
+        return bytes((first, size))
+    if size < 1 << 16:
+        return bytes((first, 126)) + size.to_bytes(2, "big")
+    return bytes((first, 127)) + size.to_bytes(8, "big")

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from pi05_ros.serving.errors import ServingError
@@ -62,7 +63,8 @@ class InferenceQueue:
         workers: int = 1,
     ) -> None:
         self._observe_wait = observe_wait
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._wake: SimpleQueue[None] = SimpleQueue()  # one for each reason to look for work
         self._waiting: OrderedDict[Hashable, _Waiting[object]] = OrderedDict()
         self._closed = False
         self._busy: set[Hashable] = set()
@@ -94,14 +96,14 @@ class InferenceQueue:
 
         """
         entry: _Waiting[T] = _Waiting(work, deadline_s)
-        with self._condition:
+        with self._lock:
             if self._closed:
                 entry.future.set_exception(DrainingError("the server is shutting down"))
                 return entry.future
             old = self._waiting.get(session)
             # The turn of the session is kept: replacing must not send it to the end.
             self._waiting[session] = entry  # type: ignore[assignment]
-            self._condition.notify()
+        self._wake.put(None)
         if old is not None:
             _give_up(
                 old,
@@ -111,7 +113,7 @@ class InferenceQueue:
 
     def forget(self, session: Hashable) -> None:
         """Drop what a session has waiting."""
-        with self._condition:
+        with self._lock:
             old = self._waiting.pop(session, None)
         if old is not None:
             _give_up(old, ReplacedError("the session has ended"))
@@ -119,12 +121,12 @@ class InferenceQueue:
     def drain(self, timeout_s: float) -> bool:
         """Take nothing new, finish what waits; False if that took longer than ``timeout_s``."""
         end = time.monotonic() + timeout_s
-        with self._condition:
+        with self._lock:
             self._closed = True
-            self._condition.notify_all()
+        self._wake.put(None)
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
-        with self._condition:
+        with self._lock:
             left = list(self._waiting.values())
             self._waiting.clear()
         for entry in left:
@@ -133,20 +135,23 @@ class InferenceQueue:
 
     def _serve(self) -> None:
         while True:
-            with self._condition:
-                while (session := self._next()) is None:
+            self._wake.get()
+            with self._lock:
+                session = self._next()
+                if session is None:
                     if self._closed and not self._waiting:
-                        self._condition.notify_all()
+                        self._wake.put(None)  # the other threads end too
                         return
-                    self._condition.wait()
+                    continue
                 entry = self._waiting.pop(session)
                 self._busy.add(session)
             try:
                 self._run(entry)
             finally:
-                with self._condition:
+                with self._lock:
                     self._busy.discard(session)
-                    self._condition.notify_all()
+                if self._waiting or self._closed:  # perhaps of this session
+                    self._wake.put(None)
 
     def _next(self) -> Hashable | None:
         """The session whose turn it is; None if none waits that is not busy."""

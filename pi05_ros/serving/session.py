@@ -74,6 +74,7 @@ class Session:
         self._rules = rules or ChunkRules()
         self._used = ChunkRules()
         self._continuing: ContinuingPolicy | None = None
+        self._described: tuple[object, dict[str, Any]] = (None, {})
         self._stamp_ns: int | None = None  # of the observation of the last continued answer
 
     def answer(self, request: Request) -> dict[str, Any]:
@@ -112,9 +113,20 @@ class Session:
                 actions = np.ascontiguousarray(openpi.actions(chunk, obs), np.float32)
             answer: dict[str, Any] = {"actions": actions}
         else:
-            answer = {"actions": actions, **_description(chunk)}
+            answer = {"actions": actions, **self._columns(chunk), **_description(chunk)}
         answer["server_timing"] = {"infer_ms": infer_ms}
         return answer
+
+    def _columns(self, chunk: ActionChunk) -> dict[str, Any]:
+        """What the columns of an answer are; the same for nearly all of a session."""
+        of = (chunk.names, chunk.meanings, chunk.units)
+        if of != self._described[0]:
+            self._described = (of, {
+                "names": list(chunk.names),
+                "meanings": [meaning.name.lower() for meaning in chunk.meanings],
+                "units": [unit.name.lower() for unit in chunk.units],
+            })  # fmt: skip
+        return self._described[1]
 
     def _forget(self) -> None:
         """Let the next chunk continue nothing."""
@@ -180,9 +192,6 @@ def _description(chunk: ActionChunk) -> dict[str, Any]:
         if np.isfinite(value := getattr(chunk.timings, name))
     }
     return {
-        "names": list(chunk.names),
-        "meanings": [meaning.name.lower() for meaning in chunk.meanings],
-        "units": [unit.name.lower() for unit in chunk.units],
         "step_s": float(chunk.dt),
         "prompt": chunk.prompt,
         "seed": int(chunk.seed),

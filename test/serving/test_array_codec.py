@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pi05_ros.policy.remote.array_codec import DIALECTS, pack, unpack
+from pi05_ros.policy.remote.array_codec import DIALECTS, FramePacker, pack, unpack
 from pi05_ros.policy.remote.errors import WireError
+from pi05_ros.policy.remote.large_values import cut_out, stand_ins
 
 DTYPES = st.sampled_from(["u1", "i1", "<i2", ">i4", "<i8", "<u8", "<f2", "<f4", ">f8", "?"])
 
@@ -112,3 +113,65 @@ def test_damaged_frames_are_decoded_or_refused(data):
     cut = data.draw(st.integers(0, len(frame)))
     with contextlib.suppress(WireError):
         unpack(bytes(frame[:cut]))
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text()
+VALUES = st.recursive(
+    SCALARS | st.binary(max_size=300) | st.sampled_from([bytes(70_000), b"p" * 65_536]),
+    lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(), inner, max_size=20),
+    max_leaves=60,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(value=VALUES, change=st.tuples(st.floats(0, 1), st.integers(0, 255)) | st.none())
+def test_large_values_are_cut_out_without_a_difference(value, change):
+    frame = bytearray(msgpack.packb({"pictures": bytes(70_000), "rest": value}))
+    if change is not None:
+        frame[int(change[0] * (len(frame) - 1))] = change[1]
+    frame = bytes(frame)
+    options = {"raw": False, "strict_map_key": True}
+    try:
+        expected = repr(msgpack.unpackb(frame, **options))
+    except (ValueError, TypeError, msgpack.UnpackException):
+        expected = None
+    cut = cut_out(memoryview(frame))
+    if change is None:
+        assert cut is not None
+        assert len(cut[0]) < len(frame) - 70_000 + 10
+    if cut is None:
+        return
+    as_bytes = stand_ins([bytes(part) for part in cut[1]])
+    try:
+        found = repr(msgpack.unpackb(cut[0], ext_hook=as_bytes, **options))
+    except (ValueError, TypeError, msgpack.UnpackException):
+        found = None
+    assert found == expected
+
+
+def test_a_stand_in_of_a_client_shows_nothing_but_its_own_frame():
+    frame = msgpack.packb(
+        {
+            "a": bytes(70_000),
+            "b": msgpack.ExtType(0x35, b"\x07"),
+            "c": msgpack.ExtType(0x35, b"xy"),
+        }
+    )
+    value = unpack(frame).value
+    assert isinstance(value["b"], msgpack.ExtType)
+    assert isinstance(value["c"], msgpack.ExtType)
+    assert bytes(value["a"]) == bytes(70_000)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_packer_that_keeps_its_memory_packs_the_same(dialect):
+    packer = FramePacker(dialect)
+    turned = np.arange(40_000, dtype=np.uint8).reshape(200, 200).T
+    for value in (
+        {"a": np.zeros((300, 300, 3), np.uint8), "b": turned, "c": np.float32(2)},
+        {"a": np.arange(3.0), "b": np.zeros((0, 3)), "c": [1, "x"]},
+    ):
+        assert bytes(packer.pack(value)) == pack(value, dialect)
+    with pytest.raises(WireError):
+        packer.pack({"a": np.zeros(70_000), "b": object()})
+    assert bytes(packer.pack(1)) == pack(1, dialect)

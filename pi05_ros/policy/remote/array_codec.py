@@ -22,10 +22,13 @@ import msgpack
 import numpy as np
 
 from pi05_ros.policy.remote.errors import WireError
+from pi05_ros.policy.remote.large_values import LARGE, cut_out, stand_ins
 
 DIALECTS = ("openpi", "openpi-text", "msgpack-numpy", "msgpack-numpy-text")
 MAX_DIMENSIONS = 8
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])|bool|u?int(8|16|32|64)|float(16|32|64)")
+
+_COMMON = {name: np.dtype(name) for name in ("|u1", "<f8", "<f4", "<i8")}
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,15 @@ class _Hook:
         dtype = _dtype(found.get(dtype_key))
         shape = _shape(found.get(keys.shape))
         data = found.get(keys.data)
-        if not isinstance(data, bytes):
+        if not isinstance(data, (bytes, memoryview)):
             raise WireError(f"array data is {type(data).__name__}; accepted: binary")
         size = math.prod(shape) * dtype.itemsize
         if len(data) != size:
             raise WireError(
                 f"array {dtype} {list(shape)} has {len(data)} bytes of data; accepted: {size}"
             )
-        return np.frombuffer(data, dtype).reshape(shape)
+        array = np.frombuffer(data, dtype).reshape(shape)
+        return array if array.flags.aligned else array.copy()
 
     def _scalar(
         self, found: dict[Any, Any], keys: _Keys, dialect: str, dtype_key: Any
@@ -122,8 +126,15 @@ def unpack(frame: bytes | memoryview) -> Decoded:
 
     """
     hook = _Hook()
+    cut = cut_out(memoryview(frame).toreadonly()) if len(frame) > LARGE else None
     try:
-        value = msgpack.unpackb(frame, object_hook=hook, raw=False, strict_map_key=True)
+        if cut is None:
+            value = msgpack.unpackb(frame, object_hook=hook, raw=False, strict_map_key=True)
+        else:
+            value = msgpack.unpackb(
+                cut[0], object_hook=hook, ext_hook=stand_ins(cut[1]), raw=False,
+                strict_map_key=True,
+            )  # fmt: skip
     except WireError:
         raise
     except (ValueError, TypeError, RecursionError, MemoryError, OverflowError) as error:
@@ -185,7 +196,7 @@ def _form(dialect: str) -> Callable[[Any], dict[Any, Any]]:
 def _bytes(found: np.ndarray | np.generic) -> bytes | memoryview:
     """Data in row-major order; not copied where that is a picture's own memory."""
     if isinstance(found, np.ndarray) and found.flags.c_contiguous and found.nbytes > 4096:
-        return memoryview(found.reshape(-1).view(np.uint8))
+        return found.reshape(-1).view(np.uint8).data
     return found.tobytes()
 
 
@@ -202,6 +213,9 @@ def _check_kind(found: dict[Any, Any], keys: _Keys) -> None:
 def _dtype(name: Any) -> np.dtype[Any]:
     if isinstance(name, bytes):
         name = name.decode("ascii", "replace")
+    known = _COMMON.get(name) if isinstance(name, str) else None
+    if known is not None:
+        return known
     if not isinstance(name, str) or not _DTYPE.fullmatch(name):
         raise WireError(f"dtype {name!r:.40} is not accepted; accepted: {_accepted()}")
     return np.dtype(name)

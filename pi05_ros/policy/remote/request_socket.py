@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import select
 import socket
 import ssl
 import time
@@ -102,6 +103,8 @@ class RequestSocket:
         self._dialed = dialed
         self._protocol = dialed.protocol
         self._socket: socket.socket = dialed.socket
+        self._poll = select.poll()  # asking it raises nothing, as a read of nothing does
+        self._poll.register(self._socket, select.POLLIN)
         self._came: list[Frame] = []  # of messages
         self._sort(dialed.early)
         self._parts: list[bytes] = []
@@ -132,9 +135,9 @@ class RequestSocket:
 
     def look(self) -> None:
         """Answer pings, and notice an end or what was not asked for, without waiting."""
-        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
-            while not self._came:
-                self._socket.settimeout(0.0)
+        while not self._came and self._readable():
+            self._socket.settimeout(0.0)
+            with contextlib.suppress(ssl.SSLWantReadError):  # a part of a record
                 self._read()
         if self._came or self._parts:
             raise UnaskedError("the server sent a message that answers nothing")
@@ -165,6 +168,11 @@ class RequestSocket:
         if not data or (self._protocol.state is not State.OPEN and not self._came):
             self._protocol.receive_eof()
             raise self._protocol.close_exc
+
+    def _readable(self) -> bool:
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return True
+        return bool(self._poll.poll(0))
 
     def _sort(self, events: list[Any]) -> None:
         self._came += [e for e in events if isinstance(e, Frame) and e.opcode in _DATA]
@@ -209,7 +217,7 @@ class RequestSocket:
             head = b"\x82\xff" + size.to_bytes(8, "big")
         head += mask
         out[_ROOM - len(head) : _ROOM] = np.frombuffer(head, np.uint8)
-        return memoryview(out)[_ROOM - len(head) : _ROOM + size]
+        return out.data[_ROOM - len(head) : _ROOM + size]
 
 
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
