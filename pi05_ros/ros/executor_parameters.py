@@ -43,19 +43,17 @@ class ExecutorParameters:
         "missing, the latched topic robot_description is waited for.",
     )
     robot_description_timeout_s: float = param(
-        5.0, "How long the topic robot_description is waited for.", low=0.0, high=600.0
+        5.0, "How long the topic robot_description is waited for.", within=(0.0, 600.0)
     )
     acceleration_time_s: float = param(
         0.1,
         "Where no source has an acceleration limit: seconds to reach full velocity.",
-        low=0.001,
-        high=10.0,
+        within=(0.001, 10.0),
     )
     jerk_time_s: float = param(
         0.0,
         "Where no source has a jerk limit: seconds to reach full acceleration. 0: no jerk limit.",
-        low=0.0,
-        high=10.0,
+        within=(0.0, 10.0),
     )
     joints: tuple[str, ...] = param(
         (),
@@ -66,7 +64,7 @@ class ExecutorParameters:
         "gripper",
         "Joint that is commanded on gripper_controller/commands; empty: none is set apart.",
     )
-    control_rate_hz: float = param(20.0, "Commands per second.", low=1.0, high=1000.0)
+    control_rate_hz: float = param(20.0, "Commands per second.", within=(1.0, 1000.0))
     output: str = param(
         "trajectory",
         "Command type: `trajectory` (joint_trajectory_controller) or `forward` "
@@ -89,15 +87,13 @@ class ExecutorParameters:
         ExecutorSettings.speed_scale_max,
         "With limiting path: how fast the arm catches up with the clock, seconds of the path per "
         "second.",
-        low=1.0,
-        high=10.0,
+        within=(1.0, 10.0),
     )
     speed_scale: float = param(
         1.0,
         "Part of the speed that is used, by chunks and by teleoperation.",
         dynamic=True,
-        low=0.0,
-        high=1.0,
+        within=(0.0, 1.0),
     )
     hold_chunks: bool = param(
         False,
@@ -107,22 +103,19 @@ class ExecutorParameters:
     blend_in_s: float = param(
         ExecutorSettings.blend_in_s,
         "With limiting path: shortest time to get from rest, or from teleoperation, onto a chunk.",
-        low=0.0,
-        high=60.0,
+        within=(0.0, 60.0),
     )
     require_enable: bool = param(False, "Follow nothing before `~/enable` is called with true.")
     heartbeat_timeout_s: float = param(
         0.0,
         "Longest silence of `~/heartbeat`; then the arm stops until `~/resume`. 0: none needed.",
-        low=0.0,
-        high=60.0,
+        within=(0.0, 60.0),
     )
     tracking_error_time_s: float = param(
         0.5,
         "A joint that is outside the range of its commands of the last 0.5 s by more than "
         "following_lag_s at full velocity for this long is a fault, until `~/resume`. 0: off.",
-        low=0.0,
-        high=60.0,
+        within=(0.0, 60.0),
     )
     teleop_type: str = param(
         "joint_state",
@@ -132,25 +125,22 @@ class ExecutorParameters:
     teleop_timeout_s: float = param(
         ExecutorSettings.teleop_timeout_s,
         "Teleoperation that is silent for this long hands the arm back.",
-        low=0.05,
-        high=60.0,
+        within=(0.05, 60.0),
     )
     pose_tolerance_m: float = param(
         PoseSettings.tolerance_m,
         "A pose of a chunk that cannot be reached this closely is out of reach: the chunk ends "
         "before it.",
-        low=1e-5,
-        high=0.1,
+        within=(1e-5, 0.1),
     )
     pose_tolerance_rad: float = param(
-        PoseSettings.tolerance_rad, "The same for its rotation.", low=1e-4, high=1.0
+        PoseSettings.tolerance_rad, "The same for its rotation.", within=(1e-4, 1.0)
     )
     singularity_slow_below: float = param(
         PoseSettings.slow_below,
         "Chunks of poses: smallest singular value of the Jacobian (m/rad, 1 rad of rotation "
         "counts as 0.2 m) below which the arm slows down, in proportion, to a tenth. 0: never.",
-        low=0.0,
-        high=1.0,
+        within=(0.0, 1.0),
     )
     outputs_file: str = param(
         "",
@@ -170,34 +160,30 @@ class ExecutorParameters:
         choices=STRATEGIES,
     )
     replace_after: int = param(
-        DEFAULT_REPLACE_AFTER, "Steps executed of a chunk before it is replaced.", low=0, high=1000
+        DEFAULT_REPLACE_AFTER, "Steps executed of a chunk before it is replaced.", within=(0, 1000)
     )
     ensemble_decay: float = param(
-        DEFAULT_ENSEMBLE_DECAY, "m of the weights exp(-m i), i = 0 oldest.", low=0.0, high=100.0
+        DEFAULT_ENSEMBLE_DECAY, "m of the weights exp(-m i), i = 0 oldest.", within=(0.0, 100.0)
     )
     max_chunk_age_s: float = param(
         ExecutorSettings.max_chunk_age_s,
         "Chunks whose observation is older are refused.",
-        low=0.01,
-        high=60.0,
+        within=(0.01, 60.0),
     )
     max_future_s: float = param(
         ExecutorSettings.max_future_s,
         "Chunks that start farther in the future are refused.",
-        low=0.0,
-        high=60.0,
+        within=(0.0, 60.0),
     )
     max_chunk_s: float = param(
         ExecutorSettings.max_chunk_s,
         "Chunks whose steps last longer in all are refused.",
-        low=0.1,
-        high=600.0,
+        within=(0.1, 600.0),
     )
     max_state_age_s: float = param(
         ExecutorSettings.max_state_age_s,
         "Joint states older than this stop the motion.",
-        low=0.01,
-        high=60.0,
+        within=(0.01, 60.0),
     )
     on_change_joints: tuple[str, ...] = param(
         (),
@@ -208,16 +194,14 @@ class ExecutorParameters:
         ExecutorSettings.following_lag_s,
         "How far a joint may be from its commands, as a time at its full velocity. An arm at rest "
         "that is farther for 0.5 s was moved by somebody else: it is released.",
-        low=0.01,
-        high=60.0,
+        within=(0.01, 60.0),
     )
     command_delay_s: float = param(
         0.0,
         "From a command to the joint states that show it, as `pi05 calibrate-delay` measures it: "
         "chunks are followed so much earlier. Leave it at 0 if the actions of the training data "
         "are commands to a robot that lags as much.",
-        low=0.0,
-        high=1.0,
+        within=(0.0, 1.0),
     )
     allow_random_weights: bool = param(
         False, "Execute chunks of random weights. Only for a simulation."

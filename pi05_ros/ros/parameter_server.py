@@ -27,14 +27,13 @@ from pi05_ros.runtime.text import printable
 def descriptor(spec: Spec) -> ParameterDescriptor:
     """What ``ros2 param describe`` shows."""
     result = ParameterDescriptor(description=spec.text, read_only=spec.read_only)
-    if spec.low is not None and spec.high is not None:
+    if spec.within is not None:
+        low, high = spec.within
         if spec.kind is int:
-            result.integer_range = [
-                IntegerRange(from_value=int(spec.low), to_value=int(spec.high), step=1)
-            ]
+            result.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=1)]
         else:
             result.floating_point_range = [
-                FloatingPointRange(from_value=float(spec.low), to_value=float(spec.high), step=0.0)
+                FloatingPointRange(from_value=float(low), to_value=float(high), step=0.0)
             ]
     result.additional_constraints = spec.accepted
     return result

@@ -34,8 +34,7 @@ class Spec:
     default: Any
     text: str
     read_only: bool
-    low: float | int | None = None
-    high: float | int | None = None
+    within: tuple[float, float] | None = None
     choices: tuple[str, ...] = ()
     check: Callable[[Any], str | None] | None = None
 
@@ -50,8 +49,8 @@ class Spec:
         """Accepted values in words, empty if any value of the type is."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        if self.low is not None:
-            return f"{_number(self.low)} to {_number(self.high)}"
+        if self.within is not None:
+            return " to ".join(map(_number, self.within))
         return ""
 
     def convert(self, value: Any) -> Any:
@@ -117,15 +116,15 @@ class Spec:
     def _validate(self, value: Any) -> None:
         if self.choices and value not in self.choices:
             raise ParameterError(f"{self.name} is {value!r}; accepted: {', '.join(self.choices)}")
-        bounded = self.low is not None and self.high is not None
-        if bounded and not (math.isfinite(value) and self.low <= value <= self.high):
+        low, high = self.within or (-math.inf, math.inf)
+        if self.within and not (math.isfinite(value) and low <= value <= high):
             raise ParameterError(f"{self.name} is {value}; accepted: {self.accepted}")
         problem = self.check(value) if self.check is not None else None
         if problem:
             raise ParameterError(f"{self.name} is {_shown(value)}; {problem}")
 
 
-def _number(value: float | int | None) -> str:
+def _number(value: float) -> str:
     if value == LARGEST_INTEGER:
         return "2^63-1"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -141,8 +140,7 @@ def param(
     *,
     name: str | None = None,
     dynamic: bool = False,
-    low: float | int | None = None,
-    high: float | int | None = None,
+    within: tuple[float, float] | None = None,
     choices: tuple[str, ...] = (),
     check: Callable[[Any], str | None] | None = None,
 ) -> Any:
@@ -153,14 +151,14 @@ def param(
         text: what it is, for people.
         name: in ROS, if it differs from the field's.
         dynamic: may be set while the node runs.
-        low, high: bounds of a number.
+        within: bounds of a number.
         choices: accepted words.
         check: returns what is wrong with a value, None if nothing is.
 
     """
     metadata = {
         "name": name, "text": text, "read_only": not dynamic,
-        "low": low, "high": high, "choices": choices, "check": check,
+        "within": within, "choices": choices, "check": check,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 
@@ -200,18 +198,8 @@ def to_values(parameters: Any) -> dict[str, Any]:
 
 
 def _spec(item: Field[Any]) -> Spec:
-    data = item.metadata
-    return Spec(
-        name=data["name"] or item.name,
-        kind=type(item.default),
-        default=item.default,
-        text=data["text"],
-        read_only=data["read_only"],
-        low=data["low"],
-        high=data["high"],
-        choices=data["choices"],
-        check=data["check"],
-    )
+    named = {**item.metadata, "name": item.metadata["name"] or item.name}
+    return Spec(kind=type(item.default), default=item.default, **named)
 
 
 def markdown_table(specs: Mapping[str, Spec]) -> str:

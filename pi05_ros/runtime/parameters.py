@@ -66,16 +66,10 @@ class PolicyParameters:
         choices=(*BACKENDS, REMOTE),
     )
     remote_deadline_s: float = param(
-        1.0,
-        "Remote: seconds an answer of the policy server is waited for.",
-        low=0.01,
-        high=60.0,
+        1.0, "Remote: seconds an answer of the policy server is waited for.", within=(0.01, 60.0)
     )
     remote_jpeg_quality: int = param(
-        0,
-        "Remote: send JPEG of this quality to `pi05 serve`; 0 sends pixels.",
-        low=0,
-        high=95,
+        0, "Remote: send JPEG of this quality to `pi05 serve`; 0 sends pixels.", within=(0, 95)
     )
     remote_resize: bool = param(
         False, "Remote: shrink images to the model's 224 x 224 before they are sent."
@@ -102,27 +96,24 @@ class PolicyParameters:
     )
     device: str = param("auto", "Torch device: `auto`, `cpu`, `cuda` or `cuda:1`.")
     threads: int = param(
-        0, "CPU threads of the model; 0 leaves the choice to torch.", low=0, high=1024
+        0, "CPU threads of the model; 0 leaves the choice to torch.", within=(0, 1024)
     )
     seed: int = param(
         0,
         "Seed of the flow noise; inference n of an activation is drawn with seed + n, and each "
         "chunk carries its own. (Random weights have theirs in the name: `random:tiny:7`.)",
-        low=0,
-        high=MAX_SEED,
+        within=(0, MAX_SEED),
     )
     denoise_steps: int = param(
         0,
         "Flow integration steps per chunk; 0: the checkpoint's own, 10 where it names none.",
         dynamic=True,
-        low=0,
-        high=20,
+        within=(0, 20),
     )
     control_hz: float = param(
         0.0,
         "Steps per second of a chunk; 0: what checkpoint or robot profile say.",
-        low=0.0,
-        high=1000.0,
+        within=(0.0, 1000.0),
         check=check_control_hz,
     )
     lerobot_era: str = param(
@@ -138,10 +129,10 @@ class PolicyParameters:
         check=check_camera_map,
     )
     horizon: int = param(
-        0, "Steps kept of each chunk; 0 keeps all that the robot profile has.", low=0, high=1000
+        0, "Steps kept of each chunk; 0 keeps all that the robot profile has.", within=(0, 1000)
     )
     rate_hz: float = param(
-        10.0, "Inferences per second that are asked for.", dynamic=True, low=0.1, high=200.0
+        10.0, "Inferences per second that are asked for.", dynamic=True, within=(0.1, 200.0)
     )
     chunk_mode: str = param(
         "plain",
@@ -161,8 +152,7 @@ class PolicyParameters:
         -1,
         "Keep a camera's image tokens while its image changes by no more than this mean gray "
         "difference (0 to 255 levels; backends eager, cuda). -1: never.",
-        low=-1,
-        high=255,
+        within=(-1, 255),
     )
     overlap: bool = param(
         False,
@@ -206,18 +196,16 @@ class PolicyParameters:
         0.5,
         "Oldest sample (header stamp against the node's clock) that may start an inference.",
         dynamic=True,
-        low=0.001,
-        high=3600.0,
+        within=(0.001, 3600.0),
     )
     max_camera_age_s: float = param(
-        0.0, "max_age_s for cameras alone; 0 takes max_age_s.", dynamic=True, low=0.0, high=3600.0
+        0.0, "max_age_s for cameras alone; 0 takes max_age_s.", dynamic=True, within=(0.0, 3600.0)
     )
     max_joint_age_s: float = param(
         0.0,
         "max_age_s for joint_states alone; 0 takes max_age_s.",
         dynamic=True,
-        low=0.0,
-        high=3600.0,
+        within=(0.0, 3600.0),
     )
     on_change_joints: tuple[str, ...] = param(
         ("",),
@@ -229,33 +217,30 @@ class PolicyParameters:
         60.0,
         "Oldest value of the joints in on_change_joints.",
         dynamic=True,
-        low=0.001,
-        high=86400.0,
+        within=(0.001, 86400.0),
     )
     max_skew_s: float = param(
         0.25,
         "Largest distance between the stamps of the samples of one observation.",
         dynamic=True,
-        low=0.001,
-        high=3600.0,
+        within=(0.001, 3600.0),
     )
     camera_delay_s: float = param(
         0.0,
         "From what an image shows to its header stamp; ages, skew and the time of a chunk go by "
         "what images show.",
-        dynamic=True, low=0.0, high=1.0,
+        dynamic=True, within=(0.0, 1.0)
     )  # fmt: skip
     command_delay_s: float = param(
         0.0,
         "The executor's command_delay_s: so much more of a chunk is tied to the one before.",
-        low=0.0, high=1.0,
+        within=(0.0, 1.0)
     )  # fmt: skip
     future_tolerance_s: float = param(
         0.05,
         "How far a stamp may lie ahead of the node's clock; more means unsynchronized clocks.",
         dynamic=True,
-        low=0.0,
-        high=3600.0,
+        within=(0.0, 3600.0),
     )
     zero_stamps: str = param(
         "reject",
@@ -267,23 +252,20 @@ class PolicyParameters:
         2.0,
         "A source is dead after this time without a message (monotonic clock).",
         dynamic=True,
-        low=0.05,
-        high=3600.0,
+        within=(0.05, 3600.0),
     )
     max_answer_age_s: float = param(
         1.0,
         "A chunk is dropped if the observation it answers is older than this when it is ready.",
         dynamic=True,
-        low=0.001,
-        high=3600.0,
+        within=(0.001, 3600.0),
     )
     camera_wait_s: float = param(
         0.04,
         "At a tick, wait this long for the next frame of every camera so that the newest image "
         "is used; at most half a period. 0 starts at once.",
         dynamic=True,
-        low=0.0,
-        high=1.0,
+        within=(0.0, 1.0),
     )
     isolation: str = param(
         "thread",
@@ -295,23 +277,20 @@ class PolicyParameters:
         1.0,
         "With isolation `process`: wait before a lost engine is started again; doubled for each "
         "further start, up to 30 s.",
-        low=0.1,
-        high=30.0,
+        within=(0.1, 30.0),
     )
     engine_timeout_s: float = param(
         0.0,
         "With isolation `process`: an inference that takes longer hangs, and the engine is "
         "started again; 0: 20 times the 99th percentile of the newest 200, at least 2 s; ten "
         "times that for the first inference with other images, prompt or steps.",
-        low=0.0,
-        high=600.0,
+        within=(0.0, 600.0),
     )
     stop_timeout_s: float = param(
         2.0,
         "How long deactivate, cleanup and shutdown wait for a running inference.",
         dynamic=True,
-        low=0.0,
-        high=3.0,
+        within=(0.0, 3.0),
     )
 
     @classmethod

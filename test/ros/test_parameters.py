@@ -84,8 +84,7 @@ def test_every_parameter_is_described_and_units_are_in_the_name():
         assert len(spec.text) > 10, spec.name
         if spec.kind is float:
             assert spec.name.endswith(("_s", "_hz")), spec.name
-            assert spec.low is not None
-            assert spec.high is not None
+            assert spec.within is not None
 
 
 def test_table_has_a_row_per_parameter():

@@ -18,7 +18,7 @@ class MetricsParameters:
     """Parameters of the metrics node, all read-only."""
 
     address: str = param("127.0.0.1", "Where it listens; there is no password.")
-    port: int = param(9464, "Port of `/metrics`; 0 takes a free one.", low=0, high=65535)
+    port: int = param(9464, "Port of `/metrics`; 0 takes a free one.", within=(0, 65535))
 
 
 SPECS = specs_of(MetricsParameters)

@@ -34,37 +34,35 @@ class RecorderParameters:
     )
     extra_topics: tuple[str, ...] = param((), "Further topics, whatever their type.")
     jpeg_quality: int = param(
-        0, "Raw images are kept as JPEG of this quality; 0 keeps pixels.", low=0, high=100
+        0, "Raw images are kept as JPEG of this quality; 0 keeps pixels.", within=(0, 100)
     )
     ring_s: float = param(
-        RecordingSettings.ring_s, "Seconds that the ring buffer keeps.", low=0.0, high=3600.0
+        RecordingSettings.ring_s, "Seconds that the ring buffer keeps.", within=(0.0, 3600.0)
     )
     ring_mb: int = param(
-        RecordingSettings.ring_bytes // MB, "Most memory of the ring buffer.", low=1, high=65536
+        RecordingSettings.ring_bytes // MB, "Most memory of the ring buffer.", within=(1, 65536)
     )
     queue_mb: int = param(
         RecordingSettings.queue_bytes // MB,
         "Most memory of what waits to be written; what comes beyond is lost and counted.",
-        low=1,
-        high=65536,
+        within=(1, 65536),
     )
     save_on_fault: bool = param(
         True, "Save the ring buffer when the executor or a task has a fault."
     )
     flush_s: float = param(
-        RecordingSettings.flush_s, "A chunk is written at least this often.", low=0.05, high=1.0
+        RecordingSettings.flush_s, "A chunk is written at least this often.", within=(0.05, 1.0)
     )
     sync_s: float = param(
         RecordingSettings.sync_s,
         "Seconds between calls of fdatasync, for losses of power; 0: only at the end of a bag.",
-        low=0.0,
-        high=60.0,
+        within=(0.0, 60.0),
     )
     compression: str = param(
         RecordingSettings.compression, "Of the chunks of a bag.", choices=COMPRESSIONS
     )
     max_bag_mb: int = param(
-        0, "A bag ends at this size, and says so; 0: no limit.", low=0, high=10**8
+        0, "A bag ends at this size, and says so; 0: no limit.", within=(0, 10**8)
     )
 
     @property

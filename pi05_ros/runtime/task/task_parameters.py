@@ -36,46 +36,40 @@ class TaskParameters:
         choices=(END, CONTINUE),
     )
     default_time_limit_s: float = param(
-        600.0, "Time limit of goals that have none.", low=0.1, high=LONGEST_S
+        600.0, "Time limit of goals that have none.", within=(0.1, LONGEST_S)
     )
     success_topic: str = param("", "Topic of goals that end on a success topic and name none.")
     hold_tolerance: float = param(
         0.01,
         "Farthest that a joint of an arm that is still moves, in its unit.",
-        low=0.0,
-        high=1e6,
+        within=(0.0, 1e6),
     )
-    feedback_hz: float = param(5.0, "Feedback messages per second.", low=0.1, high=50.0)
+    feedback_hz: float = param(5.0, "Feedback messages per second.", within=(0.1, 50.0))
     heartbeat_hz: float = param(
         0.0,
         "Heartbeats per second to the executor, so that the arm stops if this process dies (see "
         "heartbeat_timeout_s there). 0: none, for where another program sends them.",
-        low=0.0,
-        high=50.0,
+        within=(0.0, 50.0),
     )
     step_timeout_s: float = param(
         TaskSettings.step_timeout_s,
         "Longest wait for each answer of policy, executor and recorder.",
-        low=0.1,
-        high=600.0,
+        within=(0.1, 600.0),
     )
     first_chunk_timeout_s: float = param(
         TaskSettings.first_chunk_timeout_s,
         "Longest wait for a chunk after the policy was reset.",
-        low=0.1,
-        high=600.0,
+        within=(0.1, 600.0),
     )
     chunk_timeout_s: float = param(
         TaskSettings.chunk_timeout_s,
         "Longest time without a chunk in a task, on the node's clock.",
-        low=0.1,
-        high=600.0,
+        within=(0.1, 600.0),
     )
     status_timeout_s: float = param(
         TaskSettings.status_timeout_s,
         "Policy node and executor are taken for dead after this silence.",
-        low=1.5,
-        high=600.0,
+        within=(1.5, 600.0),
     )
 
     @property

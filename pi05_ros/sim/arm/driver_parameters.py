@@ -36,15 +36,15 @@ class DriverParameters:
         "pick_red", f"What counts as done: {', '.join(TASKS)}, or its prompt.", check=_check_task
     )
     seed: int = param(
-        0, "Scene of the first episode; each reset takes the next.", low=0, high=2**31 - 1
+        0, "Scene of the first episode; each reset takes the next.", within=(0, 2**31 - 1)
     )
-    width: int = param(224, "Width of the images.", low=1, high=MOST_PIXELS[0])
-    height: int = param(224, "Height of the images.", low=1, high=MOST_PIXELS[1])
+    width: int = param(224, "Width of the images.", within=(1, MOST_PIXELS[0]))
+    height: int = param(224, "Height of the images.", within=(1, MOST_PIXELS[1]))
     image_rate_hz: float = param(
-        20.0, "Images per second and camera, no more than `joint_rate_hz`.", low=0.1, high=1000.0
+        20.0, "Images per second and camera, no more than `joint_rate_hz`.", within=(0.1, 1000.0)
     )
     joint_rate_hz: float = param(
-        100.0, "Joint states per second; the arm moves in steps of 5 ms.", low=1.0, high=1000.0
+        100.0, "Joint states per second; the arm moves in steps of 5 ms.", within=(1.0, 1000.0)
     )
     compressed: bool = param(False, "Publish JPEG on `.../compressed` instead of raw images.")
     publish_clock: bool = param(False, "Publish `/clock` and stamp with simulated time.")
@@ -57,20 +57,18 @@ class DriverParameters:
         0.0,
         "Inferences per second that `lock_step` waits for, the policy's `rate_hz`; 0: it waits "
         "for commands only.",
-        low=0.0,
-        high=200.0,
+        within=(0.0, 200.0),
     )
     lock_step_wait_s: float = param(
         5.0,
         "Longest real time that `lock_step` waits for a message; then it goes on without.",
-        low=0.1,
-        high=600.0,
+        within=(0.1, 600.0),
     )
     simulated_command_delay_s: float = param(
-        0.0, "Commands take effect so much later.", low=0.0, high=1.0
+        0.0, "Commands take effect so much later.", within=(0.0, 1.0)
     )
     simulated_camera_delay_s: float = param(
-        0.0, "Images come so much later, with the stamp of that time.", low=0.0, high=1.0
+        0.0, "Images come so much later, with the stamp of that time.", within=(0.0, 1.0)
     )
     publish_prompt: bool = param(True, "Publish the task's words on `prompt`.")
     renderer: str = param(

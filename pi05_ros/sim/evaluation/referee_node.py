@@ -28,8 +28,8 @@ REMIND_S = 20.0
 class RefereeParameters:
     """Every parameter of the referee, all read-only."""
 
-    seed: int = param(0, "The driver's.", low=0, high=2**31 - 1)
-    episodes: int = param(2, "How many, one scene after the other.", low=1, high=1000)
+    seed: int = param(0, "The driver's.", within=(0, 2**31 - 1))
+    episodes: int = param(2, "How many, one scene after the other.", within=(1, 1000))
     out: str = param("out/sim_demo", "Directory of results.")
 
 
