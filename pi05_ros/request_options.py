@@ -33,17 +33,36 @@ def words(text: str) -> tuple[str, ...]:
         raise InvalidValueError(f"{text!r}: {error}") from None
 
 
-def option(default: Any, text: str = "", *flags: str, **details: Any) -> Any:
+def option(
+    default: Any,
+    text: str = "",
+    *flags: str,
+    within: tuple[float, float] | None = None,
+    **details: Any,
+) -> Any:
     """Field that is an option.
 
     Args:
         default: `REQUIRED` for an argument; True for an option ``--no-...`` that takes it away.
         text: help.
         flags: ``--name`` of the option, if it is not that of the field.
+        within: bounds of a number, see `require_within`.
         details: further arguments of `argparse.ArgumentParser.add_argument`.
 
     """
-    return field(default=default, metadata={"text": text, "flags": flags, "details": details})
+    metadata = {"text": text, "flags": flags, "within": within, "details": details}
+    return field(default=default, metadata=metadata)
+
+
+def require_within(request: Any) -> None:
+    """Raise InvalidValueError for a number of a request beyond its bounds."""
+    for item in fields(request):
+        value, bounds = getattr(request, item.name), item.metadata.get("within")
+        if bounds and not bounds[0] <= value <= bounds[1]:
+            flag = item.name.replace("_", "-")
+            raise InvalidValueError(
+                f"--{flag} is {value}; accepted: {bounds[0]:g} to {bounds[1]:g}"
+            )
 
 
 def typed_fields(kind: type) -> list[tuple[Field[Any], Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pi05_ros.errors import InvalidValueError
-from pi05_ros.request_options import option, positive, words
+from pi05_ros.request_options import option, positive, require_within, words
 
 MODEL_PRESETS = ("pi05", "tiny")
 MIXES = ("bf16", "fp8", "fp8-w8a16", "int8", "int8-w8a16")
@@ -62,7 +62,7 @@ class CompareRequest:
         "same, for both (behind --no-eager --steps 10): --preset, --precision, --views ...",
         type=words,
     )
-    pairs: int = option(4, "runs of each side, 2 to 100")
+    pairs: int = option(4, "runs of each side, 2 to 100", within=(2, 100))
     row: str = option("total", "of the report that is judged")
     level: float = option(0.95, "confidence of the interval")
     history: Path | None = option(None, "JSON file that a record of every run is added to")
@@ -71,25 +71,19 @@ class CompareRequest:
         """Refuse what cannot be compared."""
         if len(self.trees) not in (0, 2):
             raise InvalidValueError("two sides are compared: A and B, or none for two settings")
-        if not 2 <= self.pairs <= 100:
-            raise InvalidValueError(f"--pairs is {self.pairs}; accepted: 2 to 100")
+        require_within(self)
         if not 0.5 <= self.level < 1:
             raise InvalidValueError(f"--level is {self.level}; accepted: 0.5 to below 1")
 
 
 @dataclass(frozen=True)
-class NodeBenchRequest:
-    """Load for the policy node, with synthetic cameras and joint states."""
+class NodeLoad:
+    """What a policy node under load runs, and its load beside the cameras."""
 
-    duration: float = option(30.0, "seconds of load")
-    rate: float = option(10.0, "inferences per second")
     checkpoint: str = option("random:tiny")
     robot: str = option("sim_arm")
     cameras: int = option(2, "cameras of the robot that are used")
-    width: int = option(640)
-    height: int = option(480)
-    camera_hz: float = option(30.0)
-    joint_hz: float = option(100.0)
+    joint_hz: float = option(100.0, within=(0.1, 10000))
     threads: int = option(1, "CPU threads of the model")
     backend: str = option("auto", "engine of the node (default auto)")
     precision: str = option("auto", "of all three stages (default auto)")
@@ -97,17 +91,18 @@ class NodeBenchRequest:
 
     def __post_init__(self) -> None:
         """Refuse a load that cannot be published."""
-        for name, low, high, unit in (
-            ("duration", 2, 86400, "seconds"),
-            ("width", 1, 4096, "pixels"),
-            ("height", 1, 4096, "pixels"),
-            ("camera_hz", 0.1, 1000, "per second"),
-            ("joint_hz", 0.1, 10000, "per second"),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                option = name.replace("_", "-")
-                raise InvalidValueError(f"--{option} is {value}; accepted: {low} to {high} {unit}")
+        require_within(self)
+
+
+@dataclass(frozen=True)
+class NodeBenchRequest(NodeLoad):
+    """Load for the policy node, with synthetic cameras and joint states."""
+
+    duration: float = option(30.0, "seconds of load", within=(2, 86400))
+    rate: float = option(10.0, "inferences per second")
+    width: int = option(640, "pixels", within=(1, 4096))
+    height: int = option(480, "pixels", within=(1, 4096))
+    camera_hz: float = option(30.0, within=(0.1, 1000))
 
 
 @dataclass(frozen=True)
@@ -188,52 +183,34 @@ class CameraLoad:
 
 
 @dataclass(frozen=True)
-class NodeGridRequest:
+class NodeGridRequest(NodeLoad):
     """Camera settings times inference rates for a policy node.
 
-    It is loaded once for each number of cameras and kind of images; what is no option here is one
-    of `NodeBenchRequest` too.
+    It is loaded once for each number of cameras and kind of images.
     """
 
-    grid: tuple[CameraLoad, ...]
+    grid: tuple[CameraLoad, ...] = ()
     rates: tuple[float, ...] = (10.0, 30.0, 60.0)
-    seconds: float = option(6.0, "with --grid: of each cell")
-    direct_seconds: float = option(2.0, "with --grid: of direct calls, per rate")
-    checkpoint: str = "random:tiny"
-    robot: str = "sim_arm"
+    seconds: float = option(6.0, "with --grid: of each cell", within=(1, 3600))
+    direct_seconds: float = option(2.0, "with --grid: of direct calls, per rate", within=(0.2, 60))
     prompt: str = option("pick up the red block", "with --grid")
     tokenizer: str = option("", "with --grid: the node's parameter")
-    backend: str = "auto"
-    precision: str = "auto"
     denoise_steps: int = 10
-    threads: int = 1
     pretend_ms: float = option(
-        0.0, "with --grid: inferences sleep so long instead of computing, as a GPU lets the CPU"
+        0.0,
+        "with --grid: inferences sleep so long instead of computing, as a GPU lets the CPU",
+        within=(0, 10000),
     )
     overlap: bool = option(False, "with --grid: overlap prefill and denoising")
     isolation: str = option("thread", "with --grid", choices=("thread", "process"))
-    cameras: int = 2
-    joint_hz: float = 100.0
-    out: Path = Path("out/bench_node")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
-        if not 0 <= self.pretend_ms <= 10_000:
-            raise InvalidValueError(f"--pretend-ms is {self.pretend_ms}; accepted: 0 to 10000")
+        super().__post_init__()
         if self.pretend_ms and self.isolation != "thread":
             raise InvalidValueError("--pretend-ms goes with --isolation thread")
-        if not 0.2 <= self.direct_seconds <= 60:
-            raise InvalidValueError(
-                f"--direct-seconds is {self.direct_seconds}; accepted: 0.2 to 60"
-            )
         if not self.grid or not self.rates:
             raise InvalidValueError("--grid and --rates name one setting at least")
-        for name, low, high in (("seconds", 1, 3600), ("joint_hz", 0.1, 10000)):
-            if not low <= getattr(self, name) <= high:
-                option = name.replace("_", "-")
-                raise InvalidValueError(
-                    f"--{option} is {getattr(self, name)}; accepted: {low} to {high}"
-                )
         for rate in self.rates:
             if not 0.1 <= rate <= 200:
                 raise InvalidValueError(f"--rates {rate:g}; accepted: 0.1 to 200 Hz")

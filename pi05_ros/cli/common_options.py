@@ -39,11 +39,12 @@ def add_common_options(parser: argparse.ArgumentParser, default: Any = argparse.
 
 
 def add_options(parser: argparse._ActionsContainer, kind: type) -> None:
-    """Add the options of a request, and of the requests that it holds."""
+    """Add the options of a request and of those that it holds, but for those that are there."""
+    there = {action.dest for action in parser._actions}
     for item, hint in typed_fields(kind):
         if is_dataclass(hint):
             add_options(parser, hint)  # type: ignore[arg-type]
-        elif "flags" in item.metadata:
+        elif "flags" in item.metadata and item.name not in there:
             _add(parser, item, hint)
 
 
