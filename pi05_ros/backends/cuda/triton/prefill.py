@@ -57,6 +57,13 @@ def residual_rms(
         to = (d // 128 * image_rows + row) * 128 + ((d % 128) ^ (row % 8 * 16))
     else:
         to = offset
+    # Constants above the wait: they come from memory, what is behind it mostly from L2.
+    factor = 1.0
+    if HAS_Y:
+        if PARTS:
+            factor = tl.load(y_factor_ptr)
+        if HAS_Y_SCALE:
+            factor *= tl.load(y_scale_ptr + d, mask=live, other=0.0)
     pdl_wait(PDL)
     pdl_trigger(PDL)
     x = tl.load(x_ptr + offset, mask=live, other=0.0).to(tl.float32)
@@ -64,10 +71,8 @@ def residual_rms(
         y = tl.load(y_ptr + offset, mask=live, other=0.0).to(tl.float32)
         for part in tl.static_range(1, PARTS):
             y += tl.load(y_ptr + part * part_stride + offset, mask=live, other=0.0).to(tl.float32)
-        if PARTS:
-            y *= tl.load(y_factor_ptr)
-        if HAS_Y_SCALE:
-            y *= tl.load(y_scale_ptr + d, mask=live, other=0.0)
+        if PARTS > 0 or HAS_Y_SCALE:
+            y *= factor
         stored = (x + y).to(sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + offset, stored, mask=live)
         x = stored.to(tl.float32)
@@ -109,15 +114,22 @@ def residual_layernorm(
     live = d < D
     offset = row * D + d
     out_scale = tl.load(scale_ptr)
+    # Constants above the wait: they come from memory, what is behind it mostly from L2.
+    weight = tl.load(w_ptr + d, mask=live, other=0.0)
+    shift = tl.load(b_ptr + d, mask=live, other=0.0)
+    if HAS_Y_SCALE:
+        y_scale = tl.load(y_scale_ptr + d, mask=live, other=0.0)
+    if HAS_Y_BIAS:
+        y_bias = tl.load(y_bias_ptr + d, mask=live, other=0.0).to(tl.float32)
     pdl_wait(PDL)
     pdl_trigger(PDL)
     y = tl.load(y_ptr + offset, mask=live, other=0.0).to(tl.float32)
     for part in tl.static_range(1, PARTS):
         y += tl.load(y_ptr + part * part_stride + offset, mask=live, other=0.0).to(tl.float32)
     if HAS_Y_SCALE:
-        y = y * tl.load(y_scale_ptr + d, mask=live, other=0.0)
+        y = y * y_scale
     if HAS_Y_BIAS:
-        y += tl.load(y_bias_ptr + d, mask=live, other=0.0).to(tl.float32)
+        y += y_bias
     if INPUT:
         x = y + tl.load(pos_ptr + (row % tokens) * D + d, mask=live, other=0.0)
     else:
@@ -128,8 +140,7 @@ def residual_layernorm(
     mean = tl.sum(x, axis=0) / D
     centered = tl.where(live, x - mean, 0.0)
     r = tl.rsqrt(tl.sum(centered * centered, axis=0) / D + 1e-6)
-    out = centered * r * tl.load(w_ptr + d, mask=live, other=0.0)
-    out += tl.load(b_ptr + d, mask=live, other=0.0)
+    out = centered * r * weight + shift
     store_quantized(out_ptr + offset, out, live, out_scale, amax_ptr, MONITOR)
 
 
