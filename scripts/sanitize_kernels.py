@@ -56,7 +56,7 @@ def own_kernels() -> set[str]:
         names |= set(re.findall(r"@triton\.jit.*\ndef (\w+)", path.read_text()))
     used = "".join(path.read_text() for path in (backend / "stages").glob("*.py"))
     found = {f"triton/{name}" for name in names if re.search(rf"\.{name}\[", used)}
-    for path in (backend / "hopper").glob("*.cu"):
+    for path in (backend / "hopper").rglob("*.cu"):
         pattern = r'extern "C" __global__ void[^(]*\([^)]*\)\s*(\w+)\('
         found |= {f"{path.name}/{name}" for name in re.findall(pattern, path.read_text())}
     return found
@@ -91,7 +91,7 @@ def run_kernels(mix: str, kind: str, small: bool) -> set[str]:
 
     def load_named(source: str, *args: Any, **kwargs: Any) -> Any:
         module = load(source, *args, **kwargs)
-        module.source = source  # type: ignore[attr-defined]
+        module.source = Path(source).name  # type: ignore[attr-defined]
         return module
 
     def kernel(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,16 +6,18 @@ import dataclasses
 
 import pytest
 import torch
+from fp8_simulation import Simulation
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pi05_ros.backends import Precision
 from pi05_ros.backends.cuda import packing, tuning
 from pi05_ros.backends.cuda.hopper import compile as compiler
-from pi05_ros.backends.cuda.hopper import prefill
+from pi05_ros.backends.cuda.hopper.prefix import prefill, prefix_projections
 from pi05_ros.backends.cuda.hopper.products import MAX_SHARED
 from pi05_ros.backends.cuda.pack_model import pack
 from pi05_ros.backends.cuda.stages import choice, modulation
+from pi05_ros.backends.cuda.weights import rope_pairs
 from pi05_ros.model import Pi05, Pi05Config
 
 FULL = Pi05Config.preset("pi05")
@@ -114,12 +116,68 @@ def test_images_hold_the_same_weights():
             assert torch.equal(modulation.dequantize(a), modulation.dequantize(b))
 
 
+def test_images_of_the_projections_hold_the_same_weights():
+    tiny = Pi05Config.preset("tiny")
+    sizes = dataclasses.replace(tiny.vlm, width=256, mlp_dim=512, num_heads=8, head_dim=256)
+    expert = dataclasses.replace(tiny.expert, num_heads=8, head_dim=256)
+    model = Pi05.random(dataclasses.replace(tiny, vlm=sizes, expert=expert), 3)
+    plain = pack(model, FP8, fused_gate_up=True, prefix_image=True)
+    image = pack(model, FP8, fused_gate_up=True, prefix_image=True, projection_image=True)
+    assert image.fingerprint == plain.fingerprint
+    assert image.bytes() == plain.bytes()
+    for ours, theirs in zip(image.prefix, plain.prefix, strict=True):
+        assert ours.qkv.image
+        assert ours.qkv.outputs == theirs.qkv.outputs
+        wanted = rope_pairs(modulation.dequantize(theirs.qkv), 256)
+        assert torch.equal(modulation.dequantize(ours.qkv), wanted)
+        if theirs.out is not None:
+            assert ours.out.image
+            assert torch.equal(modulation.dequantize(ours.out), modulation.dequantize(theirs.out))
+    embeds = torch.randn(9, 256, generator=torch.Generator().manual_seed(0))
+    scales = torch.full((len(plain.sites),), 2.0**-6)
+    with torch.no_grad():
+        caches = [Simulation(w, scales).prefill(embeds) for w in (image, plain)]
+    for ours, theirs in zip(*caches, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@given(rows=st.integers(1, 2688), count=st.sampled_from((6, 8)))
+def test_tiles_of_the_projections_cover_the_rows_and_fit(rows, count):
+    tiles = prefix_projections.ProjectionTiles.of(rows, count)
+    assert tiles.columns % 8 == 0
+    assert tiles.columns <= prefix_projections.MAX_COLUMNS
+    assert rows <= tiles.columns * tiles.count <= packing.image_rows(rows)
+    assert tiles.groups * prefix_projections.CLUSTER == tiles.count <= 16
+    assert tiles.stages(16) >= 5
+    assert tiles.shared_bytes(16) <= MAX_SHARED
+
+
+def test_other_heads_and_widths_keep_their_projections_on_the_library():
+    assert choice.projects(FULL, 968)
+    assert not choice.projects(FULL, 2689)
+    for sizes, word in (({"num_heads": 4}, "4 heads"), ({"width": 2112}, "width 2112")):
+        other = dataclasses.replace(FULL.vlm, **sizes)
+        assert word in prefix_projections.unsupported(other, 968)
+
+
+@pytest.mark.skipif(not NVRTC, reason="NVRTC is not installed")
+@pytest.mark.parametrize("rows", [3, 2688])
+def test_the_projections_compile_for_sm_90a(rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tiles = prefix_projections.ProjectionTiles.of(rows, prefix_projections.QKV_TILES)
+    sizes = {"COLS": tiles.columns, "CLUSTER": 2, "STAGES": tiles.stages(16), "COLUMNS": 2048}
+    image = compiler.cubin("prefix/prefix_projections.cu", sizes)
+    for name in (b"prefix_qkv", b"prefix_out"):
+        assert name in image
+
+
 @pytest.mark.skipif(not NVRTC, reason="NVRTC is not installed")
 @pytest.mark.parametrize(("columns", "cluster"), [(16, 1), (136, 2), (152, 2)])
 def test_the_products_compile_for_sm_90a(columns, cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     sizes = {"COLS": columns, "CLUSTER": cluster, "STAGES": 4, "SPLITS": 3}
-    image = compiler.cubin("prefill.cu", {**sizes, "WIDTH": 2048, "MLP": 16384})
+    image = compiler.cubin("prefix/prefill.cu", {**sizes, "WIDTH": 2048, "MLP": 16384})
     assert image[:4] == b"\x7fELF"
     for name in (b"prefix_gate_up", b"prefix_down"):
         assert name in image

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pi05_ros.backends.cuda.hopper import compile as compiler
-from pi05_ros.backends.cuda.hopper import prefix_attention
 from pi05_ros.backends.cuda.hopper.compile import KernelError
-from pi05_ros.backends.cuda.hopper.prefix_attention import PrefixAttentionOptions
+from pi05_ros.backends.cuda.hopper.prefix import prefix_attention
+from pi05_ros.backends.cuda.hopper.prefix.prefix_attention import PrefixAttentionOptions
 
 
 def test_every_prefix_of_the_model_is_taken():
@@ -65,7 +65,7 @@ class Recorder:
         self.defines, self.launches, self.shared, self.maps = {}, [], 0, []
 
     def load(self, source, defines, device):
-        assert source == "prefix_attention.cu"
+        assert source == "prefix/prefix_attention.cu"
         self.defines = defines
         return SimpleNamespace(kernel=self.kernel)
 
@@ -99,12 +99,22 @@ def enqueue(rows=544, options=None, q_rows=None, head_dim=256, dtype=torch.bfloa
     )  # fmt: skip
 
 
+def test_an_image_is_told_by_its_rows(recorder):
+    q, k = torch.zeros(32 * 8, 256).bfloat16(), torch.zeros(96, 256).bfloat16()
+    image = torch.zeros(16, 160, 128, dtype=torch.uint8)
+    prefix_attention.launch(
+        q, k, k, torch.zeros(1, dtype=torch.int32), image, torch.ones(1), None, rows=32,
+        options=PrefixAttentionOptions(1, 64), dependent=True,
+    )  # fmt: skip
+    assert recorder.launches[0][0][2][-1] == 160
+
+
 def test_a_launch_covers_all_query_rows(recorder):
     enqueue(968, PrefixAttentionOptions(2, 80))
     ((grid, threads, args), named) = recorder.launches[0]
     assert grid == (61 * 2,)  # 61 tiles of 128 rows
     assert threads == 384
-    assert args[6:] == (None, 968, 7744)
+    assert args[6:] == (None, 968, 7744, 0)
     assert named == {"cluster": 2, "dependent": True}
     assert recorder.defines == {"KEYS": 80, "STAGES": 4, "SPLITS": 2}
     assert recorder.shared == PrefixAttentionOptions(2, 80).shared_bytes(968)
@@ -153,6 +163,6 @@ def test_it_compiles(options, tmp_path, monkeypatch):
     defines = {
         "KEYS": options.keys, "STAGES": options.stages(544), "SPLITS": options.splits,
     }  # fmt: skip
-    image = compiler.cubin("prefix_attention.cu", defines)
+    image = compiler.cubin("prefix/prefix_attention.cu", defines)
     assert image.startswith(b"\x7fELF")
     assert b"attend" in image

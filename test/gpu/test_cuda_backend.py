@@ -58,7 +58,7 @@ def test_fp8_is_as_good_as_its_format(fp8, plain, work, record_property):
     simulated = simulation.sample(pixels, tokens, noise, fp8.modulation_tables(steps))
     ratio = float((actions - expected).norm() / (simulated - expected).norm())
     print(f"{work}: cosine {cos(actions, expected):.6f}, error ratio {ratio:.3f}")
-    assert ratio <= 1.15
+    assert 0.8 <= ratio <= 1.15  # far below 1 the simulation would be wrong
 
 
 def test_fp8_stages_against_their_simulation(fp8, plain):
@@ -79,7 +79,7 @@ def test_fp8_stages_against_their_simulation(fp8, plain):
             got = ours[layer, :T].float()
             ratio = float((got - true).norm() / (sim - true).norm())
             print(f"layer {layer} {name}: cosine {cos(got, true):.5f}, error ratio {ratio:.3f}")
-            assert ratio <= 1.15
+            assert 0.8 <= ratio <= 1.15  # far below 1 the simulation would be wrong
     # denoise alone: both start from the engine's own keys and values
     slot = fp8.buffers.slots[0]
     cache = [(slot.k[i, :T].float(), slot.v[i, :T].float()) for i in range(18)]
@@ -96,7 +96,7 @@ def test_fp8_stages_against_their_simulation(fp8, plain):
     got = fp8.denoise(handle, noise, steps=10)
     ratio = float((got - true).norm() / (sim - true).norm())
     print(f"denoise: cosine {cos(got, true):.5f}, error ratio {ratio:.3f}")
-    assert ratio <= 1.15
+    assert 0.8 <= ratio <= 1.15  # far below 1 the simulation would be wrong
 
 
 def test_fp8_worst_of_64_samples(fp8, plain):
@@ -356,7 +356,7 @@ def test_other_fp8_mixes_are_as_good_as_their_format(kind, request, plain, work)
     simulated = simulation.sample(pixels, tokens, noise, engine.modulation_tables(steps))
     ratio = float((actions - expected).norm() / (simulated - expected).norm())
     print(f"{kind} {work}: cosine {cos(actions, expected):.6f}, error ratio {ratio:.3f}")
-    assert ratio <= 1.15
+    assert 0.8 <= ratio <= 1.15  # far below 1 the simulation would be wrong
 
 
 def test_fp8_vision_against_its_simulation(all_fp8, plain, model):
@@ -370,7 +370,7 @@ def test_fp8_vision_against_its_simulation(all_fp8, plain, model):
     got = all_fp8.buffers.embeds[: len(true)].float()
     ratio = float((got - true).norm() / (simulated - true).norm())
     print(f"image tokens: cosine {cos(got, true):.5f}, error ratio {ratio:.3f}")
-    assert ratio <= 1.15
+    assert 0.8 <= ratio <= 1.15  # far below 1 the simulation would be wrong
 
 
 @pytest.mark.parametrize("schedule", ["zeros", "ones", "linear", "exp"])

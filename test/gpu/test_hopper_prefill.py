@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity, gelu
 
 from pi05_ros.backends import Precision
 from pi05_ros.backends.cuda import packing
-from pi05_ros.backends.cuda.hopper import prefill
+from pi05_ros.backends.cuda.hopper.prefix import prefill
 from pi05_ros.model import Pi05Config
 
 pytestmark = pytest.mark.skipif(
@@ -174,8 +174,8 @@ def test_keys_and_values_are_those_of_the_triton_path(engines, views, tokens):
         slot = engine.buffers.slots[0]
         caches.append((slot.k[:, :length].double(), slot.v[:, :length].double()))
     for ours, theirs in zip(*caches, strict=True):
-        # both round to e4m3 in other places: layer 0 is equal, the rest as far apart as the format
-        assert torch.equal(ours[0], theirs[0])
+        # both round in other places: layer 0 in BF16 only, the rest as far apart as the format
+        assert error(ours[0], theirs[0]) < 5e-3
         for layer in (1, 9, 17):
             assert float(cosine_similarity(ours[layer], theirs[layer], dim=1).mean()) > 0.99
 
@@ -186,7 +186,7 @@ def test_replays_never_differ_even_from_poisoned_buffers(engines):
     first = engine.sample(*inputs)
     for i in range(300):
         if i % 50 == 0:
-            for name in ("h_image", "act"):
+            for name in ("h_image", "attn_image", "act"):
                 getattr(engine.buffers, name).view(torch.uint8).fill_(0x7F)
             engine.buffers.down_parts.fill_(math.nan)
         assert torch.equal(engine.sample(*inputs), first)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from pi05_ros.backends.cuda.hopper import prefix_attention
-from pi05_ros.backends.cuda.hopper.prefix_attention import PrefixAttentionOptions
+from pi05_ros.backends.cuda.hopper.prefix import prefix_attention
+from pi05_ros.backends.cuda.hopper.prefix.prefix_attention import PrefixAttentionOptions
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),

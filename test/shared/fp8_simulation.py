@@ -21,6 +21,11 @@ from pi05_ros.backends.quantization.fake_quant import quantize
 KV = list[tuple[Tensor, Tensor]]  # per layer k (after RoPE), v: [T, head_dim]
 
 
+def unpaired(qkv: Tensor) -> Tensor:
+    """Undo `weights.rope_pairs` in the last dimension, a head."""
+    return torch.cat((qkv[..., 0::2], qkv[..., 1::2]), dim=-1)
+
+
 def rms(x: Tensor) -> Tensor:
     """``1 / sqrt(mean(x^2) + eps)`` per row, ``[T, 1]``."""
     return torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
@@ -100,6 +105,8 @@ class Simulation:
         cache: KV = []
         for layer in w.prefix:
             qkv = self.matmul(x * rms(x), layer.qkv).unflatten(-1, (-1, hd))
+            if layer.qkv.image:
+                qkv = unpaired(qkv)
             k = self._rotate(qkv[:, -2:-1], angles)[:, 0]
             v = qkv[:, -1]
             cache.append((k, v))
@@ -127,8 +134,7 @@ class Simulation:
             bias = mod.bias[step, index]
             columns = layer.qkv.outputs
             qkv = rms(x) * self.matmul(x * first[0], layer.qkv) + bias[:columns]
-            pairs = qkv.unflatten(-1, (-1, hd // 2, 2))  # undo weights.rope_pairs
-            qkv = torch.cat((pairs[..., 0], pairs[..., 1]), dim=-1)
+            qkv = unpaired(qkv.unflatten(-1, (-1, hd)))
             k = torch.cat((cache[index][0], self._rotate(qkv[:, -2:-1], angles)[:, 0]))
             v = torch.cat((cache[index][1], qkv[:, -1]))
             y = self._attend(self._rotate(qkv[:, :heads], angles), k, v)

@@ -117,10 +117,11 @@ class Buffers:
         self.attn = make(rows * heads, hd, dtype=p8)
         self.y = make(rows, D)
         self.wide = make(0 if weights.fused_gate_up else rows, 2 * F)
-        if part_rows:  # the MLP runs on hopper/prefill.cu: images in chunks of 128 columns
+        if part_rows:  # hopper/prefill.cu: images in chunks of 128 columns
             cap = packing.image_rows(rows)
             self.h_image = make(D // CHUNK, cap, CHUNK, dtype=p8)
             self.act = make(F // CHUNK, cap, CHUNK, dtype=p8)
+            self.attn_image = make(heads * hd // CHUNK, cap, CHUNK, dtype=p8)
             self.down_parts = make(part_rows, D)
         else:
             self.act = make(rows, F, dtype=p8)

@@ -4,8 +4,9 @@ Changes, all exact up to rounding:
 
 - q, k, v are one matrix per layer, as are gate and up.
 - Prefix norms: the factor (1 + w) is folded into the columns of the matrix behind the norm.
-- Expert q, k: the two halves of a RoPE pair are neighbors (rows 0, 128, 1, 129, ... of a head);
-  expert gate and up rows alternate. A tile of neighboring columns then holds complete pairs.
+- q, k of the expert, and of the prefix on Hopper: the two halves of a RoPE pair are neighbors
+  (rows 0, 128, 1, 129, ... of a head); expert gate and up rows alternate. A tile of neighboring
+  columns then holds complete pairs.
 - Patch embedding: ``[D, 3 * 14 * 14]`` padded to a multiple of 16 columns, FP16 (pixels are k/255:
   three more bits than BF16, free).
 - FP8 and INT8: one scale per output channel, amax / 448 or / 127. Under "-w8a16" only the weights
@@ -86,17 +87,21 @@ def pack(
     fused_gate_up: bool = False,
     prefix_image: bool = False,
     expert_image: bool = False,
+    projection_image: bool = False,
 ) -> Weights:
     """Pack a model on its device; `release` empties its modules on the way (half the peak).
 
     With `fused_gate_up` the prefix gate and up rows alternate, as `gemm.geglu_gemm` wants them.
     With `prefix_image` (which wants `fused_gate_up`) the FP8 weights of the prefix MLP, with
-    `expert_image` those of the expert have the layout of the Hopper kernels.
+    `projection_image` also those around its attention, with `expert_image` those of the expert
+    have the layout of the Hopper kernels.
     """
     packer = _Packer(release)
     with torch.no_grad():
         vision, patch, positions, post_norm, projector = _vision(model, precision.vision, packer)
-        prefix = _prefix(model, precision.prefill, packer, fused_gate_up, prefix_image)
+        prefix = _prefix(
+            model, precision.prefill, packer, fused_gate_up, prefix_image, projection_image
+        )
         expert = _expert(model, precision.denoise, packer, expert_image)
         norms: list[nn.Linear] = []
         blocks: Any = model.expert.layers
@@ -188,7 +193,7 @@ def _vision(
 
 
 def _prefix(
-    model: Pi05, kind: str, packer: _Packer, fused: bool, image: bool
+    model: Pi05, kind: str, packer: _Packer, fused: bool, image: bool, projections: bool
 ) -> list[PackedPrefixLayer]:
     layers = []
     last = model.config.vlm.depth - 1
@@ -199,8 +204,13 @@ def _prefix(
         norm2 = 1.0 + layer.post_attention_layernorm.weight.float()
         parts = [attention.q_proj, attention.k_proj, attention.v_proj]
         qkv = torch.cat([p.weight for p in (parts if i < last else parts[1:])]).float() * norm1
-        packed = PackedPrefixLayer(qkv=packer.linear(f"prefill.{i}.qkv", kind, qkv))
-        del qkv
+        rows = rope_pairs(qkv, model.config.vlm.head_dim) if projections else qkv
+        packed = PackedPrefixLayer(
+            qkv=packer.linear(f"prefill.{i}.qkv", kind, rows, source=(qkv,))
+        )
+        del qkv, rows
+        if projections:
+            packed.qkv = _as_image(packed.qkv)
         if i < last:
             packed.out = packer.linear(f"prefill.{i}.out", kind, attention.o_proj.weight)
             pair = (mlp.gate_proj.weight, mlp.up_proj.weight)
@@ -212,6 +222,8 @@ def _prefix(
             if image:
                 packed.gate_up = _as_image(packed.gate_up)
                 packed.down = _as_image(packed.down)
+            if projections:
+                packed.out = _as_image(packed.out)
         layers.append(packed)
         packer.drop(layer)
     return layers

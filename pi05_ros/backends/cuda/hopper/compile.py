@@ -1,9 +1,9 @@
 """CUDA C++ to a cubin with NVRTC, kept on disk.
 
-The sources lie beside this file; the files in `headers/` are handed to NVRTC in memory, so kernels
-include our headers but nothing from a toolkit. The cache key covers sources, options and the
-version of NVRTC. A file carries the hash of its content and is compiled anew if that is wrong, or
-if somebody else than our user may have written it.
+The sources lie beside and below this file; the files in `headers/` are handed to NVRTC in memory,
+so kernels include our headers but nothing from a toolkit. The cache key covers sources, options
+and the version of NVRTC. A file carries the hash of its content and is compiled anew if that is
+wrong, or if somebody else than our user may have written it.
 """
 
 from __future__ import annotations
@@ -220,10 +220,10 @@ def _headers() -> dict[str, str]:
 
 
 def cubin(source: str, defines: Mapping[str, int] | None = None) -> bytes:
-    """Compiled form of one `.cu` file of this folder, from the cache where it is there.
+    """Compiled form of one `.cu` file, from the cache where it is there.
 
     Args:
-        source: file name, for example "products.cu".
+        source: file below this folder, for example "products.cu".
         defines: preprocessor constants.
 
     Raises:

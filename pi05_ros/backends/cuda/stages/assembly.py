@@ -68,6 +68,7 @@ def assemble(
         fused_gate_up=image
         or (precision.prefill != "int8" and tuning.fuses_gate_up(config.vlm.mlp_dim)),
         prefix_image=image,
+        projection_image=image and choice.projects(config, rows),
         expert_image=choice.usable(*case, sizes.horizon),
     )
     parts = choice.part_rows(tuning, rows) if image else 0

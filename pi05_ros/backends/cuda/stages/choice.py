@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS
-from pi05_ros.backends.cuda.hopper import attention, prefill, vision_products
+from pi05_ros.backends.cuda.hopper import attention, vision_products
 from pi05_ros.backends.cuda.hopper.compile import KernelError
+from pi05_ros.backends.cuda.hopper.prefix import prefill, prefix_projections
 from pi05_ros.backends.cuda.hopper.products import ProductOptions, Products, unsupported
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.engine import Precision
@@ -69,6 +70,14 @@ def reason_against_prefill(
         if reason is not None:
             return reason
     return None
+
+
+def projects(config: Pi05Config, prefix_rows: int) -> bool:
+    """Whether, where the Hopper kernels compute the MLP of the prefix, they do all of it."""
+    reason = prefix_projections.unsupported(config.vlm, prefix_rows)
+    if reason is not None:
+        log.info("projections of the prefix run on cuBLASLt: %s", reason)
+    return reason is None
 
 
 def reason_against_vision(

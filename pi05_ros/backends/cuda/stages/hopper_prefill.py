@@ -1,16 +1,19 @@
-"""Vision and prefill with attention and MLP of the prefix on the Hopper kernels."""
+"""Vision and prefill with the prefix on the Hopper kernels."""
 
 from __future__ import annotations
 
 import logging
+import math
 
 from torch import Tensor
 
 from pi05_ros.backends.cuda.buffers import Buffers, Slot
-from pi05_ros.backends.cuda.hopper import prefix_attention
-from pi05_ros.backends.cuda.hopper.prefill import PrefixProducts
+from pi05_ros.backends.cuda.hopper.prefix import prefix_attention
+from pi05_ros.backends.cuda.hopper.prefix.prefill import PrefixProducts
+from pi05_ros.backends.cuda.hopper.prefix.prefix_projections import PrefixProjections
 from pi05_ros.backends.cuda.stages.choice import prefill_options
 from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
+from pi05_ros.backends.cuda.stages.stage import LOG2E
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.cuda.weights import Linear, Weights
 from pi05_ros.backends.errors import BackendError
@@ -19,7 +22,10 @@ log = logging.getLogger("pi05_ros.cuda")
 
 
 class HopperPrefixKernels(PrefixKernels):
-    """`PrefixKernels` on prefill.cu and, for heads like those of pi0.5, prefix_attention.cu."""
+    """`PrefixKernels` on prefill.cu.
+
+    For heads like those of pi0.5 also on prefix_projections.cu and prefix_attention.cu.
+    """
 
     def __init__(
         self, weights: Weights, buffers: Buffers, tuning: Tuning, dependent: bool
@@ -29,8 +35,38 @@ class HopperPrefixKernels(PrefixKernels):
         vlm, rows = weights.config.vlm, buffers.embeds.shape[0]
         reason = prefix_attention.unsupported(vlm.num_heads, vlm.head_dim, rows)
         self.attends = reason is None
+        projects = weights.prefix[0].qkv.image
+        device = weights.embedding.device
+        self.projections = PrefixProjections(vlm, device) if projects else None
         if reason is not None:
             log.info("attention of the prefix runs on the Triton kernels: %s", reason)
+
+    def _normed(self, rows: int) -> Tensor:
+        return self.buffers.h_image if self.projections else super()._normed(rows)
+
+    def _qkv(self, rows: int, linear: Linear, slot: Slot, index: int, only_kv: bool) -> None:
+        if self.projections is None:
+            super()._qkv(rows, linear, slot, index, only_kv)
+            return
+        b = self.buffers
+        assert linear.scale is not None
+        self.projections.qkv(
+            b.h_image,
+            linear.weight,
+            (linear.scale, self.site(linear)[0]),
+            (b.cos, b.sin),
+            (None if only_kv else b.q, slot.k[index], slot.v[index]),
+            LOG2E / math.sqrt(self.weights.config.vlm.head_dim),
+            rows=rows,
+            dependent=self.pdl,
+        )
+
+    def _out(self, rows: int, linear: Linear) -> None:
+        if self.projections is None:
+            super()._out(rows, linear)
+            return
+        b = self.buffers
+        self.projections.out(b.attn_image, linear.weight, b.y, rows=rows, dependent=self.pdl)
 
     def _attention(self, rows: int, slot: Slot, index: int, target: Linear) -> None:
         if not self.attends:
@@ -43,7 +79,7 @@ class HopperPrefixKernels(PrefixKernels):
             slot.k[index],
             slot.v[index],
             slot.length,
-            b.attn,
+            b.attn_image if self.projections else b.attn,
             scale,
             amax if self.monitor else None,
             rows=rows,
@@ -62,7 +98,8 @@ class HopperPrefixKernels(PrefixKernels):
         assert gate_up.scale is not None
         if options.splits * rows > b.down_parts.shape[0]:
             raise BackendError(f"no room for {options.splits} partial sums of {rows} rows")
-        self._residual(x, b.y[:rows], attention, total, b.h_image, gate_up)
+        unscaled = 1 if self.projections else 0
+        self._residual(x, b.y[:rows], attention, total, b.h_image, gate_up, parts=unscaled)
         self.products.gate_up(
             b.h_image,
             gate_up.weight,
@@ -78,5 +115,11 @@ class HopperPrefixKernels(PrefixKernels):
             b.act, down.weight, b.down_parts, rows=rows, options=options, dependent=self.pdl
         )
         self._residual(
-            total, b.down_parts, down, total, b.h[:rows], following, parts=options.splits
+            total,
+            b.down_parts,
+            down,
+            total,
+            self._normed(rows),
+            following,
+            parts=options.splits,
         )

@@ -38,20 +38,32 @@ class PrefixKernels(VisionKernels):
     def prefill(self, rows: int, slot: Slot) -> None:
         """`embeds` -> K and V of every layer in `slot`, for `rows` rows (a bucket)."""
         w, b = self.weights, self.buffers
-        heads = w.config.vlm.num_heads
-        h, y, x = b.h[:rows], b.y[:rows], b.embeds[:rows]
-        self._residual(x, None, None, x, h, w.prefix[0].qkv)
+        x = b.embeds[:rows]
+        self._residual(x, None, None, x, self._normed(rows), w.prefix[0].qkv)
         for index, layer in enumerate(w.prefix):
             if layer.out is None or layer.gate_up is None or layer.down is None:
-                self.matmul(h, layer.qkv, b.kv_only[:rows])
-                self._rope(b.kv_only[:rows], layer.qkv, slot, index, only_kv=True)
+                self._qkv(rows, layer.qkv, slot, index, only_kv=True)
                 break
-            self.matmul(h, layer.qkv, b.qkv[:rows])
-            self._rope(b.qkv[:rows], layer.qkv, slot, index, only_kv=False)
+            self._qkv(rows, layer.qkv, slot, index, only_kv=False)
             self._attention(rows, slot, index, layer.out)
-            self.matmul(b.attn[: rows * heads].view(rows, -1), layer.out, y)
+            self._out(rows, layer.out)
             self._mlp(x, layer.out, layer.gate_up, layer.down, w.prefix[index + 1].qkv)
             x = b.x[:rows]
+
+    def _normed(self, rows: int) -> Tensor:
+        """Where the input of the q, k, v product is kept."""
+        return self.buffers.h[:rows]
+
+    def _qkv(self, rows: int, linear: Linear, slot: Slot, index: int, only_kv: bool) -> None:
+        """Queries into `q`, keys and values into the cache."""
+        out = self.buffers.kv_only[:rows] if only_kv else self.buffers.qkv[:rows]
+        self.matmul(self._normed(rows), linear, out)
+        self._rope(out, linear, slot, index, only_kv)
+
+    def _out(self, rows: int, linear: Linear) -> None:
+        """Projection of what attention left, into `y`."""
+        b, heads = self.buffers, self.weights.config.vlm.num_heads
+        self.matmul(b.attn[: rows * heads].view(rows, -1), linear, b.y[:rows])
 
     def _mlp(
         self, x: Tensor, attention: Linear, gate_up: Linear, down: Linear, following: Linear

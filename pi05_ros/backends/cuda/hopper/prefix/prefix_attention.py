@@ -131,7 +131,8 @@ def launch(
         v: as k.
         length: int32 ``[1]``: keys that count, at most `rows`. What lies behind them is not used.
         out: e4m3 ``[>= rows * 8, 256]``, value / scale, saturated. All rows are written; those of
-            queries behind the length hold what their q gives.
+            queries behind the length hold what their q gives. Of three dimensions: an image
+            ``[16, image_rows, 128]`` of the rows of the prefix (packing.py).
         scale: float32 ``[1]``, power of two.
         amax: float32 ``[1]`` that keeps the largest magnitude of all rows before the scale, or
             None.
@@ -170,6 +171,7 @@ def launch(
             amax,
             rows,
             queries,
+            out.shape[1] if out.dim() == 3 else 0,
         ),
         cluster=options.splits,
         dependent=dependent,
@@ -189,5 +191,5 @@ def _kernel(options: PrefixAttentionOptions, stages: int, shared: int, device: i
         "STAGES": stages,
         "SPLITS": options.splits,
     }
-    module = cuda.load("prefix_attention.cu", defines, torch.device("cuda", device))
+    module = cuda.load("prefix/prefix_attention.cu", defines, torch.device("cuda", device))
     return module.kernel("attend", shared)

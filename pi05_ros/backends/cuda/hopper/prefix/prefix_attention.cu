@@ -33,7 +33,7 @@ struct alignas(64) TensorMap {
 
 namespace {
 
-constexpr int HEAD_DIM = 256, ROW_BYTES = 2 * HEAD_DIM;
+constexpr int HEADS = 8, HEAD_DIM = 256, ROW_BYTES = 2 * HEAD_DIM;
 constexpr int LINE = 128, CHUNKS = ROW_BYTES / LINE;  // 64 columns are a swizzled line
 constexpr int TILE = 128;                             // query rows of a block
 constexpr int WARPGROUP = 128, THREADS = 3 * WARPGROUP;
@@ -249,13 +249,26 @@ __device__ __forceinline__ void produce(u8* memory, u32 base, const TensorMap& q
   }
 }
 
-// What a thread leaves behind: rows `row` and `row` + 8, four lanes gather 8 columns each.
+// What a thread leaves behind: rows `row` and `row` + 8, four lanes gather 8 columns each. These are one
+// head of neighboring rows of the prefix. With image_rows they are stored as layout.cuh has it: a row of
+// the prefix is `HEADS` x 256 columns, in chunks of 128 columns and image_rows rows.
 struct Rows {
   u8* out;
+  int image_rows, swizzle;
   bool live0, live8, monitor;
-  __device__ Rows(int row, int q_rows, u8* start, const int* amax)
-      : out(start + (size_t)row * HEAD_DIM + 8 * (threadIdx.x & 3)), live0(row < q_rows),
-        live8(row + 8 < q_rows), monitor(amax) {}
+  __device__ Rows(int row, int q_rows, int image_rows, u8* start, const int* amax)
+      : out(start), image_rows(image_rows), swizzle(row / HEADS % 8 << 4), live0(row < q_rows),
+        live8(row + 8 < q_rows), monitor(amax) {
+    out += image_rows ? ((size_t)(row % HEADS * 2) * image_rows + row / HEADS) * LINE
+                      : (size_t)row * HEAD_DIM;
+  }
+
+  __device__ __forceinline__ u8* at(int unit, int next) const {
+    const int column = 32 * unit + 8 * (threadIdx.x & 3);
+    if (!image_rows) return out + column + next * 8 * HEAD_DIM;
+    return out + (size_t)(unit >> 2) * image_rows * LINE + next * LINE +
+           ((column & 127) ^ (swizzle + next * 16 & 0x70));
+  }
 
   // Columns 32 unit + 8 i + 2 (lane % 4) + b, over the scale: x[4 i + b] in the first row,
   // x[4 i + 2 + b] in the other.
@@ -279,12 +292,11 @@ struct Rows {
     const u32 s1 = __shfl_xor_sync(~0u, upper ? a1 : b1, 2);
     const u32 e0 = upper ? s0 : a0, e1 = upper ? s1 : a1;
     const u32 e2 = upper ? b0 : s0, e3 = upper ? b1 : s1;
-    u8* to = out + 32 * unit;
     if (live0)
-      *reinterpret_cast<uint2*>(to) =
+      *reinterpret_cast<uint2*>(at(unit, 0)) =
           make_uint2(permute_bytes(e0, e1, 0x5410), permute_bytes(e2, e3, 0x5410));
     if (live8)
-      *reinterpret_cast<uint2*>(to + 8 * HEAD_DIM) =
+      *reinterpret_cast<uint2*>(at(unit, 1)) =
           make_uint2(permute_bytes(e0, e1, 0x7632), permute_bytes(e2, e3, 0x7632));
   }
 };
@@ -366,11 +378,11 @@ __device__ __forceinline__ void join(int split, const u8* memory, u32 base, cons
 
 // q [q_rows, 256], k, v [>= rows, 256] bf16 by tensor maps of [4 chunks][row][64 columns], in boxes
 // of one chunk and 128 rows for q, two chunks and KEYS rows for k, four for v; out [q_rows, 256]
-// e4m3; amax may be null. Grid: a cluster of SPLITS blocks for each 128 rows.
+// e4m3, or an image where image_rows is not 0; amax may be null. Grid: a cluster of SPLITS blocks for each 128 rows.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     attend(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map,
            const __grid_constant__ TensorMap v_map, const int* length_ptr, u8* out,
-           const float* scale_ptr, int* amax, int rows, int q_rows) {
+           const float* scale_ptr, int* amax, int rows, int q_rows, int image_rows) {
   extern __shared__ __align__(1024) u8 memory[];
   const u32 base = shared_address(memory);
   grid_trigger();
@@ -538,7 +550,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
   }
 
-  const Rows own(first_row + warp_row, q_rows, out, amax);
+  const Rows own(first_row + warp_row, q_rows, image_rows, out, amax);
   float largest = 0.0f;
   if constexpr (SPLITS == 1) {
     wgmma_wait<0>();

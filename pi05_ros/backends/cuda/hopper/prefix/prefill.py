@@ -107,7 +107,7 @@ class PrefixProducts:
                 "MLP": self.vlm.mlp_dim,
                 "SPLITS": splits,
             }
-            module = launch.load("prefill.cu", constants, self.device)
+            module = launch.load("prefix/prefill.cu", constants, self.device)
             kernel = module.kernel(name, tiles.shared_bytes()[name])
             self._kernels[key] = kernel, kernel.resident_clusters(THREADS, tiles.cluster)
         return self._kernels[key]

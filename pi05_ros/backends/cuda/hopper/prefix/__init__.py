@@ -1,0 +1,1 @@
+"""Kernels of the prefix: its products and its attention."""
