@@ -185,5 +185,5 @@ def test_tiles_of_vision_run_at_the_same_time_and_cover_all_columns(rows):
         assert tiles.columns * tiles.count >= columns > tiles.columns * (tiles.count - 1)
         assert rows // vision_products.PAIR * splits * tiles.count <= 66
         assert tiles.columns % 16 == 0
-        assert 3 <= tiles.stages <= vision_products.MAX_STAGES
-        assert tiles.shared_bytes <= 227 * 1024
+        assert 3 <= tiles.stages() <= vision_products.MAX_STAGES
+        assert tiles.shared_bytes(tiles.stages()) <= 227 * 1024

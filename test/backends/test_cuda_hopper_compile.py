@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import hashlib
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from pi05_ros.backends.cuda import packing
 from pi05_ros.backends.cuda.hopper import compile as compiler
-from pi05_ros.backends.cuda.hopper import launch, vision_products
+from pi05_ros.backends.cuda.hopper import launch, vision_attention, vision_products
 from pi05_ros.backends.cuda.hopper.products import ProductOptions, defines
 from pi05_ros.model import Pi05Config
 
@@ -155,6 +156,19 @@ def test_the_products_compile_for_sm_90a(rows, tmp_path, monkeypatch):
 def test_the_products_of_vision_compile_for_sm_90a(columns, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     tiles = vision_products.VisionTiles(columns, 1, 1)
-    image = compiler.cubin("vision.cu", {"COLS": columns, "STAGES": tiles.stages})
+    image = compiler.cubin("vision.cu", {"COLS": columns, "STAGES": tiles.stages()})
     assert image[:4] == b"\x7fELF"
     assert b"vision_product" in image
+
+
+@needs_nvrtc
+def test_attention_of_vision_compiles_for_sm_90a(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert b"attend_vision" in compiler.cubin("vision_attention.cu")
+
+
+def test_attention_of_vision_takes_only_the_tower_of_pi05():
+    vision = Pi05Config.preset("pi05").vision
+    assert vision_attention.unsupported(vision) is None
+    for sizes in ({"image_size": 448}, {"num_attention_heads": 8}):
+        assert "72" in vision_attention.unsupported(dataclasses.replace(vision, **sizes))

@@ -20,7 +20,7 @@ import torch
 
 from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.engine import CudaEngine
-from pi05_ros.backends.cuda.hopper.prefill import MAX_COLUMNS
+from pi05_ros.backends.cuda.hopper.prefix.prefill import MAX_COLUMNS
 from pi05_ros.backends.cuda.stages.assembly import denoise_stage, prefix_stages
 from pi05_ros.backends.cuda.stages.denoise import DenoiseKernels
 from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
@@ -129,6 +129,9 @@ def vision_candidates(
             for fc2 in (2, 3, 4, 6, 8):
                 entry = products[at] | {"out": out, "fc2": fc2}
                 yield "products", {"hopper_vision": [*products[:at], entry, *products[at + 1 :]]}
+        for stages in (3, 4, 5, 6):
+            entry = products[at] | {"stages": stages}
+            yield "stages", {"hopper_vision": [*products[:at], entry, *products[at + 1 :]]}
     for BM, warps in ((32, 4), (64, 4), (64, 8), (128, 8)):
         for BN in (64, 128, 256):
             yield "attention", {"vision_attention": {"BM": BM, "BN": BN, "warps": warps}}

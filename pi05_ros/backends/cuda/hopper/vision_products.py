@@ -45,16 +45,17 @@ class VisionTiles:
         width = min(MAX_COLUMNS, -(-columns // wanted // 16) * 16)
         return cls(width, -(-columns // width), splits)
 
-    @property
-    def stages(self) -> int:
+    def stages(self, most: int = MAX_STAGES) -> int:
         """Chunks in shared memory."""
-        stage = (ROWS + self.columns) * _LINE
-        return min(MAX_STAGES, (MAX_SHARED - 16 * MAX_STAGES) // stage)
+        return min(most, MAX_SHARED // self._stage_bytes)
+
+    def shared_bytes(self, stages: int) -> int:
+        """Shared memory of a block, operands and barriers."""
+        return stages * self._stage_bytes
 
     @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a block, operands and barriers."""
-        return self.stages * ((ROWS + self.columns) * _LINE + 16)
+    def _stage_bytes(self) -> int:
+        return (ROWS + self.columns) * _LINE + 16
 
 
 def unsupported(vision: VisionConfig) -> str | None:
@@ -89,7 +90,8 @@ def resident_clusters(device: torch.device) -> int:
 
     """
     tiles = VisionTiles(144, 1, 1)  # as fc1 and fc2 have with two cameras
-    return _kernel(tiles.columns, tiles.stages, tiles.shared_bytes, _index(device))[1]
+    stages = tiles.stages()
+    return _kernel(tiles.columns, stages, tiles.shared_bytes(stages), _index(device))[1]
 
 
 def _index(device: torch.device) -> int:
@@ -106,6 +108,7 @@ def product(
     clusters: int,
     gelu: bool,
     dependent: bool,
+    stages: int = MAX_STAGES,
 ) -> None:
     """``x @ weight.T + bias`` with GELU if `gelu`; or slices of K of it, without bias.
 
@@ -118,6 +121,7 @@ def product(
         clusters: see `resident_clusters`.
         gelu: tanh approximation.
         dependent: start before the kernel in front has finished.
+        stages: most chunks of 64 columns in shared memory; fewer leave room for other kernels.
 
     Raises:
         KernelError: sizes that the kernel does not take, or what the driver reports.
@@ -129,7 +133,8 @@ def product(
     if rows % PAIR or not divides(K, splits) or (splits > 1 and (gelu or bias is not None)):
         raise KernelError(f"vision product of {rows} rows and {K} columns in {splits} slices")
     tiles = VisionTiles.of(rows, N, splits, clusters)
-    kernel, _ = _kernel(tiles.columns, tiles.stages, tiles.shared_bytes, _index(x.device))
+    stages = tiles.stages(stages)
+    kernel, _ = _kernel(tiles.columns, stages, tiles.shared_bytes(stages), _index(x.device))
     blocks = rows // ROWS * tiles.count * splits
     kernel.launch(
         (blocks,),

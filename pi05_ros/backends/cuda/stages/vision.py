@@ -11,7 +11,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pi05_ros.backends.cuda.buffers import MAX_FC2_SPLITS, Buffers
-from pi05_ros.backends.cuda.hopper.vision_products import product
+from pi05_ros.backends.cuda.hopper import vision_attention
+from pi05_ros.backends.cuda.hopper.vision_products import MAX_STAGES, product
 from pi05_ros.backends.cuda.stages.choice import vision_clusters
 from pi05_ros.backends.cuda.stages.stage import LOG2E, Stage
 from pi05_ros.backends.cuda.triton import attention, gemm, prefill, preprocess
@@ -48,7 +49,7 @@ class ResizeTables:
 
 
 class VisionKernels(Stage):
-    """SigLIP on static buffers; its products in BF16 run on hopper/vision.cu where that can be."""
+    """SigLIP on static buffers; in BF16 on the kernels of hopper/ where that can be."""
 
     def __init__(
         self, weights: Weights, buffers: Buffers, tuning: Tuning, dependent: bool
@@ -56,6 +57,8 @@ class VisionKernels(Stage):
         super().__init__(weights, buffers, tuning, dependent)
         device = weights.embedding.device
         self.clusters = vision_clusters(weights.config, weights.precision, tuning, device)
+        reason = vision_attention.unsupported(weights.config.vision)
+        self.attends_images = self.clusters > 0 and reason is None
 
     def frame_to_patches(self, frame: Tensor, view: int, tables: ResizeTables) -> None:
         """uint8 ``[Hc, Wc, 3]`` -> the patch rows of camera `view`."""
@@ -179,6 +182,10 @@ class VisionKernels(Stage):
             **self.launch,
         )
 
+    def _division(self, x: Tensor) -> dict[str, int]:
+        """How the products of `x` are divided on hopper/vision.cu."""
+        return self.tuning.by_rows("hopper_vision", x.shape[0])
+
     def _product(self, x: Tensor, linear: Linear, out: Tensor, gelu: bool = False) -> None:
         """``x @ w.T + bias``, whole."""
         if not self.clusters or linear.coded:
@@ -193,6 +200,7 @@ class VisionKernels(Stage):
             clusters=self.clusters,
             gelu=gelu,
             dependent=self.pdl,
+            stages=self._division(x).get("stages", MAX_STAGES),
         )
 
     def _sliced(self, x: Tensor, linear: Linear, name: str, out: Tensor) -> tuple[Tensor, int]:
@@ -202,7 +210,7 @@ class VisionKernels(Stage):
             if splits == 1:
                 self.matmul(x, linear, out)
             return (self.buffers.vparts, splits) if splits > 1 else (out, 1)
-        splits = self.tuning.by_rows("hopper_vision", x.shape[0])[name]
+        splits = self._division(x)[name]
         if splits == 1:
             self._product(x, linear, out)
             return out, 1
@@ -217,6 +225,7 @@ class VisionKernels(Stage):
             clusters=self.clusters,
             gelu=False,
             dependent=self.pdl,
+            stages=self._division(x).get("stages", MAX_STAGES),
         )
         return self.buffers.vparts, splits
 
@@ -273,6 +282,9 @@ class VisionKernels(Stage):
     def _image_attention(self, qkv: Tensor, out: Tensor, target: Linear, views: int) -> None:
         config = self.weights.config.vision
         head_dim = config.hidden_size // config.num_attention_heads
+        if self.attends_images and not target.coded:
+            vision_attention.attend(qkv, out, LOG2E / math.sqrt(head_dim), dependent=self.pdl)
+            return
         d0 = max(16, 1 << (head_dim.bit_length() - 1))
         d1 = max(16, triton.next_power_of_2(max(1, head_dim - d0)))
         options = self.tuning.kernel("vision_attention")
