@@ -16,7 +16,8 @@ from pi05_ros.backends import Engine, EngineTimings
 from pi05_ros.backends.create import overlapped
 from pi05_ros.backends.engine import EngineHealth, Guidance, KVCache
 from pi05_ros.policy.argument_checks import check_count, check_seed, check_text
-from pi05_ros.policy.checkpoints.loading import describe_policy, load, prompt_encoder
+from pi05_ros.policy.checkpoints.description import describe_policy, hashed_info
+from pi05_ros.policy.checkpoints.loading import load, prompt_encoder
 from pi05_ros.policy.checkpoints.recipe import Recipe
 from pi05_ros.policy.errors import PolicyError
 from pi05_ros.policy.interface import (
@@ -96,11 +97,10 @@ class Policy:
 
         A policy server's address gives a `RemotePolicy`, which has the same interface.
         """
-        remote: Any = remote_from_config(config)
-        if remote is not None:
-            return remote  # type: ignore[no-any-return]
+        if (remote := remote_from_config(config)) is not None:
+            return remote  # type: ignore[return-value]
         loaded = load(config)
-        return cls(
+        policy = cls(
             loaded.engine,
             loaded.recipe,
             prompt_encoder(loaded.recipe, loaded.tokenizer),
@@ -111,6 +111,8 @@ class Policy:
             seed=config.seed,
             prompt=config.prompt,
         )
+        policy.info = hashed_info(policy, loaded, warm_up=config.warm_up)
+        return policy
 
     @property
     def model_horizon(self) -> int:

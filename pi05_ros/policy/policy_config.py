@@ -41,6 +41,8 @@ class PolicyConfig:
         lerobot_era: LeRobot only: "auto", "0.4", "0.5".
         control_hz: replaces the profile's rate.
         backend_options: passed to the backend.
+        warm_up: warm up while the weights are still hashed, if they are; `Policy.warm_up` then has
+            little left to do.
 
     Raises:
         PolicyError: a count or seed that is none.
@@ -62,6 +64,7 @@ class PolicyConfig:
     lerobot_era: str = "auto"
     control_hz: float | None = None
     backend_options: Mapping[str, Any] | None = None
+    warm_up: bool = False
 
     def __post_init__(self) -> None:
         check_count("denoise_steps", self.denoise_steps, MAX_DENOISE_STEPS, least=0)

@@ -101,6 +101,7 @@ def load_policy(
         seed=parameters.seed,
         threads=parameters.threads or None,
         backend_options=options,
+        warm_up=not (parameters.overlap or _continues(parameters)),
     )
     if server_side:  # continues its chunks there
         return policy
@@ -136,12 +137,18 @@ def _continuing(
     """The policy with overlap, and wrapped if chunks shall continue or reuse anything."""
     if parameters.overlap:
         policy.allow_overlap()
+    if not _continues(parameters):
+        return policy
     levels = parameters.vision_cache_levels
     change = float(levels) if levels >= 0 else None
-    if parameters.chunk_mode == "plain" and parameters.kv_reuse == "1" and change is None:
-        return policy
     from pi05_ros.policy.chunking.continuing import ContinuingPolicy
 
     make = make or ContinuingPolicy
     later = {"command_delay_s": parameters.command_delay_s} if parameters.command_delay_s else {}
     return make(policy, parameters.chunk_mode, parameters.kv_reuse, change, **later)
+
+
+def _continues(parameters: PolicyParameters) -> bool:
+    """Whether chunks continue or reuse anything of those before."""
+    plain = parameters.chunk_mode == "plain" and parameters.kv_reuse == "1"
+    return not plain or parameters.vision_cache_levels >= 0

@@ -5,6 +5,7 @@ import json
 import logging
 import runpy
 import shutil
+import threading
 import types
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lerobot_files import stats, write_lerobot
 from pi05_ros.backends import BackendError
 from pi05_ros.cli.main import main
 from pi05_ros.model import CheckpointError, Pi05, Pi05Config, save_openpi
+from pi05_ros.model.checkpoint import file_hash
 from pi05_ros.policy import Observation, Policy, PolicyError, RobotProfileError
 from pi05_ros.policy.checkpoints.loading import read_recipe, with_tokenizer
 from pi05_ros.policy.prefilled import seeded_noise
@@ -554,3 +556,41 @@ def test_prompts_begin_with_bos_as_the_checkpoint_s_own_library_has_it(tmp_path,
             with_tokenizer(openpi, silent, 512)
     else:
         assert with_tokenizer(openpi, silent, 512).prompt_bos
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_the_time_of_the_hash_is_used_to_warm_up(tmp_path, weights, monkeypatch, changed):
+    """The hash is of what was read; files that change before it is known are refused."""
+    openpi_checkpoint(tmp_path / "c", weights, "trossen", 14, 14)
+    file = tmp_path / "c" / "model.safetensors"
+    file.unlink()
+    shutil.copy(weights, file)
+    warmed = threading.Event()
+    hashing, warm_up = file_hash.checkpoint_hash, Policy.warm_up
+
+    def slow(path, since):
+        assert warmed.wait(60)
+        return hashing(path, since)
+
+    def noted(self, *args):
+        warm_up(self, *args)
+        if changed:
+            file.touch()
+        warmed.set()
+
+    monkeypatch.setattr(file_hash, "checkpoint_hash", slow)
+    monkeypatch.setattr(Policy, "warm_up", noted)
+
+    def load(**options):
+        return Policy.load(tmp_path / "c", robot="aloha", tokenizer="bytes", threads=1, **options)
+
+    if changed:
+        with pytest.raises(CheckpointError, match="changed while it was read"):
+            load(warm_up=True)
+        return
+    one = load(warm_up=True)
+    assert one.info.checkpoint_hash == hashing(file)
+    warmed.clear()
+    threading.Timer(0.05, warmed.set).start()
+    monkeypatch.setattr(Policy, "warm_up", lambda self: pytest.fail("not asked for"))
+    assert load().info == one.info

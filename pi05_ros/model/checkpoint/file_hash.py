@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import stat
 import threading
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -80,35 +80,47 @@ def checkpoint_hash(path: str | Path, since: tuple[FileState, ...] | None = None
     return digest
 
 
-def hash_meanwhile(path: str | Path, since: tuple[FileState, ...]) -> Callable[[], str]:
-    """Start `checkpoint_hash` in a thread while the weights are read.
+class RunningHash:
+    """`checkpoint_hash` in a thread while the weights are read.
 
-    Returns:
-        A function to be called when they have been read: the hash; raises as `checkpoint_hash`
-        does, and if the files have changed since then.
+    Args:
+        path: as for `load_checkpoint`.
+        since: `file_states` from before the weights were read.
 
     """
-    found: list[str | Exception] = []
 
-    def compute() -> None:
+    def __init__(self, path: str | Path, since: tuple[FileState, ...]) -> None:
+        self._path = path
+        self._since = since
+        self._found: str | Exception = ""
+        self._thread = threading.Thread(target=self._compute, name="pi05_hash", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether the hash is not known yet."""
+        return self._thread.is_alive()
+
+    def result(self) -> str:
+        """The hash, to be asked for when the weights have been read.
+
+        Raises:
+            CheckpointError: unreadable, or changed since then.
+
+        """
+        self._thread.join()
+        if isinstance(self._found, Exception):
+            raise self._found
+        now = file_states(self._path)
+        if now != self._since:
+            raise _changed(self._since, now)
+        return self._found
+
+    def _compute(self) -> None:
         try:
-            found.append(checkpoint_hash(path, since))
+            self._found = checkpoint_hash(self._path, self._since)
         except Exception as error:
-            found.append(error)
-
-    thread = threading.Thread(target=compute, name="pi05_hash", daemon=True)
-    thread.start()
-
-    def result() -> str:
-        thread.join()
-        if isinstance(found[0], Exception):
-            raise found[0]
-        now = file_states(path)
-        if now != since:
-            raise _changed(since, now)
-        return found[0]
-
-    return result
+            self._found = error
 
 
 def _changed(before: tuple[FileState, ...], after: tuple[FileState, ...]) -> CheckpointError:
@@ -119,9 +131,15 @@ def _changed(before: tuple[FileState, ...], after: tuple[FileState, ...]) -> Che
 @lru_cache(maxsize=16)
 def _hash(files: tuple[FileState, ...]) -> str:
     digest = hashlib.sha256()
-    buffer = bytearray(min(BUFFER, max(1, *(state.size for state in files))))
-    for state in files:
-        with open(state.path, "rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(memoryview(buffer)[:count])
+    size = min(BUFFER, max(1, *(state.size for state in files)))
+    # One is filled while the other is hashed.
+    filling, hashed = bytearray(size), bytearray(size)
+    with ThreadPoolExecutor(1, thread_name_prefix="pi05_hash_reader") as reader:
+        for state in files:
+            with open(state.path, "rb", buffering=0) as file:
+                reading = reader.submit(file.readinto, filling)
+                while count := reading.result():
+                    filling, hashed = hashed, filling
+                    reading = reader.submit(file.readinto, filling)
+                    digest.update(memoryview(hashed)[:count])
     return "sha256:" + digest.hexdigest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
@@ -42,7 +43,7 @@ from pi05_ros.model.layout import (
 from pi05_ros.model.pi05 import Pi05
 from pi05_ros.model.random_weights import set_parameter
 
-READERS = 4
+READERS = min(8, os.cpu_count() or 1)
 """Threads: one copies less than 1 GB/s out of the page cache and to a GPU."""
 
 

@@ -14,15 +14,13 @@ import torch
 from pi05_ros.backends import Engine, Precision, create_engine, parse_precision
 from pi05_ros.backends.create import check_backend
 from pi05_ros.model import Pi05, Pi05Config, load_checkpoint
-from pi05_ros.model.checkpoint.file_hash import file_states, hash_meanwhile
+from pi05_ros.model.checkpoint.file_hash import RunningHash, file_states
 from pi05_ros.model.checkpoint.hub import locate
 from pi05_ros.model.checkpoint.infer_config import infer_config
 from pi05_ros.model.checkpoint.open import open_checkpoint
 from pi05_ros.phases import phase
-from pi05_ros.policy.argument_checks import check_count
 from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
 from pi05_ros.policy.checkpoints.recipe import (
-    DEFAULT_DENOISE_STEPS,
     RANDOM_PREFIX,
     RANDOM_WEIGHTS,
     Recipe,
@@ -30,7 +28,6 @@ from pi05_ros.policy.checkpoints.recipe import (
     random_recipe,
 )
 from pi05_ros.policy.errors import PolicyError
-from pi05_ros.policy.interface import PolicyInfo
 from pi05_ros.policy.policy_config import PolicyConfig
 from pi05_ros.policy.prompt.prompt import PromptEncoder
 from pi05_ros.policy.prompt.tokenizer import Tokenizer, load_tokenizer, tokenizer_doubts
@@ -51,7 +48,7 @@ class Loaded:
     engine: Engine
     recipe: Recipe
     tokenizer: Tokenizer
-    checkpoint_hash: str
+    checkpoint_hash: str | RunningHash
     horizon: int
     image_size: int
     action_dim: int
@@ -113,10 +110,11 @@ def load(config: PolicyConfig) -> Loaded:
         lerobot_era=config.lerobot_era,
         control_hz=config.control_hz,
     )
-    _log(recipe.assumptions, recipe.doubts)
+    log_findings(recipe.assumptions, recipe.doubts)
     dtype = _dtype(stages, target)
     words = recipe.tokenizer if config.tokenizer is None else config.tokenizer
     random_weights = preset is not None
+    digest: str | RunningHash
     if preset is not None:
         sizes = Pi05Config.preset(preset)
         vocabulary = load_tokenizer(words, None, sizes.vocab)
@@ -137,7 +135,7 @@ def load(config: PolicyConfig) -> Loaded:
         vocabulary = load_tokenizer(words, path, sizes.vocab)
         recipe = with_tokenizer(recipe, vocabulary, sizes.vocab)
         clock = "exact" if recipe.family == "lerobot" else None
-        hashed = hash_meanwhile(path, states)
+        digest = RunningHash(path, states)
         _begin(target)
         with phase("weights"):
             model = load_checkpoint(path, sizes, dtype=dtype, device=target, clock=clock)
@@ -160,9 +158,6 @@ def load(config: PolicyConfig) -> Loaded:
             max_prompt_tokens=recipe.max_prompt_tokens,
             **(config.backend_options or {}),
         )
-    if preset is None:
-        with phase("hash of the weights"):
-            digest = hashed()
     return Loaded(
         engine=engine,
         recipe=recipe,
@@ -189,44 +184,6 @@ def _random_model(
     return Pi05.random(sizes, seed, dtype, device), f"random:{preset}:{seed}"
 
 
-def describe_policy(loaded: Loaded, config: PolicyConfig) -> PolicyInfo:
-    """What a policy says about itself.
-
-    Raises:
-        PolicyError: more steps of a chunk are to be kept than the checkpoint has.
-
-    """
-    recipe, profile = loaded.recipe, loaded.recipe.profile
-    kept = loaded.horizon
-    if config.horizon is not None:
-        kept = check_count("horizon", config.horizon, loaded.horizon)
-    stated, notes = recipe.denoise_steps, []
-    if stated is not None and config.denoise_steps not in (0, stated):
-        notes.append(
-            f"denoise_steps {config.denoise_steps} is used, not {stated} of the checkpoint's files"
-        )
-    _log(notes, ())
-    return PolicyInfo(
-        checkpoint=str(config.checkpoint),
-        checkpoint_hash=loaded.checkpoint_hash,
-        random_weights=loaded.random_weights,
-        robot=profile.name,
-        backend=loaded.engine.backend,
-        backend_reason=loaded.engine.reason,
-        device=str(loaded.engine.device),
-        precision=loaded.engine.precision,
-        denoise_steps=config.denoise_steps or stated or DEFAULT_DENOISE_STEPS,
-        horizon=kept,
-        step_s=profile.step_s,
-        action_names=profile.action_names,
-        camera_roles=profile.camera_roles,
-        state_names=profile.state_names,
-        tokenizer=loaded.tokenizer.name,
-        assumptions=(*recipe.assumptions, *notes),
-        doubts=recipe.doubts,
-    )
-
-
 def prompt_encoder(recipe: Recipe, tokenizer: Tokenizer) -> PromptEncoder:
     """Encoder of the prompts that a recipe asks for."""
     return PromptEncoder(
@@ -236,7 +193,7 @@ def prompt_encoder(recipe: Recipe, tokenizer: Tokenizer) -> PromptEncoder:
 
 def with_doubt(recipe: Recipe, doubt: str) -> Recipe:
     """Recipe with one more doubt, which is logged."""
-    _log((), (doubt,))
+    log_findings((), (doubt,))
     return dataclasses.replace(recipe, doubts=(*recipe.doubts, doubt))
 
 
@@ -260,7 +217,7 @@ def with_tokenizer(recipe: Recipe, tokenizer: Tokenizer, vocab_size: int) -> Rec
             f"prompts begin without BOS: tokenizer {tokenizer.name} adds none, and LeRobot uses "
             "it as it is"
         )
-    _log(assumptions, doubts)
+    log_findings(assumptions, doubts)
     return dataclasses.replace(
         recipe,
         prompt_bos=bos,
@@ -269,7 +226,8 @@ def with_tokenizer(recipe: Recipe, tokenizer: Tokenizer, vocab_size: int) -> Rec
     )
 
 
-def _log(assumptions: Sequence[str], doubts: Sequence[str]) -> None:
+def log_findings(assumptions: Sequence[str], doubts: Sequence[str]) -> None:
+    """Log what had to be assumed, and warn of what may be wrong."""
     for assumption in assumptions:
         logger.info("assumed: %s", assumption)
     for doubt in doubts:

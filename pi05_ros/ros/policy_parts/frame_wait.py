@@ -15,8 +15,10 @@ from pi05_ros.ros.policy_parts.frame_bell import rings
 from pi05_ros.ros.policy_parts.input_reader import InputReader
 from pi05_ros.runtime.inputs.frame_clock import wake_ns
 
-EARLY_NS = 1_000_000
-"""Listened so long before a frame is expected; a timer fires later than it should."""
+EARLY_NS = 8_000_000
+"""Listened so long before a frame is expected: each timer of the executor costs more CPU time."""
+SURE_NS = 1_000_000
+"""A frame is not there yet for certain so long before it is expected."""
 LATE_NS = 2_000_000
 """And after it; the executor does nothing else meanwhile."""
 
@@ -87,9 +89,9 @@ class FrameWait:
         bell = self._readers()[name].bell
         return at_ns is None or at_ns <= now_ns if bell is None else rings([bell])
 
-    def _opens_ns(self, name: str, at_ns: int) -> int:
+    def _opens_ns(self, name: str, at_ns: int, early_ns: int = EARLY_NS) -> int:
         """When listening to a camera begins."""
-        return at_ns - self._readers()[name].frames.margin_ns - EARLY_NS
+        return at_ns - self._readers()[name].frames.margin_ns - early_ns
 
     def _look_ns(self, name: str, at_ns: int | None, now_ns: int) -> int | None:
         """When to look at a camera; with a bell when listening begins, if that is to come."""
@@ -116,5 +118,7 @@ class FrameWait:
         """Forget frames that came before a time, where the next is still to come for certain."""
         for name, at_ns in self._expected_ns(since_ns, now_ns).items():
             bell = self._readers()[name].bell
-            if bell is not None and at_ns is not None and self._opens_ns(name, at_ns) > now_ns:
+            if bell is None or at_ns is None:
+                continue
+            if self._opens_ns(name, at_ns, SURE_NS) > now_ns:
                 bell.silence()

@@ -156,6 +156,7 @@ class Subscriptions(ManagedPart):
         if transport == "compressed":
             kind, topic = CompressedImage, f"{topic}/compressed"
             check, convert = conversion.check_compressed, conversion.compressed_to_rgb
+            conversion.load_decoders()
         else:
             kind = Image
             check, convert = conversion.check_image, conversion.image_to_rgb

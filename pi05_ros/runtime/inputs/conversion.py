@@ -7,6 +7,7 @@ only exception that leaves the functions that read messages is ConversionError.
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pi05_ros.errors import Pi05Error
 from pi05_ros.runtime.inputs.image_encodings import ENCODINGS, refusal
-from pi05_ros.runtime.inputs.jpeg import decode_jpeg
+from pi05_ros.runtime.inputs.jpeg import decode_jpeg, encode_jpeg
 from pi05_ros.runtime.inputs.pixel_pool import PixelPool
 
 NS = 1_000_000_000
@@ -149,6 +150,12 @@ def compressed_to_rgb(message: Any) -> np.ndarray:
         raise ConversionError("undecodable", "compressed image: neither JPEG nor PNG") from error
     except Exception as error:
         raise ConversionError("undecodable", f"compressed image: {_line(error)}") from error
+
+
+def load_decoders() -> None:
+    """Import what the first compressed image would import, longer than an inference takes."""
+    tiny = encode_jpeg(np.zeros((8, 8, 3), np.uint8), quality=90)
+    compressed_to_rgb(SimpleNamespace(format="jpeg", data=tiny))
 
 
 def _line(error: Exception) -> str:
