@@ -91,7 +91,7 @@ class Rig:
 
 RIGS = [
     (FULL, products.ProductOptions(qkv=2, out=4, down=8)),
-    (FULL, products.ProductOptions(qkv=1, out=2, down=4)),
+    (FULL, products.ProductOptions(qkv=1, out=2, down=4, gate_delay=500)),
     (FULL, products.ProductOptions(qkv=4, out=8, down=8)),
     (SMALL, products.ProductOptions(qkv=3, out=2, down=1)),
 ]
@@ -179,10 +179,10 @@ def test_projections_with_residual(kind, name, work):
     want = start[:H].double() + mod[rig.entry, 2].double() * rig.product(a, w, w_scale, scale)
     scaled = want * mod[rig.entry, 0].double()
     got = packing.from_image(mirror)
-    assert error(x[:H], want) < 1e-3
+    assert error(x[:H], want) < 2e-3  # blocks of a cluster send each other bf16
     assert error(got[:H].float(), quantized(scaled / next_scale.double()).float()) < 2e-2
-    assert error(sums[:, :H], want.view(H, rig.parts, 64).square().sum(-1).t()) < 1e-3
-    assert error(amax, scaled.abs().max()) < 1e-3
+    assert error(sums[:, :H], want.view(H, rig.parts, 64).square().sum(-1).t()) < 2e-3
+    assert error(amax, scaled.abs().max()) < 5e-3
     for kept in (x[H:], got[H:].float(), sums[:, H:]):
         assert torch.isnan(kept).all()
 

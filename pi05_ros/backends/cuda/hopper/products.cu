@@ -15,6 +15,7 @@
 //   start with the first 128.
 // - out and down: K is divided over the blocks of a cluster. Each sends its partial sums of action
 //   row t to block t mod SPLIT, which adds them in a fixed order, so replays are equal bit for bit.
+//   Parts travel in bf16, whose rounding is small beside that of e4m3 operands.
 //   The stores count on a barrier of the receiver. (Plain stores and a cluster barrier would not do:
 //   without release it lets blocks read too early, with release it costs 1000 cycles.)
 // - qkv: the blocks of a tile divide the action rows instead, which needs no exchange.
@@ -33,7 +34,7 @@
 // blocks wrote is read with the copy engine or __ldcg, past L1.
 //
 // Constants from the compiler's command line: ROWS (action rows, multiple of 8), WIDTH, MLP, HEADS,
-// HEAD_DIM, QKV_GROUPS, OUT_SPLIT, DOWN_SPLIT (see ProductOptions in products.py).
+// HEAD_DIM, QKV_GROUPS, OUT_SPLIT, DOWN_SPLIT, GATE_DELAY (see ProductOptions in products.py).
 
 #include "product.cuh"
 
@@ -114,7 +115,7 @@ __device__ __forceinline__ void residual(
     u8* mirror, const float* mirror_scale, float* sums, float* amax, int step, int steps,
     int horizon) {
   constexpr int CHUNKS = K / CHUNK_COLUMNS / SPLIT;
-  using Block = Shared<CHUNKS, SPLIT, ROWS, SPLIT == 1 ? 0 : ROWS * ROW_PAD * 4>;
+  using Block = Shared<CHUNKS, SPLIT, ROWS, SPLIT == 1 ? 0 : exchange_bytes(SPLIT)>;
   constexpr int ROUNDS = (Block::ROWS_HERE + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
   extern __shared__ __align__(1024) u8 smem[];
   const u32 base = shared_address(smem);
@@ -212,7 +213,7 @@ gate_up(const u8* mirror, const u8* weight, const float* weight_scale, const flo
   constexpr int CHUNKS = WIDTH / CHUNK_COLUMNS;
   constexpr int HIDDEN = TILE / 2;  // columns of the output of a block
   constexpr int OUT_PAD = HIDDEN + 16;
-  using Block = Shared<CHUNKS, 1, ROWS, ROWS * OUT_PAD>;
+  using Block = Shared<CHUNKS, 1, ROWS, ROWS * OUT_PAD, GATE_DELAY>;
   extern __shared__ __align__(1024) u8 smem[];
   u8* staged = smem + Block::EXCHANGE;  // [ROWS][OUT_PAD]
   float* factors = reinterpret_cast<float*>(smem + Block::FACTORS);

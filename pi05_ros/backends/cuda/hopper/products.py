@@ -13,6 +13,10 @@ from pi05_ros.model.config import GemmaConfig
 
 THREADS = 128
 MAX_SHARED = 227 * 1024  # bytes of a block on compute capability 9.0
+# Shared memory that blocks ask for at least, so that one block of out and two of down at most share
+# a processor: the device would put more there while others idle, and the kernels behind, which find
+# no room beside them, would ask for their weights too late.
+LEAST_SHARED = {"out_residual": 115 * 1024, "down_residual": 77 * 1024}
 MAX_PARTS = 128  # tiles of columns whose sums of squares are kept (buffers.SUM_PARTS)
 
 
@@ -24,12 +28,14 @@ class ProductOptions:
         qkv: groups of action rows that blocks of q, k, v share among them, 1 to 8.
         out: blocks of the output projection that divide K among them: 1, 2, 4 or 8.
         down: same, for the down projection.
+        gate_delay: cycles for which gate_up waits before it asks for its weights.
 
     """
 
     qkv: int = 2
     out: int = 4
     down: int = 8
+    gate_delay: int = 0
 
 
 def padded_rows(horizon: int) -> int:
@@ -54,12 +60,14 @@ def shared_bytes(expert: GemmaConfig, options: ProductOptions, rows: int) -> dic
         chunks = K // CHUNK // split
         return chunks * (TILE + loaded) * CHUNK + exchange + 3 * TILE * 4 + 8 * (chunks + 1)
 
-    parts = rows * (TILE + 8) * 4
+    def exchange(split: int) -> int:  # 16 columns in bf16 per row and warp
+        return split * THREADS // 32 * (rows // split | 1) * 32 if split > 1 else 0
+
     return {
         "qkv_rope": need(D, 1, row_blocks(rows, options.qkv)[0], 0),
-        "out_residual": need(q, options.out, rows, parts if options.out > 1 else 0),
+        "out_residual": need(q, options.out, rows, exchange(options.out)),
         "gate_up": need(D, 1, rows, rows * (TILE // 2 + 16)),
-        "down_residual": need(F, options.down, rows, parts if options.down > 1 else 0),
+        "down_residual": need(F, options.down, rows, exchange(options.down)),
     }
 
 
@@ -99,6 +107,7 @@ def defines(expert: GemmaConfig, options: ProductOptions, rows: int) -> dict[str
         "QKV_GROUPS": options.qkv,
         "OUT_SPLIT": options.out,
         "DOWN_SPLIT": options.down,
+        "GATE_DELAY": options.gate_delay,
     }
 
 
@@ -123,7 +132,8 @@ class Products:
             e, o = self.expert, self.options
             module = launch.load("products.cu", defines(e, o, rows), self.device)
             self._sets[rows] = {
-                name: module.kernel(name, size) for name, size in shared_bytes(e, o, rows).items()
+                name: module.kernel(name, max(size, LEAST_SHARED.get(name, 0)))
+                for name, size in shared_bytes(e, o, rows).items()
             }
         return self._sets[rows]
 

@@ -20,9 +20,9 @@ log = logging.getLogger("pi05_ros.cuda")
 
 
 def product_options(tuning: Tuning, horizon: int) -> ProductOptions:
-    """Splits of the products from the tuning data."""
+    """How the products are divided, from the tuning data."""
     entry = tuning.by_rows("hopper_products", horizon)
-    return ProductOptions(**{key: entry[key] for key in ("qkv", "out", "down")})
+    return ProductOptions(entry["qkv"], entry["out"], entry["down"], entry.get("gate_delay", 0))
 
 
 def attention_options(

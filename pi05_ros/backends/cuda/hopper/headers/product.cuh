@@ -20,6 +20,9 @@ constexpr int QKV_BLOCKS = (ROWS + QKV_ROWS - 1) / QKV_ROWS;            // that 
 constexpr int ROW_PAD = TILE + 8;      // floats between rows of the exchange: no bank conflicts
 constexpr float EPSILON = 1e-6f;
 
+// Room for what the blocks of a cluster send to one of them: 16 columns in bf16 per row and warp.
+constexpr int exchange_bytes(int split) { return split * WARPS * (ROWS / split | 1) * 32; }
+
 static_assert(ROWS % 8 == 0 && ROWS >= 8 && ROWS <= ROW_CAP, "action rows");
 static_assert(WIDTH % 128 == 0 && MLP % 128 == 0 && HEAD_DIM % TILE == 0, "sizes of the expert");
 
@@ -30,18 +33,12 @@ __device__ __forceinline__ float4 scaled(float4 a, float s) {
   return make_float4(a.x * s, a.y * s, a.z * s, a.w * s);
 }
 
-// Four floats into another block's shared memory; they count on its barrier.
-__device__ __forceinline__ void remote_store4(u32 to, float a, float b, float c, float d,
-                                              u32 barrier) {
-  remote_store16(to, __float_as_uint(a), __float_as_uint(b), __float_as_uint(c),
-                 __float_as_uint(d), barrier);
-}
-
 // Shared memory of a block: weights, activations, the exchange, a barrier per chunk;
 // shared_bytes in products.py is the same sum.
 //
-// CHUNKS of K, after SPLIT blocks of a cluster have divided it; LOADED action rows.
-template <int CHUNKS, int SPLIT, int LOADED, int EXCHANGE_BYTES>
+// CHUNKS of K, after SPLIT blocks of a cluster have divided it; LOADED action rows; DELAY: cycles
+// before the weights are asked for, which leaves the way to activations of the kernels in front.
+template <int CHUNKS, int SPLIT, int LOADED, int EXCHANGE_BYTES, int DELAY = 0>
 struct Shared {
   static constexpr int ACT = CHUNKS * CHUNK_BYTES;
   static constexpr int ACT_CHUNK = LOADED * CHUNK_COLUMNS;
@@ -51,6 +48,7 @@ struct Shared {
   static_assert(8 % SPLIT == 0, "blocks of a cluster");
 
   static constexpr int ROWS_HERE = LOADED / SPLIT;            // action rows that a block finishes
+  static constexpr int SENT_ROWS = ROWS_HERE | 1;             // room for them: no bank conflicts
   static constexpr int TURNS = (CHUNKS + WARPS - 1) / WARPS;  // chunks that a warp asks for
 
   // Slot c holds chunk (c + first) mod CHUNKS: blocks begin with different chunks, so that not all of
@@ -73,7 +71,12 @@ struct Shared {
       barrier_init_fence();
       if (SPLIT > 1 && threadIdx.x == 0) {
         const int live = (horizon - (int)cluster_rank() + SPLIT - 1) / SPLIT;  // rows of this block
-        barrier_expect(exchange, SPLIT * live * TILE * 4);
+        barrier_expect(exchange, SPLIT * live * TILE * 2);
+      }
+      if (DELAY > 0) {
+        const long long begin = clock64();
+        while (clock64() - begin < DELAY) {
+        }
       }
 #pragma unroll
       for (int i = 0; i < TURNS; i++) {
@@ -126,28 +129,42 @@ struct Shared {
     wgmma_commit();
   }
 
-  // Send the partial sums of action row t to block t mod SPLIT and wait for those of the others.
+  // Send the partial sums of action row t to block t mod SPLIT and wait for those of the others, in
+  // bf16: what a block can send per cycle is the limit here.
   //
-  // Lanes g and g ^ 1 (rows 2 pair and 2 pair + 1 each) swap, so that each sends four columns of one
-  // action row: 16 bytes, on the receiver's barrier.
+  // A thread has columns 2 pair and 2 pair + 1 of rows 8 j + 2 (lane % 4) + b. Lanes that differ in
+  // bits 2 and 3 swap until each has eight columns of one row, of one of two j: 16 bytes, on the
+  // receiver's barrier. Rows of one owner and 16 columns lie together, so that stores of a warp do.
   static __device__ __forceinline__ void exchange(u32 base, u32 rank, int horizon,
                                                   const float (&d)[LOADED / 2]) {
-    const int lane = threadIdx.x % 32, pair = 8 * (threadIdx.x / 32) + lane / 4;
-    const bool odd = (lane >> 2) & 1;
-    const int t = 2 * (lane % 4) + odd, owner = t % SPLIT;
-    const u32 to = remote_address(
-        base + EXCHANGE + 4 * ((rank * ROWS_HERE + t / SPLIT) * ROW_PAD + 2 * (pair & ~1)), owner);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const bool odd = lane & 4, high = lane & 8;
+    const int t = 2 * (lane % 4) + odd + 8 * high, owner = t % SPLIT;
+    const int place = ((rank * WARPS + warp) * SENT_ROWS + t / SPLIT) * 16 + 8 * (lane / 16);
+    constexpr int PITCH = 32;
+    const u32 to = remote_address(base + EXCHANGE + 2 * place, owner);
     const u32 barrier = remote_address(base + BARRIERS + 8 * CHUNKS, owner);
     __syncwarp();
     cluster_wait();  // everybody's barrier is ready
 #pragma unroll
-    for (int j = 0; j < LOADED / 8; j++) {
-      const float own0 = odd ? d[4 * j + 1] : d[4 * j], own1 = odd ? d[4 * j + 3] : d[4 * j + 2];
-      const float other0 = __shfl_xor_sync(~0u, odd ? d[4 * j] : d[4 * j + 1], 4);
-      const float other1 = __shfl_xor_sync(~0u, odd ? d[4 * j + 2] : d[4 * j + 3], 4);
+    for (int j = 0; j < LOADED / 8; j += 2) {
+      u32 pairs[2][2];  // [j, j + 1][columns of the lane with bit 2 clear, set]
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int k = j + h < LOADED / 8 ? j + h : j;  // behind the last: not sent
+        const u32 even_row = to_bf16x2(d[4 * k], d[4 * k + 2]);
+        const u32 odd_row = to_bf16x2(d[4 * k + 1], d[4 * k + 3]);
+        const u32 own = odd ? odd_row : even_row;
+        const u32 other = __shfl_xor_sync(~0u, odd ? even_row : odd_row, 4);
+        pairs[h][0] = odd ? other : own;
+        pairs[h][1] = odd ? own : other;
+      }
+      const u32 own0 = high ? pairs[1][0] : pairs[0][0], own1 = high ? pairs[1][1] : pairs[0][1];
+      const u32 other0 = __shfl_xor_sync(~0u, high ? pairs[0][0] : pairs[1][0], 8);
+      const u32 other1 = __shfl_xor_sync(~0u, high ? pairs[0][1] : pairs[1][1], 8);
       if (8 * j + t < horizon)
-        remote_store4(to + j * (8 / SPLIT) * ROW_PAD * 4, odd ? other0 : own0,
-                      odd ? other1 : own1, odd ? own0 : other0, odd ? own1 : other1, barrier);
+        remote_store16(to + j * (8 / SPLIT) * PITCH, high ? other0 : own0, high ? other1 : own1,
+                       high ? own0 : other0, high ? own1 : other1, barrier);
     }
     barrier_wait_cluster(base + BARRIERS + 8 * CHUNKS, 0);
   }
@@ -169,15 +186,20 @@ struct Shared {
 
   // Sum over the blocks, always in the same order: columns 4 quad .. of this block's row `row`.
   static __device__ __forceinline__ float4 collect(const u8* smem, int row, int quad) {
-    const u8* place = SPLIT > 1 ? smem + EXCHANGE : smem;
-    const float* from = reinterpret_cast<const float*>(place) + row * ROW_PAD + 4 * quad;
-    float4 sum = load4(from);
+    if constexpr (SPLIT == 1) {
+      return load4(reinterpret_cast<const float*>(smem) + row * ROW_PAD + 4 * quad);
+    } else {
+      const u8* from = smem + EXCHANGE + (quad / 4 * SENT_ROWS + row) * 32 + quad % 4 * 8;
+      constexpr int STEP = WARPS * SENT_ROWS * 32;
+      float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-    for (int s = 1; s < SPLIT; s++) {
-      const float4 more = load4(from + s * ROWS_HERE * ROW_PAD);
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+      for (int s = 0; s < SPLIT; s++) {
+        const uint2 part = *reinterpret_cast<const uint2*>(from + s * STEP);
+        sum.x += bf16_low(part.x), sum.y += bf16_high(part.x);
+        sum.z += bf16_low(part.y), sum.w += bf16_high(part.y);
+      }
+      return sum;
     }
-    return sum;
   }
 };
 
