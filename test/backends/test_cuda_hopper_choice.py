@@ -83,6 +83,19 @@ def test_rows_are_padded_to_the_matrix_unit():
     assert [products.padded_rows(h) for h in (1, 8, 9, 50, 64)] == [8, 8, 16, 56, 64]
 
 
+def test_blocks_leave_room_for_those_of_the_next_kernel():
+    a_processor, each = 228 * 1024, 1024  # of compute capability 9.0; what a block costs besides
+    least = {name: size + each for name, size in products.LEAST_SHARED.items()}
+    assert 2 * least["out_residual"] > a_processor
+    assert 3 * least["down_residual"] > a_processor
+    measured = tuning.Tuning(tuning.read(tuning.FOLDER / "nvidia_h200.json"), "")
+    for horizon in (1, 24, 25, 50, 64):
+        options, rows = choice.product_options(measured, horizon), products.padded_rows(horizon)
+        need = products.shared_bytes(FULL.expert, options, rows)
+        down = max(least["down_residual"], need["down_residual"] + each)
+        assert need["gate_up"] + each + down <= a_processor
+
+
 @pytest.fixture(scope="module")
 def model() -> Pi05:
     tiny = Pi05Config.preset("tiny")
@@ -117,6 +130,8 @@ def test_simulation_and_tables_do_not_depend_on_the_layout(model):
         scales = torch.full((len(weights.sites),), 2.0**-4)
         tables = modulation.build(weights, 2)
         results.append(Simulation(weights, scales).sample(pixels, tokens, noise, tables))
+        head, bias = weights.action_out
+        torch.testing.assert_close(tables.velocity, tables.mod[:, -1, 1] @ head.t() + bias)
     assert torch.equal(results[0], results[1])
 
 

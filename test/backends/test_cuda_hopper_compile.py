@@ -11,7 +11,7 @@ import torch
 
 from pi05_ros.backends.cuda import packing
 from pi05_ros.backends.cuda.hopper import compile as compiler
-from pi05_ros.backends.cuda.hopper import launch, vision_attention, vision_products
+from pi05_ros.backends.cuda.hopper import euler, launch, vision_attention, vision_products
 from pi05_ros.backends.cuda.hopper.products import ProductOptions, defines
 from pi05_ros.model import Pi05Config
 
@@ -149,6 +149,13 @@ def test_the_products_compile_for_sm_90a(rows, tmp_path, monkeypatch):
     assert image[:4] == b"\x7fELF"
     for name in (b"qkv_rope", b"out_residual", b"gate_up", b"down_residual"):
         assert name in image
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("width", euler.WIDTHS)
+def test_the_kernel_between_steps_compiles_for_sm_90a(width, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert b"euler_step" in compiler.cubin("euler.cu", {"WIDTH": width})
 
 
 @needs_nvrtc

@@ -1,7 +1,7 @@
 """What continues a chunk, brought into the static buffers: frozen actions and guidance.
 
 Graphs read the number of frozen rows from the device, so that it costs no capture; guidance has a
-graph of its own, in which the end of each Euler step adds the pull (`flow_step.euler_step`).
+graph of its own, in which the end of each Euler step adds the pull (`euler_step`).
 """
 
 from __future__ import annotations

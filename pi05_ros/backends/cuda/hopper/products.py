@@ -13,9 +13,9 @@ from pi05_ros.model.config import GemmaConfig
 
 THREADS = 128
 MAX_SHARED = 227 * 1024  # bytes of a block on compute capability 9.0
-# Shared memory that blocks ask for at least, so that one block of out and two of down at most share
-# a processor: the device would put more there while others idle, and the kernels behind, which find
-# no room beside them, would ask for their weights too late.
+# Shared memory that blocks ask for at least, so that one block of out and two of down at most
+# share a processor: the device would put more there while others idle, and the kernels behind,
+# which find no room beside them, would ask for their weights too late.
 LEAST_SHARED = {"out_residual": 115 * 1024, "down_residual": 77 * 1024}
 MAX_PARTS = 128  # tiles of columns whose sums of squares are kept (buffers.SUM_PARTS)
 

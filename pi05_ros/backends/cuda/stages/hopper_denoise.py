@@ -7,6 +7,8 @@ import math
 from torch import Tensor
 
 from pi05_ros.backends.cuda.buffers import Buffers, Slot
+from pi05_ros.backends.cuda.hopper.euler import EulerStep
+from pi05_ros.backends.cuda.hopper.euler import unsupported as no_euler_step
 from pi05_ros.backends.cuda.hopper.launch import Argument
 from pi05_ros.backends.cuda.hopper.products import ProductOptions, Products
 from pi05_ros.backends.cuda.packing import TILE
@@ -31,6 +33,8 @@ class HopperDenoiseKernels(DenoiseKernels):
         super().__init__(weights, buffers, tuning, prefix)
         self._products: dict[ProductOptions, Products] = {}
         self.sum_parts = weights.config.expert.width // TILE
+        self._euler_step: EulerStep | None = None
+        self._states = (buffers.state, buffers.state.clone())  # read and written in turns
 
     def _launch(self, name: str, horizon: int, columns: int, args: tuple[Argument, ...]) -> None:
         chosen = product_options(self.tuning, horizon)
@@ -99,6 +103,29 @@ class HopperDenoiseKernels(DenoiseKernels):
             clock,
             not last,
         )
+
+    def _euler(self, horizon: int, mod: Modulation, step: int, guided: bool = False) -> None:
+        """As in `DenoiseKernels`, in CUDA C++ where the sizes allow it."""
+        w, b = self.weights, self.buffers
+        if no_euler_step(w.config) is not None:
+            super()._euler(horizon, mod, step, guided)
+            return
+        if self._euler_step is None:
+            self._euler_step = EulerStep(w.config, b.dx.device)
+        scale, amax = self.prefix.site(w.expert[0].qkv)
+        first, last = step < 0, step == mod.steps - 1
+        old = b.noise if first else self._states[step % 2]
+        new = b.actions if last else self._states[(step + 1) % 2]
+        self._euler_step.launch(
+            horizon,
+            (
+                b.dx, old, new, w.action_out[0], mod.velocity, mod.mod[0, -1, 0], *w.action_in,
+                mod.mod[0, 0, 0], mod.mod.stride(0), b.frozen, b.mirror, scale, b.sum_attn,
+                amax if self.monitor and not last else None, b.target, b.guide_weight,
+                b.guide_clock, step, mod.steps, horizon, 1.0 / mod.steps, int(guided),
+            ),
+            self.pdl and not first,
+        )  # fmt: skip
 
     def _project(
         self,

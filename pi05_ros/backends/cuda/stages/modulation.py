@@ -32,12 +32,14 @@ class Modulation:
         mod: float32 ``[N + 1, 2 L + 1, 3, D]``: 1 + scale, shift, gate of each norm.
         bias: float32 ``[N + 1, L, Nqkv + 2 F]``: shift times weight, in the order of the packed
             rows: qkv, then gate_up.
+        velocity: float32 ``[N + 1, A]``: shift of the final norm times action head, and its bias.
 
     """
 
     steps: int
     mod: Tensor
     bias: Tensor
+    velocity: Tensor
 
 
 def dequantize(linear: Linear) -> Tensor:
@@ -68,7 +70,9 @@ def build(weights: Weights, steps: int) -> Modulation:
         columns.append(mod[:, 2 * index, 1] @ dequantize(layer.qkv).t())
         columns.append(mod[:, 2 * index + 1, 1] @ dequantize(layer.gate_up).t())
     bias = torch.cat(columns, dim=1).reshape(steps + 1, len(weights.expert), -1).contiguous()
-    return Modulation(steps, mod, bias)
+    head, head_bias = weights.action_out
+    velocity = (mod[:, -1, 1] @ head.t() + head_bias).contiguous()
+    return Modulation(steps, mod, bias, velocity)
 
 
 class ModulationTables:
