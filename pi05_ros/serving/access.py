@@ -8,6 +8,7 @@ import ipaddress
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pi05_ros.serving.errors import ServingError
 
@@ -26,6 +27,20 @@ class Access:
         candidate = _digest(given.strip().encode("utf-8", "replace"))
         right = [hmac.compare_digest(candidate, _digest(key)) for key in self.keys]
         return scheme.lower() == "api-key" and any(right)
+
+    def allows_page(self, origin: str | None, host: str | None) -> bool:
+        """Whether a handshake may come from the web page that a browser names as its origin.
+
+        Without keys any page in a browser on this machine could ask the policy, so only pages of
+        this server's own address are let in. Robots name no origin. Browsers send no keys.
+        """
+        if self.keys or origin is None:
+            return True
+        try:
+            site = urlsplit(origin)
+        except ValueError:
+            return False
+        return site.netloc == host and is_loopback(site.hostname or "")
 
 
 def tls_context(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:

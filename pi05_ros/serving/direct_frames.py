@@ -28,6 +28,7 @@ _HANDSHAKE = 4 * 1024  # of that buffer before there is a session, of which ther
 _WHOLE_BINARY = 0x82  # FIN and opcode 2
 _LAST = (0x80, 0x81, 0x82)  # FIN and opcodes of messages
 _TOKEN = 32
+_MOST_UNREAD = 256 * 1024
 
 
 class DirectConnection(ServerConnection, asyncio.BufferedProtocol):
@@ -59,6 +60,7 @@ class DirectConnection(ServerConnection, asyncio.BufferedProtocol):
         self._begun = self._taken = 0  # messages that take `websockets`' way
         self._wire = threading.Lock()  # around all that is written
         self._file = -1  # of the socket, our own; -1 where bytes are not written to it as they are
+        self._unread = 0  # bytes of pongs that wait to be written
         self._rest = b""  # of a frame that the socket has taken in part
 
     async def frames(self) -> AsyncIterator[str | bytes | memoryview]:
@@ -94,6 +96,17 @@ class DirectConnection(ServerConnection, asyncio.BufferedProtocol):
                 self.transport.write(self._rest)
                 self._rest = b""
             super().send_data()
+
+    def data_received(self, data: bytes) -> None:
+        """Have `websockets` read; end a connection that pings and never reads the pongs."""
+        before = self.transport.get_write_buffer_size()
+        super().data_received(data)
+        if self.paused:  # more waits to be written than should
+            self._unread += max(0, self.transport.get_write_buffer_size() - before)
+            if self._unread > _MOST_UNREAD:
+                self.transport.abort()
+        else:
+            self._unread = 0
 
     def write_directly(self) -> None:
         """Let `write_now` write, for as long as the connection lives; not through TLS.

@@ -161,13 +161,20 @@ class PolicyServer:
             why = "shutting down" if self._draining else self._shared.broken
             status = http.HTTPStatus.SERVICE_UNAVAILABLE if why else http.HTTPStatus.OK
             return connection.respond(status, f"{why or 'OK'}\n")
-        if not self._options.access.allows(request.headers.get("Authorization")):
+        access = self._options.access
+        if not access.allows(_only(request.headers, "Authorization")):
             self.metrics.refused.labels("unauthorized").inc()
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED, "send the header Authorization: Api-Key KEY\n"
             )
         if path == "/metrics":
             return _plain(self.metrics.text())
+        origin, host = (_only(request.headers, name) for name in ("Origin", "Host"))
+        if not access.allows_page(origin, host):
+            self.metrics.refused.labels("origin").inc()
+            return connection.respond(
+                http.HTTPStatus.FORBIDDEN, "web pages of other sites may not connect\n"
+            )
         if self._draining or self._open >= self._options.max_sessions:
             reason = "draining" if self._draining else "full"
             self.metrics.refused.labels(reason).inc()
@@ -200,6 +207,12 @@ class PolicyServer:
             self._open -= 1
             self.metrics.sessions.dec()
             log_event("session closed", session=name)
+
+
+def _only(headers: Headers, name: str) -> str | None:
+    """A header that is there once; one that contradicts itself is as good as a wrong one."""
+    found = headers.get_all(name)
+    return found[0] if len(found) == 1 else "; ".join(found) or None
 
 
 def _plain(body: bytes) -> Response:

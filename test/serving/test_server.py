@@ -1,5 +1,6 @@
 """The server on a real socket: the unmodified openpi client, hostile clients, doors, draining."""
 
+import contextlib
 import json
 import socket
 import ssl
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from socket import create_connection
 
 import numpy as np
 import pytest
@@ -216,6 +218,68 @@ def test_keys_open_the_door(tmp_path):
         socket, _ = dial(server, additional_headers={"Authorization": f"Api-Key {key}"})
         with socket:
             assert ask(socket, own_request())["seed"] == 0
+
+
+def test_a_header_that_is_there_twice_opens_nothing():
+    key = "k" * 32
+    twice = f"Authorization: Api-Key {key}\r\n"
+    with running(access=Access((key.encode(),))) as server:
+        for headers, status in (
+            (twice, b"101"),
+            (2 * twice, b"401"),
+            (twice + "Host: y\r\n", b"101"),
+        ):
+            with create_connection(("127.0.0.1", server.port), PATIENCE_S) as raw:
+                raw.sendall(
+                    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+                    + headers.encode() + b"\r\n"
+                )  # fmt: skip
+                assert raw.recv(100).split(b" ")[1] == status
+
+
+def test_one_who_pings_and_never_reads_is_ended_and_the_others_are_answered():
+    with running() as server:
+        other, _ = dial(server)
+        hostile, _ = dial(server)
+        with other, contextlib.suppress(ConnectionClosed), hostile:
+            pings = b"\x89\xfd" + bytes(4 + 125)
+            hostile.recv_flow_control.acquire()  # its thread reads no more
+            with contextlib.suppress(OSError):
+                hostile.socket.settimeout(PATIENCE_S)
+                for _ in range(20_000):
+                    hostile.socket.sendall(100 * pings)
+                raise AssertionError("260 MB of pings were taken")
+            assert ask(other, own_request())["seed"] == 0
+            hostile.recv_flow_control.release()
+        wait_for(lambda: "pi05_sessions 0.0" in server.server.metrics.text().decode())
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "may"),
+    [
+        (None, None, True),
+        ("http://127.0.0.1:{port}", None, True),
+        ("http://evil.example", None, False),
+        ("http://evil.example:{port}", "evil.example:{port}", False),  # a name that leads here
+        ("null", None, False),
+        ("http://[", None, False),
+        ("http://127.0.0.1:1", None, False),
+    ],
+)
+def test_a_page_of_another_site_may_not_ask_a_server_without_keys(origin, host, may):
+    with running() as server:
+        headers = {"Origin": origin} if origin else {}
+        headers |= {"Host": host} if host else {}
+        headers = {name: text.format(port=server.port) for name, text in headers.items()}
+        if may:
+            socket, _ = dial(server, additional_headers=headers)
+            with socket:
+                assert ask(socket, own_request())["seed"] == 0
+        else:
+            with pytest.raises(InvalidStatus) as refused:
+                dial(server, additional_headers=headers)
+            assert refused.value.response.status_code == 403
 
 
 def test_listening_beyond_this_machine_needs_keys():
