@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Load, warm up, serve until SIGINT or SIGTERM."""
     from pi05_ros.policy.remote.key_file import read_keys
     from pi05_ros.serving.access import Access, check_exposure, is_loopback, tls_context
-    from pi05_ros.serving.chunk_rules import NO_CONTINUATION, ChunkRules
+    from pi05_ros.serving.chunk_rules import NO_KV_REUSE, ChunkRules
     from pi05_ros.serving.errors import ServingError
     from pi05_ros.serving.server import ServerOptions
 
@@ -94,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
         load["denoise_steps"] = args.denoise_steps
     rules = ChunkRules(args.chunk_mode, args.kv_reuse)
     if args.ray:
-        if rules.continuing:
-            raise ServingError(f"--ray: {NO_CONTINUATION}")
+        if rules.reuse != "1":
+            raise ServingError(f"--ray: {NO_KV_REUSE}")
         return _serve_fleet(args, options, load)
     if args.update:
         raise ServingError("--update changes a fleet; name its cluster with --ray")
@@ -125,6 +125,7 @@ def _serve_fleet(args: argparse.Namespace, options: ServerOptions, load: dict[st
         args.gpus,
         args.cpus,
         {name: value for name, value in load.items() if value is not None},
+        args.chunk_mode,
     )
     join_cluster(fleet.address)
     handle = deploy(args.checkpoint, fleet, options.max_frame)
@@ -132,7 +133,7 @@ def _serve_fleet(args: argparse.Namespace, options: ServerOptions, load: dict[st
         print(f"all replicas answer with {args.checkpoint}")
         return 0
     front = dataclasses.replace(options, workers=2 * fleet.most)
-    server = fleet_server(handle, front, args.robot, args.seed)
+    server = fleet_server(handle, front, args.robot, args.seed, args.chunk_mode)
     what = f"{args.checkpoint} on {fleet.replicas} replicas"
     return 0 if serve_until_signal(server, lambda port: _say(what, options, port)) else 1
 

@@ -8,6 +8,11 @@ from pi05_ros.policy.chunking.kv_reuse import MODES
 
 NO_CONTINUATION = "chunks of this server stand alone; accepted: chunk_mode plain with kv_reuse 1"
 
+NO_KV_REUSE = (
+    "a fleet does not keep KV caches, the next request may go to another replica; accepted: "
+    "kv_reuse 1, with any chunk_mode"
+)
+
 
 @dataclass(frozen=True)
 class ChunkRules:

@@ -23,6 +23,7 @@ def server_metadata(
     statistics_hash: str,
     max_frame: int,
     chunk_modes: tuple[str, ...] = (),
+    kv_reuse: bool = True,
 ) -> dict[str, Any]:
     """Plain maps, lists, numbers and texts about a policy, for the first frame.
 
@@ -32,6 +33,7 @@ def server_metadata(
         max_frame: bytes of a request.
         chunk_modes: accepted values of a request's ``chunk_mode``; empty where chunks stand
             alone, so that its ``kv_reuse`` is not accepted either.
+        kv_reuse: whether other values than 1 are accepted for it.
 
     """
     keys = OPENPI_KEYS.get(robot.name)
@@ -73,6 +75,7 @@ def server_metadata(
         "openpi_keys": openpi,
         "max_frame_bytes": max_frame,
         "chunk_modes": list(chunk_modes),
+        "kv_reuse": kv_reuse and bool(chunk_modes),
     }
 
 

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from pi05_ros.policy import Policy
-from pi05_ros.policy.chunking.chunk_generator import supported_modes
-from pi05_ros.policy.chunking.continuing import ContinuingPolicy
+from pi05_ros.policy.chunking.chunk_generator import Finished, supported_modes
+from pi05_ros.policy.chunking.continuing import Carried, ContinuingPolicy
 from pi05_ros.policy.interface import MAX_SEED, ActionChunk, Observation, PolicyInfo
+from pi05_ros.policy.remote.array_codec import pack, unpack
 from pi05_ros.policy.remote.errors import WireError
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.serving.chunk_rules import NO_CONTINUATION, ChunkRules
@@ -117,6 +118,53 @@ class Session:
         answer["server_timing"] = {"infer_ms": infer_ms}
         return answer
 
+    # between two processes --------------------------------------------------------------------
+
+    def carried(self) -> bytes:
+        """What the next answer needs of this one, packed; empty if that is nothing."""
+        state = None if self._continuing is None else self._continuing.carried()
+        if state is None or self._used.reuse != "1":
+            return b""
+        return pack(
+            {
+                "mode": self._used.mode,
+                "checkpoint_hash": self._policy.info.checkpoint_hash,
+                "stamp_ns": self._stamp_ns,
+                "normalized": state.last.normalized,
+                "anchor": state.last.anchor,
+                "model_state": state.last.model_state,
+                "first_ns": state.first_ns,
+                "last_ns": state.last_ns,
+                "delays_s": list(state.delays_s),
+            }
+        )
+
+    def resume(self, carried: bytes) -> None:
+        """Go on where a session of another process was; afresh if that had another checkpoint."""
+        state = unpack(carried).value
+        if state["checkpoint_hash"] != self._policy.info.checkpoint_hash:
+            return
+        self._continue_with(ChunkRules(state["mode"])).resume(
+            Carried(
+                Finished(state["normalized"], state["anchor"], state["model_state"]),
+                state["first_ns"],
+                state["last_ns"],
+                tuple(state["delays_s"]),
+            )
+        )
+        self._stamp_ns = state["stamp_ns"]
+
+    def _continue_with(self, rules: ChunkRules) -> ContinuingPolicy:
+        """The one for these rules; raises for a mode that the engine does not have."""
+        if not isinstance(self._policy, Policy):
+            raise WireError(NO_CONTINUATION)
+        if self._continuing is None:
+            self._continuing = ContinuingPolicy(self._policy, rules.mode, rules.reuse)
+            self._used = rules
+        return self._continuing
+
+    # one answer -------------------------------------------------------------------------------
+
     def _columns(self, chunk: ActionChunk) -> dict[str, Any]:
         """What the columns of an answer are; the same for nearly all of a session."""
         of = (chunk.names, chunk.meanings, chunk.units)
@@ -147,14 +195,9 @@ class Session:
             raise WireError(
                 "kv_reuse is not for requests in openpi's keys; send our own form (images, state)"
             )
-        if not isinstance(self._policy, Policy):
-            raise WireError(NO_CONTINUATION)
-        if self._continuing is None:
-            # Raises for a mode that the engine does not have.
-            self._continuing = ContinuingPolicy(self._policy, rules.mode, rules.reuse)
-            self._used = rules
+        continuing = self._continue_with(rules)
         stamp_ns = self._time(request, obs)
-        chunk = self._continuing.infer(
+        chunk = continuing.infer(
             dataclasses.replace(obs, stamp_ns=stamp_ns),
             seed=seed,
             denoise_steps=steps,

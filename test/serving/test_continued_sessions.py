@@ -22,10 +22,11 @@ from pi05_ros.resources import config_dir
 from pi05_ros.runtime.parameters import PolicyParameters
 from pi05_ros.runtime.policy_loading import load_policy
 from pi05_ros.serving.chunk_rules import ChunkRules
+from pi05_ros.serving.fleet.fleet_replica import FleetReplica
 from pi05_ros.serving.fleet.ray_fleet import FleetSession
 from pi05_ros.serving.metadata import server_metadata
 from pi05_ros.serving.requests import parse_request
-from pi05_ros.serving.server import ServerOptions
+from pi05_ros.serving.server import PolicyServer, ServerOptions
 from pi05_ros.serving.service import policy_server
 
 STEP_S = 10.0  # so long that the delay is one step on any machine
@@ -190,9 +191,120 @@ def test_chunks_that_stand_alone_are_said_to():
         assert "chunks of this server stand alone" in ask(**request, kv_reuse=2)
         with pytest.raises(RemoteError, match="the server's chunks stand alone"):
             remote(server.port, chunk_mode="identity")
-    request = parse_request({**request, "chunk_mode": "vjp"}, load_profile("droid"))
-    with pytest.raises(Pi05Error, match="stand alone"):
+    request = parse_request({**request, "kv_reuse": 2}, load_profile("droid"))
+    with pytest.raises(Pi05Error, match="a fleet does not keep KV caches"):
         FleetSession(None).answer(request)
+
+
+class Replicas:
+    """A deployment of Ray Serve in this process: every request goes to the next replica."""
+
+    def __init__(self, replicas):
+        self.replicas, self.dying, self.turn = replicas, 0, 0
+        self.infer = self
+
+    def remote(self, *arguments):
+        return Replicas.Asked(lambda: self._answer(*arguments))
+
+    def _answer(self, *arguments):
+        replica = self.replicas[self.turn % len(self.replicas)]
+        self.turn += 1
+        answer = replica.infer(*arguments)
+        if self.dying:  # after its work, which nobody gets to see
+            self.dying -= 1
+            raise ConnectionResetError("the replica died")
+        return answer
+
+    class Asked:
+        def __init__(self, call):
+            self.call = call
+
+        def result(self, timeout_s):
+            return self.call()
+
+
+@contextlib.contextmanager
+def fleet(handle, robot):
+    server = Running(StubPolicy(robot))
+    server.server = PolicyServer(
+        robot,
+        lambda: unpack(handle.replicas[0].describe()).value,
+        lambda: FleetSession(handle, lost=(ConnectionResetError,)),
+        ServerOptions(port=0),
+    )
+    server.start()
+    try:
+        yield server.port
+    finally:
+        server.stop()
+        server.join()
+
+
+def replica(slow_arm, seed):
+    load = {"robot": slow_arm, "device": "cpu", "denoise_steps": 2, "threads": 1}
+    return FleetReplica(f"random:tiny:{seed}", load, 2**24)
+
+
+@pytest.mark.parametrize("mode", ["identity", "trained"])
+def test_a_fleet_continues_chunks_whichever_replica_answers_or_dies(policy, slow_arm, mode):
+    moments = [(0, 1), (2, 2), (3, 3), (5.5, 4), (40, 5), (41, 6), (42, 7)]
+    other = [(0, 11), (1, 12), (4, 13), (5, 14), (6, 15), (7, 16), (8, 17)]
+    expected = [local_chunks(policy, mode, "1", which) for which in (moments, other)]
+    handle = Replicas([replica(slow_arm, 0), replica(slow_arm, 0)])
+    with fleet(handle, policy.robot) as port, session(port) as first, session(port) as second:
+        for number in range(len(moments)):
+            for ask, which, chunks in (
+                (first, moments, expected[0]),
+                (second, other, expected[1]),
+            ):
+                step, seed = which[number]
+                since = {"steps_since": step - which[number - 1][0]} if number else {}
+                handle.dying = number % 3
+                answer = ask(
+                    **wire(observation(step, seed), seed=seed, delay_steps=1, **since),
+                    chunk_mode=mode,
+                )
+                np.testing.assert_array_equal(answer["actions"], chunks[number])
+        handle.dying = 100
+        assert "4 replicas in a row did not answer: the replica died" in first(
+            **wire(observation(43, 8), seed=8, delay_steps=1), steps_since=1, chunk_mode=mode
+        )
+        handle.dying = 0
+        answer = first(
+            **wire(observation(43, 8), seed=8, delay_steps=1), steps_since=1, chunk_mode=mode
+        )
+        chunks = local_chunks(policy, mode, "1", [*moments, (43, 8)])
+        np.testing.assert_array_equal(answer["actions"], chunks[-1])
+
+
+def test_a_chunk_of_another_checkpoint_is_not_continued_and_the_node_s_policy_is_told(
+    policy, slow_arm
+):
+    replicas = [replica(slow_arm, 0), replica(slow_arm, 5)]
+    handle = Replicas(replicas[:1])
+    rules = {"chunk_mode": "identity", "delay_steps": 1}
+    with fleet(handle, policy.robot) as port, session(port) as ask:
+        chunks = local_chunks(policy, "identity", "1", [(0, 1), (1, 2)])
+        for number, since in ((0, {}), (1, {"steps_since": 1})):
+            answer = ask(
+                **wire(observation(number, number + 1), seed=number + 1), **rules, **since
+            )
+            np.testing.assert_array_equal(answer["actions"], chunks[number])
+        handle.replicas = replicas[1:]
+        new = Policy.load(
+            "random:tiny:5", robot=slow_arm, device="cpu", denoise_steps=2, threads=1
+        )
+        chunks = local_chunks(new, "identity", "1", [(0, 3), (2, 4)])
+        new.close()
+        for number, seed in ((0, 3), (1, 4)):
+            answer = ask(**wire(observation(2 * number, seed), seed=seed), **rules, steps_since=2)
+            np.testing.assert_array_equal(answer["actions"], chunks[number])
+        with pytest.raises(RemoteError, match="no kv_reuse '2'"):
+            remote(port, robot=str(slow_arm), chunk_mode="identity", kv_reuse="2")
+        far = remote(port, robot=str(slow_arm), chunk_mode="identity")
+        far.infer(observation(0, 1), seed=1)
+        far.close()
+        assert "stand alone" not in ask(**wire(observation(5, 5), seed=5), chunk_mode="plain")
 
 
 def remote(port, robot=None, **options):

@@ -12,6 +12,7 @@ from serving_rig import Running, StubPolicy
 from websockets.sync.client import connect
 
 from pi05_ros.policy import Observation, Policy, load_profile
+from pi05_ros.policy.chunking.continuing import ContinuingPolicy
 from pi05_ros.policy.remote.array_codec import pack, unpack
 from pi05_ros.serving.errors import ServingError
 from pi05_ros.serving.fleet.ray_fleet import (
@@ -34,6 +35,7 @@ REPORT = os.environ.get("PI05_FLEET_REPORT")
 LOAD = {"robot": "droid", "tokenizer": "bytes", "device": "cpu", "denoise_steps": 1, "threads": 1}
 DROID = load_profile("droid")
 MAX_FRAME = 2**20
+MODES = ("plain", "identity", "trained")
 
 
 def request(seed):
@@ -44,16 +46,30 @@ def request(seed):
     return {"images": images, "state": np.linspace(-0.5, 0.5, 8), "prompt": "pick", "seed": seed}
 
 
-def expected(checkpoint):
-    """Answers of the policy in this process, by seed."""
-    policy = Policy.load(checkpoint, **LOAD)
-    try:
+class OneServer:
+    """What one server would answer, whose checkpoint changes as the fleet's does."""
+
+    def __init__(self, *checkpoints):
+        self.policies = [Policy.load(checkpoint, **LOAD) for checkpoint in checkpoints]
+        self.by_hash = {policy.info.checkpoint_hash: policy for policy in self.policies}
         value = request(0)
-        obs = Observation(value["images"], value["state"], "pick")
-        found = {seed: policy.infer(obs, seed=seed).actions for seed in range(4)}
-        return policy.info.checkpoint_hash, found
-    finally:
-        policy.close()
+        self.images, self.state = value["images"], value["state"]
+
+    def chunks(self, mode, asked):
+        """Actions for (seed, checkpoint hash) pairs, one control step after the other."""
+        makers = {h: ContinuingPolicy(p, mode) for h, p in self.by_hash.items()}
+        before = None
+        for number, (seed, found) in enumerate(asked):
+            if found != before:  # another model's chunk is not continued
+                makers[found].forget()
+            before = found
+            stamp_ns = 10**9 + number * round(DROID.step_s * 1e9)
+            obs = Observation(self.images, self.state, "pick", stamp_ns=stamp_ns)
+            yield makers[found].infer(obs, seed=seed, delay=1).actions
+
+    def close(self):
+        for policy in self.policies:
+            policy.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +90,11 @@ def actor_names(ray):
 
 
 class FleetRobot(threading.Thread):
-    """Asks until told to stop; remembers every answer."""
+    """Asks until told to stop; remembers every answer. Its chunks continue each other, or not."""
 
-    def __init__(self, port, stop):
+    def __init__(self, port, stop, mode):
         super().__init__(daemon=True)
-        self.port, self.stop_event = port, stop
+        self.port, self.stop_event, self.mode = port, stop, mode
         self.answers, self.errors, self.asked, self.took_s = [], [], 0, []
 
     def run(self):
@@ -88,7 +104,8 @@ class FleetRobot(threading.Thread):
                 seed = self.asked % 4
                 self.asked += 1
                 began = time.monotonic()
-                ws.send(pack(request(seed)))
+                since = {"steps_since": 1} if self.answers else {}
+                ws.send(pack(request(seed) | since | {"chunk_mode": self.mode, "delay_steps": 1}))
                 answer = ws.recv(120)
                 self.took_s.append(time.monotonic() - began)
                 if isinstance(answer, str):
@@ -109,7 +126,7 @@ def test_a_killed_replica_and_a_new_checkpoint_cost_no_answer(cluster):
     )
     front.start()
     stop = threading.Event()
-    robots = [FleetRobot(front.port, stop) for _ in range(ROBOTS)]
+    robots = [FleetRobot(front.port, stop, MODES[n % len(MODES)]) for n in range(ROBOTS)]
     try:
         for robot in robots:
             robot.start()
@@ -136,13 +153,14 @@ def test_a_killed_replica_and_a_new_checkpoint_cost_no_answer(cluster):
         Path(REPORT).write_text(figures(robots), "utf-8")
     assert not any(robot.errors for robot in robots), [r.errors[:2] for r in robots]
     assert all(robot.asked == len(robot.answers) for robot in robots)
-    right = dict(expected(f"random:tiny:{n}") for n in (1, 2))
+    one = OneServer("random:tiny:1", "random:tiny:2")
     for robot in robots:
-        hashes = [found for _, found, _ in robot.answers]
-        assert set(hashes) <= set(right)
-        assert (hashes[0], hashes[-1]) == tuple(right)
-        for seed, found, actions in robot.answers:
-            np.testing.assert_array_equal(actions, right[found][seed])
+        asked = [(seed, found) for seed, found, _ in robot.answers]
+        assert {found for _, found in asked} <= set(one.by_hash)
+        assert (asked[0][1], asked[-1][1]) == tuple(one.by_hash)
+        for answer, right in zip(robot.answers, one.chunks(robot.mode, asked), strict=True):
+            np.testing.assert_array_equal(answer[2], right)
+    one.close()
     from ray import serve
 
     assert serve.status().applications[APPLICATION].status == "RUNNING"

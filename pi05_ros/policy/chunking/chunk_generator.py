@@ -100,6 +100,22 @@ class GeneratedChunk:
 
 
 @dataclass(frozen=True)
+class Finished:
+    """What the next chunk continues of one.
+
+    Attributes:
+        normalized: the chunk ``[H, 32]``, as the model gave it.
+        anchor: see `GeneratedChunk`.
+        model_state: state ``[n]`` in the model's conventions, which its deltas refer to.
+
+    """
+
+    normalized: np.ndarray
+    anchor: float
+    model_state: np.ndarray
+
+
+@dataclass(frozen=True)
 class Continued:
     """Arguments of `Policy.denoise` that continue a chunk; neither for a free one."""
 
@@ -140,8 +156,7 @@ class ChunkGenerator:
         self.vision = None if vision_change is None else VisionCache(policy.engine, vision_change)
         self.reuse = reuse or EveryN(1)
         self._episode = 0
-        # Finished last: its episode, the chunk, and the model's state that its deltas refer to.
-        self._last: tuple[int, GeneratedChunk, np.ndarray] | None = None
+        self._last: tuple[int, Finished] | None = None  # and its episode
         self.reset()
 
     def reset(self) -> None:
@@ -155,6 +170,17 @@ class ChunkGenerator:
         self._episode += 1
         self._anchor: Anchor | None = None
         self.fresh_caches = 0
+
+    @property
+    def finished(self) -> Finished | None:
+        """What the next chunk would continue; None after a reset."""
+        episode, last = self._last or (0, None)
+        return last if episode == self._episode else None
+
+    def resume(self, last: Finished) -> None:
+        """Go on from a chunk that another generator of this policy has finished."""
+        self.reset()
+        self._last = (self._episode, last)
 
     def make(
         self,
@@ -221,12 +247,12 @@ class ChunkGenerator:
 
     def _plan(self, step: float, old: bool) -> RemainingMotion:
         """What the chunk finished last has still to do at a step."""
-        episode, last, _ = self._last or (0, None, None)
+        episode, last = self._last or (0, None)
         if last is None or episode != self._episode:
             return RemainingMotion(old=old)
         # Grippers (no deltas) do not count, nor do columns beyond the robot's.
         moving = np.flatnonzero(self.policy.robot.delta_mask)
-        rows = rows_from(last.chunk.normalized, step - last.anchor)
+        rows = rows_from(last.normalized, step - last.anchor)
         soon = rows[: self.policy.info.horizon // 4 + 1, moving]
         if len(soon) < 2 or not moving.size:
             return RemainingMotion(old=old)
@@ -246,7 +272,10 @@ class ChunkGenerator:
             dataclasses.replace(chunk, kv_age=started.anchor.age), started.anchor.step
         )
         if np.isfinite(chunk.actions).all():
-            self._last = (started.episode, made, started.prefilled.model_state)
+            self._last = (
+                started.episode,
+                Finished(chunk.normalized, made.anchor, started.prefilled.model_state),
+            )
         return made
 
     def continued(self, rest: Continuation) -> Continued:
@@ -266,17 +295,17 @@ class ChunkGenerator:
         """What of the chunk before ``started`` has to continue."""
         if self._last is None or self.mode == "plain":
             return None
-        episode, last, state = self._last
+        episode, last = self._last
         if episode != started.episode:
             return None
         policy, anchor = self.policy, started.anchor
         return continuation(
-            np.asarray(last.chunk.normalized, dtype=np.float64),
+            np.asarray(last.normalized, dtype=np.float64),
             anchor.step - last.anchor,
-            np.subtract(started.prefilled.model_state, state, dtype=np.float64),
+            np.subtract(started.prefilled.model_state, last.model_state, dtype=np.float64),
             delta_mask=policy.robot.delta_mask,
             normalizer=policy.recipe.normalization.actions,
             columns=len(policy.robot.action_names),
-            horizon=len(last.chunk.normalized),
+            horizon=len(last.normalized),
             delay=delay + MARGIN + round(started.step - anchor.step),
         )

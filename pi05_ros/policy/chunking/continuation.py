@@ -86,6 +86,11 @@ class DelayEstimator:
         self._step_s = step_s
         self._recent: deque[float] = deque([initial_s], maxlen=window)
 
+    @property
+    def recent(self) -> tuple[float, ...]:
+        """What was recorded last, oldest first."""
+        return tuple(self._recent)
+
     def record(self, latency_s: float) -> None:
         """Remember how long an inference took; not finite is ignored."""
         if math.isfinite(latency_s) and latency_s >= 0:

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pi05_ros.backends.engine import EngineHealth
-from pi05_ros.policy.chunking.chunk_generator import ChunkGenerator, Continued, PendingChunk
+from pi05_ros.policy.chunking.chunk_generator import (
+    ChunkGenerator,
+    Continued,
+    Finished,
+    PendingChunk,
+)
 from pi05_ros.policy.chunking.continuation import Continuation, DelayEstimator, rows_from
 from pi05_ros.policy.chunking.kv_reuse import make_rule
 from pi05_ros.policy.interface import ActionChunk, Observation
@@ -36,6 +41,23 @@ class Started:
     began_s: float
     age_s: float
     delay: int | None = None
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a `ContinuingPolicy` without KV reuse knows between two inferences.
+
+    Attributes:
+        last: chunk before.
+        first_ns, last_ns: stamps of the first observation since it started afresh, and the last.
+        delays_s: of the last inferences.
+
+    """
+
+    last: Finished
+    first_ns: int
+    last_ns: int
+    delays_s: tuple[float, ...]
 
 
 class ContinuingPolicy:
@@ -141,6 +163,21 @@ class ContinuingPolicy:
             actions=rows_from(made.chunk.actions, ahead).astype("float32"),
             normalized=rows_from(made.chunk.normalized, ahead).astype("float32"),
         )
+
+    def carried(self) -> Carried | None:
+        """What the next inference needs of those before; None if that is nothing."""
+        last = self._maker.finished
+        if last is None or self._afresh:
+            return None
+        return Carried(last, self._first_ns, self._last_ns, self._delay.recent)
+
+    def resume(self, carried: Carried) -> None:
+        """Go on where another one of the same policy, mode and rule was."""
+        self._maker.resume(carried.last)
+        self._first_ns, self._last_ns = carried.first_ns, carried.last_ns
+        self._afresh = False
+        for delay_s in carried.delays_s:
+            self._delay.record(delay_s)
 
     def warm_up(self) -> float:
         """See `Policy.warm_up`; a second time with something to continue, if chunks do that."""

@@ -97,7 +97,7 @@ class RemotePolicy:
         """Check a new connection's metadata; a server must not change into another model."""
         facts = read_metadata(metadata, self._profile, self._control_hz)
         if self._options.continuing:
-            facts.require_continuation(self._options.chunk_mode)
+            facts.require_continuation(self._options.chunk_mode, self._options.kv_reuse)
         before = self._facts
         if before is not None and before.identity != facts.identity:
             raise RemoteError(

@@ -37,7 +37,7 @@ _TYPED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("assumptions", "chunk_modes"), _texts),
     "horizon": _whole(1),
     "denoise_steps": _whole(0),
-    "random_weights": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("random_weights", "kv_reuse"), lambda value: isinstance(value, bool)),
 }
 """What is used of the metadata, and whether a value is one that can be."""
 
@@ -66,8 +66,8 @@ class ServerFacts:
         parts = (self.metadata.get(name) for name in ("checkpoint_hash", "statistics_hash"))
         return " ".join(str(part) for part in parts if part)
 
-    def require_continuation(self, mode: str) -> None:
-        """Check that the server continues chunks in a mode; raises RemoteError."""
+    def require_continuation(self, mode: str, reuse: str = "1") -> None:
+        """Check that the server continues chunks in a mode and by a rule; raises RemoteError."""
         modes = self.metadata.get("chunk_modes")
         if not self.own or not modes:
             raise RemoteError(
@@ -77,6 +77,8 @@ class ServerFacts:
             raise RemoteError(
                 f"the server has no chunk_mode {mode!r}; accepted: {', '.join(modes)}"
             )
+        if reuse != "1" and not self.metadata.get("kv_reuse", True):
+            raise RemoteError(f"the server has no kv_reuse {reuse!r} (a fleet?); accepted: 1")
 
     def info(self, url: str) -> PolicyInfo:
         """The policy's description."""

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from pi05_ros.policy import Observation, Policy
+from pi05_ros.policy.chunking.kv_reuse import MODES
 from pi05_ros.policy.remote.array_codec import pack, unpack
+from pi05_ros.serving.chunk_rules import ChunkRules
 from pi05_ros.serving.metadata import server_metadata, statistics_hash
 from pi05_ros.serving.openpi_units import OpenpiUnits
 from pi05_ros.serving.requests import parse_request
-from pi05_ros.serving.session import Session
+from pi05_ros.serving.service import warm_up
+from pi05_ros.serving.session import Session, offered_modes
 
 
 class FleetReplica:
@@ -27,31 +30,39 @@ class FleetReplica:
     Args:
         checkpoint, load: arguments of `Policy.load`.
         max_frame: of the front, for the metadata.
+        mode: in which chunks will be asked to continue each other.
 
     Raises:
         Pi05Error: see `Policy.load`.
 
     """
 
-    def __init__(self, checkpoint: str, load: Mapping[str, Any], max_frame: int) -> None:
+    def __init__(
+        self, checkpoint: str, load: Mapping[str, Any], max_frame: int, mode: str = MODES[0]
+    ) -> None:
         self._policy = Policy.load(checkpoint, **load)
-        self._policy.warm_up()
+        warm_up(self._policy, ChunkRules(mode))
         self._lock = threading.Lock()
         self._openpi = OpenpiUnits(self._policy.recipe)
         self._metadata = server_metadata(
-            self._policy.info, self._policy.robot, statistics_hash(self._policy.recipe), max_frame
-        )
+            self._policy.info, self._policy.robot, statistics_hash(self._policy.recipe), max_frame,
+            offered_modes(self._policy), kv_reuse=False,
+        )  # fmt: skip
 
     def describe(self) -> bytes:
         """Metadata of the policy, packed."""
         return pack(self._metadata)
 
-    def infer(self, frame: bytes, openpi: bool) -> bytes:
+    def infer(self, frame: bytes, openpi: bool, carried: bytes) -> tuple[bytes, bytes]:
         """Answer one request in our own form, which names its seed.
 
         Args:
             frame: packed request.
             openpi: state and answer are in openpi's numbers.
+            carried: what it continues, from the answer before; empty for nothing.
+
+        Returns:
+            The answer, and what to send with the next request.
 
         Raises:
             Pi05Error: the request is not as accepted.
@@ -60,9 +71,11 @@ class FleetReplica:
         request = parse_request(unpack(frame).value, self._policy.robot)
         with self._lock:
             session = Session(self._policy, openpi=self._openpi)
+            if carried:
+                session.resume(carried)
             answer = session.answer(dataclasses.replace(request, openpi=openpi))
         answer["checkpoint_hash"] = self._metadata["checkpoint_hash"]
-        return pack(answer)
+        return pack(answer), session.carried()
 
     def check_health(self) -> None:
         """A real inference on black images; raises what it raises."""

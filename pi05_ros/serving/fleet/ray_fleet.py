@@ -3,7 +3,8 @@
 Ray Serve places the replicas, restarts dead ones, scales them by their queues and changes the
 checkpoint replica by replica. The front is the same `PolicyServer` as for one policy: it counts
 the seeds of its sessions, so any replica can answer any request, and a request whose replica dies
-is given to another one.
+is given to another one. What a chunk continues comes back with each answer and goes out with the
+next request, so that a replica keeps nothing that could be lost with it.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pi05_ros.policy.chunking.kv_reuse import MODES
 from pi05_ros.policy.interface import MAX_SEED
 from pi05_ros.policy.remote.array_codec import pack, unpack
 from pi05_ros.policy.remote.errors import WireError
 from pi05_ros.policy.remote.server_facts import read_metadata
 from pi05_ros.policy.robots.profile_yaml import load_profile
-from pi05_ros.serving.chunk_rules import NO_CONTINUATION
+from pi05_ros.serving.chunk_rules import NO_KV_REUSE
 from pi05_ros.serving.errors import ServingError
 from pi05_ros.serving.fleet.fleet_replica import FleetReplica
 from pi05_ros.serving.requests import Request
@@ -42,6 +44,7 @@ class FleetOptions:
         max_replicas: at most; more than ``replicas`` scales by the length of the queues.
         gpus, cpus: of each replica; 0.25 GPUs puts four on one.
         load: further arguments of `Policy.load`.
+        chunk_mode: of requests that name none.
 
     """
 
@@ -51,6 +54,7 @@ class FleetOptions:
     gpus: float = 0.0
     cpus: float = 1.0
     load: Mapping[str, Any] = field(default_factory=dict)
+    chunk_mode: str = MODES[0]
 
     def __post_init__(self) -> None:
         if self.replicas < 1 or (self.max_replicas and self.max_replicas < self.replicas):
@@ -125,7 +129,7 @@ def deploy(checkpoint: str, options: FleetOptions, max_frame: int) -> Any:
     )
     try:
         return serve.run(
-            replica.bind(checkpoint, dict(options.load), max_frame),
+            replica.bind(checkpoint, dict(options.load), max_frame, options.chunk_mode),
             name=APPLICATION,
             route_prefix=None,
         )
@@ -139,43 +143,62 @@ class FleetSession:
     Args:
         handle: of the deployment.
         seed: request i without a seed of its own uses seed + i.
+        chunk_mode: of requests that name none.
+        lost: errors that say nothing of the request, which another replica may answer.
 
     """
 
-    def __init__(self, handle: Any, seed: int = 0) -> None:
+    def __init__(
+        self,
+        handle: Any,
+        seed: int = 0,
+        chunk_mode: str = MODES[0],
+        lost: tuple[type[BaseException], ...] = (TimeoutError,),
+    ) -> None:
         self._handle = handle
+        self._lost = lost
         self._seed = seed
+        self._mode = chunk_mode
         self._count = 0
+        self._carried = ("", b"")  # the mode, and what its next chunk continues
 
     def answer(self, request: Request) -> dict[str, Any]:
         """See `Session.answer`; also raises ServingError when replicas keep dying."""
         if request.reset:
             self._count = 0
+            self._carried = ("", b"")
         if request.observation is None:
             return {"reset": True}
-        if request.chunk_mode not in (None, "plain") or request.kv_reuse not in (None, "1"):
-            raise WireError(NO_CONTINUATION)
+        if request.kv_reuse not in (None, "1"):
+            raise WireError(NO_KV_REUSE)
+        mode = request.chunk_mode or self._mode
+        if mode != self._carried[0]:
+            self._carried = (mode, b"")
         seed = request.seed
         if seed is None:
             seed = (self._seed + self._count) % (MAX_SEED + 1)
             self._count += 1
-        frame = pack_request(dataclasses.replace(request, seed=seed))
-        from ray.exceptions import RayActorError, RayTaskError
+        asked = dataclasses.replace(request, seed=seed, chunk_mode=mode)
+        answer, carried = self._ask(pack_request(asked), request.openpi)
+        self._carried = (mode, carried)
+        value = unpack(answer).value
+        assert isinstance(value, dict)
+        return value
 
+    def _ask(self, frame: bytes, openpi: bool) -> tuple[bytes, bytes]:
+        """Any replica's answer, and what the next one continues."""
         why = ""
         for _ in range(TRIES):
             try:
-                answer = self._handle.infer.remote(frame, request.openpi).result(
-                    timeout_s=ANSWER_S
-                )
-            except RayTaskError as error:
-                raise ServingError(_cause(error)) from error
-            except (RayActorError, TimeoutError) as error:
+                asked = self._handle.infer.remote(frame, openpi, self._carried[1])
+                answer, carried = asked.result(timeout_s=ANSWER_S)
+                return bytes(answer), bytes(carried)
+            except self._lost as error:
                 why = _cause(error)
-                continue
-            value = unpack(answer).value
-            assert isinstance(value, dict)
-            return value
+            except Exception as error:
+                if isinstance(getattr(error, "cause", error), ServingError):  # not finite
+                    self._carried = ("", b"")
+                raise ServingError(_cause(error)) from error
         raise ServingError(f"{TRIES} replicas in a row did not answer: {why}")
 
 
@@ -189,13 +212,18 @@ def pack_request(request: Request) -> bytes:
     }  # fmt: skip
     if obs.prompt is not None:
         value["prompt"] = obs.prompt
-    if request.denoise_steps is not None:
-        value["denoise_steps"] = request.denoise_steps
+    for name in ("denoise_steps", "chunk_mode", "steps_since", "delay_steps"):
+        if (said := getattr(request, name)) is not None:
+            value[name] = said
     return pack(value)
 
 
 def fleet_server(
-    handle: Any, options: ServerOptions, robot: str | None = None, seed: int = 0
+    handle: Any,
+    options: ServerOptions,
+    robot: str | None = None,
+    seed: int = 0,
+    chunk_mode: str = MODES[0],
 ) -> PolicyServer:
     """The front of a running fleet.
 
@@ -203,6 +231,9 @@ def fleet_server(
         ServingError, RemoteError: see `PolicyServer`, or the replicas serve another robot.
 
     """
+    from ray.exceptions import RayActorError
+
+    lost = (RayActorError, TimeoutError)
 
     def describe() -> dict[str, Any]:
         found = unpack(handle.describe.remote().result(timeout_s=ANSWER_S)).value
@@ -210,7 +241,9 @@ def fleet_server(
         return found
 
     profile = read_metadata(describe(), None if robot is None else load_profile(robot)).robot
-    return PolicyServer(profile, describe, lambda: FleetSession(handle, seed), options)
+    return PolicyServer(
+        profile, describe, lambda: FleetSession(handle, seed, chunk_mode, lost), options
+    )
 
 
 def _cause(error: BaseException) -> str:
