@@ -67,6 +67,10 @@ def _enter(device: int) -> None:
     torch.cuda.init()
     current, ordinal, primary = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_void_p()
     _call("cuDeviceGet", ctypes.byref(ordinal), device)
+    flags, active = ctypes.c_uint(), ctypes.c_int()
+    _call("cuDevicePrimaryCtxGetState", ordinal, ctypes.byref(flags), ctypes.byref(active))
+    if not active.value:
+        torch.cuda.synchronize(device)  # PyTorch makes its context with its first call
     _call("cuCtxGetCurrent", ctypes.byref(current))
     _call("cuDevicePrimaryCtxRetain", ctypes.byref(primary), ordinal)
     _call("cuDevicePrimaryCtxRelease_v2", ordinal)  # PyTorch holds it for as long as it lives
