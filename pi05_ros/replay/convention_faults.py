@@ -59,7 +59,7 @@ def column_hypotheses(w: Windows) -> Iterator[Hypothesis]:
             yield Hypothesis(kind, text.format(", ".join(names)), names, number, errors, fitted)
 
     everything = range(len(w.names))
-    moving = [j for j in everything if w.moves[j]]  # the size of what stands still says nothing
+    sized = [j for j in everything if w.sizes[j]]
     grippers = [j for j in everything if w.grippers[j]]
     joints = [j for j in everything if not w.grippers[j]]
     yield from one("sign", "sign of {} is reversed", -1.0, lambda p: -p, joints)
@@ -79,16 +79,16 @@ def column_hypotheses(w: Windows) -> Iterator[Hypothesis]:
         (1 / DEGREES, "{} is in degrees and read as radians"),
         (DEGREES, "{} is in radians and read as degrees"),
     ):
-        sized = [j for j in moving if j in joints]
-        yield from one("degrees", text, factor, _times(factor), sized)
-        yield from one("degrees", text, factor, _times(factor, state), sized)
+        yield from one("degrees", text, factor, _times(factor), [j for j in joints if j in sized])
+        among = [j for j in joints if w.moves[j]]
+        yield from one("degrees", text, factor, _times(factor, state), among)
     for factor, text in (
         (100.0, "{} is a fraction and read as percent"),
         (0.01, "{} is percent and read as a fraction"),
         (1000.0, "{} is in meters and read as millimeters"),
         (0.001, "{} is in millimeters and read as meters"),
     ):
-        yield from one("unit", text, factor, _times(factor), moving)
+        yield from one("unit", text, factor, _times(factor), sized)
     plus, minus = _shifted(state), _shifted(-state)
     yield from one(
         "delta_as_absolute",

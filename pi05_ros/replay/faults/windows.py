@@ -20,6 +20,8 @@ FITTED = 0.7
 """For each number that was fitted to a column, a hypothesis must leave this much less."""
 STILL = 0.05
 """Motion of a column below this share of the largest is no motion."""
+FAR = 0.3
+"""Size of a column, as a share of its motion, below which it is at 0."""
 CAP = 25.0
 
 
@@ -65,6 +67,15 @@ class Windows:
         done = self.slice()
         motion = np.sqrt(np.nanmean((done - done[:, :1]) ** 2, axis=(0, 1)))
         return np.asarray(motion > max(STILL * motion.max(), 1e-6))
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Whether the values of each column are far enough from 0 to have a size ``[A]``.
+
+        Whatever shrinks a chunk would explain a column that stays at 0.
+        """
+        size = np.sqrt(np.nanmean(self.slice() ** 2, axis=(0, 1)))
+        return np.asarray(self.moves | (size > FAR * self.motion))
 
     def slice(self, lag: float = 0.0, pace: float = 1.0) -> np.ndarray:
         """What was done at the steps of the chunk, or at other ones ``[N, H, A]``."""
