@@ -105,7 +105,7 @@ FAULTS = (
     Fault("stamp 0", "joint_states", "dropped.zero_stamp",
           "header stamp 0. Refused by default, since its age is unknown", _zero("joint_states")),
     Fault("unknown encoding", "base_camera", "dropped.encoding",
-          "Refused are those whose meaning is open, such as `8UC3` (channel order)",
+          "Encodings whose meaning is ambiguous are refused, such as `8UC3` (channel order)",
           _make("base_camera", changed_picture(encoding="8UC3"))),
     Fault("wrong step", "base_camera", "dropped.step", "images that cannot be read",
           _make("base_camera", changed_picture(step=7))),
