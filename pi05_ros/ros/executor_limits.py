@@ -13,34 +13,27 @@ from std_msgs.msg import String
 
 from pi05_ros.execution.limit_sources.urdf_limits import read_urdf
 from pi05_ros.execution.limits import (
-    DEFAULT_ACCELERATION_TIME_S,
     LimitsError,
     MergedLimits,
     limits_from_yaml,
     merge_limits,
 )
 from pi05_ros.ros import qos
+from pi05_ros.ros.executor_parameters import ExecutorParameters
 from pi05_ros.runtime.parameter_specs import ParameterError
 
 TOPIC = "robot_description"
 
 
-def read_limits(
-    limits_file: str,
-    robot_description: str,
-    joints: tuple[str, ...] = (),
-    moveit_limits_file: str = "",
-    acceleration_time_s: float = DEFAULT_ACCELERATION_TIME_S,
-    jerk_time_s: float = 0.0,
-) -> MergedLimits:
-    """Merge what is given; the arguments are the node's parameters of these names."""
+def read_limits(p: ExecutorParameters, robot_description: str) -> MergedLimits:
+    """Merge the files of the parameters and a robot description, where there is one."""
     files = [
         (Path(name).name, limits_from_yaml(Path(os.path.expanduser(name))))
-        for name in (limits_file, moveit_limits_file)
+        for name in (p.limits_file, p.moveit_limits_file)
         if name
     ]
     urdf = read_urdf(robot_description) if robot_description else None
-    return merge_limits(files, urdf, joints, acceleration_time_s, jerk_time_s)
+    return merge_limits(files, urdf, p.joints, p.acceleration_time_s, p.jerk_time_s)
 
 
 def wait_for_description(node: Node, timeout_s: float) -> str:
@@ -68,16 +61,7 @@ def _spin(node: Node, done: Callable[[], bool], timeout_s: float) -> None:
         executor.shutdown()
 
 
-def limits_of_node(
-    node: Node,
-    limits_file: str,
-    robot_description: str,
-    joints: tuple[str, ...],
-    moveit_limits_file: str,
-    acceleration_time_s: float,
-    timeout_s: float,
-    jerk_time_s: float = 0.0,
-) -> MergedLimits:
+def limits_of_node(node: Node, p: ExecutorParameters) -> MergedLimits:
     """Limits of the parameters; asks the topic where they need a robot description they lack.
 
     Raises:
@@ -85,20 +69,19 @@ def limits_of_node(
         ParameterError: neither files nor a robot description are given, and none comes.
 
     """
-    arguments = (joints, moveit_limits_file, acceleration_time_s, jerk_time_s)
     problem: LimitsError | None = None
-    if limits_file or robot_description or moveit_limits_file:
+    if p.limits_file or p.robot_description or p.moveit_limits_file:
         try:
-            return read_limits(limits_file, robot_description, *arguments)
+            return read_limits(p, p.robot_description)
         except LimitsError as error:
-            if robot_description or "cannot read" in str(error):
+            if p.robot_description or "cannot read" in str(error):
                 raise
             problem = error
-    topic = node.resolve_topic_name(TOPIC)
+    topic, timeout_s = node.resolve_topic_name(TOPIC), p.robot_description_timeout_s
     node.get_logger().info(f"waiting up to {timeout_s:g} s for the robot description on {topic}")
     text = wait_for_description(node, timeout_s)
     if text:
-        return read_limits(limits_file, text, *arguments)
+        return read_limits(p, text)
     waited = f"no robot description came on {topic} within {timeout_s:g} s"
     if problem is not None:
         raise LimitsError(f"{problem}; {waited}")

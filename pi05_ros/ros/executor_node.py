@@ -82,15 +82,7 @@ class ExecutorNode(Node):
             random_weights_allowed=p.allow_random_weights,
         )
         strategy = make_strategy(p.strategy, p.replace_after, p.ensemble_decay)
-        guard = guard_of_node(
-            self,
-            p.space_file,
-            p.robot_description,
-            limits,
-            settings.period_s,
-            p.robot_description_timeout_s,
-        )
-        self.core = Executor(limits, strategy, settings, guard)
+        self.core = Executor(limits, strategy, settings, guard_of_node(self, p, limits))
         self.core.speed_scale, self.core.hold_chunks = p.speed_scale, p.hold_chunks
         self._command = Command(None, WAITING, "not started")
         self._reason_age = ReasonAge()
@@ -236,16 +228,7 @@ class ExecutorNode(Node):
 
     def _read_limits(self, p: ExecutorParameters) -> JointLimits:
         """Limits of the parameters or of the topic; the result is logged as a table."""
-        merged = limits_of_node(
-            self,
-            p.limits_file,
-            p.robot_description,
-            p.joints,
-            p.moveit_limits_file,
-            p.acceleration_time_s,
-            p.robot_description_timeout_s,
-            p.jerk_time_s,
-        )
+        merged = limits_of_node(self, p)
         for note in merged.notes:
             self.get_logger().warning(note)
         self.get_logger().info(f"joint limits:\n{merged.table()}")

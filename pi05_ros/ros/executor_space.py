@@ -12,33 +12,28 @@ from pi05_ros.execution.space.make_guard import make_guard
 from pi05_ros.execution.space.space_file import SpaceError
 from pi05_ros.execution.space.space_guard import SpaceGuard
 from pi05_ros.ros.executor_limits import TOPIC, wait_for_description
+from pi05_ros.ros.executor_parameters import ExecutorParameters
 
 
-def guard_of_node(
-    node: Node,
-    space_file: str,
-    robot_description: str,
-    limits: JointLimits,
-    period_s: float,
-    timeout_s: float,
-) -> SpaceGuard | None:
+def guard_of_node(node: Node, p: ExecutorParameters, limits: JointLimits) -> SpaceGuard | None:
     """What watches the space, None without a space file; the latched topic is asked if need be.
 
     Raises:
         SpaceError: as `make_guard`, or no robot description comes in time.
 
     """
-    if not space_file:
+    if not p.space_file:
         return None
-    text = robot_description or wait_for_description(node, timeout_s)
+    timeout_s = p.robot_description_timeout_s
+    text = p.robot_description or wait_for_description(node, timeout_s)
     if not text:
         raise SpaceError(
             "space_file needs the shapes of the robot description: none came on "
             f"{node.resolve_topic_name(TOPIC)} within {timeout_s:g} s, and the parameter "
             "robot_description is empty"
         )
-    path = Path(os.path.expanduser(space_file))
-    guard, notes = make_guard(path, text, limits, period_s)
+    path = Path(os.path.expanduser(p.space_file))
+    guard, notes = make_guard(path, text, limits, 1.0 / p.control_rate_hz)
     for note in notes:
         node.get_logger().warning(f"space: {note}")
     return guard

@@ -173,15 +173,8 @@ class DelayMeasurement:
 
     def _limits(self, values: dict[str, Any]) -> tuple[JointLimits, np.ndarray]:
         """Limits as the executor has them, and where its joints are commanded or measured."""
-        merged = limits_of_node(
-            self._probe,
-            values["limits_file"],
-            values["robot_description"],
-            tuple(name for name in values["joints"] if name),
-            values["moveit_limits_file"],
-            values["acceleration_time_s"],
-            values["robot_description_timeout_s"],
-        )
+        joints = tuple(name for name in values["joints"] if name)
+        merged = limits_of_node(self._probe, ExecutorParameters(**{**values, "joints": joints}))
         limits, status = merged.limits, self._probe.status
         assert status is not None
         if self._probe.joint not in limits.names:

@@ -36,14 +36,8 @@ def read_goal(goal_id: str, request: RunPolicy.Goal, parameters: TaskParameters)
 
     """
     return check_goal(
+        **{name: getattr(request, name) for name in request.get_fields_and_field_types()},
         goal_id=goal_id,
-        prompt=request.prompt,
-        time_limit_s=request.time_limit_s,
-        end=request.end,
-        success_topic=request.success_topic,
-        hold_s=request.hold_s,
-        record=request.record,
-        speed_scale=request.speed_scale,
         default_time_limit_s=parameters.default_time_limit_s,
         default_success_topic=parameters.success_topic,
     )
