@@ -10,6 +10,7 @@ from typing import Any
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export.artifacts import find_calibration, graphs_for
 from pi05_ros.backends.export.export import export_all, require_onnx
+from pi05_ros.backends.export.export_document import GraphPlan
 from pi05_ros.backends.files import require_writable
 from pi05_ros.workflows.engine_requests import ExportRequest, GraphRequest, ModelRequest, Say
 from pi05_ros.workflows.subject import Subject, load_subject
@@ -28,29 +29,10 @@ def export_subject(
     calibration = None
     if quantized:
         calibration = find_calibration(subject.weights, graphs.calibration, model.cache)
+    plan = GraphPlan(activation, calibration, quantized, graphs.layout, full_steps)
     if out is None:
-        return graphs_for(
-            subject.model,
-            subject.weights,
-            subject.shapes,
-            activation,
-            calibration,
-            model.cache,
-            quantized,
-            graphs.layout,
-        )
-    document = export_all(
-        subject.model,
-        subject.weights,
-        subject.shapes,
-        out,
-        activation=activation,
-        calibration=calibration,
-        full_steps=full_steps,
-        quantized_stages=quantized,
-        layout=graphs.layout,
-    )
-    return out, document
+        return graphs_for(subject.model, subject.weights, subject.shapes, plan, model.cache)
+    return out, export_all(subject.model, subject.weights, subject.shapes, out, plan)
 
 
 def export(request: ExportRequest, say: Say = print) -> Path:

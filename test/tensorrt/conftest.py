@@ -16,6 +16,7 @@ import torch
 
 from pi05_ros.backends.export import export
 from pi05_ros.backends.export.export import ExportedStage, export_all
+from pi05_ros.backends.export.export_document import GraphPlan
 from pi05_ros.backends.identity import weights_id
 from pi05_ros.backends.quantization.calibrate import calibrate, reference_engine
 from pi05_ros.backends.quantization.calibration import Calibration
@@ -109,9 +110,7 @@ def graphs_fp32(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp("graphs") / "fp32"
-    export_all(
-        model, weights_id(model), shapes, folder, activation="fp32", calibration=calibration
-    )
+    export_all(model, weights_id(model), shapes, folder, GraphPlan("fp32", calibration))
     return folder
 
 
@@ -123,15 +122,8 @@ def graphs_fp16(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp("graphs") / "fp16"
-    export_all(
-        model,
-        weights_id(model),
-        shapes,
-        folder,
-        activation="fp16",
-        calibration=calibration,
-        full_steps=2,
-    )
+    plan = GraphPlan(calibration=calibration, full_steps=2)
+    export_all(model, weights_id(model), shapes, folder, plan)
     return folder
 
 
@@ -143,9 +135,8 @@ def graphs_mlp_only(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp("graphs") / "mlp_only"
-    export_all(
-        model, weights_id(model), shapes, folder, calibration=calibration, layout="mlp_only"
-    )
+    plan = GraphPlan(calibration=calibration, layout="mlp_only")
+    export_all(model, weights_id(model), shapes, folder, plan)
     return folder
 
 

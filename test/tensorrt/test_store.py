@@ -15,6 +15,7 @@ from pi05_ros.backends import files
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export.artifacts import graphs_for
+from pi05_ros.backends.export.export_document import GraphPlan
 from pi05_ros.backends.files import (
     cache_root,
     require_writable,
@@ -178,7 +179,8 @@ def test_engines_can_be_built_after_an_export_under_any_umask(
 
     before = os.umask(0o002)
     try:
-        graphs, _ = graphs_for(model, weights_id(model), shapes, "fp16", calibration, tmp_path)
+        plan = GraphPlan(calibration=calibration)
+        graphs, _ = graphs_for(model, weights_id(model), shapes, plan, tmp_path)
         found = build_engines(graphs, BuildFlags(), CPU, root=tmp_path)
     finally:
         os.umask(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.export.export import export_all
 from pi05_ros.backends.export.export_document import (
-    QUANTIZED,
+    GraphPlan,
     read_export,
     stage_precision,
     verify_export,
@@ -168,23 +167,14 @@ def graphs_for(
     model: Pi05,
     weights: str,
     shapes: StageShapes,
-    activation: str,
-    calibration: Calibration | None,
+    plan: GraphPlan,
     root: Path | None = None,
-    quantized_stages: Sequence[str] = QUANTIZED,
-    layout: str = "stages",
 ) -> tuple[Path, dict[str, Any]]:
     """Cache folder of exported graphs and their ``export.json``.
 
     They are exported now if they are not there yet, or not as they were written.
     """
-    identity = {
-        "shapes": shapes.as_dict(),
-        "activation": activation,
-        "calibration": calibration.digest if calibration else None,
-        "quantised_stages": list(quantized_stages) if calibration else [],
-        "layout": layout,
-    }
+    identity = plan.facts(shapes)
     name = hashlib.sha256(canonical(identity)).hexdigest()[:16]
     folder = model_folder(weights, root) / "onnx" / name
     kept = _kept_graphs(folder, identity)
@@ -194,17 +184,7 @@ def graphs_for(
         return folder, kept
     log.info("exporting graphs into %s", folder)
     make_model_folder(weights, root)
-    document = export_all(
-        model,
-        weights,
-        shapes,
-        folder,
-        activation=activation,
-        calibration=calibration,
-        quantized_stages=quantized_stages,
-        layout=layout,
-    )
-    return folder, document
+    return folder, export_all(model, weights, shapes, folder, plan)
 
 
 def _kept_graphs(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,13 @@ import torch
 from torch import nn
 
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.export.export_document import DTYPES, QUANTIZED, SCHEMA, graph_hash
+from pi05_ros.backends.export.export_document import (
+    DTYPES,
+    QUANTIZED,
+    SCHEMA,
+    GraphPlan,
+    graph_hash,
+)
 from pi05_ros.backends.export.fp4_graph import placeholders, write_fp4
 from pi05_ros.backends.export.mlp_only import mlp_module
 from pi05_ros.backends.files import sha256_file, whole_folder, write_atomically
@@ -262,12 +268,7 @@ def export_all(
     weights_id: str,
     shapes: StageShapes,
     directory: Path,
-    *,
-    activation: str = "fp16",
-    calibration: Calibration | None = None,
-    full_steps: int | None = None,
-    quantized_stages: Sequence[str] = QUANTIZED,
-    layout: str = "stages",
+    plan: GraphPlan,
 ) -> dict[str, Any]:
     """Export the three stages (and the full graph) and write ``export.json``.
 
@@ -277,35 +278,28 @@ def export_all(
         shapes: static shapes.
         directory: where the files go, all of them or none; older ones of the same names are
             replaced.
-        activation: "fp16" or "fp32".
-        calibration: scales for prefill and denoise.
-        full_steps: also export the full graph with this many steps.
-        quantized_stages: of prefill and denoise_step, those that take the calibration.
-        layout: "stages", or "mlp_only" for the prefill's MLPs one by one.
+        plan: what they hold.
 
     Returns:
         The content of ``export.json``.
 
     """
+    quantized_stages, calibration = plan.quantized_stages, plan.calibration
     unknown = set(quantized_stages) - set(QUANTIZED)
     if unknown:
         raise BackendError(f"stages {sorted(unknown)} are never quantized; those are {QUANTIZED}")
-    if full_steps and calibration and set(quantized_stages) != set(QUANTIZED):
+    if plan.full_steps and calibration and set(quantized_stages) != set(QUANTIZED):
         raise BackendError("the full graph is quantized as a whole: prefill and denoise_step")
-    stages = [*graphs_of(layout, shapes.depth), *(["full"] if full_steps else [])]
+    stages = [*graphs_of(plan.layout, shapes.depth), *(["full"] if plan.full_steps else [])]
     taking = {*quantized_stages, "full"}
     if "prefill" in quantized_stages:
         taking.update(name for name in stages if name.startswith(MLP_GRAPH))
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "weights": weights_id,
-        "activation": activation,
         "preset": calibration.preset if calibration else None,
-        "calibration": calibration.digest if calibration else None,
-        "shapes": shapes.as_dict(),
-        "full_steps": full_steps,
-        "layout": layout,
-        "quantised_stages": list(quantized_stages) if calibration else [],
+        "full_steps": plan.full_steps,
+        **plan.facts(shapes),
         "torch": torch.__version__,
         "stages": {},
     }
@@ -316,9 +310,9 @@ def export_all(
                 stage,
                 shapes,
                 part,
-                activation=activation,
+                activation=plan.activation,
                 calibration=calibration if stage in taking else None,
-                steps=full_steps or 0,
+                steps=plan.full_steps or 0,
             )
             document["stages"][stage] = {
                 "sha256": sha256_file(exported.path),

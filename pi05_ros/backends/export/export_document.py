@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from pi05_ros.backends.engine import Precision
 from pi05_ros.backends.errors import BackendError
 from pi05_ros.backends.files import sha256_file
+from pi05_ros.backends.quantization.calibration import Calibration
 from pi05_ros.backends.quantization.presets import preset
 from pi05_ros.backends.staged.shapes import StageShapes, graphs_of
 from pi05_ros.small_files import FileError, MissingFileError, read_json
@@ -19,6 +22,36 @@ from pi05_ros.small_files import FileError, MissingFileError, read_json
 SCHEMA = 2  # 1: scales per channel on the weights, attention that does not fuse
 QUANTIZED = ("prefill", "denoise_step")
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """What exported graphs hold of a model.
+
+    Attributes:
+        activation: "fp16" for the artifact, "fp32" for the numeric twin.
+        calibration: scales of prefill and denoise; None exports without quantization.
+        quantized_stages: of the two, those that take the calibration.
+        layout: "stages", or "mlp_only" for the prefill's MLPs one by one.
+        full_steps: also one graph of everything with this many steps.
+
+    """
+
+    activation: str = "fp16"
+    calibration: Calibration | None = None
+    quantized_stages: Sequence[str] = QUANTIZED
+    layout: str = "stages"
+    full_steps: int | None = None
+
+    def facts(self, shapes: StageShapes) -> dict[str, Any]:
+        """What of it stands in ``export.json`` and tells graphs of one checkpoint apart."""
+        return {
+            "shapes": shapes.as_dict(),
+            "activation": self.activation,
+            "calibration": self.calibration.digest if self.calibration else None,
+            "quantised_stages": list(self.quantized_stages) if self.calibration else [],
+            "layout": self.layout,
+        }
 
 
 def graph_hash(document: dict[str, Any]) -> str:

@@ -92,7 +92,7 @@ def create(
     if not works:
         raise BackendError(f"backend onnx cannot be used: {why}")
     from pi05_ros.backends.export.artifacts import find_calibration, given_graphs, graphs_for
-    from pi05_ros.backends.export.export_document import QUANTIZED
+    from pi05_ros.backends.export.export_document import QUANTIZED, GraphPlan
     from pi05_ros.backends.identity import weights_id
     from pi05_ros.backends.onnx.engine import engine_of
     from pi05_ros.backends.staged.shapes import StageShapes
@@ -111,7 +111,6 @@ def create(
         if word == "fp8"
     ]
     ranges = find_calibration(identity, calibration, root) if quantized else None
-    folder, document = graphs_for(
-        model, identity, shapes, activation, ranges, root, quantized or QUANTIZED
-    )
+    plan = GraphPlan(activation, ranges, quantized or QUANTIZED)
+    folder, document = graphs_for(model, identity, shapes, plan, root)
     return engine_of(model, shapes, folder, document, device, threads, reason)
