@@ -49,14 +49,12 @@ def test_forward_output_and_hold_when_the_chunk_runs_out(rig):
     rig = rig(output="forward")
     follow(rig)
     client = rig.client
-    holds = [""]
 
-    def holding():
-        holds[:] = [text for text, _ in client.diagnostics if text.startswith("holding")]
-        return bool(holds)
+    def holding():  # on a busy machine it may hold for stale joint states first
+        texts = [text for text, _ in client.diagnostics if text.startswith("holding")]
+        return any("no fresh chunk" in text for text in texts)
 
     assert rig.until(holding, each=client.send_state)
-    assert "no fresh chunk" in holds[0]
     assert not client.trajectories
     assert len(client.forward[-1]) == 6
     assert client.forward[-1][0] == pytest.approx(0.1, abs=1e-3)
