@@ -5,11 +5,13 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from node_client import BASE, ns
 
 from pi05_ros.ros.policy_parts.runners import REMEMBERED, WORTH_NS, WorkerRunner
 from pi05_ros.runtime.worker import Worker
 
 PATIENCE_S = 60.0
+ACTIVATE, DEACTIVATE = 3, 4
 
 
 class Stages:
@@ -119,3 +121,40 @@ def test_a_spoiled_or_outdated_observation_ends_after_preparing(running):
     made.runner.submit("c")
     until(made.idle)
     assert made.loop.log[-1] == ("end", "c")
+
+
+def test_chunks_of_large_jpegs_come_in_order_and_start_over(bench, messages):
+    b = bench(
+        {
+            "camera_transport.base": "compressed",
+            "rate_hz": 50.0,
+            "seed": 7,
+            "max_age_s": 60.0,
+            "max_skew_s": 60.0,
+            "max_answer_age_s": 60.0,
+        },
+        behave=lambda number, actions: time.sleep(0.02),
+    )
+    picture = messages.jpeg(1280, 720)
+
+    def feed():
+        b.client.send(f"{BASE}/compressed", picture)
+        b.feed(base=None)
+
+    b.activate()
+    for _ in range(2):
+        chunks = b.chunks(12, feed=feed)
+        # One of before may still have been under way.
+        chunks = [chunk for chunk in chunks if chunk.policy_id == chunks[-1].policy_id]
+        assert len(chunks) >= 10
+        assert [chunk.chunk_id for chunk in chunks] == list(range(len(chunks)))
+        assert [chunk.seed - 7 for chunk in chunks] == list(range(len(chunks)))
+        stamps = [ns(chunk.observation_stamp) for chunk in chunks]
+        assert stamps == sorted(set(stamps))
+        for chunk in chunks:
+            spent = (chunk.timings.queue_ms, chunk.timings.convert_ms, chunk.timings.inference_ms)
+            assert min(spent) >= 0
+            assert sum(spent) <= chunk.timings.total_ms + 0.01
+        assert b.client.change_state(DEACTIVATE)
+        b.client.chunks.clear()
+        assert b.client.change_state(ACTIVATE)
