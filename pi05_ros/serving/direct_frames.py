@@ -60,7 +60,8 @@ class DirectConnection(ServerConnection, asyncio.BufferedProtocol):
         self._begun = self._taken = 0  # messages that take `websockets`' way
         self._wire = threading.Lock()  # around all that is written
         self._file = -1  # of the socket, our own; -1 where bytes are not written to it as they are
-        self._unread = 0  # bytes of pongs that wait to be written
+        self._reading = False  # what is sent answers control frames
+        self._unread = 0  # bytes of such answers that wait to be written
         self._rest = b""  # of a frame that the socket has taken in part
 
     async def frames(self) -> AsyncIterator[str | bytes | memoryview]:
@@ -90,23 +91,29 @@ class DirectConnection(ServerConnection, asyncio.BufferedProtocol):
             return True
 
     def send_data(self) -> None:
-        """Send what `websockets` has; nothing comes between the parts of a frame."""
+        """Send what `websockets` has; nothing comes between the parts of a frame.
+
+        A connection that pings and never reads the pongs is ended.
+        """
         with self._wire:
             if self._rest:
                 self.transport.write(self._rest)
                 self._rest = b""
+            if not self._reading:
+                super().send_data()
+                return
+            before = self.transport.get_write_buffer_size()
             super().send_data()
-
-    def data_received(self, data: bytes) -> None:
-        """Have `websockets` read; end a connection that pings and never reads the pongs."""
-        before = self.transport.get_write_buffer_size()
-        super().data_received(data)
-        if self.paused:  # more waits to be written than should
-            self._unread += max(0, self.transport.get_write_buffer_size() - before)
+            more = self.transport.get_write_buffer_size() - before
+            self._unread = self._unread + more if self.paused else 0
             if self._unread > _MOST_UNREAD:
                 self.transport.abort()
-        else:
-            self._unread = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Have `websockets` read and answer what it answers itself."""
+        self._reading = True
+        super().data_received(data)
+        self._reading = False
 
     def write_directly(self) -> None:
         """Let `write_now` write, for as long as the connection lives; not through TLS.

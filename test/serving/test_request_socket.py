@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,13 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.sync.server import serve
 
+from pi05_ros.policy import Observation
 from pi05_ros.policy.remote.array_codec import pack, unpack
 from pi05_ros.policy.remote.connection import Connection, DialOptions
+from pi05_ros.policy.remote.remote_options import RemoteOptions
+from pi05_ros.policy.remote.remote_policy import RemotePolicy
 from pi05_ros.policy.remote.request_socket import RequestSocket, UnaskedError
+from pi05_ros.serving.access import tls_context
 
 PATIENCE_S = 60.0
 HELD = {"images": {r: np.zeros((8, 8, 3), np.uint8) for r in ("base", "wrist")},
@@ -143,6 +148,25 @@ def test_answers_to_one_who_does_not_read_stay_whole_and_in_order():
             assert answer["actions"].shape == (60_000, 8)
             assert (answer["actions"] == number).all()
         wait_for(lambda: server.server.unanswered == 0)
+
+
+def test_requests_and_answers_of_any_size_pass_through_tls(monkeypatch):
+    data = Path(__file__).parent / "data"
+    monkeypatch.setenv("SSL_CERT_FILE", str(data / "cert.pem"))
+    policy = StubPolicy(horizon=900)
+    with running(policy, tls=tls_context(data / "cert.pem", data / "key.pem")) as server:
+        address = f"wss://127.0.0.1:{server.port}"
+        far = RemotePolicy(address, options=RemoteOptions(deadline_s=PATIENCE_S))
+        try:
+            for number, size in enumerate([(48, 64), (480, 640), (720, 1280), (8, 8)]):
+                images = {r: np.full((*size, 3), number, np.uint8) for r in ("base", "wrist")}
+                chunk = far.infer(Observation(images, np.zeros(8), "go"), seed=number)
+                assert chunk.actions.shape == (900, 8)
+                assert (chunk.actions == number).all()
+                for image in policy.seen[-1][0].images.values():
+                    np.testing.assert_array_equal(image, images["base"])
+        finally:
+            far.close()
 
 
 def test_a_server_that_answers_without_being_asked_is_dropped():

@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from serving_rig import StubPolicy, droid_request, own_request, running, wait_for
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
 from websockets.sync.client import connect
 
 from pi05_ros.cli.main import main
@@ -253,6 +255,26 @@ def test_one_who_pings_and_never_reads_is_ended_and_the_others_are_answered():
             assert ask(other, own_request())["seed"] == 0
             hostile.recv_flow_control.release()
         wait_for(lambda: "pi05_sessions 0.0" in server.server.metrics.text().decode())
+
+
+def test_one_who_asks_and_never_reads_is_forgotten_when_its_connection_ends():
+    with running(StubPolicy(horizon=60_000)) as server:  # 2 MB an answer
+        hostile, _ = dial(server)
+        hostile.recv_flow_control.acquire()  # its thread reads no more
+        hostile.socket.settimeout(1.0)
+
+        def flood():
+            frame = Frame(Opcode.BINARY, pack(own_request())).serialize(mask=True)
+            while True:
+                hostile.socket.sendall(frame)
+
+        with pytest.raises(TimeoutError):  # the server takes no more, and does not hang up
+            flood()
+        hostile.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        hostile.recv_flow_control.release()
+        hostile.close_socket()
+        wait_for(lambda: "pi05_sessions 0.0" in server.server.metrics.text().decode())
+        assert server.server.unanswered == 0
 
 
 @pytest.mark.parametrize(
