@@ -242,7 +242,7 @@ def fleet(handle, robot):
 
 def replica(slow_arm, seed):
     load = {"robot": slow_arm, "device": "cpu", "denoise_steps": 2, "threads": 1}
-    return FleetReplica(f"random:tiny:{seed}", load, 2**24)
+    return FleetReplica(f"random:tiny:{seed}", load, 2**24, "plain")
 
 
 @pytest.mark.parametrize("mode", ["identity", "trained"])
