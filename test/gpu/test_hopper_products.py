@@ -225,16 +225,18 @@ def test_denoise_is_as_good_as_on_triton(engines, horizon):
     from fp8_simulation import Simulation
 
     hopper, triton = engines
-    images, tokens, noise = example(horizon, seed=7)
-    handle = hopper.prefill(images, tokens)
+    images, tokens, _ = example(horizon, seed=7)
+    handle, other = hopper.prefill(images, tokens), triton.prefill(images, tokens)
     T = handle.length + 2 * 256
     slot = hopper.buffers.slots[0]
     cache = [(slot.k[i, :T].float(), slot.v[i, :T].float()) for i in range(18)]
-    want = Simulation(hopper.weights, hopper.buffers.scales).denoise(
-        cache, noise, hopper.modulation_tables(10)
-    )
-    ours = hopper.denoise(handle, noise, steps=10)
-    theirs = triton.denoise(triton.prefill(images, tokens), noise, steps=10)
+    simulation = Simulation(hopper.weights, hopper.buffers.scales)
+    tables = hopper.modulation_tables(10)
+    # A row or two of actions are a small sample of rounding noise: a few chunks of them.
+    draws = [example(horizon, seed=7 + i)[2] for i in range(max(1, 16 // horizon))]
+    want = torch.cat([simulation.denoise(cache, noise, tables) for noise in draws])
+    ours = torch.cat([hopper.denoise(handle, noise, steps=10) for noise in draws])
+    theirs = torch.cat([triton.denoise(other, noise, steps=10) for noise in draws])
     distance = [float((x - want).norm()) for x in (ours, theirs)]
     print(f"H {horizon}: cosine {cosine(ours, want):.6f}, Triton {cosine(theirs, want):.6f}")
     assert distance[0] <= 1.25 * distance[1]  # rounding noise of either: order of sums
