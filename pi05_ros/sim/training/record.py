@@ -77,7 +77,7 @@ def record_episode(
             bag.write("/joint_states", now, state)
             command = disturbance.executed(step, expert_target(world, task))
             if disturbed and wrong != (wrong := disturbance.within(step, 1)):
-                bag.write("/intervention", now, bool_message(wrong))
+                bag.write("/intervention", now, bool_message(bool(wrong)))
             bag.write("/joint_commands", now, joint_state_message(names, command, now))
             world.step(command)
             referee.watch(world)
