@@ -22,7 +22,7 @@ test-fast: env  ## Unit tests: no ROS nodes, no rendering, no compilers.
 
 test-fleet: env  ## 24 robots against 4 replicas on a Ray cluster of this machine; installs Ray.
 	@.venv/bin/pip install --quiet "ray[serve]" -c .venv/constraints.txt && mkdir -p out
-	@$(ENV) && PI05_FLEET_ROBOTS=24 PI05_FLEET_REPLICAS=4 PI05_FLEET_SECONDS=60 PI05_FLEET_HZ=0.5 \
+	@$(ENV) && PI05_FLEET_ROBOTS=24 PI05_FLEET_REPLICAS=4 PI05_FLEET_SECONDS=60 PI05_FLEET_HZ=1 PI05_FLEET_DEADLINE_S=2 \
 	  PI05_FLEET_REPORT=out/fleet.txt scripts/test.sh test/serving/test_fleet.py test/sim/test_eval_on_ray.py
 	@cat out/fleet.txt
 
