@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2])]
 
+import torch  # noqa: F401  # a CUDA build maps gigabytes, which no case takes
 from hostile_faults import settle
 from hostile_targets import TARGETS, WrongError
 
