@@ -16,6 +16,7 @@ from websockets.sync.server import serve
 from pi05_ros.policy import Observation
 from pi05_ros.policy.remote.array_codec import pack, unpack
 from pi05_ros.policy.remote.connection import Connection, DialOptions
+from pi05_ros.policy.remote.errors import RemoteError
 from pi05_ros.policy.remote.remote_options import RemoteOptions
 from pi05_ros.policy.remote.remote_policy import RemotePolicy
 from pi05_ros.policy.remote.request_socket import RequestSocket, UnaskedError
@@ -167,6 +168,29 @@ def test_requests_and_answers_of_any_size_pass_through_tls(monkeypatch):
                     np.testing.assert_array_equal(image, images["base"])
         finally:
             far.close()
+
+
+def test_a_server_that_pings_without_end_costs_the_deadline_only():
+    flooding, over = threading.Event(), threading.Event()
+
+    def handler(socket):
+        socket.send(pack({}))
+        pings = 200 * Frame(Opcode.PING, b"x" * 100).serialize(mask=False)
+        with contextlib.suppress(OSError):
+            while not over.is_set():
+                socket.socket.sendall(pings)
+                flooding.set()
+
+    with serving(handler) as port:
+        connection = Connection(DialOptions(f"ws://127.0.0.1:{port}"), lambda metadata: None)
+        try:
+            assert flooding.wait(PATIENCE_S)
+            wait_for(lambda: not connection.problem, PATIENCE_S)
+            with pytest.raises(RemoteError):
+                connection.ask({"images": np.zeros(1000)}, 0.5)
+        finally:
+            over.set()
+            connection.close()
 
 
 def test_a_server_that_answers_without_being_asked_is_dropped():

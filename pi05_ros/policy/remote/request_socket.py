@@ -23,7 +23,8 @@ from websockets.sync.client import ClientConnection, connect
 
 _ROOM = 16  # before the payload: the largest frame header has 14 bytes
 _READ = 64 * 1024
-_CONTROL_S = 1.0  # for a pong or the end to be taken by the system
+_LOOKS = 8  # reads between two requests; a server that pings without end gets no more of them
+_CONTROL_S = 0.25  # for a pong or the end to be taken by the system
 
 
 class UnaskedError(Exception):
@@ -135,7 +136,9 @@ class RequestSocket:
 
     def look(self) -> None:
         """Answer pings, and notice an end or what was not asked for, without waiting."""
-        while not self._came and self._readable():
+        for _ in range(_LOOKS):
+            if self._came or not self._readable():
+                break
             self._socket.settimeout(0.0)
             with contextlib.suppress(ssl.SSLWantReadError):  # a part of a record
                 self._read()
