@@ -87,6 +87,7 @@ class NodeLoad:
     threads: int = option(1, "CPU threads of the model")
     backend: str = option("auto", "engine of the node (default auto)")
     precision: str = option("auto", "of all three stages (default auto)")
+    prompt: str = option("pick up the red block", "instruction of the policy")
     out: Path = option(Path("out/bench_node"), "folder for logs and the recording")
 
     def __post_init__(self) -> None:
@@ -193,7 +194,6 @@ class NodeGridRequest(NodeLoad):
     rates: tuple[float, ...] = (10.0, 30.0, 60.0)
     seconds: float = option(6.0, "with --grid: of each cell", within=(1, 3600))
     direct_seconds: float = option(2.0, "with --grid: of direct calls, per rate", within=(0.2, 60))
-    prompt: str = option("pick up the red block", "with --grid")
     tokenizer: str = option("", "with --grid: the node's parameter")
     denoise_steps: int = 10
     pretend_ms: float = option(

@@ -115,6 +115,7 @@ def measure_node(request: NodeBenchRequest) -> NodeFigures:
     values = {
         "checkpoint": request.checkpoint,
         "robot": request.robot,
+        "prompt": request.prompt,
         "rate_hz": float(request.rate),
         "threads": request.threads,
         "backend": request.backend,
