@@ -21,13 +21,15 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.sync.client import ClientConnection, connect
 
+from pi05_ros.errors import Pi05Error
+
 _ROOM = 16  # before the payload: the largest frame header has 14 bytes
 _READ = 64 * 1024
 _LOOKS = 8  # reads between two requests; a server that pings without end gets no more of them
 _CONTROL_S = 0.25  # for a pong or the end to be taken by the system
 
 
-class UnaskedError(Exception):
+class UnaskedError(Pi05Error):
     """The peer sent a message that answers nothing."""
 
 
