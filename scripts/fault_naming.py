@@ -1,6 +1,6 @@
 """Which fault a comparison with demonstrations names, for faults planted on the simulated arm.
 
-    PYTHONPATH=. python scripts/fault_naming.py [--seeds 20] [--input-seeds 3]
+    PYTHONPATH=. python scripts/fault_naming.py [--seeds 20] [--input-seeds 3] [--first-seed 0]
 
 The shipped policy answers recordings of the scripted expert. Faults of the actions are planted in
 its chunks, faults of the inputs in what it is shown. Prints a Markdown table: how often the fault
@@ -147,6 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--input-seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     args = parser.parse_args()
     policy: Any = Policy.load(CHECKPOINT, robot="sim_arm", threads=1)
     counts: dict[str, list[str]] = {}
@@ -154,7 +155,8 @@ def main() -> int:
     world = World()
     tasks = list(TASKS.values())[:2]
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(args.seeds):
+        for number in range(args.seeds):
+            seed = args.first_seed + number
             bags = [Path(folder) / f"{seed}-{task.name}" for task in tasks]
             for task, bag in zip(tasks, bags, strict=True):
                 record_episode(world, task, seed, bag)
@@ -166,7 +168,7 @@ def main() -> int:
                 found = best(wrong, list(column_hypotheses(wrong)))
                 counts.setdefault(name, []).append(found[0].kind if found else "none")
             for name, (_, mislead) in INPUTS.items():
-                if seed < args.input_seeds:
+                if number < args.input_seeds:
                     faults = compare_bags(bags, Misled(policy, mislead), {}, count=16).faults  # type: ignore[arg-type]
                     counts.setdefault(name, []).append(faults[0].kind if faults else "none")
             print(f"seed {seed}", file=sys.stderr, flush=True)
