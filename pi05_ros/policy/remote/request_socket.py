@@ -58,10 +58,9 @@ class _Dialed(ClientConnection):
                         self.early.append(event)
                 if not data:
                     break
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError):
             with self.protocol_mutex:
-                self.set_connection_exc(error)
-                self.protocol.receive_eof()
+                self.protocol.receive_eof()  # which the handshake reports
         finally:
             watcher = getattr(self, "shutdown_watcher", None)  # of what the thread would do else
             if watcher is not None:
