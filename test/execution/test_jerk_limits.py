@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pi05_ros.errors import InvalidValueError
@@ -99,6 +99,7 @@ def test_a_stop_ends_at_rest_and_its_changes_are_limited(move, change, limit, je
     step=st.sampled_from([STEP, 4 * STEP]),
     seed=st.integers(0, 2**16),
 )
+@example([(0.5, 0, 0), (0.5, 0.5, 0)], 0.01, 4 * STEP, 0)  # catches up while it speeds up
 def test_the_path_is_kept_within_the_limits(rows, dt, step, seed):
     points = np.array(rows)
     motion = a_filter("path", dt)

@@ -6,7 +6,7 @@ import numpy as np
 
 from pi05_ros.execution.limit_sources.joint_limits import JointLimits
 from pi05_ros.execution.motion.jerk_motion import JerkMotion
-from pi05_ros.execution.motion.jerk_stop import stop_moves
+from pi05_ros.execution.motion.jerk_stop import eased, stop_moves
 from pi05_ros.execution.motion.path_filter import CATCH_UP_S, PathFilter
 from pi05_ros.execution.motion.polyline import Place, Polyline
 
@@ -140,17 +140,18 @@ class JerkPathFilter(PathFilter):
         catch_up = min(self.speed_scale_max, 1 + (clock - s) / CATCH_UP_S)
         slowed = min(self.speed_scale, self._chunk.pace_at(s))
         scale = slowed if slowed < 1 else catch_up
-        want = min(clock, s + scale * self.period_s)
         least = self._stop[0] if self._stop else s
+        most = (slowed if slowed < 1 else self.speed_scale_max) * self.period_s
+        most = max(most, least - s) + 1e-12
         limit, jerk = self._rates(path, s, self._speed)
-        want = min(want, s + self._speed + min(self._speed_change + jerk, limit))
+        want = min(clock, s + self._faster(scale * self.period_s, limit, jerk))
         low, high = least, want
         for trial in range(_TRIALS):
             if high - low <= 1e-12:
                 break
             goal = high if trial == 0 else (low + high) / 2
             speed = goal - s
-            stop = self._stop_on(path, goal, speed, speed - self._speed, first=goal)
+            stop = self._stop_on(path, goal, speed, speed - self._speed, most, first=goal)
             if stop is not None:
                 self._stop, low = stop, goal
                 if trial == 0:
@@ -158,6 +159,20 @@ class JerkPathFilter(PathFilter):
             else:
                 high = goal
         return self._step_to(self._stop[0] if self._stop else s)
+
+    def _faster(self, most: float, limit: float, jerk: float) -> float:
+        """Next speed of progress whose change can fade before the speed exceeds ``most``."""
+        speed = self._speed
+        low, high = 0.0, min(self._speed_change + jerk, limit, most - speed)
+        if speed + high + eased(high, jerk) <= most:
+            return speed + high
+        for _ in range(_TRIALS):
+            change = (low + high) / 2
+            if speed + change + eased(change, jerk) <= most:
+                low = change
+            else:
+                high = change
+        return speed + low
 
     def _step_to(self, s: float) -> np.ndarray:
         """Take a place whose differences have been checked."""
@@ -200,13 +215,20 @@ class JerkPathFilter(PathFilter):
         return found
 
     def _stop_on(
-        self, path: Polyline, s: float, speed: float, change: float, first: float | None = None
+        self,
+        path: Polyline,
+        s: float,
+        speed: float,
+        change: float,
+        most: float = np.inf,
+        first: float | None = None,
     ) -> list[float] | None:
         """Progress of a stop from a place with a speed of progress, or None if none is found.
 
         Args:
             path: with the present command on it.
             s, speed, change: state from which the stop begins.
+            most: speed of progress that it may reach while ``change`` fades.
             first: a period in front of the stop, already in ``speed``.
 
         """
@@ -216,8 +238,9 @@ class JerkPathFilter(PathFilter):
         def keeps(moves: list[float], rest: bool = False) -> bool:
             places = np.concatenate([head, s + np.cumsum(moves)])
             tried[:] = [places]
-            rising = (places[1:] - places[:-1] >= -1e-15).all()
-            return bool(rising) and self._within(path, places, rest)
+            steps = places[1:] - places[:-1]
+            kept = ((steps >= -1e-15) & (steps <= most)).all()
+            return bool(kept) and self._within(path, places, rest)
 
         limit, jerk = self._rates(path, s, speed)
         for share, jerk_share in _SOFTER:
