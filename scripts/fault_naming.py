@@ -82,6 +82,25 @@ ACTIONS: dict[str, tuple[str, Plant]] = {
         "normalization",
         lambda p, s: np.where(JOINTS, s + 0.4 * (p - s) + 0.05, 0.5 * p + 0.4),
     ),
+    "joint2 and joint3 exchanged, a sign reversed": (
+        "swapped_columns",
+        lambda p, s: p[..., [0, 2, 1, 3, 4, 5, 6]] * (1 - 2 * (np.arange(7) == 1)),
+    ),
+    "all columns in reverse order": ("column_order", order(6, 5, 4, 3, 2, 1, 0)),
+    "joint1 off by a turn": ("turns", only(0, lambda v: v + 2 * np.pi)),
+    "velocities read as positions": (
+        "velocity", joints(lambda p, s: 20 * np.diff(p, axis=1, prepend=s)),
+    ),
+    "steps read as positions": ("step_delta", joints(lambda p, s: np.diff(p, axis=1, prepend=s))),
+    "gripper stands still": ("constant_column", only(6, lambda v: 0 * v)),
+    "motion cut off at 0.05 rad": (
+        "cut_off", joints(lambda p, s: s + np.clip(p - s, -0.05, 0.05)),
+    ),
+    "gripper reversed, in percent": ("range", only(6, lambda v: 100 * (1 - v))),
+    "gripper relative read as absolute": (
+        "delta_as_absolute", lambda p, s: p - s * (np.arange(7) == 6),
+    ),
+    "joint2 in degrees": ("degrees", only(1, np.rad2deg)),
     "a column of joint2 from the state of joint3": (
         "wrong_base", lambda p, s: p + (s[..., 2:3] - s[..., 1:2]) * (np.arange(7) == 1),
     ),

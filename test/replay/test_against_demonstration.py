@@ -198,6 +198,34 @@ ACTION_FAULTS: dict[str, tuple[str, set[str], Callable[[np.ndarray, np.ndarray],
     "column doubled, the rest moves up": (
         "repeated_column", {"joint2", "joint3"}, lambda p, s: p[..., [0, 0, 1, 3]],
     ),
+    "exchanged, one sign reversed": (
+        "swapped_columns", {"joint1", "joint3"}, lambda p, s: p[..., [2, 1, 0, 3]] * [1, 1, -1, 1],
+    ),
+    "columns in reverse order": ("column_order", set(NAMES), lambda p, s: p[..., ::-1]),
+    "whole turn": ("turns", {"joint1"}, lambda p, s: p + 2 * np.pi * (np.arange(4) == 0)),
+    "from 0 to 360 degrees": (
+        "turns", {"joint2"}, lambda p, s: np.where([0, 1, 0, 0], p % (2 * np.pi), p),
+    ),
+    "velocities": (
+        "velocity", set(NAMES[:3]),
+        lambda p, s: np.where([1, 1, 1, 0], np.diff(p, axis=1, prepend=s) * HZ, p),
+    ),
+    "positions read as velocities": (
+        "velocity", set(NAMES[:3]),
+        lambda p, s: np.where([1, 1, 1, 0], s + np.cumsum(p, axis=1) / HZ, p),
+    ),
+    "steps read as positions": (
+        "step_delta", set(NAMES[:3]),
+        lambda p, s: np.where([1, 1, 1, 0], np.diff(p, axis=1, prepend=s), p),
+    ),
+    "a joint that stands still": (
+        "constant_column", {"joint2"}, lambda p, s: np.where([0, 1, 0, 0], s, p),
+    ),
+    "a gripper that stands still": ("constant_column", {"gripper"}, lambda p, s: p * [1, 1, 1, 0]),
+    "motion cut off": (
+        "cut_off", set(NAMES[:3]),
+        lambda p, s: np.where([1, 1, 1, 0], s + np.clip(p - s, -0.08, 0.08), p),
+    ),
     "cumulated": (
         "cumulated_delta", set(NAMES[:3]),
         lambda p, s: np.where([1, 1, 1, 0], s + np.cumsum(p - s, axis=1), p),
@@ -273,6 +301,30 @@ def test_chunks_that_stand_still_or_run_backwards_are_named(
     for sound in sounds[:6]:
         wrong = dataclasses.replace(sound, chunks=plant(sound.chunks, sound.state[:, None]))
         assert best(wrong, list(column_hypotheses(wrong)))[0].kind == kind
+
+
+OTHERS: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]] = {
+    "other windows": lambda p, s, r: p[r.permutation(len(p))],
+    "motions of other windows": lambda p, s, r: s + (p - s)[r.permutation(len(p))],
+    "random walk": lambda p, s, r: s + np.cumsum(r.normal(0, 0.05, p.shape), axis=1),
+    "noise": lambda p, s, r: p + r.normal(0, 1.0, p.shape) * np.std(p - s, axis=(0, 1)),
+    "back to the state": lambda p, s, r: s + (p - s) * np.linspace(1, 0, HORIZON)[:, None],
+    "to the middle": lambda p, s, r: (
+        s + (p.mean((0, 1)) - s) * np.linspace(0, 1, HORIZON)[:, None]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_policy_that_does_something_else_is_accused_of_nothing(
+    sounds: list[Windows], name: str
+) -> None:
+    for seed, sound in enumerate(sounds[:6]):
+        rng = np.random.default_rng(seed)
+        chunks = OTHERS[name](sound.chunks, sound.state[:, None], rng)
+        wrong = dataclasses.replace(sound, chunks=chunks)
+        found = best(wrong, list(column_hypotheses(wrong)))
+        assert not found, found[0].text
 
 
 def test_the_size_of_a_joint_that_stands_still_is_not_accused(sounds: list[Windows]) -> None:

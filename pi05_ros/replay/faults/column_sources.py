@@ -6,60 +6,71 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pi05_ros.replay.faults.windows import BAD, Hypothesis, Windows, explained
+from pi05_ros.replay.faults.readings import where
+from pi05_ros.replay.faults.windows import BAD, CAP, Hypothesis, Windows, explained
 
 ALIKE = 0.1
 """Relative error up to which a column is taken for that of another joint."""
+STAY = 0.02
+"""So much better another joint must fit before a column is taken from its own."""
 
 
 def source_faults(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
     """Columns in another order, or one in place of another, of positions or of motions."""
     bad = [j for j in range(len(base)) if base[j] > BAD]
-    moves = w.moves
     for about, word in ((np.zeros_like(w.state), "holds"), (w.state, "moves as")):
         chunks, done = w.chunks - about[:, None], w.slice() - about[:, None]
-        # [chunk column, joint]: how far the column is from what the joint did.
-        away = np.nanmean(
-            np.minimum(((chunks[..., :, None] - done[..., None, :]) / w.motion) ** 2, 25.0),
-            axis=(0, 1),
-        )
-        away[:, ~moves] = np.inf
-        order: dict[int, int] = {}
-        for j in bad:
-            i = int(np.argmin(away[j]))
-            if i != j and away[j, i] < ALIKE:
-                order[j] = i
-        if not order:
+        away, turned = _away(w, chunks, done), _away(w, -chunks, done)
+        yield from _orders(w, base, away, turned, word)
+        yield from _repeated(w, base, bad, away, word)
+
+
+def _away(w: Windows, chunks: np.ndarray, done: np.ndarray) -> np.ndarray:
+    """How far each column of the chunks is from what each joint did `[column, joint]`."""
+    off = np.minimum(((chunks[..., :, None] - done[..., None, :]) / w.motion) ** 2, CAP)
+    return np.asarray(np.nanmean(off, axis=(0, 1)))
+
+
+def _orders(
+    w: Windows, base: np.ndarray, away: np.ndarray, turned: np.ndarray, word: str
+) -> Iterator[Hypothesis]:
+    """Each joint once, in another order; then also with signs reversed."""
+    for signs in (False, True):
+        off = np.minimum(away, turned) if signs else away
+        order = _arrangement(off, base)
+        # A joint that stands still is no evidence.
+        told = [j for j, i in order.items() if base[j] > BAD and w.moves[i]]
+        back = [j for j, i in order.items() if turned[j, i] < min(away[j, i], ALIKE)]
+        if len(told) < 2 or signs != bool(back):
             continue
-        order = _exchange(order, away) or order
-        sources = list(order.values())
+        if len(order) == 2 and word == "holds" and not signs:
+            continue  # that is `swapped_columns` of the pairs
         errors = base.copy()
         for j, i in order.items():
-            errors[j] = away[j, i]
+            errors[j] = off[j, i]
         names = tuple(w.names[j] for j in order)
-        shown = ", ".join(f"{w.names[j]} {word} {w.names[i]}" for j, i in order.items())
-        if set(sources) == set(order) and len(set(sources)) == len(sources):
-            if len(order) > 2 or word == "moves as":  # two are `swapped_columns`
-                yield Hypothesis(
-                    "swapped_columns" if len(order) == 2 else "column_order",
-                    f"columns are in another order: {shown}",
-                    names,
-                    float(len(order)),
-                    errors,
-                )
-        else:
-            text = f"one column stands for another: {shown}"
-            yield Hypothesis("repeated_column", text, names, float(len(order)), errors)
+        shown = ", ".join(
+            f"{w.names[j]} {word} {'minus ' * (signs and j in back)}{w.names[i]}"
+            for j, i in order.items()
+        )
+        kind = "swapped_columns" if len(order) == 2 else "column_order"
+        what = "another order and of the other sign" if signs else "another order"
+        text = f"columns are in {what}: {shown}"
+        yield Hypothesis(kind, text, names, float(len(order)), errors)
 
 
-def _exchange(order: dict[int, int], away: np.ndarray) -> dict[int, int] | None:
-    """The same columns in another order, if that is possible: joints may move alike."""
-    columns = list(order)
-    fits = {j: [i for i in columns if i != j and away[j, i] < ALIKE] for j in columns}
-    taken: dict[int, int] = {}  # source -> column
+def _arrangement(off: np.ndarray, base: np.ndarray) -> dict[int, int]:
+    """Column -> joint where each joint has one column and fits; only what changes place."""
+    count = len(base)
+    fits: dict[int, list[int]] = {}
+    for j in range(count):
+        limit = [max(ALIKE, BAD) if i == j else ALIKE for i in range(count)]
+        near = [i for i in range(count) if off[j, i] < limit[i]]
+        fits[j] = sorted(near, key=lambda i, j=j: float(off[j, i]) + STAY * (i != j))
+    taken: dict[int, int] = {}  # joint -> column
 
     def place(j: int, seen: set[int]) -> bool:
-        for i in sorted(fits[j], key=lambda i: float(away[j, i])):
+        for i in fits[j]:
             if i not in seen:
                 seen.add(i)
                 if i not in taken or place(taken[i], seen):
@@ -67,9 +78,31 @@ def _exchange(order: dict[int, int], away: np.ndarray) -> dict[int, int] | None:
                     return True
         return False
 
-    if not all(place(j, set()) for j in columns):
-        return None
-    return {j: i for i, j in sorted(taken.items(), key=lambda pair: pair[1])}
+    if not all(place(j, set()) for j in sorted(range(count), key=lambda j: float(base[j]))):
+        return {}
+    return {j: i for i, j in sorted(taken.items(), key=lambda pair: pair[1]) if i != j}
+
+
+def _repeated(
+    w: Windows, base: np.ndarray, bad: list[int], away: np.ndarray, word: str
+) -> Iterator[Hypothesis]:
+    """One joint in place of another, which then is nowhere."""
+    away = np.where(w.moves, away, np.inf)
+    order = {}
+    for j in bad:
+        i = int(np.argmin(away[j]))
+        if i != j and away[j, i] < ALIKE:
+            order[j] = i
+    sources = list(order.values())
+    if not order or (set(sources) == set(order) and len(set(sources)) == len(sources)):
+        return
+    errors = base.copy()
+    for j, i in order.items():
+        errors[j] = away[j, i]
+    names = tuple(w.names[j] for j in order)
+    shown = ", ".join(f"{w.names[j]} {word} {w.names[i]}" for j, i in order.items())
+    text = f"one column stands for another: {shown}"
+    yield Hypothesis("repeated_column", text, names, float(len(order)), errors)
 
 
 def base_faults(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
@@ -90,7 +123,7 @@ def base_faults(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
             state + np.cumsum(motion, axis=1),
         ),
     ):
-        yield from _where(w, base, kind, text, 1.0, corrected, 0)
+        yield from where(w, base, kind, text, 1.0, corrected, 0)
     for j in bad:
         for i in range(len(w.names)):
             differ = w.state[:, i] - w.state[:, j]
@@ -109,23 +142,4 @@ def base_faults(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
     start = w.chunks[:, :1] - w.slice()[:, :1]
     number = float(np.nanmedian(np.abs(start[..., bad]))) if len(bad) else 0.0
     text = "the motion of {} is right and starts from another place"
-    yield from _where(w, base, "wrong_base", text, number, w.chunks - start, 3)
-
-
-def _where(
-    w: Windows,
-    base: np.ndarray,
-    kind: str,
-    text: str,
-    number: float,
-    corrected: np.ndarray,
-    fitted: int,
-) -> Iterator[Hypothesis]:
-    """The fault in every column where it explains something."""
-    better = w.errors(corrected)
-    hit = [j for j in range(len(w.names)) if explained(base[j], better[j])]
-    if hit:
-        errors = base.copy()
-        errors[hit] = better[hit]
-        names = tuple(w.names[j] for j in hit)
-        yield Hypothesis(kind, text.format(", ".join(names)), names, number, errors, fitted)
+    yield from where(w, base, "wrong_base", text, number, w.chunks - start, 3)

@@ -8,6 +8,9 @@ import numpy as np
 
 from pi05_ros.replay.faults.windows import BAD, Hypothesis, Windows, explained
 
+ALONG = 0.7
+"""Squared correlation of a column with what was done from which on a line is believed."""
+
 
 def normalization_faults(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
     """A factor and an offset for each bad column, of its position or of its motion.
@@ -22,8 +25,10 @@ def normalization_faults(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
             x, y = chunks[..., j], wanted[..., j]
             seen = np.isfinite(x) & np.isfinite(y)
             spread = float(np.var(x[seen])) if seen.any() else 0.0
-            if spread < 1e-10:
+            if spread < 1e-10 or not w.moves[j]:
                 continue
+            if np.corrcoef(x[seen], y[seen])[0, 1] ** 2 < ALONG:
+                continue  # shrinking anything to its mean leaves less error
             factor = float(np.cov(x[seen], y[seen])[0, 1]) / spread
             offset = float(y[seen].mean() - factor * x[seen].mean())
             corrected = w.chunks.copy()

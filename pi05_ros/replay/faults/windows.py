@@ -101,6 +101,13 @@ class Windows:
         return np.where(seen > 0.4, mean, np.inf)
 
 
+def motion_of(values: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """Root mean square of `values` ``[N, H, A]`` from their start on; infinite where still."""
+    with np.errstate(invalid="ignore"):
+        motion = np.sqrt(np.nanmean((values - values[:, :1]) ** 2, axis=(0, 1)))
+    return np.where(moves & (motion > 0), motion, np.inf)
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """One fault and the errors after its correction.
