@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pi05_ros.model.config import Pi05Config
+from pi05_ros.model.embedding import embedding
 from pi05_ros.model.gemma import GemmaLayer, RMSNorm, additive_mask, rope
 
 
@@ -67,7 +68,7 @@ class PrefixLM(nn.Module):
         super().__init__()
         self.config = config
         gemma = config.vlm
-        self.embed_tokens = nn.Embedding(config.vocab, gemma.width)
+        self.embed_tokens = embedding(config.vocab, gemma.width)
         self.layers = nn.ModuleList(GemmaLayer(gemma, RMSNorm) for _ in range(gemma.depth))
         self.norm = RMSNorm(gemma.width)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pi05_ros.model.config import VisionConfig
+from pi05_ros.model.embedding import embedding
 
 LAYER_NORM_EPS = 1e-6
 
@@ -77,7 +78,7 @@ class SiglipTower(nn.Module):
         self.patch_embedding = nn.Conv2d(
             3, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
-        self.position_embedding = nn.Embedding(config.tokens, config.hidden_size)
+        self.position_embedding = embedding(config.tokens, config.hidden_size)
         self.layers = nn.ModuleList(SiglipLayer(config) for _ in range(config.num_hidden_layers))
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
 
