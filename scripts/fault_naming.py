@@ -3,8 +3,8 @@
     PYTHONPATH=. python scripts/fault_naming.py [--seeds 20] [--input-seeds 3] [--first-seed 0]
 
 The shipped policy answers recordings of the scripted expert. Faults of the actions are planted in
-its chunks, faults of the inputs in what it is shown. Prints a Markdown table: how often the fault
-was named first. Needs the extra sim.
+its chunks, faults of the inputs in what it is shown, faults of the recording in its images.
+Prints a Markdown table: how often the fault was named first. Needs the extra sim.
 """
 
 from __future__ import annotations
@@ -149,6 +149,40 @@ INPUTS: dict[str, tuple[str, Callable[[Observation], Observation]]] = {
 }  # fmt: skip
 
 
+class FrozenCameras:
+    """A world some of whose cameras give one image from a step to another."""
+
+    def __init__(self, world: World, cameras: tuple[str, ...], first: int, last: int) -> None:
+        self._world, self._cameras = world, cameras
+        self._first, self._last = first, last
+        self._step = 0
+        self._held: dict[str, np.ndarray] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world, name)
+
+    def step(self, command: np.ndarray) -> None:
+        """See `World.step`."""
+        self._world.step(command)
+        self._step += 1
+
+    def render(self, camera: str, width: int, height: int) -> np.ndarray:
+        """See `World.render`."""
+        if camera not in self._cameras or not self._first <= self._step <= self._last:
+            return self._world.render(camera, width, height)
+        if camera not in self._held:
+            self._held[camera] = self._world.render(camera, width, height)
+        return self._held[camera]
+
+
+RECORDED: dict[str, tuple[str, tuple[tuple[str, ...], int, int]]] = {
+    "base camera frozen in the recordings": ("frozen_camera", (("base",), 0, 1000)),
+    "wrist camera frozen in the recordings": ("frozen_camera", (("wrist",), 0, 1000)),
+    "base camera frozen after 0.5 s": ("frozen_camera", (("base",), 10, 1000)),
+    "both cameras frozen from 0.3 s to 1 s": ("frozen_camera", (("base", "wrist"), 6, 20)),
+}
+
+
 class Misled:
     """A policy whose inputs have a fault."""
 
@@ -190,10 +224,18 @@ def main() -> int:
                 if number < args.input_seeds:
                     faults = compare_bags(bags, Misled(policy, mislead), {}, count=16).faults  # type: ignore[arg-type]
                     counts.setdefault(name, []).append(faults[0].kind if faults else "none")
+            for place, (name, (_, frozen)) in enumerate(RECORDED.items()):
+                broken = [Path(folder) / f"{place}-{bag.name}" for bag in bags]
+                for task, bag in zip(tasks, broken, strict=True):
+                    camera: Any = FrozenCameras(world, *frozen)
+                    record_episode(camera, task, seed, bag)
+                faults = compare_bags(broken, policy, {}, count=16).faults
+                counts.setdefault(name, []).append(faults[0].kind if faults else "none")
             print(f"seed {seed}", file=sys.stderr, flush=True)
     world.close()
     rows = []
-    for name, kind in [(n, k) for table in (ACTIONS, INPUTS) for n, (k, _) in table.items()]:
+    kinds = {n: k for table in (ACTIONS, INPUTS, RECORDED) for n, (k, _) in table.items()}  # type: ignore[attr-defined]
+    for name, kind in kinds.items():
         said = counts.get(name, [])
         others = sorted({word for word in said if word != kind})
         rows.append((name, f"`{kind}`", f"{said.count(kind)} of {len(said)}", ", ".join(others)))

@@ -23,6 +23,7 @@ from pi05_ros.policy.interface import ActionMeaning, Observation
 from pi05_ros.replay.agreement import Agreement
 from pi05_ros.replay.convention_faults import best, column_hypotheses
 from pi05_ros.replay.demonstration import Demonstration, read_demonstration
+from pi05_ros.replay.faults.frozen_cameras import frozen_faults, frozen_spans, within
 from pi05_ros.replay.faults.recorded_faults import RecordedFaults
 from pi05_ros.replay.faults.windows import BAD, CAP, Hypothesis, Windows
 from pi05_ros.replay.input_faults import (
@@ -78,12 +79,19 @@ class Comparer:
             )
         self._step_ns = info.step_s * NS
         self._horizon = int(info.horizon)
+        self._frozen = [frozen_spans(demo) for demo in demonstrations]
         self._moments = list(self._choose(prompt, count))
         if not self._moments:
             raise BagError(
                 f"no recording has {self._horizon * info.step_s:.2g} s of actions after a frame "
                 "of every camera"
             )
+        clean = [m for m in self._moments if not within(self._frozen[m.demonstration], m.time_ns)]
+        self._left_out = 0
+        self._blind = len(clean) < min(FEW, len(self._moments))
+        if not self._blind:
+            self._left_out = len(self._moments) - len(clean)
+            self._moments = clean
 
     def compare(self) -> Agreement:
         """Run the policy, and look for faults if it does not follow."""
@@ -105,9 +113,15 @@ class Comparer:
             names = self._policy.robot.state_names
             recorded = RecordedFaults(self._demonstrations, self._moments, names)
             sure = bool(faults) and faults[0].fitted < 2 and not recorded.unlike_commands
-            if not sure or faults[0].left(bad) > 0.1 * float(base[bad].sum()):
+            explained = sure and faults[0].left(bad) <= 0.1 * float(base[bad].sum())
+            # With images that stand still no other fault of the inputs can be told.
+            if not explained and not self._blind:
                 faults = best(w, [*of_actions, *self._input_hypotheses(w, base, recorded)])
-        return Agreement(w, errors, lag * w.step_s, tuple(faults), judged, commanded)
+        if judged:
+            faults = [*frozen_faults(self._demonstrations, self._frozen, errors), *faults]
+        return Agreement(
+            w, errors, lag * w.step_s, tuple(faults), judged, commanded, self._left_out
+        )
 
     def _choose(self, prompt: str, count: int) -> Iterator[Moment]:
         each = -(-count // len(self._demonstrations))

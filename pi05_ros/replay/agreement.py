@@ -24,6 +24,7 @@ class Agreement:
         faults: most likely first; empty if nothing is accused.
         judged: whether the demonstrator moves enough to say anything.
         commanded: whether recorded commands were compared with, not measured joints.
+        left_out: windows in which a camera stands still, and which are not among those compared.
 
     """
 
@@ -33,17 +34,24 @@ class Agreement:
     faults: tuple[Hypothesis, ...]
     judged: bool
     commanded: bool
+    left_out: int = 0
+
+    @property
+    def follows(self) -> bool:
+        """Whether every column follows the demonstrator."""
+        return bool(self.judged and (self.errors <= BAD).all())
 
     @property
     def agrees(self) -> bool:
-        """Whether every column follows the demonstrator."""
-        return bool(self.judged and (self.errors <= BAD).all())
+        """Whether every column follows, and the recording has no fault."""
+        return self.follows and not self.faults
 
     def lines(self) -> list[str]:
         """Report for people."""
         w = self.windows
         what = "recorded commands" if self.commanded else "measured joints"
-        lines = [f"compared        {len(w.chunks)} chunks with {what}"]
+        out = f", without {self.left_out} while a camera stood still" if self.left_out else ""
+        lines = [f"compared        {len(w.chunks)} chunks with {what}{out}"]
         away = np.sqrt(np.nanmean((w.chunks - w.slice()) ** 2, axis=0))
         last = w.horizon - 1
         for j, name in enumerate(w.names):
@@ -57,8 +65,9 @@ class Agreement:
         lines.append(f"best lag        {self.lag_s:+.2f} s")
         if not self.judged:
             lines.append("verdict         the demonstrator hardly moves: nothing can be said")
-        elif self.agrees:
-            lines.append("verdict         the policy does what the demonstrator did")
+        elif self.follows:
+            but = ", but the recording has a fault" if self.faults else ""
+            lines.append(f"verdict         the policy does what the demonstrator did{but}")
         elif not self.faults:
             lines.append(
                 "verdict         the policy does something else, and no fault of convention "
@@ -67,12 +76,13 @@ class Agreement:
         base = np.minimum(self.errors, CAP)
         for place, fault in enumerate(self.faults[:SHOWN]):
             bad = base > BAD
-            kept = 100 * fault.left(bad) / float(base[bad].sum())
             word = "most likely    " if place == 0 else "or             "
-            lines.append(
-                f"{word} {fault.text} [{fault.kind} {fault.number:.3g}]: corrected, {kept:.0f} % "
-                "of the error is left"
-            )
+            if fault.corrected:
+                kept = 100 * fault.left(bad) / float(base[bad].sum())
+                then = f"corrected, {kept:.0f} % of the error is left"
+            else:
+                then = "nothing in the recording corrects it"
+            lines.append(f"{word} {fault.text} [{fault.kind} {fault.number:.3g}]: {then}")
         return lines
 
     def write(self, path: Path) -> None:
@@ -82,6 +92,7 @@ class Agreement:
             "agrees": self.agrees,
             "judged": self.judged,
             "windows": len(w.chunks),
+            "windows_left_out": self.left_out,
             "compared_with": "joint_commands" if self.commanded else "joint_states",
             "lag_s": self.lag_s,
             "errors": dict(zip(w.names, map(float, np.minimum(self.errors, CAP)), strict=True)),

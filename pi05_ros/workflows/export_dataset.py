@@ -19,6 +19,7 @@ from pi05_ros.bags.cdr_messages import NS
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.replay.demonstration import Demonstration, read_demonstration
+from pi05_ros.replay.faults.frozen_cameras import StillImages
 from pi05_ros.replay.handovers import FAILURE, SUCCESS, HandOvers, read_handovers
 from pi05_ros.replay.run import choose
 from pi05_ros.workflows.episode_media import ChannelStatistics, EpisodeVideo
@@ -160,6 +161,7 @@ class _Rows:
         old = [np.asarray(stamps) < self.times - MAX_AGE_NS for stamps in self.frames.values()]
         self.stale = int(np.any(old, axis=0).sum())
         self.undecodable = 0
+        self.frozen: list[str] = []
 
     def note(self) -> str:
         """What a reader must know of the episode, with a leading comma; empty if nothing."""
@@ -169,12 +171,13 @@ class _Rows:
             text += f", {steered} of a person ({self.human} with their targets as actions)"
         if self.undecodable:
             text += f", {self.undecodable} with the image before an unreadable one"
-        return text
+        return "; ".join([text, *self.frozen])
 
 
 def _add(writer: LeRobotWriter, demo: Demonstration, rows: _Rows, source: str) -> None:
     """Encode the videos of an episode and write its table."""
     layout, episode = writer.layout, len(writer.episodes)
+    following = np.append(rows.times[1:], rows.times[-1])
     count = len(rows.times)
     stats = {}
     for name, values in (("observation.state", rows.state), ("action", rows.actions)):
@@ -184,15 +187,17 @@ def _add(writer: LeRobotWriter, demo: Demonstration, rows: _Rows, source: str) -
     for role in demo.roles:
         feature = feature_of(role)
         height, width = layout.cameras[feature]
-        statistics = ChannelStatistics()
+        statistics, still = ChannelStatistics(), StillImages(role, demo.state)
         with EpisodeVideo(
             writer.out / layout.video_path(episode, feature), layout.fps, height, width
         ) as video:
             for index, image in enumerate(_images(demo, rows, role, (height, width))):
                 video.add(image)
+                still.add(int(rows.times[index]), int(following[index]), image)
                 if index % STATISTICS_EVERY == 0:
                     statistics.add(image.reshape(-1, 3) / 255.0)
         stats[feature] = statistics.result(-(-count // STATISTICS_EVERY), (3, 1, 1))
+        rows.frozen += [span.text(int(rows.times[0])) for span in still.spans()]
     for name in layout.flags:
         statistics = ChannelStatistics()
         statistics.add(rows.flags[name][:, None])

@@ -193,3 +193,38 @@ def test_an_interrupted_export_goes_on(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("!")
     assert main(["dataset", bags[0], "--out", str(tmp_path / "mine")]) == 2
+
+
+@pytest.mark.parametrize("version", ["3.0", "2.1"])
+def test_a_camera_that_stands_still_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str
+) -> None:
+    def write(path: Path, still: range, frames: bool = True) -> Path:
+        with BagWriter(path) as bag:
+            bag.write("/prompt", NS, string_message("push the block"))
+            for k in range(2 * ROWS):
+                t = NS + k * NS // FPS
+                for camera, name in enumerate(("base", "wrist")):
+                    hangs = camera == 1 and k in still
+                    if frames or not hangs:
+                        image = picture((still.start if hangs else k) % 30, camera)
+                        bag.write(f"/{name}_camera/image_raw", t, image_message(image, t))
+                for topic in ("/joint_states", "/joint_commands"):
+                    message = joint_state_message(list(NAMES), np.full(7, 0.02 * k), t)
+                    bag.write(topic, t, message)
+        return path
+
+    bags = [
+        write(tmp_path / "sound", range(0)),
+        write(tmp_path / "hangs", range(20, 41)),
+        write(tmp_path / "silent", range(20, 41), frames=False),
+    ]
+    command = ["dataset", *map(str, bags), "--out", str(tmp_path / "out"), "--version", version]
+    assert main(command) == 0
+    said = capsys.readouterr().out + capsys.readouterr().err
+    text = "; the images of wrist stand still from 1.00 s to 2.05 s while joint1 moves by 0.42"
+    lines = {name: line for line in said.splitlines() for name in ("sound", "hangs", "silent")
+             if f"/{name}: " in line}  # fmt: skip
+    assert "stand still" not in lines["sound"]
+    assert lines["hangs"].endswith(f"rows{text}")
+    assert "with an image older than 0.5 s; the images of wrist stand still" in lines["silent"]

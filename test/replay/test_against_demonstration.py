@@ -23,6 +23,8 @@ from pi05_ros.policy.interface import ActionMeaning
 from pi05_ros.replay import against_demonstration
 from pi05_ros.replay.against_demonstration import compare_bags
 from pi05_ros.replay.convention_faults import best, column_hypotheses
+from pi05_ros.replay.demonstration import RecordedJoints
+from pi05_ros.replay.faults.frozen_cameras import StillImages
 from pi05_ros.replay.faults.windows import Windows
 
 NAMES = ("joint1", "joint2", "joint3", "gripper")
@@ -395,6 +397,104 @@ def test_faults_of_the_inputs_are_named_first(tmp_path: Path, name: str) -> None
     assert agreement.faults[0].kind == kind, [fault.text for fault in agreement.faults]
     assert text in agreement.faults[0].text
     assert "most likely" in "\n".join(agreement.lines())
+
+
+STILL: dict[str, tuple[str, int, int, bool, float]] = {
+    # camera, from and to which step, frames go on, seconds
+    "from the start": ("base", 0, LENGTH, True, 4.95),
+    "in the middle": ("wrist", 30, 60, True, 1.5),
+    "to the end": ("base", 60, LENGTH, True, 1.95),
+    "no more frames": ("wrist", 40, LENGTH, False, 3.0),
+    "a pause of the frames": ("wrist", 30, 50, False, 1.05),
+}
+
+
+def with_still_camera(path: Path, seed: int, case: str) -> Path:
+    """A recording in which a camera hangs."""
+    camera, first, last, frames, _ = STILL[case]
+    done = motion(np.arange(LENGTH), seed)
+    with BagWriter(path) as bag:
+        bag.write("/prompt", NS, string_message("push the block"))
+        for step in range(LENGTH):
+            now = NS + step * NS // HZ
+            for k, name in enumerate(("base", "wrist")):
+                hangs = name == camera and first < step <= last
+                if hangs and not frames:
+                    continue
+                shown = first if hangs else step
+                image = picture(seed, shown, k)
+                image[:, 16:] = 30 + 20 * (shown % 9)
+                bag.write(f"/{name}_camera/image_raw", now, image_message(image, now))
+            measured = done[max(step - 1, 0)]
+            for topic, values in (("/joint_states", measured), ("/joint_commands", done[step])):
+                bag.write(topic, now, joint_state_message(list(NAMES), values, now))
+    return path
+
+
+@pytest.mark.parametrize("case", STILL)
+@pytest.mark.parametrize("seed", range(10))
+def test_a_camera_that_stands_still_in_the_recording_is_named_first(
+    tmp_path: Path, seed: int, case: str
+) -> None:
+    bag = with_still_camera(tmp_path / "demonstration", seed, case)
+    agreement = compare_bags([bag], OraclePolicy(noise=0.002), {}, count=12)
+    assert not agreement.agrees
+    first = agreement.faults[0]
+    camera, start, _, _, seconds = STILL[case]
+    assert first.kind == "frozen_camera"
+    assert f"images of {camera} stand still from {start / HZ:.2f} s" in first.text
+    assert first.text.endswith("(demonstration)")
+    assert first.number == pytest.approx(seconds, abs=0.06)
+    report = "\n".join(agreement.lines())
+    assert "nothing in the recording corrects it" in report
+    # The windows outside of it are judged as always.
+    partly = case != "from the start"
+    assert (agreement.left_out > 0) == partly == agreement.follows
+    assert not partly or "but the recording has a fault" in report
+
+
+def test_another_fault_beside_a_still_camera_is_named_after_it(tmp_path: Path) -> None:
+    bag = with_still_camera(tmp_path / "bag", 3, "in the middle")
+    policy = OraclePolicy()
+    infer = policy.infer
+    policy.infer = lambda obs, *, seed=None: SimpleNamespace(  # type: ignore[method-assign]
+        **{**vars(infer(obs, seed=seed)), "actions": infer(obs, seed=seed).actions * [1, -1, 1, 1]}
+    )
+    agreement = compare_bags([bag], policy, {}, count=16)
+    assert [fault.kind for fault in agreement.faults[:2]] == ["frozen_camera", "sign"]
+    agreement.write(tmp_path / "agreement.json")
+    written = json.loads((tmp_path / "agreement.json").read_text())
+    assert written["windows_left_out"] > 0
+    assert written["windows"] + written["windows_left_out"] == 16
+
+
+def test_a_camera_is_not_accused_while_the_arm_rests() -> None:
+    still = np.full((24, 32, 3), 90, np.uint8)
+    stamps = np.arange(100) * NS // 20
+    values = np.zeros((100, 4))
+    values[50:, 0] = np.linspace(0, 1, 50)  # rests for 2.5 s
+    values[:, 3] = np.sin(np.arange(100))  # the gripper counts for nothing
+    values[:, 1] += np.random.default_rng(0).normal(0, 0.003, 100)  # an encoder's noise
+    state = RecordedJoints(NAMES, stamps, values)
+    for moving, spans in ((False, 1), (True, 0)):
+        camera = StillImages("base", state)
+        for step in range(100):
+            image = still.copy()
+            image[:8, :8] += np.uint8(2 * step if moving and step > 50 else 0)
+            camera.add(int(stamps[step]), int(stamps[step]) + NS // 20, image)
+        assert len(camera.spans()) == spans
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (8, 8, 3), (17, 30, 3)])
+def test_one_changed_block_is_seen_in_images_of_any_size(shape: tuple[int, ...]) -> None:
+    stamps = np.arange(40) * NS // 20
+    values = np.linspace(0, 1, 40)[:, None]
+    camera = StillImages("base", RecordedJoints(("joint1",), stamps, values))
+    for step in range(40):
+        image = np.full(shape, 255, np.uint8)
+        image[:4, :4] = 10 * (step % 20)
+        camera.add(int(stamps[step]), int(stamps[step]) + NS // 20, image)
+    assert not camera.spans()
 
 
 def test_another_task_is_no_fault_of_convention(tmp_path: Path) -> None:

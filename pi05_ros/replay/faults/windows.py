@@ -119,6 +119,7 @@ class Hypothesis:
         number: the fitted or tested number behind it.
         errors: per column after the correction ``[A]``.
         fitted: how many numbers were fitted to each column.
+        corrected: whether the recording holds what corrects it; if not, `errors` are as they were.
 
     """
 
@@ -128,6 +129,7 @@ class Hypothesis:
     number: float
     errors: np.ndarray
     fitted: int = 0
+    corrected: bool = True
 
     def left(self, bad: np.ndarray) -> float:
         """Error that is left in the columns that are bad."""
