@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -89,8 +90,9 @@ def test_blocks_leave_room_for_those_of_the_next_kernel():
     assert 2 * least["out_residual"] > a_processor
     assert 3 * least["down_residual"] > a_processor
     measured = tuning.Tuning(tuning.read(tuning.FOLDER / "nvidia_h200.json"), "")
-    for horizon in (1, 24, 25, 50, 64):
-        options, rows = choice.product_options(measured, horizon), products.padded_rows(horizon)
+    for horizon, prefix in itertools.product((1, 24, 25, 50, 64), (544, 968)):
+        options = choice.product_options(measured, horizon, prefix)
+        rows = products.padded_rows(horizon)
         need = products.shared_bytes(FULL.expert, options, rows)
         down = max(least["down_residual"], need["down_residual"] + each)
         assert need["gate_up"] + each + down <= a_processor
@@ -160,15 +162,15 @@ def test_the_tuner_keeps_the_products_of_other_horizons(horizon):
 
     values = tuning.read(tuning.FOLDER / "nvidia_h100.json")
     other = 50 if horizon < 50 else 10
-    before = choice.product_options(tuning.Tuning(values, ""), other)
+    before = choice.product_options(tuning.Tuning(values, ""), other, 544)
     changed = set()
     for name, over in tuner.hopper_candidates(
         values["hopper_products"], values["cluster_attention"], horizon, 8 * horizon
     ):
         if name == "products":
             now = tuning.Tuning(values | over, "")
-            assert choice.product_options(now, other) == before
-            changed.add(choice.product_options(now, horizon))
+            assert choice.product_options(now, other, 544) == before
+            changed.add(choice.product_options(now, horizon, 544))
     assert len(changed) == 18
 
 

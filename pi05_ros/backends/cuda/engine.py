@@ -34,7 +34,7 @@ from pi05_ros.backends.cuda.inputs import (
 )
 from pi05_ros.backends.cuda.monitor import GraphRunner, Monitor
 from pi05_ros.backends.cuda.scales import ActivationScales, EngineScales, Saturation
-from pi05_ros.backends.cuda.stages.assembly import Sizes, assemble
+from pi05_ros.backends.cuda.stages.assembly import Sizes, assemble, beside_prefill
 from pi05_ros.backends.cuda.stages.launches import Kinds, Launches
 from pi05_ros.backends.cuda.stages.modulation import Modulation, ModulationTables
 from pi05_ros.backends.cuda.steering import CORRECTIONS, Steering
@@ -108,7 +108,8 @@ class CudaEngine(Engine):
         self.denoise_stage = parts.denoise
         self.inputs = FrameInputs(self.device, model.config.vision.image_size)
         self.call_inputs = PromptAndNoise(self.buffers, model.config.vocab, max_prompt_tokens)
-        self.launches = Launches(self.prefix_stages, self.denoise_stage, self.inputs)
+        beside = beside_prefill(self.weights, self.tuning, self.device)
+        self.launches = Launches(self.prefix_stages, self.denoise_stage, self.inputs, beside)
         self.modulation_tables = ModulationTables(self.weights)
         self._serial = [0] * slots
         self._lock = threading.RLock()
@@ -154,7 +155,6 @@ class CudaEngine(Engine):
             self._serial[0] = next(_SERIALS)
             kinds = tuple(view.kind for view in views)
             drawn = noise is None
-            rows = len(views) * self.buffers.tokens + bucket
             mod = self.modulation_tables(steps)
             if self.scales.first_runs:
                 if drawn:
@@ -162,8 +162,7 @@ class CudaEngine(Engine):
                 self._calibrate_here(kinds, bucket, horizon, mod, 0)
 
             def launch() -> None:
-                self.launches.prefix(kinds, bucket, 0)
-                self.launches.denoise(horizon, mod, 0, rows, drawn=drawn)
+                self.launches.inference(kinds, bucket, horizon, mod, drawn)
 
             self._watch.forget("prefix", "prefill", "denoised")
             self._watch.mark("sample")

@@ -80,10 +80,12 @@ def hopper_candidates(
     at = next(i for i, e in enumerate(products) if horizon <= e.get("max_rows", horizon))
     place = next(i for i, e in enumerate(attention) if queries <= e.get("max_rows", queries))
     before, now, behind = attention[:place], attention[place], attention[place + 1 :]
+    # candidates hold whatever the prefix is
+    base = {key: value for key, value in products[at].items() if not key.startswith("short_")}
     for qkv in (1, 2, 4):
         for out in (2, 4, 8):
             for down in (4, 8):
-                entry = products[at] | {"qkv": qkv, "out": out, "down": down}
+                entry = base | {"qkv": qkv, "out": out, "down": down}
                 changed = [*products[:at], entry, *products[at + 1 :]]
                 yield "products", {"hopper_products": changed}
     for rows in (16, 32, 64):

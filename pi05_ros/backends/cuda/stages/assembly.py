@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from pi05_ros.backends.cuda.buffers import Buffers
 from pi05_ros.backends.cuda.pack_model import pack
 from pi05_ros.backends.cuda.stages import choice
+from pi05_ros.backends.cuda.stages.beside_prefill import BesidePrefill
 from pi05_ros.backends.cuda.stages.denoise import DenoiseKernels
 from pi05_ros.backends.cuda.stages.hopper_denoise import HopperDenoiseKernels
 from pi05_ros.backends.cuda.stages.hopper_prefill import HopperPrefixKernels
@@ -93,3 +96,14 @@ def denoise_stage(
     """The stage for the form in which the expert's weights are packed."""
     made = HopperDenoiseKernels if weights.expert_image else DenoiseKernels
     return made(weights, buffers, tuning, prefix)
+
+
+def beside_prefill(weights: Weights, tuning: Tuning, device: torch.device) -> BesidePrefill | None:
+    """What runs the first step beside prefill; None: it comes behind.
+
+    The tuning data says whether, for the Hopper kernels: with others nothing was gained.
+    """
+    wanted = tuning.values.get("beside_prefill", False)
+    if device.type == "cuda" and wanted and weights.prefix_image and weights.expert_image:
+        return BesidePrefill(device)
+    return None

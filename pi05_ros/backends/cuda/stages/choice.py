@@ -19,10 +19,19 @@ from pi05_ros.model import Pi05Config
 log = logging.getLogger("pi05_ros.cuda")
 
 
-def product_options(tuning: Tuning, horizon: int) -> ProductOptions:
-    """How the products are divided, from the tuning data."""
+def product_options(tuning: Tuning, horizon: int, prefix_rows: int) -> ProductOptions:
+    """How the products are divided, from the tuning data.
+
+    Blocks of attention are smaller where the prefix is short, and leave more room beside them.
+    """
     entry = tuning.by_rows("hopper_products", horizon)
-    return ProductOptions(entry["qkv"], entry["out"], entry["down"], entry.get("gate_delay", 0))
+    short = prefix_rows <= entry.get("short_prefix", 0)
+    return ProductOptions(
+        entry["short_qkv" if short else "qkv"],
+        entry["out"],
+        entry["down"],
+        entry.get("gate_delay", 0),
+    )
 
 
 def attention_options(
@@ -140,9 +149,11 @@ def reason_against(
     if precision.denoise != "fp8":
         return f"they run in fp8, denoise is {precision.denoise}"
     for horizon in range(1, ACTION_ROWS + 1):
-        reason = unsupported(config, product_options(tuning, horizon), capability)
-        if reason is not None:
-            return reason
+        for rows in (1, prefix_rows):
+            options = product_options(tuning, horizon, rows)
+            reason = unsupported(config, options, capability)
+            if reason is not None:
+                return reason
         if attention_options(tuning, config, prefix_rows, horizon) is None:
             return f"no attention kernel takes {prefix_rows} prefix rows and {horizon} actions"
     return None
@@ -161,7 +172,7 @@ def usable(
         return False
     capability = torch.cuda.get_device_capability(device)
     reason = reason_against(config, precision, tuning, capability, prefix_rows)
-    products = Products(config, product_options(tuning, horizon), device)
+    products = Products(config, product_options(tuning, horizon, prefix_rows), device)
     return _decide("denoising", reason, lambda: products.kernels(horizon))
 
 

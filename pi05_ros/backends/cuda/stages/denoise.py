@@ -13,6 +13,7 @@ from pi05_ros.backends.cuda.buffers import (
     Buffers,
     Slot,
 )
+from pi05_ros.backends.cuda.stages.beside_prefill import Gate
 from pi05_ros.backends.cuda.stages.denoise_attention import DenoiseAttention
 from pi05_ros.backends.cuda.stages.modulation import Modulation
 from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
@@ -87,7 +88,13 @@ class DenoiseKernels:
         return self.prefix.monitor
 
     def run(
-        self, horizon: int, mod: Modulation, slot: Slot, rows_cap: int, guided: bool = False
+        self,
+        horizon: int,
+        mod: Modulation,
+        slot: Slot,
+        rows_cap: int,
+        guided: bool = False,
+        gate: Gate | None = None,
     ) -> None:
         """Noise -> actions.
 
@@ -97,25 +104,31 @@ class DenoiseKernels:
             slot: keys and values.
             rows_cap: most prefix rows that `slot` may hold in this graph.
             guided: pull towards the previous chunk (`Buffers.target` and what belongs to it).
+            gate: called in the first step before each layer, with its index, where keys and
+                values come while that step runs: makes the stream wait for those of the layer.
 
         """
         self._euler(horizon, mod, -1)
         for step in range(mod.steps):
             for index, layer in enumerate(self.weights.expert):
-                self._layer(horizon, mod, slot, rows_cap, step, index, layer)
+                dependent = self.pdl
+                if step == 0 and gate is not None:
+                    gate(index)
+                    dependent = False
+                self._layer(horizon, mod, slot, rows_cap, step, index, layer, dependent)
             self._euler(horizon, mod, step, guided)
 
-    def _common(self, options: dict[str, int]) -> dict[str, object]:
+    def _common(self, options: dict[str, int], dependent: bool) -> dict[str, object]:
         return {
             "BM": ACTION_ROWS,
             "BN": options["BN"],
             "BK": options["BK"],
             "STAGES": options["stages"],
             "EARLY": self.tuning.flag("early_trigger"),
-            "PDL": self.pdl,
+            "PDL": dependent,
             "num_warps": options["warps"],
             "num_stages": options["stages"],
-            **self.launch,
+            **(self.launch if dependent else {}),
         }
 
     def _scale(self, linear: Linear) -> Tensor:
@@ -130,6 +143,7 @@ class DenoiseKernels:
         step: int,
         index: int,
         layer: PackedExpertLayer,
+        dependent: bool,
     ) -> None:
         b, config = self.buffers, self.weights.config.expert
         D, F, hd, heads = config.width, config.mlp_dim, config.head_dim, config.num_heads
@@ -170,7 +184,7 @@ class DenoiseKernels:
             HEADS=heads,
             HEAD_DIM=hd,
             PARTS=D // self.options["down"]["BN"],
-            **self._common(options),
+            **self._common(options, dependent),
         )
 
         self.attention.run(horizon, rows_cap, slot, index, layer.out)
@@ -201,7 +215,7 @@ class DenoiseKernels:
             F=F,
             PARTS=D // self.options["out"]["BN"],
             MONITOR=self.monitor and layer.down.coded,
-            **self._common(options),
+            **self._common(options, self.pdl),
         )
 
         # Behind the last layer comes the final norm, which euler_step computes itself; the mirror
@@ -257,7 +271,7 @@ class DenoiseKernels:
             N=N,
             SPLIT=split,
             MONITOR=self.monitor and target.coded and monitored,
-            **self._common(options),
+            **self._common(options, self.pdl),
         )
 
     def _euler(self, horizon: int, mod: Modulation, step: int, guided: bool = False) -> None:

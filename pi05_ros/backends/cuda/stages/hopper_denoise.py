@@ -9,7 +9,6 @@ from torch import Tensor
 from pi05_ros.backends.cuda.buffers import Buffers, Slot
 from pi05_ros.backends.cuda.hopper.euler import EulerStep
 from pi05_ros.backends.cuda.hopper.euler import unsupported as no_euler_step
-from pi05_ros.backends.cuda.hopper.launch import Argument
 from pi05_ros.backends.cuda.hopper.products import ProductOptions, Products
 from pi05_ros.backends.cuda.packing import TILE
 from pi05_ros.backends.cuda.stages.choice import product_options
@@ -36,11 +35,11 @@ class HopperDenoiseKernels(DenoiseKernels):
         self._euler_step: EulerStep | None = None
         self._states = (buffers.state, buffers.state.clone())  # read and written in turns
 
-    def _launch(self, name: str, horizon: int, columns: int, args: tuple[Argument, ...]) -> None:
-        chosen = product_options(self.tuning, horizon)
+    def _divided(self, horizon: int, rows_cap: int) -> Products:
+        chosen = product_options(self.tuning, horizon, rows_cap)
         if chosen not in self._products:
             self._products[chosen] = Products(self.weights.config, chosen, self.buffers.dx.device)
-        self._products[chosen].launch(name, horizon, columns, args, self.pdl)
+        return self._products[chosen]
 
     def _amax(self, linear: Linear) -> Tensor | None:
         return self.prefix.site(linear)[1] if self.monitor else None
@@ -54,6 +53,7 @@ class HopperDenoiseKernels(DenoiseKernels):
         step: int,
         index: int,
         layer: PackedExpertLayer,
+        dependent: bool,
     ) -> None:
         b, config = self.buffers, self.weights.config.expert
         heads, hd = config.num_heads, config.head_dim
@@ -62,7 +62,8 @@ class HopperDenoiseKernels(DenoiseKernels):
         k, v = slot.k[index], slot.v[index]
         bias = mod.bias[0, index]
         clock = (step, mod.steps, horizon)
-        self._launch(
+        products = self._divided(horizon, rows_cap)
+        products.launch(
             "qkv_rope",
             horizon,
             columns,
@@ -71,14 +72,23 @@ class HopperDenoiseKernels(DenoiseKernels):
                 bias, mod.bias.stride(0), b.frozen, b.cos, b.sin, slot.length, b.dq, k, v,
                 *clock, LOG2E / math.sqrt(hd),
             ),
+            dependent,
         )  # fmt: skip
         if not self.attention.run_clusters(horizon, rows_cap, slot, index, layer.out):
             raise BackendError(f"no attention kernel takes {rows_cap} rows and {horizon} actions")
         mods = mod.mod[0, 2 * index : 2 * index + 3]
         self._project(
-            "out_residual", b.dattn, layer.out, layer.gate_up, mods[:2], b.sum_mlp, mod, clock
+            products,
+            "out_residual",
+            b.dattn,
+            layer.out,
+            layer.gate_up,
+            mods[:2],
+            b.sum_mlp,
+            mod,
+            clock,
         )
-        self._launch(
+        products.launch(
             "gate_up",
             horizon,
             2 * config.mlp_dim,
@@ -87,12 +97,14 @@ class HopperDenoiseKernels(DenoiseKernels):
                 b.sum_mlp, bias[columns:], mod.bias.stride(0), b.frozen, b.dact,
                 site(layer.down)[0], self._amax(layer.down), *clock,
             ),
+            self.pdl,
         )  # fmt: skip
         # Behind the last layer comes the final norm, which euler_step computes itself; the mirror
         # written here is then not read, and its site is the first layer's.
         last = index + 1 == len(self.weights.expert)
         following = self.weights.expert[0 if last else index + 1].qkv
         self._project(
+            products,
             "down_residual",
             b.dact,
             layer.down,
@@ -129,6 +141,7 @@ class HopperDenoiseKernels(DenoiseKernels):
 
     def _project(
         self,
+        products: Products,
         name: str,
         image: Tensor,
         linear: Linear,
@@ -141,7 +154,7 @@ class HopperDenoiseKernels(DenoiseKernels):
     ) -> None:
         """Projection with residual: gate of the first norm of `mods`, scale of the second."""
         b = self.buffers
-        self._launch(
+        products.launch(
             name,
             clock[2],
             self.weights.config.expert.width,
@@ -151,4 +164,5 @@ class HopperDenoiseKernels(DenoiseKernels):
                 self.prefix.site(target)[0], sums, self._amax(target) if monitored else None,
                 *clock,
             ),
+            self.pdl,
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import triton
 from torch import Tensor
@@ -35,16 +36,23 @@ class PrefixKernels(VisionKernels):
             DP=triton.next_power_of_2(D),
         )
 
-    def prefill(self, rows: int, slot: Slot) -> None:
-        """`embeds` -> K and V of every layer in `slot`, for `rows` rows (a bucket)."""
+    def prefill(self, rows: int, slot: Slot, cached: Callable[[], None] | None = None) -> None:
+        """`embeds` -> K and V of every layer in `slot`, for `rows` rows (a bucket).
+
+        `cached` is called when the kernel that writes K and V of a layer is enqueued.
+        """
         w, b = self.weights, self.buffers
         x = b.embeds[:rows]
         self._residual(x, None, None, x, self._normed(rows), w.prefix[0].qkv)
         for index, layer in enumerate(w.prefix):
             if layer.out is None or layer.gate_up is None or layer.down is None:
                 self._qkv(rows, layer.qkv, slot, index, only_kv=True)
+                if cached is not None:
+                    cached()
                 break
             self._qkv(rows, layer.qkv, slot, index, only_kv=False)
+            if cached is not None:
+                cached()
             self._attention(rows, slot, index, layer.out)
             self._out(rows, layer.out)
             self._mlp(x, layer.out, layer.gate_up, layer.down, w.prefix[index + 1].qkv)
