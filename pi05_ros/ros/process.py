@@ -22,7 +22,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
-from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
@@ -184,6 +184,20 @@ def end(node: Node, executor: TolerantExecutor) -> NoReturn:
     node.destroy_node()
     rclpy.try_shutdown()
     leave(0)
+
+
+def autostart(node: LifecycleNode) -> None:
+    """Configure and activate a node; one that cannot stays, and the log says how to go on."""
+    for trigger, word in (
+        (node.trigger_configure, "configure"),
+        (node.trigger_activate, "activate"),
+    ):
+        if trigger() != TransitionCallbackReturn.SUCCESS:
+            node.get_logger().error(
+                f"autostart: it could not {word}; mend what is said above, then "
+                f"`ros2 lifecycle set {node.get_fully_qualified_name()} {word}`"
+            )
+            return
 
 
 def run(

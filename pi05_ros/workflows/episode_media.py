@@ -57,6 +57,9 @@ class EpisodeVideo:
             self._part.unlink(missing_ok=True)
 
 
+QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+
+
 class ChannelStatistics:
     """Mean, deviation and range of numbers per column, or of images per channel."""
 
@@ -109,3 +112,11 @@ def merge_stats(stats: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, d
             "count": [int(total)],
         }
     return found
+
+
+def quantiles(values: np.ndarray) -> dict[str, list[float]]:
+    """Quantiles of each column of ``[N, C]``, by which LeRobot's pi05 normalizes."""
+    found = np.quantile(np.asarray(values, np.float64), QUANTILES, axis=0)
+    return {
+        f"q{round(100 * q):02d}": row.tolist() for q, row in zip(QUANTILES, found, strict=True)
+    }

@@ -18,7 +18,7 @@ import numpy as np
 
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.small_files import read_json
-from pi05_ros.workflows.episode_media import merge_stats, pixel_format
+from pi05_ros.workflows.episode_media import merge_stats, pixel_format, quantiles
 
 VERSIONS = ("3.0", "2.1")
 CHUNK = 1000  # files per folder
@@ -213,8 +213,26 @@ class LeRobotWriter:
         else:
             info |= {"data_files_size_in_mb": 100, "video_files_size_in_mb": 200}
             self._finish_tables()
-            _write(self.out / "meta" / "stats.json", merge_stats(e.stats for e in self.episodes))
+            _write(self.out / "meta" / "stats.json", self._stats())
         _write(self.out / "meta" / "info.json", info)
+
+    def _stats(self) -> dict[str, dict[str, Any]]:
+        """Statistics of the dataset; those of single episodes do not tell its quantiles."""
+        import pyarrow.parquet as pq
+
+        stats = merge_stats(episode.stats for episode in self.episodes)
+        paths = [self.out / self.layout.data_path(k) for k in range(len(self.episodes))]
+        for name, columns in (
+            ("observation.state", self.layout.state),
+            ("action", self.layout.action),
+        ):
+            parts = [
+                pq.read_table(path, columns=[name])[name].combine_chunks().flatten().to_numpy()
+                for path in paths
+            ]
+            if parts:
+                stats[name] |= quantiles(np.concatenate(parts).reshape(-1, len(columns)))
+        return stats
 
     def _finish_lines(self) -> None:
         meta = self.out / "meta"

@@ -148,6 +148,8 @@ def test_metadata_of_version_3(tmp_path: Path) -> None:
     assert stats["action"]["mean"][0] == pytest.approx(values.mean())
     assert stats["action"]["std"][0] == pytest.approx(values.std())
     assert stats["action"]["count"] == [2 * ROWS]
+    assert stats["action"]["q01"][0] == pytest.approx(np.quantile(np.tile(values, 2), 0.01))
+    assert stats["observation.state"].keys() >= {"q01", "q10", "q50", "q90", "q99"}
     assert np.shape(stats["observation.images.base"]["mean"]) == (3, 1, 1)
 
 

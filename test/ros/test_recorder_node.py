@@ -17,7 +17,7 @@ from task_rig import TaskRig
 from pi05_ros.bags.bag import Bag, BagError
 from pi05_ros.bags.cdr_messages import COMPRESSED_IMAGE, IMAGE, decode, encode, image_message
 from pi05_ros.bags.recording.episode_bag import KeptMessage
-from pi05_ros.ros import qos
+from pi05_ros.ros import process, qos
 from pi05_ros.ros.recorder.image_packing import JpegPacking
 from pi05_ros.ros.recorder.recorder_node import EpisodeRecorder
 from pi05_ros.ros.recorder.recorder_parameters import SPECS
@@ -169,6 +169,7 @@ def test_a_bag_by_hand_and_what_is_refused(rig, tmp_path):
     (tmp_path / "file").write_text("")
     overrides = [Parameter("folder", value=str(tmp_path / "file" / "bags"))]
     other = EpisodeRecorder(context=rig.context, parameter_overrides=overrides, namespace="other")
+    process.autostart(other)  # says so, and leaves it where it was
     assert other.trigger_configure() == TransitionCallbackReturn.FAILURE
     other.destroy_node()
 

@@ -324,8 +324,7 @@ def main(args: list[str] | None = None) -> int:
     def make(_: threading.Event) -> EpisodeRecorder:
         node = EpisodeRecorder()
         if node.parameters.autostart:
-            node.trigger_configure()
-            node.trigger_activate()
+            process.autostart(node)
         return node
 
     return process.run(make, args)

@@ -274,8 +274,7 @@ def main(args: list[str] | None = None) -> int:
     def make(_: threading.Event) -> TaskNode:
         node = TaskNode()
         if node.parameters.autostart:
-            node.trigger_configure()
-            node.trigger_activate()
+            process.autostart(node)
         return node
 
     return process.run(make, args)
