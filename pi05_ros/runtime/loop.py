@@ -163,6 +163,11 @@ class InferenceLoop:
         return self._pacer.due_since
 
     @property
+    def wants_idle(self) -> bool:
+        """Whether `account` or `try_start` has something to do when a job has ended."""
+        return bool(self._bad_samples) or self._pacer.due_since is not None
+
+    @property
     def wait_ns(self) -> int:
         """Longest wait of a due inference for the next frame of every camera."""
         parameters = self._parameters()

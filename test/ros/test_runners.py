@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import pytest
 from node_client import BASE, ns
 
+from pi05_ros.ros.policy_parts.policy_host import PolicyHost
 from pi05_ros.ros.policy_parts.runners import REMEMBERED, WORTH_NS, WorkerRunner
+from pi05_ros.runtime.parameters import PolicyParameters
+from pi05_ros.runtime.statistics import Statistics
 from pi05_ros.runtime.worker import Worker
 
 PATIENCE_S = 60.0
@@ -158,3 +161,34 @@ def test_chunks_of_large_jpegs_come_in_order_and_start_over(bench, messages):
         assert b.client.change_state(DEACTIVATE)
         b.client.chunks.clear()
         assert b.client.change_state(ACTIVATE)
+
+
+def test_the_executor_is_woken_only_where_the_loop_has_something_to_do():
+    """Each of its turns takes Python's lock from the next inference."""
+    woken = []
+    guard = SimpleNamespace(trigger=lambda: woken.append(True))
+    node = SimpleNamespace(
+        create_guard_condition=lambda callback: guard,
+        destroy_guard_condition=lambda destroyed: None,
+    )
+    policy = SimpleNamespace(warm_up=lambda: 0.0, close=lambda: None)
+    host = PolicyHost(
+        node, lambda parameters: policy, threading.Event(), lambda: None, lambda: None,
+        Statistics(),
+    )  # fmt: skip
+    host.configure(PolicyParameters())
+    try:
+        loop = Stages()
+        runner = host.runner(loop, ahead=True)
+        for wants, job in ((False, "a"), (True, "b"), (False, "c")):
+            woken.clear()
+            loop.wants_idle = wants
+            runner.submit(job)
+            until(lambda job=job: ("end", job) in loop.log)
+            assert host.wait_idle(PATIENCE_S)
+            if wants:
+                until(lambda: woken)
+        host.cleanup()  # ends the threads: nothing is triggered any more
+        assert not woken
+    finally:
+        host.cleanup()
