@@ -487,3 +487,29 @@ def test_recorded_magnitudes_stay_in_their_range(model):
         engine.sample(*case)
     assert engine.saturation() == []
     assert engine.health().warning == ""
+
+
+def test_page_locked_images_may_change_once_the_call_has_returned(bf16):
+    """They are read where they lie, without a copy by the CPU."""
+    frames, tokens, noise = example()
+    generator = torch.Generator().manual_seed(3)
+    images = [
+        torch.randint(0, 256, (720, 1280, 3), dtype=torch.uint8, generator=generator)
+        for _ in frames
+    ]
+    expected = bf16.sample(images, tokens, noise).clone()
+    locked = [image.pin_memory() for image in images]
+    for _ in range(5):
+        for image, pixels in zip(locked, images, strict=True):
+            image.copy_(pixels)
+        actions = bf16.sample(locked, tokens, noise)
+        for image in locked:
+            image.zero_()
+        assert torch.equal(actions, expected)
+        for image, pixels in zip(locked, images, strict=True):
+            image.copy_(pixels)
+        cache = bf16.prefill(locked, tokens)
+        for image in locked:
+            image.zero_()
+        bf16.denoise(cache, noise)
+    assert torch.equal(bf16.sample(images, tokens, noise), expected)

@@ -10,9 +10,13 @@ import pytest
 from PIL import Image, ImageFile
 
 from pi05_ros.runtime.inputs import jpeg
-from pi05_ros.runtime.inputs.conversion import ConversionError, compressed_to_rgb
+from pi05_ros.runtime.inputs.conversion import (
+    ConversionError,
+    compressed_to_rgb,
+    load_decoders,
+)
 from pi05_ros.runtime.inputs.jpeg import decode_jpeg
-from pi05_ros.runtime.inputs.pixel_pool import PixelPool
+from pi05_ros.runtime.inputs.pixel_pool import KEPT, SIZES, PixelPool
 
 pytestmark = pytest.mark.skipif(not jpeg.STRICT, reason="simplejpeg is not installed")
 
@@ -146,3 +150,46 @@ def test_a_cut_jpeg_gives_its_memory_back():
         with pytest.raises(ValueError, match=""):
             decode_jpeg(data[: len(data) // 2], pool.lend(3 * 48 * 64))
     assert len({pool.lend(3 * 48 * 64).ctypes.data for _ in range(20)}) == 1
+
+
+def test_a_pool_makes_memory_once_for_each_size_that_it_keeps():
+    made = []
+
+    def make(size):
+        made.append(size)
+        return np.empty(size, np.uint8)
+
+    pool = PixelPool(make)
+    for _ in range(3):
+        held = [pool.lend(5000) for _ in range(KEPT)]  # none overlaps another
+        for index, memory in enumerate(held):
+            memory[:] = index
+        assert [int(memory.max()) for memory in held] == list(range(KEPT))
+        del held, memory
+    assert len(made) == 1
+    held = [pool.lend(5000) for _ in range(KEPT + 1)]
+    assert len(made) == 2
+    for size in range(1, SIZES + 1):
+        pool.lend(size)
+    made.clear()
+    del held  # of a size that is forgotten
+    pool.lend(5000)
+    assert len(made) == 1
+
+
+def test_jpegs_are_decoded_into_the_memory_that_was_asked_for():
+    made = []
+
+    def make(size):
+        made.append(np.empty(size, np.uint8))
+        return made[-1]
+
+    shown = picture(np.random.default_rng(7), 48, 64, 0)
+    data = encode(shown, quality=90)
+    try:
+        load_decoders(make)
+        decoded = compressed_to_rgb(SimpleNamespace(format="jpeg", data=data))
+        assert any(np.shares_memory(decoded, memory) for memory in made)
+        np.testing.assert_array_equal(decoded, pillow(data))
+    finally:
+        load_decoders()

@@ -168,6 +168,7 @@ class CudaEngine(Engine):
             self._watch.mark("sample")
             self._runner.run(("sample", kinds, bucket, horizon, steps, drawn), launch, BOTH)
             self._watch.mark("sampled")
+            self.inputs.give_back()
             return self.buffers.actions[:horizon].clone()
 
     def prefill(
@@ -227,6 +228,7 @@ class CudaEngine(Engine):
                     BOTH[:1],
                 )
             self._watch.mark("prefilled")
+            self.inputs.give_back()
             return cache
 
     def denoise(
@@ -274,10 +276,7 @@ class CudaEngine(Engine):
 
     @property
     def timings(self) -> EngineTimings:
-        """Device times of the last call; reused image tokens take none.
-
-        `sample` is one graph, so only its total is known; so is `prefill` without camera keys.
-        """
+        """Device times of the last call; the total of what ran as one graph."""
         return self._watch.timings()
 
     def health(self) -> EngineHealth:

@@ -1,7 +1,8 @@
 """Bring one observation into the static buffers: frames, prompt, noise.
 
 Frames on the host go through a pinned double buffer: the copy of one call may still be under way
-while the next call fills the other half.
+while the next call fills the other half. Frames that lie in pinned memory already are read from
+there, and waited for.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class FrameInputs:
         self.size = size
         self._frames: dict[tuple[int, Kind], Tensor] = {}
         self._pinned: dict[tuple[int, Kind], _Pinned] = {}
+        self._borrowed: torch.cuda.Event | None = None  # the last copy from a caller's memory
 
     def views(self, images: Sequence[Tensor] | Tensor, most: int) -> list[View]:
         """Split and check the images of a call.
@@ -91,16 +93,26 @@ class FrameInputs:
         return self._frames[key]
 
     def load(self, camera: int, view: View) -> None:
-        """Copy one image into its buffer, asynchronously."""
+        """Copy one image into its buffer, asynchronously: until `give_back` it must not change."""
         target = self.buffer(camera, view.kind)
         source = view.tensor
         if source.device.type == "cpu" and self.device.type == "cuda":
+            if source.dtype == target.dtype and source.is_pinned():
+                target.copy_(source.reshape(target.shape), non_blocking=True)
+                self._borrowed = self._borrowed or torch.cuda.Event()
+                self._borrowed.record()
+                return
             key = (camera, view.kind)
             if key not in self._pinned:
                 self._pinned[key] = _Pinned(target)
             self._pinned[key].send(source.reshape(target.shape), target)
         else:
             target.copy_(source.reshape(target.shape), non_blocking=True)
+
+    def give_back(self) -> None:
+        """Wait until no image of a caller is read any more: its memory may be used again."""
+        if self._borrowed is not None:
+            self._borrowed.synchronize()
 
 
 class PromptAndNoise:

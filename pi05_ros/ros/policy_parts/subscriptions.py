@@ -32,6 +32,7 @@ from pi05_ros.ros.processes.children import FASTDDS_PROFILE_VARIABLES
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inputs import conversion
 from pi05_ros.runtime.inputs.observation_buffer import NS, Inputs
+from pi05_ros.runtime.inputs.page_locked import pixel_memory
 from pi05_ros.runtime.inputs.sources import JOINTS, camera_source, limits, make_inputs
 from pi05_ros.runtime.parameters import ParameterError, PolicyParameters
 
@@ -156,7 +157,7 @@ class Subscriptions(ManagedPart):
         if transport == "compressed":
             kind, topic = CompressedImage, f"{topic}/compressed"
             check, convert = conversion.check_compressed, conversion.compressed_to_rgb
-            conversion.load_decoders()
+            conversion.load_decoders(pixel_memory())
         else:
             kind = Image
             check, convert = conversion.check_image, conversion.image_to_rgb

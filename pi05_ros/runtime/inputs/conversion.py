@@ -7,6 +7,7 @@ only exception that leaves the functions that read messages is ConversionError.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from pi05_ros.errors import Pi05Error
 from pi05_ros.runtime.inputs.image_encodings import ENCODINGS, refusal
 from pi05_ros.runtime.inputs.jpeg import decode_jpeg, encode_jpeg
-from pi05_ros.runtime.inputs.pixel_pool import PixelPool
+from pi05_ros.runtime.inputs.pixel_pool import PixelPool, pageable
 
 NS = 1_000_000_000
 
@@ -152,8 +153,15 @@ def compressed_to_rgb(message: Any) -> np.ndarray:
         raise ConversionError("undecodable", f"compressed image: {_line(error)}") from error
 
 
-def load_decoders() -> None:
-    """Import what the first compressed image would import, longer than an inference takes."""
+def load_decoders(make: Callable[[int], np.ndarray] = pageable) -> None:
+    """Import what the first compressed image would import, longer than an inference takes.
+
+    Args:
+        make: makes the memory that JPEGs are decoded into from now on, see `PixelPool`.
+
+    """
+    global _PIXELS
+    _PIXELS = PixelPool(make)
     tiny = encode_jpeg(np.zeros((8, 8, 3), np.uint8), quality=90)
     compressed_to_rgb(SimpleNamespace(format="jpeg", data=tiny))
 

@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
-from collections import deque
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 
 KEPT = 6
-"""Buffers without a user that are kept, of whatever size: two inferences of three cameras."""
+"""Images of one size made at once: two inferences of three cameras."""
+PAGE = 4096
+SIZES = 3
+"""Sizes that are kept; the one that was not asked for longest is forgotten."""
+
+
+def pageable(size: int) -> np.ndarray:
+    """Uninitialized uint8 ``[size]`` of the process's own memory."""
+    return np.empty(size, np.uint8)
 
 
 class PixelPool:
-    """Lends memory; `lend` from any thread."""
+    """Lends memory; `lend` from any thread.
 
-    def __init__(self) -> None:
-        self._free: deque[np.ndarray] = deque(maxlen=KEPT)  # the oldest is dropped
+    Args:
+        make: makes uninitialized uint8 ``[size]``; called once for all images of a size, since
+            page-locked memory holds up whoever uses the GPU meanwhile.
+
+    """
+
+    def __init__(self, make: Callable[[int], np.ndarray] = pageable) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._free: OrderedDict[int, list[np.ndarray]] = OrderedDict()
 
     def lend(self, size: int) -> np.ndarray:
         """Uninitialized uint8 ``[size]``; free again when nothing refers to it or a view of it."""
-        for _ in range(len(self._free)):
-            try:
-                memory = self._free.popleft()
-            except IndexError:  # another thread has it
-                break
-            if memory.size == size:
-                return np.asarray(_Lent(self, memory))
-            self._free.append(memory)
-        return np.asarray(_Lent(self, np.empty(size, np.uint8)))
+        with self._lock:
+            free = self._free.setdefault(size, [])
+            self._free.move_to_end(size)
+            while len(self._free) > SIZES:
+                self._free.popitem(last=False)
+            if not free:
+                step = -(-size // PAGE) * PAGE  # two images are written at a time
+                block = self._make(KEPT * step)
+                free += [block[start : start + size] for start in range(0, block.size, step)]
+            return np.asarray(_Lent(self, free.pop()))
 
     def take_back(self, memory: np.ndarray) -> None:
-        """Keep memory for the next one who asks."""
-        self._free.append(memory)
+        """Keep memory for the next one who asks; no lock, since any line of code may free it."""
+        free = self._free.get(memory.size)
+        if free is not None and len(free) < KEPT:
+            free.append(memory)
 
 
 class _Lent:
