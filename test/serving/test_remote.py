@@ -116,9 +116,9 @@ def test_the_real_openpi_server(openpi_client):
     thread = threading.Thread(target=run)
     thread.start()
     try:
+        far = remote(port, robot="droid", connect_attempts=20)  # the server has just been started
         with pytest.raises(RemoteError, match="does not say which robot"):
-            remote(port, connect_attempts=8)
-        far = remote(port, robot="droid", connect_attempts=8)
+            remote(port, connect_attempts=1)
         chunk = far.infer(observation())
         np.testing.assert_allclose(chunk.actions[:, :7], 3.0 * 0.75, rtol=1e-6)
         assert (chunk.actions[:, 7] == 1.0).all()
