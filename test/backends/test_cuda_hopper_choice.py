@@ -175,6 +175,8 @@ def test_the_tuner_keeps_the_products_of_other_horizons(horizon):
 
 
 def test_the_products_of_vision_run_on_hopper_where_they_fit():
+    all_fp8 = Precision("fp8", "fp8", "fp8")
+
     def why(config=FULL, precision=FP8, over=None, capability=(9, 0)):
         values = tuning.load(CPU, {"vision_kernels": "hopper", **(over or {})})
         return choice.reason_against_vision(config, precision, values, capability)
@@ -184,21 +186,46 @@ def test_the_products_of_vision_run_on_hopper_where_they_fit():
 
     assert why() is None
     assert "library" in why(over={"vision_kernels": "library"})
-    assert "vision is fp8" in why(precision=Precision("fp8", "fp8", "fp8"))
+    assert why(precision=all_fp8) is None
+    assert "vision is int8" in why(precision=Precision("int8", "int8", "int8"))
     assert "capability 9.0" in why(capability=(10, 0))
     assert "256 tokens" not in str(why(tower(image_size=224)))
     assert "64 tokens" in why(tower(image_size=112))
     assert "MLP size 4300" in why(tower(intermediate_size=4300))
     assert "out of 128 columns" in why(tower(hidden_size=128))
+    assert why(tower(intermediate_size=4312)) is None
+    assert "multiples of 16" in why(tower(intermediate_size=4312), all_fp8)
+    assert "out of 256 columns" in why(tower(hidden_size=256), all_fp8)
+    uneven = {"hopper_vision_fp8": [{"out": 4, "fc2": 4}]}  # 9 chunks of K make 3 slices of 3
+    assert "out of 1152 columns does not divide into 4" in why(precision=all_fp8, over=uneven)
+    assert why(over=uneven) is None
     for path in tuning.FOLDER.glob("*.json"):
-        assert why(over={**tuning.read(path), "vision_kernels": "hopper"}) is None, path.name
+        over = {**tuning.read(path), "vision_kernels": "hopper"}
+        for precision in (FP8, all_fp8):
+            assert why(precision=precision, over=over) is None, path.name
     assert choice.vision_clusters(FULL, FP8, tuning.load(CPU), CPU) == 0
 
 
+def test_the_tuner_tries_only_divisions_of_vision_that_the_kernels_take():
+    pytest.importorskip("triton")
+    from pi05_ros.backends.cuda import tuner
+
+    values = tuning.load(CPU, {"vision_kernels": "hopper"}).values
+    for word, key in choice.VISION_DIVISION.items():
+        tried = 0
+        for _, over in tuner.vision_candidates(values[key], 512, key):
+            chosen = tuning.Tuning(values | over, "")
+            precision = Precision(word, "fp8", "fp8")
+            assert choice.reason_against_vision(FULL, precision, chosen, (9, 0)) is None
+            tried += key in over
+        assert tried >= 20
+
+
+@pytest.mark.parametrize("coded", [False, True])
 @pytest.mark.parametrize("rows", [256, 512, 768])
-def test_tiles_of_vision_run_at_the_same_time_and_cover_all_columns(rows):
-    for columns, splits in ((3456, 1), (4304, 1), (1152, 1), (1152, 3)):
-        tiles = vision_products.VisionTiles.of(rows, columns, splits, 66)
+def test_tiles_of_vision_run_at_the_same_time_and_cover_all_columns(rows, coded):
+    for columns, splits in ((3456, 1), (4304, 1), (2048, 1), (1152, 1), (1152, 3)):
+        tiles = vision_products.VisionTiles.of(rows, columns, splits, 66, coded)
         assert tiles.columns * tiles.count >= columns > tiles.columns * (tiles.count - 1)
         assert rows // vision_products.PAIR * splits * tiles.count <= 66
         assert tiles.columns % 16 == 0

@@ -159,19 +159,24 @@ def test_the_kernel_between_steps_compiles_for_sm_90a(width, tmp_path, monkeypat
 
 
 @needs_nvrtc
+@pytest.mark.parametrize("coded", [False, True])
 @pytest.mark.parametrize("columns", [16, 144, vision_products.MAX_COLUMNS])
-def test_the_products_of_vision_compile_for_sm_90a(columns, tmp_path, monkeypatch):
+def test_the_products_of_vision_compile_for_sm_90a(columns, coded, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    tiles = vision_products.VisionTiles(columns, 1, 1)
-    image = compiler.cubin("vision.cu", {"COLS": columns, "STAGES": tiles.stages()})
+    tiles = vision_products.VisionTiles(columns, 1, 1, coded)
+    source = "vision_fp8.cu" if coded else "vision.cu"
+    image = compiler.cubin(
+        source, {"COLS": columns, "STAGES": tiles.stages(), "EARLY": int(coded)}
+    )
     assert image[:4] == b"\x7fELF"
     assert b"vision_product" in image
 
 
 @needs_nvrtc
-def test_attention_of_vision_compiles_for_sm_90a(tmp_path, monkeypatch):
+@pytest.mark.parametrize("coded", [0, 1])
+def test_attention_of_vision_compiles_for_sm_90a(coded, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert b"attend_vision" in compiler.cubin("vision_attention.cu")
+    assert b"attend_vision" in compiler.cubin("vision_attention.cu", {"CODED": coded})
 
 
 def test_attention_of_vision_takes_only_the_tower_of_pi05():

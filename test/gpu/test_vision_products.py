@@ -15,59 +15,128 @@ pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
     reason="needs a device of compute capability 9.0",
 )
+E4M3 = torch.float8_e4m3fn
+GUARD = 64  # rows or elements of poison behind
 
 # rows, N, K, slices of K, GELU
 CASES = [
     (512, 3456, 1152, 1, False),
     (512, 4304, 1152, 1, True),
     (512, 1152, 4304, 4, False),
-    (512, 1152, 1152, 4, False),
+    (512, 1152, 1152, 3, False),
+    (512, 2048, 1152, 1, False),
     (256, 4304, 1152, 1, True),
-    (256, 1152, 4304, 8, False),
+    (256, 1152, 4304, 7, False),
     (256, 3456, 1152, 1, False),
     (768, 4304, 1152, 1, True),
     (768, 1152, 4304, 3, False),
-    (768, 1152, 1152, 6, False),
+    (768, 1152, 1152, 5, False),
+    (1024, 4304, 1152, 1, True),
+    (1024, 608, 2064, 1, False),
+    (256, 80, 128, 1, True),
+    (512, 16, 1008, 2, False),
+]
+BF16_CASES = [
+    *CASES,
+    (512, 1152, 1152, 4, False),
+    (256, 1152, 4304, 8, False),
     (256, 72, 64, 1, True),
     (512, 8, 1000, 2, False),
     (1024, 600, 2056, 1, False),
 ]
 
 
-@pytest.mark.parametrize("case", range(len(CASES)))
-def test_products_match_fp64(case):
-    rows, N, K, splits, with_gelu = CASES[case]
-    g = torch.Generator(device="cuda").manual_seed(case)
+def draws(seed):
+    g = torch.Generator(device="cuda").manual_seed(seed)
 
     def draw(*shape):
         return torch.randn(*shape, generator=g, device="cuda")
 
-    guard = 64
-    x = torch.full((rows + guard, K), math.nan, dtype=torch.bfloat16, device="cuda")
-    x[:rows] = draw(rows, K)
-    weight = torch.full((N + guard, K), math.nan, dtype=torch.bfloat16, device="cuda")
-    weight[:N] = draw(N, K) / math.sqrt(K)
+    return draw
+
+
+def guarded(values, dtype=torch.bfloat16):
+    """`values` with rows of NaN behind them."""
+    room = torch.full((GUARD, values.shape[1]), math.nan, device="cuda")
+    return torch.cat((values, room)).to(dtype)
+
+
+def exact(x, weight, bias, with_gelu):
+    want = x.double() @ weight.double().t()
+    if bias is not None:
+        want += bias.double()
+    return gelu(want, approximate="tanh") if with_gelu else want
+
+
+def same_bits(results):
+    first, *others = (result.view(torch.uint8) for result in results)
+    return all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("case", range(len(BF16_CASES)))
+def test_products_match_fp64(case):
+    rows, N, K, splits, with_gelu = BF16_CASES[case]
+    draw = draws(case)
+    x, weight = guarded(draw(rows, K)), guarded(draw(N, K) / math.sqrt(K))
     bias = None if splits > 1 else draw(N).bfloat16()
-    clusters = vision.resident_clusters(torch.device("cuda", 0))
+    clusters = vision.resident_clusters(torch.device("cuda", 0), coded=False)
     results = []
     for dependent in (True, False, True):
-        out = torch.full((splits * rows * N + guard,), math.nan, device="cuda").bfloat16()
+        out = torch.full((splits * rows * N + GUARD,), math.nan, device="cuda").bfloat16()
         vision.product(
             x[:rows], weight[:N], bias, out, splits=splits, clusters=clusters, gelu=with_gelu,
-            dependent=dependent,
+            dependent=dependent, early=dependent,
         )  # fmt: skip
         torch.cuda.synchronize()
         assert out[splits * rows * N :].isnan().all()
         results.append(out[: splits * rows * N].view(splits, rows, N))
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
-    want = x[:rows].double() @ weight[:N].double().t()
-    if bias is not None:
-        want += bias.double()
-    if with_gelu:
-        want = gelu(want, approximate="tanh")
+    assert same_bits(results)
+    want = exact(x[:rows], weight[:N], bias, with_gelu)
     got = results[0].double().sum(0)
     assert float((got - want).norm() / want.norm()) < 4e-3  # BF16 of each slice
+
+
+@pytest.mark.parametrize("stages", [3, vision.MAX_STAGES])
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_products_of_e4m3_match_fp64(case, stages):
+    rows, N, K, splits, with_gelu = CASES[case]
+    draw = draws(case)
+    x = guarded(draw(rows, K) * 50, E4M3)
+    weight = guarded(draw(N, K) * 60, E4M3)
+    x_scale = torch.tensor([2.0**-6], device="cuda")
+    weight_scale = (0.5 + draw(N).abs()) * 0.01 / math.sqrt(K)
+    bias = None if splits > 1 else draw(N)
+    want = exact(
+        x[:rows].double() * x_scale.double(),
+        weight[:N].double() * weight_scale.double()[:, None],
+        bias,
+        with_gelu,
+    )
+    out_scale = torch.tensor([2.0**-5], device="cuda") if with_gelu else None
+    amax = torch.zeros(1, device="cuda") if with_gelu else None
+    scales = vision.CodedProduct(weight_scale, x_scale, out_scale, amax)
+    clusters = vision.resident_clusters(torch.device("cuda", 0), coded=True)
+    results = []
+    for dependent in (True, False, True):
+        out = torch.full((splits * rows * N + GUARD,), math.nan, device="cuda")
+        out = out.to(E4M3 if with_gelu else torch.bfloat16)
+        vision.product(
+            x[:rows], weight[:N], bias, out, splits=splits, clusters=clusters, gelu=with_gelu,
+            dependent=dependent, early=dependent, stages=stages, scales=scales,
+        )  # fmt: skip
+        torch.cuda.synchronize()
+        assert out[splits * rows * N :].float().isnan().all()
+        results.append(out[: splits * rows * N].view(splits, rows, N))
+    assert same_bits(results)
+    if not with_gelu:
+        got = results[0].double().sum(0)
+        assert float((got - want).norm() / want.norm()) < 4e-3  # BF16 of each slice
+        return
+    got = results[0][0].double() * out_scale.double()
+    rounded = (want / out_scale.double()).float().clamp(-448, 448).to(E4M3)
+    nearest = rounded.double() * out_scale.double()
+    assert float((got - want).norm() / (nearest - want).norm()) < 1.02
+    assert float(amax) == pytest.approx(float(want.abs().max()), rel=2e-3)
 
 
 def test_what_does_not_fit_is_refused():
@@ -78,27 +147,102 @@ def test_what_does_not_fit_is_refused():
     for rows, bias, splits in ((128, None, 1), (256, None, 8), (256, w[0, :64], 2)):
         with pytest.raises(vision.KernelError):
             vision.product(x[:rows], w, bias, out, splits=splits, **how)
+    one = torch.ones(64, device="cuda")
+    codes, coded_w = x.to(E4M3), w.to(E4M3)
+    for gelu_too, out_scale, splits in ((True, None, 1), (False, one, 1), (False, None, 4)):
+        scales = vision.CodedProduct(one, one, out_scale)
+        with pytest.raises(vision.KernelError):
+            vision.product(
+                codes, coded_w, None, out, splits=splits, clusters=66, gelu=gelu_too,
+                dependent=False, scales=scales,
+            )  # fmt: skip
+
+
+def case_of(views):
+    g = torch.Generator(device="cuda").manual_seed(views)
+    images = torch.randint(0, 256, (views, 224, 224, 3), generator=g, device="cuda").byte()
+    return images, torch.arange(5, 25, device="cuda")
+
+
+def image_tokens(engine, views):
+    """Image tokens, the same bits three times, the last from poisoned buffers."""
+    images, tokens = case_of(views)
+    again = []
+    for turn in range(3):
+        if turn == 2:
+            b = engine.buffers
+            for buffer in (b.vx, b.vh, b.vqkv, b.vattn, b.vy, b.vact, b.vparts, b.vpost, b.embeds):
+                if buffer.element_size() == 1:
+                    buffer.view(torch.uint8).fill_(0x7F)
+                else:
+                    buffer.fill_(math.nan)
+        engine.prefill(images, tokens)
+        again.append(engine.buffers.embeds[: views * 256].clone())
+    assert same_bits(again)
+    return again[0].float()
 
 
 @pytest.mark.parametrize("views", [1, 2, 3])
 def test_the_tower_on_them_agrees_with_the_library(model, views):
     from pi05_ros.backends.cuda import create
 
-    g = torch.Generator(device="cuda").manual_seed(views)
-    images = torch.randint(0, 256, (views, 224, 224, 3), generator=g, device="cuda").byte()
-    tokens = torch.arange(5, 25, device="cuda")
     found = {}
     for kernels in ("library", "hopper"):
         engine = create(
             model, Precision("bf16", "bf16", "bf16"), views=3, tuning={"vision_kernels": kernels}
         )
         assert bool(engine.prefix_stages.clusters) == (kernels == "hopper")
-        again = []
-        for _ in range(3):
-            engine.prefill(images, tokens)
-            again.append(engine.buffers.embeds[: views * 256].clone())
-        assert torch.equal(again[0], again[1])
-        assert torch.equal(again[0], again[2])
-        found[kernels] = again[0].float()
+        found[kernels] = image_tokens(engine, views)
         engine.close()
     assert float(cosine_similarity(*(f.flatten() for f in found.values()), dim=0)) > 0.9999
+
+
+@pytest.fixture(scope="module")
+def coded(model):
+    """Engines with vision in FP8 on both kinds of kernels, with the same scales."""
+    from pi05_ros.backends.cuda import create
+
+    engines = {}
+    for kernels in ("library", "hopper"):
+        engine = create(
+            model, Precision("fp8", "bf16", "bf16"), views=3, tuning={"vision_kernels": kernels}
+        )
+        assert bool(engine.prefix_stages.clusters) == (kernels == "hopper")
+        for views in (1, 2, 3):
+            images, tokens = case_of(views)
+            engine.sample(images, tokens, torch.zeros(50, 32, device="cuda"), 1)
+        engines[kernels] = engine
+    engines["hopper"].buffers.scales.copy_(engines["library"].buffers.scales)
+    return engines
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_the_tower_in_fp8_is_as_good_as_its_format(coded, model, plain, views):
+    from fp8_simulation import Simulation
+
+    pixels = plain._pixels(case_of(views)[0])
+    true = model.embed_images(pixels).flatten(0, 1)
+    engine = coded["hopper"]
+    simulated = Simulation(engine.weights, engine.buffers.scales).vision(pixels)
+    error = {}
+    for kernels, each in coded.items():
+        tokens = image_tokens(each, views)
+        error[kernels] = float((tokens - true).norm() / (simulated - true).norm())
+    print(f"{views} cameras: error over that of simulated quantization {error}")
+    assert 0.8 <= error["hopper"] <= 1.15
+    assert error["hopper"] <= 1.05 * error["library"]
+
+
+def test_the_tower_in_fp8_records_the_magnitudes_that_triton_does(coded):
+    images, tokens = case_of(2)
+    noise = torch.zeros(50, 32, device="cuda")
+    found = {}
+    for kernels, engine in coded.items():
+        engine.start_calibration()
+        engine.observe(images, tokens, noise)
+        found[kernels] = engine.calibration(1).amax
+        sites = [i for i, used in enumerate(engine.weights.inputs) if used]
+    assert len(sites) == 4 * 27
+    ratio = found["hopper"][sites] / found["library"][sites]
+    assert float(ratio.min()) > 0.9
+    assert float(ratio.max()) < 1.1

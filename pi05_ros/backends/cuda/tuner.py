@@ -22,6 +22,7 @@ from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.engine import CudaEngine
 from pi05_ros.backends.cuda.hopper.prefix.prefill import MAX_COLUMNS
 from pi05_ros.backends.cuda.stages.assembly import denoise_stage, prefix_stages
+from pi05_ros.backends.cuda.stages.choice import VISION_DIVISION
 from pi05_ros.backends.cuda.stages.denoise import DenoiseKernels
 from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
 from pi05_ros.backends.cuda.weights import CODES
@@ -115,7 +116,7 @@ def hopper_prefill_candidates(
 
 
 def vision_candidates(
-    products: list[dict[str, int]] | None, rows: int
+    products: list[dict[str, int]] | None, rows: int, key: str = "hopper_vision"
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """As above, for attention and products of vision.
 
@@ -123,17 +124,23 @@ def vision_candidates(
         products: entries of the tuning data; only the one that `rows` use is replaced. None: the
             products are the library's.
         rows: image tokens of all cameras.
+        key: name of the entries.
 
     """
     if products is not None:
+        wide = key == VISION_DIVISION["bf16"]  # e4m3 has half as many chunks of K
         at = next(i for i, e in enumerate(products) if rows <= e.get("max_rows", rows))
-        for out in (1, 2, 3, 4, 6):
-            for fc2 in (2, 3, 4, 6, 8):
+        outs = (1, 2, 3, 4, 6) if wide else (1, 2, 3, 5)
+        fc2s = (2, 3, 4, 6, 8) if wide else (2, 3, 4, 6, 7)
+        for out in outs:
+            for fc2 in fc2s:
                 entry = products[at] | {"out": out, "fc2": fc2}
-                yield "products", {"hopper_vision": [*products[:at], entry, *products[at + 1 :]]}
-        for stages in (3, 4, 5, 6):
-            entry = products[at] | {"stages": stages}
-            yield "stages", {"hopper_vision": [*products[:at], entry, *products[at + 1 :]]}
+                yield "products", {key: [*products[:at], entry, *products[at + 1 :]]}
+        others = [{"stages": stages} for stages in (3, 4, 5, 6)]
+        others += [{"early_trigger": on} for on in (0, 1)]
+        for other in others:
+            entry = products[at] | other
+            yield next(iter(other)), {key: [*products[:at], entry, *products[at + 1 :]]}
     for BM, warps in ((32, 4), (64, 4), (64, 8), (128, 8)):
         for BN in (64, 128, 256):
             yield "attention", {"vision_attention": {"BM": BM, "BN": BN, "warps": warps}}
@@ -248,8 +255,9 @@ def tune(
         prefix = itertools.chain(norm_candidates(), prefix)
         plans.append((f"prefill of {rows} rows", prefill_ms(rows), prefix))
     for views in sorted({w.views for w in works if w.views}):
-        products = values["hopper_vision"] if engine.prefix_stages.clusters else None
-        found = vision_candidates(products, views * engine.buffers.tokens)
+        key = VISION_DIVISION.get(engine.precision.vision, "hopper_vision")
+        products = values[key] if engine.prefix_stages.clusters else None
+        found = vision_candidates(products, views * engine.buffers.tokens, key)
         plans.append((f"vision of {views} cameras", vision_ms(views), found))
     plans.append(("denoise", denoise_ms, flow))
     for title, measure, candidates in plans:

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from pi05_ros.backends.cuda.hopper import launch as cuda
 
-CHUNK = 64  # bf16 columns of a swizzled line
-# cuda.h: CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, _SWIZZLE_128B, _L2_PROMOTION_L2_256B
-_BFLOAT16, _SWIZZLE_128, _PROMOTE_256 = 9, 3, 3
+LINE = 128  # bytes of a swizzled line
+CHUNK = LINE // 2  # bf16 columns of it
+# cuda.h: CU_TENSOR_MAP_DATA_TYPE_UINT8, _BFLOAT16; _SWIZZLE_128B, _L2_PROMOTION_L2_256B
+_TYPES = {1: 0, 2: 9}  # by bytes of an element
+_SWIZZLE_128, _PROMOTE_256 = 3, 3
 
 
 class TensorMap(ctypes.Structure):
@@ -20,10 +22,10 @@ class TensorMap(ctypes.Structure):
     _fields_ = (("opaque", ctypes.c_uint64 * 16),)
 
 
-def bf16_map(
+def swizzled_map(
     matrix: Tensor, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int]
 ) -> TensorMap:
-    """Map of a bf16 tensor; what lies behind its ends is read as zeros.
+    """Map of a bf16 or e4m3 tensor; what lies behind its ends is read as zeros.
 
     Args:
         matrix: on the device, 16-byte aligned.
@@ -41,7 +43,7 @@ def bf16_map(
     cuda._call(
         "cuTensorMapEncodeTiled",
         ctypes.byref(result),
-        _BFLOAT16,
+        _TYPES[matrix.element_size()],
         n,
         ctypes.c_void_p(matrix.data_ptr()),
         (ctypes.c_uint64 * n)(*sizes),
@@ -56,7 +58,13 @@ def bf16_map(
     return result
 
 
+def line_columns(matrix: Tensor) -> int:
+    """Columns of a swizzled line."""
+    return LINE // matrix.element_size()
+
+
 def matrix_map(matrix: Tensor, box_rows: int) -> TensorMap:
-    """Rows of a contiguous bf16 ``[R, K]``, fetched as boxes of 64 columns and `box_rows` rows."""
+    """Rows of a contiguous ``[R, K]``, fetched as boxes of one line of `box_rows` rows."""
     rows, columns = matrix.shape
-    return bf16_map(matrix, (columns, rows), (2 * columns,), (CHUNK, box_rows))
+    pitch = columns * matrix.element_size()
+    return swizzled_map(matrix, (columns, rows), (pitch,), (line_columns(matrix), box_rows))

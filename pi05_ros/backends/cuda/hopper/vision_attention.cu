@@ -2,14 +2,17 @@
 //
 // A block is one warpgroup with 64 query rows of one head. All of its keys and values (74 KB) are asked
 // for at once, so there is one latency to wait for: the copy engine brings columns 0 to 63 (128-byte
-// swizzle), the threads themselves columns 64 to 71. S = Q K' stays in registers, so that the largest
+// swizzle), the threads themselves columns 64 to 71. The four blocks of a head are a cluster: each asks for
+// 64 keys and values and sends them to all (multicast), so that L2 delivers them once. S = Q K' stays in registers, so that the largest
 // logit is known before the first exponential and nothing is ever rescaled; the product with the first
 // half of the values runs under the exponentials of the second.
 //
 // The matrix unit takes 16 columns at a time: of the last 16, the second 8 are zeros in Q, and K has its
 // first 8 there again, as zero times anything finite adds nothing.
 //
-// Dependent launch: above grid_wait nothing is read and only shared memory is written.
+// Dependent launch: above grid_wait nothing but the scale is read and only shared memory is written.
+//
+// Constant from the compiler's command line: CODED, 1 where the result is e4m3, 0 where it is bf16.
 
 #include "ptx.cuh"
 #include "wgmma_bf16.cuh"
@@ -40,6 +43,15 @@ __device__ __forceinline__ void box_load(u32 to, const TensorMap& map, int slot,
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
       " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to), "l"(&map), "r"(0), "r"(slot), "r"(row),
       "r"(barrier) : "memory");
+}
+
+// The same into all blocks of the cluster, completing on the barrier of each.
+__device__ __forceinline__ void box_load_all(u32 to, const TensorMap& map, int slot, int row,
+                                             u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to), "l"(&map), "r"(0),
+      "r"(slot), "r"(row), "r"(barrier), "h"((u16)((1 << TILES) - 1)) : "memory");
 }
 
 __device__ __forceinline__ void copy16(u32 to, const void* from) {
@@ -85,12 +97,50 @@ __device__ __forceinline__ void ready(float (&a)[N]) {
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(a[i])::"memory");
 }
 
+#if CODED
+// Rows 0 and 8 of `to`, times `factor` of each, divided by `step`: lanes that are neighbors swap, so that each has
+// four columns of one of two groups of eight.
+__device__ __forceinline__ void store_codes(u8* to, int pitch, const float (&o)[MAIN / 2],
+                                            const float (&rest)[TAIL / 2], const float (&factor)[2],
+                                            float step, float* amax) {
+  const int quad = threadIdx.x % 4, odd = quad & 1;
+  const float quantize = reciprocal(step);
+  float largest = 0.0f;
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    u8* row = to + (size_t)(8 * r) * pitch;
+    const float scale = factor[r] * quantize;
+    auto codes = [&](float low, float high) {
+      low *= scale;
+      high *= scale;
+      largest = fmaxf(largest, fmaxf(fabsf(low), fabsf(high)));
+      return to_e4m3x2(low, high);
+    };
+#pragma unroll
+    for (int j = 0; j < MAIN / 8; j += 2) {
+      const u32 here = codes(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
+      const u32 next = codes(o[4 * j + 4 + 2 * r], o[4 * j + 5 + 2 * r]);
+      const u32 got = __shfl_xor_sync(~0u, odd ? here : next, 1);
+      *reinterpret_cast<u32*>(row + 8 * (j + odd) + 4 * (quad / 2)) =
+          odd ? got | next << 16 : here | got << 16;
+    }
+    *reinterpret_cast<u16*>(row + MAIN + 2 * quad) = codes(rest[2 * r], rest[2 * r + 1]);
+  }
+  if (amax) {
+    const int bits = __reduce_max_sync(~0u, __float_as_int(largest * step));
+    if (threadIdx.x % 32 == 0) atomicMax(reinterpret_cast<int*>(amax), bits);
+  }
+}
+#endif
+
 }  // namespace
 
 // qkv [rows][3][heads][72] by a map of [72][3 heads][rows] in boxes of 64 columns and 64 rows, and as it
-// is; out [rows][heads][72]. `scale`: log2(e) / sqrt(72). Grid: 64 rows, heads, cameras.
+// is; out [rows][heads][72], in e4m3 divided by `out_scale`; its largest magnitude goes to `amax` if that is
+// not null. `scale`: log2(e) / sqrt(72). Grid: 64 rows (a cluster), heads, cameras.
 extern "C" __global__ void __launch_bounds__(THREADS)
-attend_vision(const __grid_constant__ TensorMap map, const u16* qkv, u16* out, int heads, float scale) {
+attend_vision(const __grid_constant__ TensorMap map, const u16* qkv, u8* out, const float* out_scale,
+              float* amax, int heads, float scale) {
   extern __shared__ __align__(1024) u8 smem[];
   const u32 base = shared_address(smem);
   const int thread = threadIdx.x, lane = thread % 32, head = blockIdx.y;
@@ -105,17 +155,20 @@ attend_vision(const __grid_constant__ TensorMap map, const u16* qkv, u16* out, i
     barrier_expect(base + VALUES_CAME, TILES * BOX);
   }
   if (thread < TILE) *reinterpret_cast<uint4*>(smem + ZEROS + thread * TAIL_LINE) = make_uint4(0, 0, 0, 0);
-  __syncthreads();
+  const float step = CODED ? *out_scale : 1.0f;
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();  // the barriers of all blocks are ready
   grid_wait();
+  const int share = cluster_rank();
   if (thread == 0) {
     box_load(base + Q, map, head, row0, base + KEYS_CAME);
-    for (int i = 0; i < TILES; i++)
-      box_load(base + K + i * BOX, map, heads + head, first + i * TILE,
-               base + KEYS_CAME + i / (TILES / 2) * 8);
+    box_load_all(base + K + share * BOX, map, heads + head, first + share * TILE,
+                 base + KEYS_CAME + share / (TILES / 2) * 8);
   }
   if (thread == 32)
-    for (int i = 0; i < TILES; i++)
-      box_load(base + V + i * BOX, map, 2 * heads + head, first + i * TILE, base + VALUES_CAME);
+    box_load_all(base + V + share * BOX, map, 2 * heads + head, first + share * TILE,
+                 base + VALUES_CAME);
   __syncwarp();
   const u16* tail = qkv + (size_t)(first + thread) * pitch + head * HEAD_DIM + MAIN;
 #pragma unroll
@@ -186,11 +239,14 @@ attend_vision(const __grid_constant__ TensorMap map, const u16* qkv, u16* out, i
     sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
     sum[r] = 1.0f / sum[r];
   }
-  u16* to = out + (size_t)(row0 + thread / 32 * 16 + lane / 4) * heads * HEAD_DIM + head * HEAD_DIM +
-            2 * (lane % 4);
+  const size_t first_value = (size_t)(row0 + thread / 32 * 16 + lane / 4) * heads * HEAD_DIM + head * HEAD_DIM;
   wgmma_wait<0>();
   ready(o);
   ready(rest);
+#if CODED
+  store_codes(out + first_value, heads * HEAD_DIM, o, rest, sum, step, amax);
+#else
+  u16* to = reinterpret_cast<u16*>(out) + first_value + 2 * (lane % 4);
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     u16* row = to + (size_t)(8 * r) * heads * HEAD_DIM;
@@ -200,4 +256,5 @@ attend_vision(const __grid_constant__ TensorMap map, const u16* qkv, u16* out, i
           to_bf16x2(o[4 * j + 2 * r] * sum[r], o[4 * j + 2 * r + 1] * sum[r]);
     *reinterpret_cast<u32*>(row + MAIN) = to_bf16x2(rest[2 * r] * sum[r], rest[2 * r + 1] * sum[r]);
   }
+#endif
 }

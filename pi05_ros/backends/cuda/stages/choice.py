@@ -18,6 +18,9 @@ from pi05_ros.model import Pi05Config
 
 log = logging.getLogger("pi05_ros.cuda")
 
+VISION_DIVISION = {"bf16": "hopper_vision", "fp8": "hopper_vision_fp8"}
+"""Tuning data that says how the products of vision are divided, by precision."""
+
 
 def product_options(tuning: Tuning, horizon: int, prefix_rows: int) -> ProductOptions:
     """How the products are divided, from the tuning data.
@@ -95,19 +98,20 @@ def reason_against_vision(
     """Why cuBLASLt and Triton are to compute the products of vision; see `reason_against`."""
     if tuning.values["vision_kernels"] != "hopper":
         return "the tuning data asks for the library"
-    if precision.vision != "bf16":
-        return f"they run in bf16, vision is {precision.vision}"
+    if precision.vision not in VISION_DIVISION:
+        return f"they run in bf16 and fp8, vision is {precision.vision}"
     if capability != (9, 0):
         return f"they need compute capability 9.0, this is {capability[0]}.{capability[1]}"
-    return vision_products.unsupported(config.vision) or next(
+    coded = precision.vision == "fp8"
+    return vision_products.unsupported(config.vision, coded) or next(
         (
             f"{name} of {K} columns does not divide into {entry[name]} slices"
-            for entry in tuning.values["hopper_vision"]
+            for entry in tuning.values[VISION_DIVISION[precision.vision]]
             for name, K in (
                 ("out", config.vision.hidden_size),
                 ("fc2", config.vision.intermediate_size),
             )
-            if not vision_products.divides(K, entry[name])
+            if not vision_products.divides(K, entry[name], coded)
         ),
         None,
     )
@@ -121,10 +125,11 @@ def vision_clusters(
         return 0
     capability = torch.cuda.get_device_capability(device)
     reason = reason_against_vision(config, precision, tuning, capability)
+    coded = precision.vision == "fp8"
     usable = _decide(
-        "vision", reason, lambda: vision_products.resident_clusters(device), "cuBLASLt"
+        "vision", reason, lambda: vision_products.resident_clusters(device, coded), "cuBLASLt"
     )
-    return vision_products.resident_clusters(device) if usable else 0
+    return vision_products.resident_clusters(device, coded) if usable else 0
 
 
 def reason_against(

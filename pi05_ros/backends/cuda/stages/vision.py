@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -12,8 +12,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pi05_ros.backends.cuda.buffers import MAX_FC2_SPLITS, Buffers
 from pi05_ros.backends.cuda.hopper import vision_attention
-from pi05_ros.backends.cuda.hopper.vision_products import MAX_STAGES, product
-from pi05_ros.backends.cuda.stages.choice import vision_clusters
+from pi05_ros.backends.cuda.hopper.vision_products import MAX_STAGES, CodedProduct, product
+from pi05_ros.backends.cuda.stages.choice import VISION_DIVISION, vision_clusters
 from pi05_ros.backends.cuda.stages.stage import LOG2E, Stage
 from pi05_ros.backends.cuda.triton import attention, gemm, prefill, preprocess
 from pi05_ros.backends.cuda.tuning import Tuning
@@ -49,7 +49,7 @@ class ResizeTables:
 
 
 class VisionKernels(Stage):
-    """SigLIP on static buffers; in BF16 on the kernels of hopper/ where that can be."""
+    """SigLIP on static buffers; in BF16 and FP8 on the kernels of hopper/ where that can be."""
 
     def __init__(
         self, weights: Weights, buffers: Buffers, tuning: Tuning, dependent: bool
@@ -123,17 +123,15 @@ class VisionKernels(Stage):
         for layer in w.vision:
             self._layernorm(x, source, pending, layer.norm1, h, layer.qkv, pending is None, parts)
             self._product(h, layer.qkv, qkv)
-            if layer.qkv.coded:
-                self._scale_bias(qkv, layer.qkv)
             self._image_attention(qkv, attn, layer.out, views)
             source, parts = self._sliced(attn, layer.out, "out", y)
             self._layernorm(x, source, layer.out, layer.norm2, h, layer.fc1, False, parts)
-            if layer.fc1.coded:
+            if layer.fc1.coded and not self.clusters:
                 wide = b.vwide[rows]
                 self.matmul(h, layer.fc1, wide)
                 self._gelu(wide, layer.fc1, act, layer.fc2)
             else:
-                self._product(h, layer.fc1, act, gelu=True)
+                self._product(h, layer.fc1, act, layer.fc2)
             source, parts = self._sliced(act, layer.fc2, "fc2", y)
             pending = layer.fc2
         post = b.vpost[rows]
@@ -154,13 +152,13 @@ class VisionKernels(Stage):
     ) -> None:
         b = self.buffers
         scale, amax = self.site(target)
-        fp8 = source is not None and source.coded
-        biased = fp8 or parts > 1  # otherwise the GEMM added the bias
+        raw = source is not None and source.coded and not self.clusters
+        biased = raw or parts > 1  # otherwise the GEMM added the bias
         D = x.shape[1]
         prefill.residual_layernorm[(x.shape[0],)](
             x,
             y,
-            source.scale if source is not None and fp8 else b.ones,
+            source.scale if source is not None and raw else b.ones,
             source.bias if source is not None and biased else b.ones,
             self.weights.positions,
             norm[0],
@@ -174,7 +172,7 @@ class VisionKernels(Stage):
             DP=triton.next_power_of_2(D),
             INPUT=is_input,
             PARTS=parts,
-            HAS_Y_SCALE=fp8,
+            HAS_Y_SCALE=raw,
             HAS_Y_BIAS=biased,
             PDL=self.pdl,
             MONITOR=self.monitor and target.coded,
@@ -183,51 +181,64 @@ class VisionKernels(Stage):
         )
 
     def _division(self, x: Tensor) -> dict[str, int]:
-        """How the products of `x` are divided on hopper/vision.cu."""
-        return self.tuning.by_rows("hopper_vision", x.shape[0])
+        """How the products of `x` are divided on the kernels of hopper/."""
+        return self.tuning.by_rows(VISION_DIVISION[self.weights.precision.vision], x.shape[0])
 
-    def _product(self, x: Tensor, linear: Linear, out: Tensor, gelu: bool = False) -> None:
-        """``x @ w.T + bias``, whole."""
-        if not self.clusters or linear.coded:
-            self.matmul(x, linear, out, gelu)
-            return
+    def _hopper_product(
+        self,
+        x: Tensor,
+        linear: Linear,
+        out: Tensor,
+        splits: int = 1,
+        target: Linear | None = None,
+    ) -> None:
+        """``x @ w.T + bias``, or slices of K without bias; with GELU as input of `target`."""
+        scales = None
+        if linear.scale is not None:
+            scales = CodedProduct(linear.scale, self.site(linear)[0])
+            if target is not None:
+                scale, amax = self.site(target)
+                scales = replace(scales, out=scale, amax=amax if self.monitor else None)
+        division = self._division(x)
         product(
             x,
             linear.weight,
-            linear.bias,
+            linear.bias if splits == 1 else None,
             out,
-            splits=1,
+            splits=splits,
             clusters=self.clusters,
-            gelu=gelu,
+            gelu=target is not None,
             dependent=self.pdl,
-            stages=self._division(x).get("stages", MAX_STAGES),
+            stages=division.get("stages", MAX_STAGES),
+            early=bool(division.get("early_trigger", 0)),
+            scales=scales,
         )
+
+    def _product(
+        self, x: Tensor, linear: Linear, out: Tensor, target: Linear | None = None
+    ) -> None:
+        """``x @ w.T + bias``, whole; with GELU as input of `target`."""
+        if self.clusters:
+            self._hopper_product(x, linear, out, target=target)
+            return
+        self.matmul(x, linear, out, gelu=target is not None)
+        if linear.coded:
+            self._scale_bias(out, linear)
 
     def _sliced(self, x: Tensor, linear: Linear, name: str, out: Tensor) -> tuple[Tensor, int]:
         """``x @ w.T`` as slices of K without bias, or whole in `out`; where it is, how many."""
-        if not self.clusters or linear.coded:
+        if not self.clusters:
             splits = self._split_matmul(x, linear) if name == "fc2" else 1
             if splits == 1:
                 self.matmul(x, linear, out)
             return (self.buffers.vparts, splits) if splits > 1 else (out, 1)
         splits = self._division(x)[name]
-        if splits == 1:
-            self._product(x, linear, out)
-            return out, 1
         if splits > MAX_FC2_SPLITS:
             raise BackendError(f"vision {name} in more than {MAX_FC2_SPLITS} slices of K")
-        product(
-            x,
-            linear.weight,
-            None,
-            self.buffers.vparts,
-            splits=splits,
-            clusters=self.clusters,
-            gelu=False,
-            dependent=self.pdl,
-            stages=self._division(x).get("stages", MAX_STAGES),
-        )
-        return self.buffers.vparts, splits
+        if splits > 1:
+            out = self.buffers.vparts
+        self._hopper_product(x, linear, out, splits)
+        return out, splits
 
     def _split_matmul(self, x: Tensor, linear: Linear) -> int:
         """``x @ w.T`` in slices of K into `vparts`; the number of slices, 1 = not done here."""
@@ -282,13 +293,20 @@ class VisionKernels(Stage):
     def _image_attention(self, qkv: Tensor, out: Tensor, target: Linear, views: int) -> None:
         config = self.weights.config.vision
         head_dim = config.hidden_size // config.num_attention_heads
-        if self.attends_images and not target.coded:
-            vision_attention.attend(qkv, out, LOG2E / math.sqrt(head_dim), dependent=self.pdl)
+        scale, amax = self.site(target)
+        if self.attends_images:
+            vision_attention.attend(
+                qkv,
+                out,
+                LOG2E / math.sqrt(head_dim),
+                dependent=self.pdl,
+                out_scale=scale if target.coded else None,
+                amax=amax if target.coded and self.monitor else None,
+            )
             return
         d0 = max(16, 1 << (head_dim.bit_length() - 1))
         d1 = max(16, triton.next_power_of_2(max(1, head_dim - d0)))
         options = self.tuning.kernel("vision_attention")
-        scale, amax = self.site(target)
         grid = (triton.cdiv(config.tokens, options["BM"]), config.num_attention_heads, views)
         attention.attend_image[grid](
             qkv,

@@ -15,7 +15,7 @@ from torch import Tensor
 from pi05_ros.backends.cuda.hopper import launch as cuda
 from pi05_ros.backends.cuda.hopper.attention import HEAD_DIM, HEADS, MAX_SHARED
 from pi05_ros.backends.cuda.hopper.compile import KernelError
-from pi05_ros.backends.cuda.hopper.tensor_maps import CHUNK, TensorMap, bf16_map
+from pi05_ros.backends.cuda.hopper.tensor_maps import CHUNK, TensorMap, swizzled_map
 
 TILE = 128  # query rows of a block
 THREADS = 384
@@ -181,7 +181,7 @@ def launch(
 def tensor_map(matrix: Tensor, rows: int, box_rows: int, box_chunks: int) -> TensorMap:
     """Rows of 256 bf16 as ``[chunk][row][64]``, to be fetched in boxes; rows behind are zeros."""
     sizes, strides = (CHUNK, rows, _CHUNKS), (2 * HEAD_DIM, 2 * CHUNK)
-    return bf16_map(matrix, sizes, strides, (CHUNK, box_rows, box_chunks))
+    return swizzled_map(matrix, sizes, strides, (CHUNK, box_rows, box_chunks))
 
 
 @functools.cache
