@@ -107,7 +107,8 @@ class Kernel:
         self._function = function
         self._sizes = self._parameter_sizes()
         self._cluster = PORTABLE_CLUSTER
-        if shared:
+        # The limit belongs to the loaded function: another Kernel of it may need more already.
+        if shared > self.attribute(_MAX_DYNAMIC_SHARED):
             self._set(_MAX_DYNAMIC_SHARED, shared)
         # One split of the L1 for all kernels: where it changed, a kernel could not start on a
         # processor before the one in front has left it.
