@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -134,6 +135,8 @@ class PolicyHost(ManagedPart):
         self._policy = task.result
         if isinstance(self._policy, IsolatedPolicy):
             self._policy.on_change(self._wake)
+        gc.collect()
+        gc.freeze()  # looking through what is loaded would hold up an inference now and then
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until nothing computes; False if that took longer than all together may."""
@@ -144,6 +147,7 @@ class PolicyHost(ManagedPart):
     def cleanup(self) -> None:
         """Close the policy in its thread, end the threads; only while nothing computes."""
         policy, self._policy = self._policy, None
+        gc.unfreeze()
         if policy is not None and self._loader is not None:
             task = self._loader.submit(policy.close)
             if task is not None:

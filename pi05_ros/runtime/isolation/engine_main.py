@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import logging
 import os
@@ -78,6 +79,8 @@ def _load(message: dict[str, Any]) -> tuple[Any, float]:
     policy = getattr(importlib.import_module(module), name)(parameters)
     with phase("warm-up"):
         policy.warm_up()  # builds what is built once
+    gc.collect()
+    gc.freeze()  # looking through what is loaded would hold up an inference now and then
     began = time.monotonic()
     policy.warm_up()
     return policy, time.monotonic() - began
