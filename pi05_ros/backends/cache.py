@@ -4,7 +4,7 @@
       kernels/                      cubins of the Hopper kernels
       triton/                       what Triton compiles (TRITON_CACHE_DIR)
       trt/                          graphs and TensorRT engines, see `files`
-      scales/ tuning/               numbers only
+      scales/ tuning/ hashes/       numbers only
 
 Compiled code is loaded again without a question, so a folder of it must belong to us and be closed
 to others, whatever the umask was when it was made. One that is not is moved aside and made anew;

@@ -86,15 +86,19 @@ class RunningHash:
     Args:
         path: as for `load_checkpoint`.
         since: `file_states` from before the weights were read.
+        known: hash of files in these states; it is not computed then.
 
     """
 
-    def __init__(self, path: str | Path, since: tuple[FileState, ...]) -> None:
+    def __init__(
+        self, path: str | Path, since: tuple[FileState, ...], known: str | None = None
+    ) -> None:
         self._path = path
-        self._since = since
-        self._found: str | Exception = ""
+        self.since = since
+        self._found: str | Exception = known or ""
         self._thread = threading.Thread(target=self._compute, name="pi05_hash", daemon=True)
-        self._thread.start()
+        if known is None:
+            self._thread.start()
 
     @property
     def running(self) -> bool:
@@ -108,17 +112,18 @@ class RunningHash:
             CheckpointError: unreadable, or changed since then.
 
         """
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         if isinstance(self._found, Exception):
             raise self._found
         now = file_states(self._path)
-        if now != self._since:
-            raise _changed(self._since, now)
+        if now != self.since:
+            raise _changed(self.since, now)
         return self._found
 
     def _compute(self) -> None:
         try:
-            self._found = checkpoint_hash(self._path, self._since)
+            self._found = checkpoint_hash(self._path, self.since)
         except Exception as error:
             self._found = error
 

@@ -7,6 +7,7 @@ import dataclasses
 from pi05_ros.model.checkpoint.file_hash import RunningHash
 from pi05_ros.phases import phase
 from pi05_ros.policy.argument_checks import check_count
+from pi05_ros.policy.checkpoints.hash_memory import remember
 from pi05_ros.policy.checkpoints.loading import Loaded, log_findings
 from pi05_ros.policy.checkpoints.recipe import DEFAULT_DENOISE_STEPS
 from pi05_ros.policy.interface import PolicyInfo, PolicyLike
@@ -72,7 +73,9 @@ def hashed_info(policy: PolicyLike, loaded: Loaded, *, warm_up: bool) -> PolicyI
             with phase("warm-up"):
                 policy.warm_up()
         with phase("hash of the weights"):
-            return dataclasses.replace(info, checkpoint_hash=running.result())
+            digest = running.result()
+        remember(running.since, digest)
+        return dataclasses.replace(info, checkpoint_hash=digest)
     except BaseException:
         policy.close()
         raise

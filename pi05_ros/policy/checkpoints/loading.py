@@ -19,6 +19,7 @@ from pi05_ros.model.checkpoint.hub import locate
 from pi05_ros.model.checkpoint.infer_config import infer_config
 from pi05_ros.model.checkpoint.open import open_checkpoint
 from pi05_ros.phases import phase
+from pi05_ros.policy.checkpoints.hash_memory import remembered
 from pi05_ros.policy.checkpoints.lerobot import is_lerobot, lerobot_recipe
 from pi05_ros.policy.checkpoints.recipe import (
     RANDOM_PREFIX,
@@ -135,7 +136,7 @@ def load(config: PolicyConfig) -> Loaded:
         vocabulary = load_tokenizer(words, path, sizes.vocab)
         recipe = with_tokenizer(recipe, vocabulary, sizes.vocab)
         clock = "exact" if recipe.family == "lerobot" else None
-        digest = RunningHash(path, states)
+        digest = RunningHash(path, states, remembered(states))
         _begin(target)
         with phase("weights"):
             model = load_checkpoint(path, sizes, dtype=dtype, device=target, clock=clock)
