@@ -153,6 +153,10 @@ def test_a_frame_that_comes_after_the_wait_is_not_waited_for():
     cameras = Cameras(base=now + PATIENCE_NS)
     assert cameras.wait.take_since(now, now + PATIENCE_NS // 2) is None
     assert cameras.taken  # the one before it is used
+    over = now + PATIENCE_NS // 2
+    cameras = Cameras(base=over + EARLY_NS // 2, wrist=over + EARLY_NS // 4)
+    assert cameras.wait.take_since(now, over) is None  # nor until it would be listened for
+    assert cameras.taken == ["base", "wrist"]
 
 
 def test_without_bells_a_camera_is_looked_at_when_its_frame_should_be_there():

@@ -68,7 +68,11 @@ class FrameWait:
             now_ns = time.monotonic_ns()
             expected = self._expected_ns(since_ns, now_ns)
             if not self._listen(expected, now_ns, over_ns):
-                looks = [self._look_ns(name, at_ns, now_ns) for name, at_ns in expected.items()]
+                looks = [
+                    self._look_ns(name, at_ns, now_ns)
+                    for name, at_ns in expected.items()
+                    if at_ns is None or at_ns <= over_ns  # later ones are not listened to either
+                ]
                 return wake_ns(looks, now_ns, over_ns)
             now_ns = time.monotonic_ns()
         return None
