@@ -485,6 +485,22 @@ def test_a_camera_is_not_accused_while_the_arm_rests() -> None:
         assert len(camera.spans()) == spans
 
 
+@pytest.mark.parametrize("left", [0, 24, 40])
+@pytest.mark.parametrize("last", [30, 100])
+def test_an_arm_that_is_out_of_view_is_no_still_camera(left: int, last: int) -> None:
+    """It leaves the images, and comes into them, at the edge."""
+    stamps = np.arange(100) * NS // 20
+    camera = StillImages(
+        "base", RecordedJoints(("joint1",), stamps, np.linspace(0, 1, 100)[:, None])
+    )
+    for step in range(100):
+        image = np.full((48, 64, 3), 90, np.uint8)
+        if not 5 < step < last:
+            image[8:40, left : left + 8] = 100 + step
+        camera.add(int(stamps[step]), int(stamps[step]) + NS // 20, image)
+    assert len(camera.spans()) == (left != 0)
+
+
 @pytest.mark.parametrize("shape", [(5, 7, 3), (8, 8, 3), (17, 30, 3)])
 def test_one_changed_block_is_seen_in_images_of_any_size(shape: tuple[int, ...]) -> None:
     stamps = np.arange(40) * NS // 20

@@ -1,7 +1,9 @@
 """Cameras whose images stand still in a recording while the arm moves.
 
 A driver that hangs repeats its last image, or sends none. Nothing in the recording corrects that,
-so it is found in the images, without the policy. What tells it from an arm at rest is the joints.
+so it is found in the images, without the policy. What tells it from an arm at rest is the joints,
+and from an arm that is out of view, that the images change in their middle just before or after:
+what leaves the view or comes into it is seen at the edge.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ SAME, SAME_IN_VIDEO = 0.1, 10.0
 camera's noise makes more in a bag; in the videos of a dataset the compression makes up to 8."""
 BLOCK = 8
 """Side of a block in pixels."""
+EDGE = 1 / 6
+"""Share of the width and height that is the edge of an image, on each side."""
 SAMPLE_NS = NS // 10
 """In a comparison with a policy images are looked at so often."""
 
@@ -82,6 +86,7 @@ class StillImages:
         self._ranges = np.maximum(ranges, max(MIN_RANGE, STILL * float(ranges.max())))
         self._image: np.ndarray | None = None
         self._blocks = np.zeros(0)  # of the first image of those that are alike
+        self._came: np.ndarray | None = None  # blocks in which it differs from the one before
         self._start_ns = self._until_ns = 0
         self._spans: list[FrozenSpan] = []
 
@@ -89,21 +94,30 @@ class StillImages:
         """Take an image ``[H, W, 3]`` uint8 and when the next one comes; later ones come later."""
         if image is not self._image:
             blocks = _blocks(image)
-            before = self._blocks
-            if before.shape != blocks.shape or np.abs(blocks - before).max() > self._same:
-                self._end()
-                self._start_ns, self._blocks = stamp_ns, blocks
+            changed = self._changed(self._blocks, blocks)
+            if changed is None or changed.any():
+                self._end(changed)
+                self._start_ns, self._blocks, self._came = stamp_ns, blocks, changed
         self._image, self._until_ns = image, until_ns
 
     def spans(self) -> list[FrozenSpan]:
         """All of them, after the last image."""
-        self._end()
+        self._end(None)
         self._start_ns = self._until_ns
         return self._spans
 
-    def _end(self) -> None:
+    def _changed(self, one: np.ndarray, other: np.ndarray) -> np.ndarray | None:
+        """Blocks that differ ``[H/8, W/8]``; None if the images are of different sizes."""
+        if one.shape != other.shape:
+            return None
+        return np.asarray((np.abs(one - other) > self._same).any(axis=-1))
+
+    def _end(self, went: np.ndarray | None) -> None:
         start_ns, end_ns = self._start_ns, self._until_ns
         if end_ns - start_ns < MIN_STILL_NS:
+            return
+        changes = [each for each in (self._came, went) if each is not None]
+        if changes and not any(_in_the_middle(each) for each in changes):
             return
         stamps = self._state.stamps
         values = self._state.values[(stamps >= start_ns) & (stamps <= end_ns)][:, self._joints]
@@ -114,6 +128,12 @@ class StillImages:
         if motion[most] >= MIN_MOTION * self._ranges[most]:
             name = self._state.names[self._joints[most]]
             self._spans.append(FrozenSpan(self._role, start_ns, end_ns, name, float(motion[most])))
+
+
+def _in_the_middle(changed: np.ndarray) -> bool:
+    rows, columns = ((np.arange(side) + 0.5) / side for side in changed.shape)
+    inner = [(places > EDGE) & (places < 1 - EDGE) for places in (rows, columns)]
+    return bool(changed[np.ix_(*inner)].any())
 
 
 def _blocks(image: np.ndarray) -> np.ndarray:
