@@ -347,6 +347,20 @@ def test_the_size_of_a_joint_that_stands_still_is_not_accused(sounds: list[Windo
         assert not found & {"unit", "degrees", "scale"}
 
 
+def test_other_statistics_are_named_where_a_joint_stands_still(sounds: list[Windows]) -> None:
+    for sound in sounds[:6]:
+        moves, place = np.array([1, 1, 0, 1]), np.array([0, 0, 0.3, 0])
+        done, state = sound.done * moves + place, sound.state * moves + place
+        p, s = sound.chunks * moves + place, state[:, None]
+        joints = s + 0.4 * (p - s) + 0.05
+        chunks = np.where([1, 1, 1, 0], joints, 0.5 * p + 0.4)
+        wrong = dataclasses.replace(sound, chunks=chunks, done=done, state=state)
+        first = best(wrong, list(column_hypotheses(wrong)))[0]
+        assert first.kind == "normalization", [
+            f.text for f in best(wrong, list(column_hypotheses(wrong)))
+        ]
+
+
 @pytest.mark.parametrize("steps", [-5, 4])
 def test_chunks_that_are_early_or_late_are_named(sound: Windows, steps: int) -> None:
     wrong = dataclasses.replace(sound, chunks=sound.slice(lag=steps))

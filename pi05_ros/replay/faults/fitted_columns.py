@@ -24,12 +24,14 @@ def normalization_faults(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
         for j in [j for j in range(len(base)) if base[j] > BAD]:
             x, y = chunks[..., j], wanted[..., j]
             seen = np.isfinite(x) & np.isfinite(y)
-            spread = float(np.var(x[seen])) if seen.any() else 0.0
-            if spread < 1e-10 or not w.moves[j]:
+            if not seen.any():
                 continue
-            if np.corrcoef(x[seen], y[seen])[0, 1] ** 2 < ALONG:
-                continue  # shrinking anything to its mean leaves less error
-            factor = float(np.cov(x[seen], y[seen])[0, 1]) / spread
+            factor = 1.0
+            if w.moves[j]:
+                spread = float(np.var(x[seen]))
+                if spread < 1e-10 or np.corrcoef(x[seen], y[seen])[0, 1] ** 2 < ALONG:
+                    continue  # shrinking anything to its mean leaves less error
+                factor = float(np.cov(x[seen], y[seen])[0, 1]) / spread
             offset = float(y[seen].mean() - factor * x[seen].mean())
             corrected = w.chunks.copy()
             corrected[..., j] = about[..., j % about.shape[-1]] + factor * x + offset
