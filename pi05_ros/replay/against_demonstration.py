@@ -21,7 +21,7 @@ from pi05_ros.bags.cdr_messages import NS
 from pi05_ros.bags.lerobot_recording import open_recording
 from pi05_ros.policy.interface import ActionMeaning, Observation
 from pi05_ros.replay.agreement import Agreement
-from pi05_ros.replay.convention_faults import best, column_hypotheses
+from pi05_ros.replay.convention_faults import best, column_hypotheses, explains_all
 from pi05_ros.replay.demonstration import Demonstration, read_demonstration
 from pi05_ros.replay.faults.frozen_cameras import frozen_faults, frozen_spans, within
 from pi05_ros.replay.faults.recorded_faults import RecordedFaults
@@ -37,7 +37,9 @@ from pi05_ros.runtime.inference import PolicyLike
 
 WINDOWS = 24
 FEW = 4
-"""Windows with which each fault of the inputs is tried first."""
+"""Windows with which faults of the inputs are tried first."""
+CANDIDATES = 24
+"""Faults that are tried on all of these; on half of them each one is."""
 FINALISTS = 4
 
 
@@ -194,22 +196,33 @@ class Comparer:
         """Run the policy on corrected observations: all faults on a few windows, then the best."""
         every = max(1, len(self._moments) // FEW)
         few = list(range(0, len(self._moments), every))[:FEW]
-        part = dataclasses.replace(w, chunks=w.chunks[few], state=w.state[few], done=w.done[few])
-        before = float(np.minimum(part.errors(part.chunks), CAP).sum())
         roles, names = self._demonstrations[0].roles, self._policy.robot.state_names
         faults = [*image_faults(roles), *state_faults(names), *recorded.faults()]
-        tried = [
-            (float(np.minimum(h.errors, CAP).sum()), fault)
-            for fault in faults
-            for h in self._try(fault, part, [self._moments[i] for i in few])[:1]
-        ]
-        self._say(f"tried {len(faults)} faults of the inputs on {len(few)} windows")
-        tried.sort(key=lambda item: item[0])
+        # Not the first one: what was before it is not recorded.
+        _, tried = self._rank(w, faults, few[1::2] or few)
+        before, tried = self._rank(w, [fault for _, fault in tried[:CANDIDATES]], few)
+        self._say(f"tried {len(faults)} faults of the inputs on up to {len(few)} windows")
         found: list[Hypothesis] = []
         for total, fault in tried[:FINALISTS]:
             if total < 0.7 * before:
                 found += self._try(fault, w, self._moments)
-        return found
+        # Inputs act on all columns: what mends one of them may be chance.
+        bad = base > BAD
+        return [h for h in found if explains_all(h, bad, float(base[bad].sum()))]
+
+    def _rank(
+        self, w: Windows, faults: Sequence[InputFault], few: Sequence[int]
+    ) -> tuple[float, list[tuple[float, InputFault]]]:
+        """Error on a few windows as they are, and with each fault corrected, least first."""
+        part = dataclasses.replace(w, chunks=w.chunks[few], state=w.state[few], done=w.done[few])
+        moments = [self._moments[index] for index in few]
+        tried = [
+            (float(np.minimum(h.errors, CAP).sum()), fault)
+            for fault in faults
+            for h in self._try(fault, part, moments)[:1]
+        ]
+        before = float(np.minimum(part.errors(part.chunks), CAP).sum())
+        return before, sorted(tried, key=lambda item: item[0])
 
     def _try(self, fault: InputFault, w: Windows, moments: Sequence[Moment]) -> list[Hypothesis]:
         """The fault corrected in the inputs alone, and in the actions too; the better first.

@@ -226,7 +226,7 @@ def best(w: Windows, found: Sequence[Hypothesis]) -> list[Hypothesis]:
     if not bad.any():
         return []
     total = float(base[bad].sum())
-    good = [h for h in found if _whole(h, bad, total) or _one_column(h, base, bad)]
+    good = [h for h in found if explains_all(h, bad, total) or _one_column(h, base, bad)]
 
     perfect = PERFECT * float(bad.sum())
 
@@ -283,8 +283,8 @@ def _pair(
     )
 
 
-def _whole(h: Hypothesis, bad: np.ndarray, total: float) -> bool:
-    """Whether it explains the error of all columns together."""
+def explains_all(h: Hypothesis, bad: np.ndarray, total: float) -> bool:
+    """Whether it explains the error of all columns together; `total` is that of the bad ones."""
     left = h.left(bad)
     return left < EXPLAINED * total and left < BELIEVED * float(bad.sum())
 

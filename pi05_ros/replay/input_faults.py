@@ -15,6 +15,8 @@ import numpy as np
 
 from pi05_ros.policy.interface import Observation
 
+BLACK = 16
+"""Levels up to which a pixel may be part of a bar."""
 _Array = Callable[[np.ndarray], np.ndarray]
 
 
@@ -76,8 +78,26 @@ def image_faults(roles: Sequence[str]) -> Iterator[InputFault]:
         ("cropped_image", "a part of what the policy knows (0.8)", _widen(0.8)),
         ("cropped_image", "a part of what the policy knows (0.6)", _widen(0.6)),
     )
+    single = len(turns)
+    turns += tuple(
+        (
+            "brightness",
+            f"about {1 / gain:.1f} times as bright as what the policy knows",
+            _gain(gain),
+        )
+        for gain in (2.0, 0.5)
+    )
+    turns += tuple(
+        ("stretched_image", f"of another aspect ratio than what the policy knows ({word})", change)
+        for word, change in (
+            ("4:3 made square", _tall(3 / 4)),
+            ("16:9 made square", _tall(9 / 16)),
+            ("square made 4:3", _tall(4 / 3)),
+            ("bars at the edges", _without_bars),
+        )
+    )
     for group in camera_groups(roles):
-        for kind, word, turn in turns:
+        for kind, word, turn in turns if len(group) == len(roles) else turns[:single]:
             text = f"the images of {' and '.join(group)} are {word}"
             yield InputFault(kind, text, (), 1.0, _turn(group, turn))
 
@@ -86,26 +106,30 @@ def state_faults(names: Sequence[str]) -> Iterator[InputFault]:
     """States in degrees, with the wrong sign, the wrong way round, in another order."""
     joints = [j for j, name in enumerate(names) if "gripper" not in name and "finger" not in name]
     grippers = [j for j in range(len(names)) if j not in joints]
-    all_joints = tuple(names[j] for j in joints)
     for factor, word in (
         (180 / math.pi, "radians where the policy takes degrees"),
         (math.pi / 180, "degrees where the policy takes radians"),
     ):
-        yield _state_fault(
-            "state_degrees",
-            f"the state is in {word}",
-            all_joints,
-            factor,
-            joints,
-            _scale(factor),
-            _scale(1 / factor),
-        )
+        for kept in (joints, *([j] for j in joints if len(joints) > 1)):
+            columns = tuple(names[j] for j in kept)
+            text = f"the state of {columns[0]} is in {word}"
+            if len(kept) > 1:
+                text = f"the state is in {word}"
+            yield _state_fault(
+                "state_degrees", text, columns, factor, kept, _scale(factor), _scale(1 / factor)
+            )
     for j in grippers:
         text = f"the state of {names[j]} is the wrong way round"
         yield _state_fault("state_gripper", text, (names[j],), -1.0, [j], _one_minus, _one_minus)
     for j in joints:
         text = f"the state of {names[j]} has the wrong sign"
         yield _state_fault("state_sign", text, (names[j],), -1.0, [j], _scale(-1.0), _scale(-1.0))
+        for quarters in (1, -1, 2):
+            angle = quarters * math.pi / 2
+            text = f"the zero of the state of {names[j]} is off by {-90 * quarters} degrees"
+            yield _state_fault(
+                "state_offset", text, (names[j],), -angle, [j], _plus(angle), _plus(-angle)
+            )
     for i, j in itertools.combinations(range(len(names)), 2):
         text = f"the states of {names[i]} and {names[j]} are exchanged"
         yield _state_fault(
@@ -156,6 +180,13 @@ def _scale(factor: float) -> _Array:
     return change
 
 
+def _plus(offset: float) -> _Array:
+    def change(values: np.ndarray) -> np.ndarray:
+        return values + offset
+
+    return change
+
+
 def _one_minus(values: np.ndarray) -> np.ndarray:
     return np.asarray(1 - values)
 
@@ -195,6 +226,43 @@ def _widen(share: float) -> _Array:
         return np.asarray(image[rows][:, columns])
 
     return change
+
+
+def _gain(gain: float) -> _Array:
+    """An image so many times as bright."""
+
+    def change(image: np.ndarray) -> np.ndarray:
+        return np.clip(gain * image.astype(np.float32), 0, 255).astype(np.uint8)
+
+    return change
+
+
+def _tall(share: float) -> _Array:
+    """An image with so many times its height, stretched."""
+
+    def change(image: np.ndarray) -> np.ndarray:
+        return _stretched(image, max(round(share * image.shape[0]), 1), image.shape[1])
+
+    return change
+
+
+def _without_bars(image: np.ndarray) -> np.ndarray:
+    """What is between black bars at the edges, stretched to the whole image."""
+    bright = image.max(axis=-1) > BLACK
+    rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
+    if not len(rows):
+        return image
+    inner = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return _stretched(inner, *image.shape[:2])
+
+
+def _stretched(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The image in another size, nearest pixels."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip((height, width), image.shape[:2], strict=True)
+    )
+    return np.asarray(image[rows][:, columns])
 
 
 def _exchange(a: str, b: str) -> Callable[[Moment], Observation]:

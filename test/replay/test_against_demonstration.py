@@ -26,6 +26,7 @@ from pi05_ros.replay.convention_faults import best, column_hypotheses
 from pi05_ros.replay.demonstration import RecordedJoints
 from pi05_ros.replay.faults.frozen_cameras import StillImages
 from pi05_ros.replay.faults.windows import Windows
+from pi05_ros.replay.input_faults import Moment, image_faults
 
 NAMES = ("joint1", "joint2", "joint3", "gripper")
 HZ, HORIZON, LENGTH = 20, 16, 100
@@ -387,6 +388,11 @@ INPUT_FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sign": ("state_sign", "joint2", {"state": lambda s: s * [1, -1, 1, 1]}),
     "turned left": ("rotated_image", "left", {"show": lambda i: [np.rot90(i[0]), i[1]]}),
     "ahead": ("stale_image", "base and wrist are 0.2 s ahead", {"stale_steps": -4}),
+    "degrees of one joint": (
+        "state_degrees",
+        "joint2 is in degrees",
+        {"state": lambda s: s * [1, 57.3, 1, 1]},
+    ),
     "state rotated": ("state_order", "joints are one", {"state": lambda s: s[[1, 2, 0, 3]]}),
     "state doubled": (
         "state_wrong_joint",
@@ -525,6 +531,29 @@ def test_one_changed_block_is_seen_in_images_of_any_size(shape: tuple[int, ...])
         image[:4, :4] = 10 * (step % 20)
         camera.add(int(stamps[step]), int(stamps[step]) + NS // 20, image)
     assert not camera.spans()
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "plant"),
+    [
+        ("brightness", 0, lambda image: image // 2),
+        ("brightness", 1, lambda image: np.minimum(2 * image.astype(int), 255).astype(np.uint8)),
+        ("stretched_image", 0, lambda image: image.repeat(4, axis=0)[::3]),
+        ("stretched_image", 3, lambda image: np.pad(image[::2], ((8, 8), (0, 0), (0, 0)))),
+    ],
+)
+def test_brightness_and_aspect_ratio_are_put_right(
+    kind: str, number: int, plant: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    shade = 40 + np.arange(32)[:, None] + 2 * np.arange(24)
+    image = np.repeat(shade[..., None], 3, axis=-1).astype(np.uint8)
+    seen = Observation(images={"base": plant(image)}, state=np.zeros(4, np.float32))
+    faults = [fault for fault in image_faults(["base"]) if fault.kind == kind]
+    mended = faults[number].change(Moment(0, 0, 0, seen))
+    assert mended is not None
+    found = np.asarray(mended.images["base"])
+    assert found.shape == image.shape
+    assert abs(found.astype(int) - image).mean() < 1.5
 
 
 def test_another_task_is_no_fault_of_convention(tmp_path: Path) -> None:
