@@ -139,7 +139,6 @@ INPUTS: dict[str, tuple[str, Callable[[Observation], Observation]]] = {
     "images turned by 90 degrees": ("rotated_image", each(np.rot90)),
     "images in BGR": ("color_order", each(lambda v: v[..., ::-1])),
     "images cropped to 0.6": ("cropped_image", each(lambda v: crop(v, 0.6))),
-    "images half as bright": ("brightness", each(lambda v: v // 2)),
     "state in degrees": ("state_degrees", state(lambda s: np.where(JOINTS, np.rad2deg(s), s))),
     "state of joint2 with the wrong sign": (
         "state_sign", state(lambda s: s * np.array([1, -1, 1, 1, 1, 1, 1])),

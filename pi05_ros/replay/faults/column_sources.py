@@ -66,7 +66,8 @@ def _arrangement(off: np.ndarray, base: np.ndarray) -> dict[int, int]:
     for j in range(count):
         limit = [max(ALIKE, BAD) if i == j else ALIKE for i in range(count)]
         near = [i for i in range(count) if off[j, i] < limit[i]]
-        fits[j] = sorted(near, key=lambda i, j=j: float(off[j, i]) + STAY * (i != j))
+        cost = {i: float(off[j, i]) + STAY * (i != j) for i in near}
+        fits[j] = sorted(near, key=cost.__getitem__)
     taken: dict[int, int] = {}  # joint -> column
 
     def place(j: int, seen: set[int]) -> bool:

@@ -71,10 +71,9 @@ def _still(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
         return
     moved = w.slice()
     moved = np.sqrt(np.nanmean((moved - moved[:, :1]) ** 2, axis=(0, 1)))
-    hit = [
-        j for j in range(len(base)) if w.moves[j] and base[j] > BAD and away[j] < STANDS * moved[j]
-    ]
-    if hit:
+    bad = [j for j in range(len(base)) if base[j] > BAD]
+    hit = [j for j in bad if w.moves[j] and away[j] < STANDS * moved[j]]
+    if hit and hit == bad:  # else it may belong to what the policy does instead
         errors = base.copy()
         errors[hit] = 0.0
         names = tuple(w.names[j] for j in hit)
