@@ -1,6 +1,7 @@
 """Real rclpy for the node tests: a client node, and a small policy for faults."""
 
 import array
+import gc
 import io
 import sys
 import threading
@@ -39,10 +40,20 @@ from pi05_ros.policy.interface import (
     StageTimings,
 )
 from pi05_ros.ros.policy_node import PolicyNode
+from pi05_ros.ros.policy_parts import policy_host
 
 PATIENCE_S = 60.0
 """Only what is broken takes as long as this, also on a machine that does other things."""
 JOINT_NAMES = ("joint1", "joint2", "gripper")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_full_collections():
+    """A node that has loaded has its whole process looked through: here, what all tests hold."""
+    with pytest.MonkeyPatch.context() as patch:
+        quick = SimpleNamespace(collect=lambda: 0, freeze=gc.freeze, unfreeze=gc.unfreeze)
+        patch.setattr(policy_host, "gc", quick)
+        yield
 
 
 class ScriptedPolicy:

@@ -103,7 +103,7 @@ def beside_prefill(weights: Weights, tuning: Tuning, device: torch.device) -> Be
 
     The tuning data says whether, for the Hopper kernels: with others nothing was gained.
     """
-    wanted = tuning.values.get("beside_prefill", False)
+    wanted = tuning.flag("beside_prefill")
     if device.type == "cuda" and wanted and weights.prefix_image and weights.expert_image:
         return BesidePrefill(device)
     return None
