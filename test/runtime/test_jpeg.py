@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from pi05_ros.runtime.inputs import jpeg
+from pi05_ros.runtime.inputs import jpeg, page_locked
 from pi05_ros.runtime.inputs.conversion import (
     ConversionError,
     compressed_to_rgb,
@@ -193,3 +193,18 @@ def test_jpegs_are_decoded_into_the_memory_that_was_asked_for():
         np.testing.assert_array_equal(decoded, pillow(data))
     finally:
         load_decoders()
+
+
+def test_memory_is_locked_up_to_a_bound_and_as_long_as_there_is_some(monkeypatch, caplog):
+    def none_left(size, **kind):
+        asked.append((size, kind["pin_memory"]))
+        raise RuntimeError("out of memory\nmore")
+
+    asked = []
+    monkeypatch.setattr(page_locked.torch, "empty", none_left)
+    most = page_locked.MOST_BYTES
+    assert [page_locked.page_locked(size).size for size in (most, most + 1)] == [most, most + 1]
+    assert asked == [(most, True)]
+    assert [r.getMessage() for r in caplog.records] == [
+        "images are decoded into pageable memory: out of memory"
+    ]

@@ -15,9 +15,14 @@ from pi05_ros.runtime.inputs.pixel_pool import pageable
 
 logger = logging.getLogger(__name__)
 
+MOST_BYTES = 2**26
+"""More stays pageable (six images of 4K): what is locked is taken from every other process."""
+
 
 def page_locked(size: int) -> np.ndarray:
-    """Uninitialized uint8 ``[size]``, page-locked unless the system has no more of that."""
+    """Uninitialized uint8 ``[size]``, page-locked unless it is large or no more is to be had."""
+    if size > MOST_BYTES:
+        return pageable(size)
     try:
         return np.asarray(torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy())
     except RuntimeError as error:
