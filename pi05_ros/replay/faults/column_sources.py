@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pi05_ros.replay.faults.readings import where
-from pi05_ros.replay.faults.windows import BAD, CAP, Hypothesis, Windows, explained
+from pi05_ros.replay.faults.windows import BAD, CAP, Hypothesis, Windows, explained, where
 
 ALIKE = 0.1
 """Relative error up to which a column is taken for that of another joint."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pi05_ros.replay.faults.windows import BAD, Hypothesis, Windows, explained
+from pi05_ros.replay.faults.windows import BAD, Hypothesis, Windows, where
 
 CUT = 0.1
 """Share of a column at the ends of what it reaches from which on it may be cut off there."""
@@ -79,22 +79,3 @@ def _still(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
         names = tuple(w.names[j] for j in hit)
         text = f"{', '.join(names)} stands still in every chunk"
         yield Hypothesis("constant_column", text, names, 0.0, errors)
-
-
-def where(
-    w: Windows,
-    base: np.ndarray,
-    kind: str,
-    text: str,
-    number: float,
-    corrected: np.ndarray,
-    fitted: int,
-) -> Iterator[Hypothesis]:
-    """The fault in every column where it explains something."""
-    better = w.errors(corrected)
-    hit = [j for j in range(len(w.names)) if explained(base[j], better[j])]
-    if hit:
-        errors = base.copy()
-        errors[hit] = better[hit]
-        names = tuple(w.names[j] for j in hit)
-        yield Hypothesis(kind, text.format(", ".join(names)), names, number, errors, fitted)

@@ -6,6 +6,7 @@ standing still.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,3 +140,22 @@ class Hypothesis:
 def explained(before: float, after: float) -> bool:
     """Whether a correction that leaves `after` of the error `before` of a column is believed."""
     return bool(before > BAD and after < min(EXPLAINED * before, BELIEVED))
+
+
+def where(
+    w: Windows,
+    base: np.ndarray,
+    kind: str,
+    text: str,
+    number: float,
+    corrected: np.ndarray,
+    fitted: int,
+) -> Iterator[Hypothesis]:
+    """The fault in every column where it explains something."""
+    better = w.errors(corrected)
+    hit = [j for j in range(len(w.names)) if explained(base[j], better[j])]
+    if hit:
+        errors = base.copy()
+        errors[hit] = better[hit]
+        names = tuple(w.names[j] for j in hit)
+        yield Hypothesis(kind, text.format(", ".join(names)), names, number, errors, fitted)
