@@ -3,7 +3,8 @@
 
     python scripts/sanitize_kernels.py [--tools memcheck racecheck synccheck] [--json FILE]
 
-Each precision, on the Hopper kernels and on Triton alone, is a process of its own under each tool.
+Each precision, on the Hopper kernels and on Triton alone, is a process of its own under each tool,
+and under racecheck each kernel.
 It builds a model of pi0.5's widths with two layers per stack, runs it without graphs and without
 PyTorch's caching of memory, so that a buffer ends where it ends. Exit code 1 if a tool reports
 anything or a kernel of ours was never launched. Needs a GPU and compute-sanitizer (CUDA toolkit).
@@ -46,6 +47,7 @@ KINDS = {
     },
 }
 SECONDS = 560
+Job = tuple[str, ...]  # tool, precision, kind, and one kernel for racecheck
 
 
 def own_kernels() -> set[str]:
@@ -137,13 +139,16 @@ def run_kernels(mix: str, kind: str, small: bool) -> set[str]:
     return launched
 
 
-def sanitized(tool: str, mix: str, kind: str) -> dict[str, Any]:
-    """One process under one tool."""
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "5",
-               "--report-api-errors", "no",  # asking for a parameter that is not there is no fault
-               sys.executable, __file__, "--mix", mix, "--kinds", kind]  # fmt: skip
-    if tool == "racecheck":
+def sanitized(tool: str, mix: str, kind: str, kernel: str = "") -> dict[str, Any]:
+    """One process under one tool, or without any for ""; `kernel`: check only this one."""
+    command = [sys.executable, __file__, "--mix", mix, "--kinds", kind]
+    if tool in ("", "racecheck"):
         command.append("--small")
+    if tool:
+        options = ["--kernel-name", f"kns={kernel.split('/')[1]}"] if kernel else []
+        # asking for a parameter that is not there is no fault
+        command[:0] = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9",
+                       "--print-limit", "5", "--report-api-errors", "no", *options]  # fmt: skip
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     began = time.monotonic()
     try:
@@ -151,28 +156,42 @@ def sanitized(tool: str, mix: str, kind: str) -> dict[str, Any]:
                               timeout=SECONDS, env=environment)  # fmt: skip
         code, text = done.returncode, done.stdout + done.stderr
     except subprocess.TimeoutExpired as error:
-        code, text = 124, str(error.stdout or "")[-2000:]
+        code, text = 124, str(error.stdout or "")
     found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text)
     kernels = re.search(r"^kernels: (.*)$", text, re.M)
+    ends = text if len(text) < 5000 else f"{text[:2500]}\n...\n{text[-2500:]}"
     return {
         "tool": tool,
         "precision": mix,
         "kind": kind,
         "exit code": code,
         "summary": found[-1] if found else "no summary",
-        "kernels": kernels[1].split() if kernels else [],
+        "kernels": [kernel] if kernel else kernels[1].split() if kernels else [],
         "seconds": round(time.monotonic() - began, 1),
-        "text": "" if code == 0 else text[-3000:],
+        "text": "" if code == 0 else ends,
     }
+
+
+def racecheck_jobs(pool: ThreadPoolExecutor, mixes: list[str], kinds: list[str]) -> list[Job]:
+    """One process for each kernel: what the tool itself cannot run ends that process only.
+
+    Kernels of PyTorch are left out as well; they would take minutes.
+    """
+    jobs: dict[str, Job] = {}
+    pairs = list(itertools.product(mixes, kinds))
+    for pair, done in zip(pairs, pool.map(lambda pair: sanitized("", *pair), pairs), strict=True):
+        if done["exit code"]:
+            raise SystemExit(f"{pair} fails without a tool:\n{done['text']}")
+        for kernel in set(done["kernels"]) & own_kernels():
+            jobs.setdefault(kernel, ("racecheck", *pair, kernel))
+    return list(jobs.values())
 
 
 def show(row: dict[str, Any]) -> bool:
     """Print the outcome of a process; whether it failed."""
     head = f"{row['tool']:10} {row['precision']:12} {row['kind']:7} {row['exit code']:4}"
-    print(
-        f"{head} {row['seconds']:6.1f} s  {len(row['kernels']):3} kernels  {row['summary']}",
-        flush=True,
-    )
+    what = row["kernels"][0] if len(row["kernels"]) == 1 else f"{len(row['kernels']):3} kernels"
+    print(f"{head} {row['seconds']:6.1f} s  {what}  {row['summary']}", flush=True)
     if row["text"]:
         print(row["text"], flush=True)
     return bool(row["exit code"])
@@ -195,9 +214,12 @@ def main() -> int:
     if shutil.which("compute-sanitizer") is None:
         print("compute-sanitizer is not on the PATH; it comes with the CUDA toolkit")
         return 2
-    jobs = list(itertools.product(args.tools, args.mixes, args.kinds))
+    tools = [tool for tool in args.tools if tool != "racecheck"]
+    jobs: list[Job] = list(itertools.product(tools, args.mixes, args.kinds))
     rows, failed = [], 0
     with ThreadPoolExecutor(args.jobs) as pool:
+        if "racecheck" in args.tools:
+            jobs += racecheck_jobs(pool, args.mixes, args.kinds)
         for done in as_completed([pool.submit(sanitized, *job) for job in jobs]):
             rows.append(done.result())
             failed += show(rows[-1])
