@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,49 @@ def own_kernels() -> set[str]:
     return found
 
 
+def without_library() -> Any:
+    """A context in which PyTorch multiplies matrices element by element.
+
+    Under racecheck kernels of cuBLAS end in an illegal access, whichever kernels are checked.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    aten = torch.ops.aten
+
+    def product(a: Any, b: Any) -> Any:
+        """float32 ``[..., M, N]`` of ``[..., M, K]`` and ``[..., K, N]``, some of K at a time."""
+        chunk = max(1, 2**28 // (a.shape[:-1].numel() * b.shape[-1]))
+        parts = zip(a.split(chunk, -1), b.split(chunk, -2), strict=True)
+        return sum((x[..., None].float() * y[..., None, :, :].float()).sum(-2) for x, y in parts)
+
+    class ElementByElement(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = dict(kwargs or {})
+            if func.overloadpacket in (aten.mm, aten.bmm):
+                found = product(*args[:2])
+            elif func.overloadpacket is aten.addmm:
+                found = product(*args[1:3]) + args[0].float()
+            else:
+                return func(*args, **kwargs)
+            out = kwargs.get("out")
+            return found.to(args[1].dtype) if out is None else out.copy_(found)
+
+    return ElementByElement()
+
+
 def run_kernels(mix: str, kind: str, small: bool) -> set[str]:
     """One precision: all launch sequences; names of the kernels launched.
 
     `small`: one size and one step, for racecheck, which takes a hundred times as long.
     """
+    with without_library() if small else nullcontext():
+        return _run_kernels(mix, kind, small)
+
+
+def _run_kernels(mix: str, kind: str, small: bool) -> set[str]:
     import torch
     from triton.runtime.jit import JITFunction
 
