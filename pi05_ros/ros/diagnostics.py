@@ -28,6 +28,7 @@ class Context:
     info: Any | None = None  # PolicyInfo while a policy is loaded
     health: EngineHealth = field(default_factory=EngineHealth)
     problem: str = ""  # why the engine cannot answer
+    unheard: str = ""  # publishers that the node cannot hear
 
     @property
     def hardware_id(self) -> str:
@@ -127,6 +128,9 @@ class Diagnostics:
                     values[f"{name}.last_error_age_s"] = f"{age_s:.1f}"
         if inputs.sources:
             values["clock_jumps"] = inputs.clock_jumps
+        if context.unheard:
+            values["unheard"] = context.unheard
+            texts.append(context.unheard)
         limit_s = context.parameters.dead_source_timeout_s
         clock = self._clock.problem(now_ns, mono_ns, limit_s)
         if not context.active:

@@ -70,6 +70,7 @@ def executor_diagnostics(
     command: Command,
     now_ns: int,
     reason_age_s: float,
+    unheard: str,
     values: dict[str, Any],
 ) -> DiagnosticArray:
     """The diagnostics message.
@@ -80,6 +81,7 @@ def executor_diagnostics(
         command: last command.
         now_ns: time on the node's clock.
         reason_age_s: for how long mode and reason have been these.
+        unheard: publishers that the node cannot hear, and controllers that cannot hear it.
         values: what only the node knows, added at the end.
 
     """
@@ -88,6 +90,8 @@ def executor_diagnostics(
     message = command.mode if following else f"{command.mode}: {command.reason}"
     if outside:
         message += f"; targets wholly outside the limits: {outside}"
+    if unheard:
+        message += f"; {unheard}"
     shown = {
         "mode": command.mode,
         "reason": command.reason,
@@ -109,9 +113,10 @@ def executor_diagnostics(
         "last_refused": core.last_refusal,
         "last_refused_age_s": ago(core.gate.last_refusal_ns, now_ns),
         "clock_jumps": core.clock_jumps,
+        "unheard": unheard,
         **values,
     }
-    good = command.mode in (FOLLOWING, TELEOPERATED) and not outside
+    good = command.mode in (FOLLOWING, TELEOPERATED) and not outside and not unheard
     level = DiagnosticStatus.OK if good else DiagnosticStatus.WARN
     if command.mode == FAULT:
         level = DiagnosticStatus.ERROR

@@ -20,6 +20,7 @@ from pi05_ros.execution.limits import (
 )
 from pi05_ros.ros import qos
 from pi05_ros.ros.executor_parameters import ExecutorParameters
+from pi05_ros.ros.topic_fit import TopicSide, type_name, unheard_publishers
 from pi05_ros.runtime.parameter_specs import ParameterError
 
 TOPIC = "robot_description"
@@ -83,6 +84,8 @@ def limits_of_node(node: Node, p: ExecutorParameters) -> MergedLimits:
     if text:
         return read_limits(p, text)
     waited = f"no robot description came on {topic} within {timeout_s:g} s"
+    misfit = unheard_publishers(node, topic, (TopicSide(type_name(String), qos.LATCHED),))
+    waited += f": {misfit.text}" if misfit else ""
     if problem is not None:
         raise LimitsError(f"{problem}; {waited}")
     raise ParameterError(

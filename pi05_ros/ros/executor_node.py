@@ -48,10 +48,11 @@ from pi05_ros.ros.executor_diagnostics import (
 from pi05_ros.ros.executor_limits import limits_of_node
 from pi05_ros.ros.executor_outputs import Outputs
 from pi05_ros.ros.executor_parameters import ExecutorParameters, declare
+from pi05_ros.ros.executor_parts.joint_state_input import JointStateInput
 from pi05_ros.ros.executor_parts.pose_source import PoseSource
 from pi05_ros.ros.executor_space import guard_of_node
-from pi05_ros.ros.joint_state_input import JointStateInput
 from pi05_ros.ros.messages import time_msg
+from pi05_ros.ros.topic_fit import TopicFit
 from pi05_ros.runtime.parameter_specs import ParameterError
 
 SETTLE_S = 0.2
@@ -115,6 +116,7 @@ class ExecutorNode(Node):
         self._commands = self.create_publisher(JointState, "~/joint_commands", 10)
         self._status = self.create_publisher(ExecutorStatus, "~/executor_status", qos.LATCHED)
         self._controls = ExecutorControls(self, self.core, p.teleop_type, self.publish_status)
+        self._fit = TopicFit(self, self._outputs.topics)
         self.create_timer(settings.period_s, self.tick, clock=process.tick_clock(self))
         # Monotonic: diagnostics have to say so when simulated time stands still.
         self.create_timer(1.0, self._on_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -190,6 +192,7 @@ class ExecutorNode(Node):
         if problem:
             mode = WAITING if self._command.positions is None else HOLDING
             self._command = Command(self._command.positions, mode, problem)
+        self._fit.look()
         self.publish_diagnostics()
 
     def publish_diagnostics(self) -> None:
@@ -203,6 +206,7 @@ class ExecutorNode(Node):
             command,
             now.nanoseconds,
             age_s,
+            self._fit.text,
             {
                 "strategy": self.parameters.strategy,
                 "bad_joint_states": states.bad,

@@ -89,6 +89,12 @@ class Outputs:
             else:
                 self._senders.append(_GripperAction(node, output, rows[0]))
 
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """Topics that commands are published on; those of actions are not among them."""
+        publishers = [sender.publisher for sender in self._senders]
+        return tuple(each.topic_name for each in publishers if each is not None)
+
     def end(self, ack_s: float) -> None:
         """Nothing will be commanded any more: end velocities, and see that all is received."""
         self.send(Command(None, STOPPED, "node is ending"))

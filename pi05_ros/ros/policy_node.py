@@ -27,6 +27,7 @@ from pi05_ros.ros.policy_parts.managed import ChunkOutput, ManagedPart, ResetSer
 from pi05_ros.ros.policy_parts.policy_host import PolicyHost
 from pi05_ros.ros.policy_parts.prompt_topic import PromptTopic
 from pi05_ros.ros.policy_parts.subscriptions import Subscriptions
+from pi05_ros.ros.topic_fit import TopicFit
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inference import PolicyLike
 from pi05_ros.runtime.large_buffers import return_large_buffers
@@ -94,6 +95,7 @@ class PolicyNode(LifecycleNode):
             ResetService(self, self._loop.reset),
         ]  # fmt: skip
         self._status = StatusPublisher(self)
+        self._fit = TopicFit(self)
         self._diagnostics = diagnostics.Diagnostics()
         self._diagnostics_publisher = self.create_publisher(
             DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS
@@ -245,6 +247,7 @@ class PolicyNode(LifecycleNode):
 
     def _once_a_second(self) -> None:
         self._intake.follow_publishers()
+        self._fit.look()
         self._intake.take()  # ages and rates are of now, also between ticks and while inactive
         self._publish_diagnostics()
 
@@ -259,6 +262,7 @@ class PolicyNode(LifecycleNode):
             info=self._host.info,
             health=self._host.health(),
             problem=self._host.problem,
+            unheard=self._fit.text,
         )
         array = self._diagnostics.build(
             context,

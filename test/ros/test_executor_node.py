@@ -41,7 +41,7 @@ def test_chunks_become_trajectories_and_gripper_commands_within_limits(rig):
     assert path[-1] > 0.2
     assert np.abs(np.diff(path)).max() <= limits.velocity[0] * 0.05 + 1e-6
     assert np.abs(np.diff(path, 2)).max() <= limits.acceleration[0] * 0.05**2 + 1e-6
-    assert max(client.gripper) > 0.5
+    assert rig.until(lambda: max(client.gripper, default=0) > 0.5, each=client.send_state)
     assert rig.until(lambda: any(text == "following" for text, _ in client.diagnostics))
 
 

@@ -33,6 +33,7 @@ def main(args: list[str] | None = None) -> int:
     from pi05_ros.ros import process
     from pi05_ros.ros.parameter_server import declare
     from pi05_ros.ros.qos import DIAGNOSTICS, own
+    from pi05_ros.ros.topic_fit import TopicFit
 
     stop = process.start(args)
     if stop is None:
@@ -52,6 +53,7 @@ def main(args: list[str] | None = None) -> int:
                 metrics.take(status.name, int.from_bytes(status.level, "little"), values)
 
         node.create_subscription(DiagnosticArray, "/diagnostics", take, own(DIAGNOSTICS))
+        TopicFit(node).look_each_second()
         server, thread = prometheus_client.start_http_server(
             p.port, addr=p.address, registry=metrics.registry
         )

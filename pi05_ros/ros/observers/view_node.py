@@ -24,6 +24,7 @@ from pi05_ros.msg import ActionChunk, ExecutorStatus
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.ros import process
 from pi05_ros.ros.qos import CHUNK, JOINTS, LATCHED, own
+from pi05_ros.ros.topic_fit import TopicFit
 from pi05_ros.runtime.inputs import conversion
 from pi05_ros.view.presenter import MakePresenter, Sink
 from pi05_ros.view.tool_path import ToolPose
@@ -154,6 +155,7 @@ class ViewNode(Node):  # type: ignore[misc]  # rclpy has no types
         self.create_subscription(
             ExecutorStatus, f"{names.executor}/executor_status", self._executor, own(LATCHED)
         )
+        TopicFit(self).look_each_second()
 
     def _now(self) -> int:
         return int(self.get_clock().now().nanoseconds)

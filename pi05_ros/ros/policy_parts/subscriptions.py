@@ -29,6 +29,7 @@ from pi05_ros.ros.policy_parts.input_reader import InputReader, TakenOnDemand
 from pi05_ros.ros.policy_parts.managed import ManagedPart
 from pi05_ros.ros.policy_parts.policy_host import PolicyHost
 from pi05_ros.ros.processes.children import FASTDDS_PROFILE_VARIABLES
+from pi05_ros.ros.topic_fit import type_name
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inputs import conversion
 from pi05_ros.runtime.inputs.observation_buffer import NS, Inputs
@@ -168,7 +169,7 @@ class Subscriptions(ManagedPart):
             topic,
             self._receiver(name, check),
             lambda error: self._reject(name, "malformed", str(error)),
-            lambda current: self._camera_qos(name, topic, reliability, current),
+            lambda current: self._camera_qos(name, topic, kind, reliability, current),
             {"qos_overriding_options": qos.overridable_depth()},
             self._group,
             self._image_take(kind),
@@ -186,10 +187,18 @@ class Subscriptions(ManagedPart):
             return rclpy_take
 
     def _camera_qos(
-        self, name: str, topic: str, reliability: str, current: QoSProfile | None
+        self, name: str, topic: str, kind: Any, reliability: str, current: QoSProfile | None
     ) -> QoSProfile:
-        """Profile that follows the reliability of the publishers, and whether anything comes."""
-        publishers = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(topic))
+        """Profile that follows the reliability of the publishers, and whether anything comes.
+
+        Publishers of another type count for nothing: the node names them elsewhere.
+        """
+        full_name = self._node.resolve_topic_name(topic)
+        publishers = [
+            info
+            for info in self._node.get_publishers_info_by_topic(full_name)
+            if info.topic_type == type_name(kind)
+        ]
         silent = current is not None and bool(publishers) and self._is_silent(name)
         self.inputs.sources[name].note = _no_message_cause() if silent else ""
         if reliability == "best_effort":

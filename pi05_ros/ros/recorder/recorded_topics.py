@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rclpy.node import Node
@@ -12,6 +12,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from pi05_ros.bags.cdr_messages import IMAGE
 from pi05_ros.bags.recording.episode_bag import KeptMessage
 from pi05_ros.ros.recorder.recorder_parameters import RecorderParameters
+from pi05_ros.ros.topic_fit import TopicFit
 
 COMPRESSED = "/compressed"
 COMMAND_TOPICS = (
@@ -69,7 +70,8 @@ class RecordedTopics:
         self._prompt = resolve("prompt")
         self._subscriptions: dict[str, Any] = {}
         self._publishers: dict[str, int] = {}
-        self._strange: set[str] = set()
+        self._strange: dict[str, str] = {}
+        self._fit = TopicFit(node)
         self.latched: dict[str, KeptMessage] = {}
 
     @property
@@ -77,18 +79,29 @@ class RecordedTopics:
         """Topics that are subscribed to."""
         return tuple(self._subscriptions)
 
+    @property
+    def unheard(self) -> str:
+        """Publishers that are not recorded; empty if all are."""
+        texts = [*self._strange.values(), self._fit.text]
+        return "; ".join(text for text in texts if text)
+
     def look(self) -> None:
-        """Subscribe to what somebody publishes by now."""
+        """Subscribe to what somebody publishes by now, in a way that fits all of them."""
         for name in self._topics:
             if name not in self._subscriptions:
                 self._subscribe(name)
-        for name in self._subscriptions:
-            self._publishers[name] = self._node.count_publishers(name)
+        for name, subscription in list(self._subscriptions.items()):
+            publishers = self._node.get_publishers_info_by_topic(name)
+            self._publishers[name] = len(publishers)
+            if publishers and _asks_too_much(subscription.qos_profile, publishers):
+                self._node.destroy_subscription(self._subscriptions.pop(name))
+                self._subscribe(name)
         for name in self._cameras:
             if name in self._subscriptions or f"{name}{COMPRESSED}" in self._subscriptions:
                 continue
             if not self._subscribe(name):
                 self._subscribe(f"{name}{COMPRESSED}")
+        self._fit.look()
 
     def first(self, log_ns: int) -> tuple[KeptMessage, ...]:
         """What latched topics said before a bag began, as said at its beginning."""
@@ -113,16 +126,13 @@ class RecordedTopics:
         msgtype = publishers[0].topic_type
         kind = message_class(msgtype)
         if kind is None:
-            if topic not in self._strange:
-                self._strange.add(topic)
-                self._node.get_logger().warning(
-                    f"{topic} is not recorded: {msgtype} cannot be imported here"
-                )
+            text = f"{topic} is not recorded: {msgtype} cannot be imported here"
+            if self._strange.get(topic) != text:
+                self._strange[topic] = text
+                self._node.get_logger().warning(text)
             return False
-        reliable = all(p.qos_profile.reliability == ReliabilityPolicy.RELIABLE for p in publishers)
-        latched = all(
-            p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers
-        )
+        self._strange.pop(topic, None)
+        reliable, latched = _reliable(publishers), _latched(publishers)
         profile = QoSProfile(
             depth=IMAGE_DEPTH if msgtype == IMAGE else DEPTH,
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
@@ -151,6 +161,21 @@ class RecordedTopics:
             kind, topic, received, profile, raw=True
         )
         return True
+
+
+def _reliable(publishers: Iterable[Any]) -> bool:
+    return all(p.qos_profile.reliability == ReliabilityPolicy.RELIABLE for p in publishers)
+
+
+def _latched(publishers: Iterable[Any]) -> bool:
+    return all(p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers)
+
+
+def _asks_too_much(asked: QoSProfile, publishers: Sequence[Any]) -> bool:
+    """Whether a publisher that came later cannot be heard."""
+    reliable = asked.reliability == ReliabilityPolicy.RELIABLE and not _reliable(publishers)
+    latched = asked.durability == DurabilityPolicy.TRANSIENT_LOCAL and not _latched(publishers)
+    return reliable or latched
 
 
 def message_class(msgtype: str) -> Any:

@@ -254,6 +254,10 @@ class EpisodeRecorder(LifecycleNode):
             self._topics.look()
             self._facts.ask()
 
+    @property
+    def _unheard(self) -> str:
+        return "" if self._topics is None else self._topics.unheard
+
     def _publish_status(self) -> None:
         message = RecorderStatus(
             state=RecorderStatus.STATE_INACTIVE, message=printable(self._problem)
@@ -268,7 +272,7 @@ class EpisodeRecorder(LifecycleNode):
             message.whole, message.messages = state.whole, state.messages
             message.bytes, message.lost = state.bytes, state.lost
             message.ring_s, message.ring_bytes = state.ring_s, state.ring_bytes
-            message.message = printable(state.problem or self._problem)
+            message.message = printable(state.problem or self._problem or self._unheard)
         message.stamp = time_msg(self.get_clock().now().nanoseconds)
         self._status.publish(message)
 
@@ -287,8 +291,8 @@ class EpisodeRecorder(LifecycleNode):
                 **{f"lost.{topic}": count for topic, count in sorted(lost.items())},
             }  # fmt: skip
         topics = () if self._topics is None else self._topics.topics
-        shown["topics"] = ", ".join(topics)
-        problem = (state.problem if state is not None else "") or self._problem
+        shown["topics"], shown["unheard"] = ", ".join(topics), self._unheard
+        problem = (state.problem if state is not None else "") or self._problem or self._unheard
         found = DiagnosticStatus(
             level=DiagnosticStatus.WARN if problem or lost else DiagnosticStatus.OK,
             name=f"{self.get_fully_qualified_name()}: recorder",

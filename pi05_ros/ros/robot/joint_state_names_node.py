@@ -16,6 +16,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import JointState
 
 from pi05_ros.ros import parameter_server, process, qos
+from pi05_ros.ros.topic_fit import TopicFit
 from pi05_ros.runtime.parameter_specs import ParameterError, param, specs_of
 
 
@@ -68,6 +69,7 @@ class JointStateNamesNode(Node):
             if self.resolve_topic_name(topic) == own_topic:
                 raise ParameterError(f"sources has {source}: {own_topic} is where they are put")
             self.create_subscription(JointState, topic, self._forwarder(prefix), qos.JOINTS)
+        TopicFit(self).look_each_second()
 
     def _forwarder(self, prefix: str) -> Callable[[JointState], None]:
         def forward(message: JointState) -> None:

@@ -25,6 +25,7 @@ from pi05_ros.runtime.task.task_parameters import TaskParameters
 from pi05_ros.runtime.text import printable
 
 BOOL = "std_msgs/msg/Bool"
+JOINTS = "joint_states"
 AGAIN_S = 1.0
 """A server may not know a client yet that knows the server; what is asked here may be repeated."""
 # Of publishers of either kind. Not latched: a success of the task before is none of this one.
@@ -77,6 +78,9 @@ class TaskCalls:
         stillness: fed with joint states.
         now_s: the clock of tasks.
 
+    Attributes:
+        end_topic: what is listened to for the end of the task; empty if nothing is.
+
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class TaskCalls:
         self._prompt = node.create_publisher(String, "prompt", qos.PROMPT, event_callbacks=quiet)
         self._heartbeat = node.create_publisher(Empty, f"{executor}/heartbeat", 1)
         self._watching: list[Any] = []
+        self.end_topic = ""
 
     def permit(self, allowed: bool) -> RepeatedCall:
         """Give or withdraw the executor's permission."""
@@ -125,13 +130,16 @@ class TaskCalls:
         self.ignore()
         subscribe = self._node.create_subscription
         if goal.end is End.SUCCESS_TOPIC:
+            self.end_topic = goal.success_topic
             for each in _VERDICTS:
                 self._watching.append(subscribe(Bool, goal.success_topic, self._verdict, each))
         elif goal.end is End.HOLD:
-            self._watching = [subscribe(JointState, "joint_states", self._joints, qos.JOINTS)]
+            self.end_topic = JOINTS
+            self._watching = [subscribe(JointState, JOINTS, self._joints, qos.JOINTS)]
 
     def ignore(self) -> None:
         """Stop listening to it."""
+        self.end_topic = self._facts.end_unheard = ""
         while self._watching:
             self._node.destroy_subscription(self._watching.pop())
 

@@ -11,6 +11,7 @@ from rclpy.node import Node
 
 from pi05_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus, RecorderStatus
 from pi05_ros.ros import qos
+from pi05_ros.ros.topic_fit import TopicFit
 from pi05_ros.runtime.task.task_facts import TaskFacts
 from pi05_ros.runtime.task.task_parameters import TaskParameters
 
@@ -40,13 +41,15 @@ class TaskInputs:
     ) -> None:
         self._node, self._facts, self._now_s = node, facts, now_s
         policy, executor = parameters.policy_node, parameters.executor_node
+        self._policy_topics = (f"{policy}/status", f"{policy}/action_chunk")
+        self._executor_topic = f"{executor}/executor_status"
         self._policy_name = node.resolve_topic_name(policy)
         subscribe = node.create_subscription
         self._subscriptions: list[Any] = [
-            subscribe(ActionChunk, f"{policy}/action_chunk", self._chunk, qos.CHUNK),
-            subscribe(PolicyStatus, f"{policy}/status", self._policy, qos.LATCHED),
+            subscribe(PolicyStatus, self._policy_topics[0], self._policy, qos.LATCHED),
+            subscribe(ActionChunk, self._policy_topics[1], self._chunk, qos.CHUNK),
             subscribe(DiagnosticArray, "/diagnostics", self._diagnostics, qos.DIAGNOSTICS),
-            subscribe(ExecutorStatus, f"{executor}/executor_status", self._executor, qos.LATCHED),
+            subscribe(ExecutorStatus, self._executor_topic, self._executor, qos.LATCHED),
             subscribe(
                 RecorderStatus, f"{parameters.recorder_node}/status", self._recorder, qos.LATCHED
             ),
@@ -56,6 +59,19 @@ class TaskInputs:
         """Unsubscribe."""
         while self._subscriptions:
             self._node.destroy_subscription(self._subscriptions.pop())
+
+    def tell_misfits(self, fit: TopicFit, end_topic: str) -> None:
+        """Write who cannot be heard.
+
+        Args:
+            fit: has looked.
+            end_topic: what is to end the task; empty if no topic is.
+
+        """
+        found = [text for topic in self._policy_topics if (text := fit.deaf_to(topic))]
+        self._facts.policy.unheard = "; ".join(found)
+        self._facts.executor.unheard = fit.deaf_to(self._executor_topic)
+        self._facts.end_unheard = fit.deaf_to(end_topic) if end_topic else ""
 
     def _chunk(self, message: ActionChunk) -> None:
         policy = self._facts.policy

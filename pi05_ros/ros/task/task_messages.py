@@ -99,9 +99,9 @@ def task_status(desk: TaskDesk | None, active: bool, last_refused: str) -> TaskS
 
 
 def task_diagnostics(
-    name: str, desk: TaskDesk | None, status: TaskStatus, facts: TaskFacts
+    name: str, desk: TaskDesk | None, status: TaskStatus, facts: TaskFacts, unheard: str
 ) -> DiagnosticArray:
-    """State, reasons and what is heard of the others."""
+    """State, reasons and what is heard of the others; `unheard`: publishers that cannot be."""
     owes = desk is not None and desk.owes
     shown = {
         "state": WORDS[status.state],
@@ -116,12 +116,16 @@ def task_diagnostics(
         "executor_mode": facts.executor.mode_name,
         "executor_enabled": facts.executor.enabled,
         "recording": facts.recorder.recording,
+        "unheard": unheard,
     }
-    message = WORDS[status.state]
+    message, level = WORDS[status.state], DiagnosticStatus.OK
+    if unheard:
+        message, level = f"{message}; {unheard}", DiagnosticStatus.WARN
     if owes:
+        level = DiagnosticStatus.ERROR
         message = "the executor has not confirmed that permission is withdrawn"
     found = DiagnosticStatus(
-        level=DiagnosticStatus.ERROR if owes else DiagnosticStatus.OK,
+        level=level,
         name=f"{name}: task",
         message=message,
         values=[KeyValue(key=key, value=str(value)) for key, value in shown.items()],

@@ -35,6 +35,7 @@ from pi05_ros.ros.task.task_messages import (
     task_diagnostics,
     task_status,
 )
+from pi05_ros.ros.topic_fit import TopicFit
 from pi05_ros.runtime.task.task_desk import TaskDesk
 from pi05_ros.runtime.task.task_facts import Stillness, TaskFacts
 from pi05_ros.runtime.task.task_goal import TaskGoalError
@@ -68,6 +69,7 @@ class TaskNode(LifecycleNode):
         self._told: TaskStatus | None = None
         self._status = self.create_publisher(TaskStatus, "~/status", qos.LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
+        self._fit = TopicFit(self)
         self._server = LateActionServer(
             self,
             RunPolicy,
@@ -261,8 +263,11 @@ class TaskNode(LifecycleNode):
 
     def _report(self) -> None:
         assert self._told is not None
+        self._fit.look()
+        if self._inputs is not None and self._calls is not None:
+            self._inputs.tell_misfits(self._fit, self._calls.end_topic)
         array = task_diagnostics(
-            self.get_fully_qualified_name(), self._desk, self._told, self._facts
+            self.get_fully_qualified_name(), self._desk, self._told, self._facts, self._fit.text
         )
         array.header.stamp = time_msg(self.get_clock().now().nanoseconds)
         self._diagnostics.publish(array)

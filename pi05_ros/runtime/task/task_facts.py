@@ -17,6 +17,7 @@ class PolicyFacts:
         prompt: in use.
         message: its last error.
         complaint: what its diagnostics warn of.
+        unheard: why status or chunks cannot be heard though somebody publishes them, else empty.
         chunks: chunks received so far.
         chunk_s: when the newest came, on the clock of tasks.
         chunk_id, chunk_prompt, inference_ms, observation_to_chunk_ms: of the newest chunk.
@@ -29,6 +30,7 @@ class PolicyFacts:
     prompt: str = ""
     message: str = ""
     complaint: str = ""
+    unheard: str = ""
     chunks: int = 0
     chunk_s: float = 0.0
     chunk_id: int = 0
@@ -39,15 +41,19 @@ class PolicyFacts:
     @property
     def why_silent(self) -> str:
         """Why there are no chunks, with a leading colon, as far as the policy node says so."""
-        said = self.message or self.complaint
+        said = self.unheard or self.message or self.complaint
         return f": {said}" if said else ""
 
 
 @dataclass
 class ExecutorFacts:
-    """Of the executor node: its newest status, and when it came on a clock that always runs."""
+    """Of the executor node: its newest status, and when it came on a clock that always runs.
+
+    `unheard`: why its status cannot be heard though somebody publishes it, else empty.
+    """
 
     seen_s: float | None = None
+    unheard: str = ""
     mode: int = 0
     mode_name: str = ""
     following: bool = False
@@ -79,6 +85,8 @@ class TaskFacts:
 
     Attributes:
         success: last word on the success topic, None before the first.
+        end_unheard: why the topic that is to end the task cannot be heard though somebody
+            publishes it, else empty.
 
     """
 
@@ -86,6 +94,7 @@ class TaskFacts:
     executor: ExecutorFacts = field(default_factory=ExecutorFacts)
     recorder: RecorderFacts = field(default_factory=RecorderFacts)
     success: bool | None = None
+    end_unheard: str = ""
 
 
 class Stillness:

@@ -43,10 +43,10 @@ class TaskWatch:
     def missing(self) -> str:
         """Who has not been heard yet."""
         executor, policy = self._facts.executor, self._facts.policy
-        if self.silent(executor.seen_s):
-            return "nothing is heard of the executor"
-        if self.silent(policy.seen_s):
-            return "nothing is heard of the policy node"
+        for who, facts in (("the executor", executor), ("the policy node", policy)):
+            if self.silent(facts.seen_s):
+                why = f": {facts.unheard}" if facts.unheard else ""
+                return f"nothing is heard of {who}{why}"
         return ""
 
     def obstacle(self) -> str:
@@ -60,7 +60,7 @@ class TaskWatch:
             return f"the executor is {'halted' if executor.halted else 'stopped'}"
         if executor.intervention:
             return "a person is in charge of the arm"
-        return self.missing()
+        return self.missing() or self._endless()
 
     def trouble(self) -> str:
         """Why a running task has to end."""
@@ -83,7 +83,12 @@ class TaskWatch:
             limit_s = min(limit_s, ENGINE_GRACE_S)
         if waited_s > limit_s:
             return f"no chunk for {limit_s:g} s{policy.why_silent}"
-        return ""
+        return self._endless()
+
+    def _endless(self) -> str:
+        """Why what is to end the task cannot be heard."""
+        unheard = self._facts.end_unheard
+        return f"what is to end the task cannot be heard: {unheard}" if unheard else ""
 
     def is_done(self) -> bool:
         """Whether what was to end the task has."""

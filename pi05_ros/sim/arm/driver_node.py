@@ -30,6 +30,7 @@ from pi05_ros.msg import ActionChunk
 from pi05_ros.ros import process, qos
 from pi05_ros.ros.messages import time_msg
 from pi05_ros.ros.parameter_server import declare
+from pi05_ros.ros.topic_fit import TopicFit
 from pi05_ros.runtime.inputs.conversion import stamp_ns
 from pi05_ros.sim.arm.delay_line import DelayLine
 from pi05_ros.sim.arm.driver_parameters import DriverParameters
@@ -99,6 +100,7 @@ class DriverNode(Node):
         self.create_subscription(
             Float64MultiArray, "gripper_controller/commands", self._on_gripper, 10
         )
+        TopicFit(self).look_each_second()
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.start(self.seed)
         backend = self.world.renderer.backend
