@@ -38,7 +38,7 @@ MIXES = {
     "int8": ("bf16", "int8", "int8"),
     "int8-vision": ("int8", "int8", "int8-w8a16"),
 }
-KINDS = {
+KINDS: dict[str, dict[str, object]] = {
     "hopper": {"vision_kernels": "hopper"},
     "triton": {
         "denoise_kernels": "triton",
@@ -101,7 +101,8 @@ def without_library() -> Any:
 def run_kernels(mix: str, kind: str, small: bool) -> set[str]:
     """One precision: all launch sequences; names of the kernels launched.
 
-    `small`: one size and one step, for racecheck, which takes a hundred times as long.
+    `small`: one size and one step, one kernel after the other, for racecheck, which takes a
+    hundred times as long.
     """
     with without_library() if small else nullcontext():
         return _run_kernels(mix, kind, small)
@@ -156,9 +157,8 @@ def _run_kernels(mix: str, kind: str, small: bool) -> set[str]:
     images = torch.randint(0, 256, (2, 90, 120, 3), generator=g, device="cuda").byte()
     pixels = torch.rand(1, 3, 224, 224, generator=g, device="cuda") * 2 - 1
     words = dict(zip(("vision", "prefill", "denoise"), MIXES[mix], strict=True))
-    engine: Any = create_engine(
-        model, "cuda", words, horizon=10, monitor_every=2, tuning=KINDS[kind]
-    )
+    tuning = KINDS[kind] | ({"dependent_launch": False, "beside_prefill": False} if small else {})
+    engine: Any = create_engine(model, "cuda", words, horizon=10, monitor_every=2, tuning=tuning)
     cases = ((10, images),) if small else ((10, images), (50, images), (3, pixels))
     steps = 1 if small else 2
     for horizon, frames in cases:
