@@ -3,6 +3,8 @@
 import gc
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -14,6 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pi05_ros.policy import Observation, Policy
+from pi05_ros.runtime.isolation import engine_process
+from pi05_ros.runtime.isolation.channel import Channel
+from pi05_ros.runtime.isolation.engine_process import EngineProcess
 from pi05_ros.runtime.isolation.errors import EngineFaultError, EngineLostError, IsolationError
 from pi05_ros.runtime.isolation.inference_times import InferenceTimes
 from pi05_ros.runtime.isolation.isolated_policy import IsolatedPolicy, IsolationOptions
@@ -182,6 +187,59 @@ def test_loading_that_fails_is_one_error_and_leaves_no_process(reference, isolat
     with pytest.raises(EngineFaultError, match="this cannot be loaded"):
         IsolatedPolicy("engine_faults:refuse", PARAMETERS, reference.robot)
     assert children() == before
+
+
+@pytest.mark.parametrize("lacking", ["socket", "descriptor", "process", "thread", "engine"])
+def test_a_start_for_which_something_is_lacking_leaves_nothing(lacking, monkeypatch):
+    places = {
+        "socket": (socket, "socketpair"),
+        "descriptor": (os, "ftruncate"),
+        "process": (subprocess, "Popen"),
+        "thread": (threading.Thread, "start"),
+        "engine": (Channel, "send"),
+    }
+
+    def lacks(*_, **__):
+        raise RuntimeError(lacking) if lacking == "thread" else OSError(lacking)
+
+    before = resources()
+    with monkeypatch.context() as patch:
+        patch.setattr(*places[lacking], lacks)
+        with pytest.raises((OSError, RuntimeError, EngineLostError)):
+            EngineProcess("engine_faults:make", PARAMETERS, 0.4)
+    assert until(lambda: resources() == before)
+
+
+def test_an_engine_is_started_again_when_threads_are_to_be_had_again(isolated, monkeypatch):
+    real, lacking, tried = threading.Thread.start, threading.Event(), []
+    lacking.set()
+
+    def start(thread):
+        if lacking.is_set() and thread.name == "pi05_engine_reader":
+            tried.append(thread)
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    os.kill(isolated.engine_pid, signal.SIGKILL)
+    assert until(lambda: len(tried) >= 2 and "can't start new thread" in isolated.problem)
+    lacking.clear()
+    assert until(lambda: not isolated.problem)
+    assert isolated.infer(observation(isolated), seed=0).horizon
+
+
+def test_an_engine_that_stands_still_while_it_loads_is_given_up(isolated, monkeypatch):
+    del isolated
+    monkeypatch.setattr(engine_process, "LOADING_STALLED_S", 0.4)
+    before = resources()
+    engine = EngineProcess("engine_faults:make", PARAMETERS, 0.4)
+    os.kill(engine.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(EngineLostError, match="stands still"):
+            engine.wait_ready(threading.Event())
+    finally:
+        engine.close()
+    assert until(lambda: resources() == before)
 
 
 def test_nothing_leaks_over_many_losses(isolated):

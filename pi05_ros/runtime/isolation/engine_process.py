@@ -23,6 +23,8 @@ from pi05_ros.runtime.isolation.shared_images import SLOTS, SharedImages, make_f
 
 CLOSE_S = 2.0
 POLL_S = 0.05
+LOADING_STALLED_S = 60.0
+"""The heartbeat needs Python's lock, which loading may hold for a long time."""
 
 
 class EngineProcess:
@@ -33,6 +35,10 @@ class EngineProcess:
         parameters: values by ROS name, for `PolicyParameters.from_values`.
         stalled_s: without a heartbeat for so long a serving process stands still.
 
+    Raises:
+        EngineLostError: the process ended at once.
+        OSError, RuntimeError: no descriptor, process or thread is to be had; nothing is left.
+
     """
 
     def __init__(self, factory: str, parameters: Mapping[str, Any], stalled_s: float) -> None:
@@ -42,10 +48,15 @@ class EngineProcess:
         self._next_id = 0
         self._serving = False
         self._beats, self._beat_at = 0, time.monotonic()
-        descriptor = make_file()
-        ours, theirs = socket.socketpair()
-        try:
+        with contextlib.ExitStack() as always, contextlib.ExitStack() as on_failure:
+            descriptor = make_file()
+            always.callback(os.close, descriptor)
             self.memory = SharedImages(descriptor)
+            on_failure.callback(self.memory.close)
+            ours, theirs = socket.socketpair()
+            always.callback(theirs.close)
+            self._channel = Channel(ours)
+            on_failure.callback(self._channel.close)
             self._process = subprocess.Popen(
                 [
                     sys.executable, "-m", "pi05_ros.runtime.isolation.engine_main",
@@ -56,16 +67,13 @@ class EngineProcess:
                 env=_environment(),
                 start_new_session=True,  # Ctrl-C in a terminal is for the node
             )  # fmt: skip
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(descriptor)
-        self._channel = Channel(ours)
-        self._reader = threading.Thread(target=self._read, name="pi05_engine_reader", daemon=True)
-        self._reader.start()
-        self._send("load", factory=factory, parameters=dict(parameters))
+            on_failure.callback(self._kill)
+            self._reader = threading.Thread(
+                target=self._read, name="pi05_engine_reader", daemon=True
+            )
+            self._reader.start()
+            self._send("load", factory=factory, parameters=dict(parameters))
+            on_failure.pop_all()
 
     @property
     def pid(self) -> int:
@@ -112,7 +120,7 @@ class EngineProcess:
         now = time.monotonic()
         if beats != self._beats:
             self._beats, self._beat_at = beats, now
-        if self._serving and now - self._beat_at > self._stalled_s:
+        if now - self._beat_at > (self._stalled_s if self._serving else LOADING_STALLED_S):
             return "the engine process stands still"
         return ""
 
@@ -133,13 +141,16 @@ class EngineProcess:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(CLOSE_S)
         self._lost = self._lost or "the engine process was ended"
+        self._kill()
+        self._channel.close()
+        self._reader.join(CLOSE_S)
+        self.memory.close()
+
+    def _kill(self) -> None:
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             self._process.wait()
-        self._channel.close()
-        self._reader.join(CLOSE_S)
-        self.memory.close()
 
     def _send(self, op: str, **values: Any) -> None:
         try:

@@ -14,9 +14,10 @@ from pi05_ros.backends.engine import EngineHealth
 from pi05_ros.policy.interface import ActionChunk, Observation, PolicyInfo
 from pi05_ros.policy.robots.profile import RobotProfile
 from pi05_ros.runtime.isolation.engine_process import EngineProcess
-from pi05_ros.runtime.isolation.errors import EngineFaultError, EngineLostError, IsolationError
+from pi05_ros.runtime.isolation.errors import EngineLostError, IsolationError
 from pi05_ros.runtime.isolation.inference_times import InferenceTimes
 from pi05_ros.runtime.isolation.records import unpack_chunk, unpack_health, unpack_info
+from pi05_ros.runtime.refusal import is_plain_reason, reason
 
 WATCH_S = 0.05
 GRACE_S = 2.0  # a process that stands still may go on within this time before it is killed
@@ -219,8 +220,10 @@ class IsolatedPolicy:
         self._restarts += 1
         try:
             engine, info = self._start()
-        except (EngineLostError, EngineFaultError, OSError) as error:
-            self._tell(f"{trouble}; starting it again failed: {error}")
+        except Exception as error:  # whatever is lacking now may be there at the next attempt
+            if not is_plain_reason(error):
+                logger.exception("the engine process could not be started")
+            self._tell(f"{trouble}; starting it again failed: {reason(error)}")
             return False
         if info.checkpoint_hash != self.info.checkpoint_hash:
             engine.close()

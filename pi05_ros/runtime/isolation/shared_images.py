@@ -35,7 +35,11 @@ def make_file() -> int:
     else:  # not Linux
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, TOTAL_BYTES)
+    try:
+        os.ftruncate(descriptor, TOTAL_BYTES)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
