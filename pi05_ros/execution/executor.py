@@ -110,7 +110,7 @@ class Executor:
                 "stale", "future"; counted in `refused`.
 
         """
-        now_ns = self._read_clock(now_ns)
+        now_ns = self.read_clock(now_ns)
         if self.gate.take(chunk, now_ns, random_weights):
             self.strategy.clear()
         near = self.filter.position if self._commanding else self.measured
@@ -214,7 +214,7 @@ class Executor:
         self.strategy.clear()
         self.forgotten += 1
 
-    def _read_clock(self, now_ns: int) -> int:
+    def read_clock(self, now_ns: int) -> int:
         """Time to go by; a small step back holds it, a large one is a jump, see `rewind`."""
         if self._now_ns is not None and now_ns < self._now_ns:
             if self._now_ns - now_ns <= CLOCK_TOLERANCE_NS:
@@ -226,7 +226,7 @@ class Executor:
 
     def tick(self, now_ns: int) -> Command:
         """Command of this control period; call it once per period."""
-        now_ns = self._read_clock(now_ns)
+        now_ns = self.read_clock(now_ns)
         command = self._decide(now_ns)
         if command.mode not in (FOLLOWING, TELEOPERATED) or command.positions is None:
             self._tracking.clear()

@@ -118,6 +118,7 @@ class ExecutorNode(Node):
         self._controls = ExecutorControls(self, self.core, p.teleop_type, self.publish_status)
         self._fit = TopicFit(self, self._outputs.topics)
         self.create_timer(settings.period_s, self.tick, clock=process.tick_clock(self))
+        self._steps_back = process.on_step_back(self, self._on_step_back)
         # Monotonic: diagnostics have to say so when simulated time stands still.
         self.create_timer(1.0, self._on_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -147,6 +148,10 @@ class ExecutorNode(Node):
             self._clock_jumps = self.core.clock_jumps
             self._joint_states.reset()
             self.get_logger().warning("the clock jumped back; chunks and states are forgotten")
+
+    def _on_step_back(self) -> None:
+        self.core.read_clock(self.get_clock().now().nanoseconds)
+        self._notice_clock_jump()
 
     def soft_stop(self) -> None:
         """Brake with the allowed deceleration, in real time, until at rest."""

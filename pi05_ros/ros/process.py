@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import rclpy
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import Clock, ClockType, JumpHandle, JumpThreshold
+from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
@@ -48,6 +49,19 @@ def tick_clock(node: Node) -> Clock:
     if node.get_parameter("use_sim_time").value:
         return node.get_clock()
     return Clock(clock_type=ClockType.STEADY_TIME)
+
+
+def on_step_back(node: Node, call: Callable[[], object]) -> JumpHandle:
+    """Have a function called whenever the node's clock is set back, however little.
+
+    Simulated time may be set back and forth again between two readings of it.
+
+    Returns:
+        What `unregister` ends.
+
+    """
+    any_step = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
+    return node.get_clock().create_jump_callback(any_step, post_callback=lambda jump: call())
 
 
 class TolerantExecutor:

@@ -245,6 +245,19 @@ def test_a_clock_that_stands_still_is_told(rig):
     assert rig.until(lambda: heard("holding: the clock stands still"))
 
 
+def test_a_clock_set_back_and_forth_between_two_ticks_is_a_jump(rig):
+    rig = rig(use_sim_time=True)
+    publisher = rig.client.create_publisher(Clock, "/clock", 1)
+    for second in (100, 101, 40, 102):
+        now = Clock()
+        now.clock.sec = second
+        assert rig.until(
+            lambda second=second: rig.node.get_clock().now().nanoseconds == second * 10**9,
+            each=lambda now=now: publisher.publish(now),
+        )
+    assert rig.until(lambda: rig.node.core.clock_jumps == 1)
+
+
 def test_a_gripper_that_is_no_joint_is_pointed_out(rig, capfd):
     node = rig(gripper_joint="hand").node
     assert "gripper_joint 'hand' is not among the joints" in capfd.readouterr().err

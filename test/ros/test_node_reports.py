@@ -238,6 +238,20 @@ def test_chunks_come_again_after_the_clock_went_far_ahead_and_back(bench, messag
     assert b.node._intake.inputs.clock_jumps == 1
 
 
+def test_a_clock_set_back_and_forth_between_two_messages_is_a_jump(bench):
+    b = bench({"use_sim_time": True})
+    clock = b.client.node.create_publisher(Clock, "/clock", 10)
+    b.activate()
+    for second in (100, 101, 102, 40, 103):  # a tick, the end of its wait, both jumps
+        message = Clock()
+        message.clock.sec = second
+        assert b.client.until(
+            lambda second=second: b.node.get_clock().now().nanoseconds == second * 10**9,
+            feed=lambda message=message: clock.publish(message),
+        )
+    assert b.client.until(lambda: b.client.value("inputs", "clock_jumps") == "1")
+
+
 def test_a_clock_that_stands_still_or_has_not_begun_is_named(bench):
     watch = ClockWatch()
     second = 10**9

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import JumpHandle
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
@@ -22,7 +23,7 @@ from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from pi05_ros.resources import config_dir
-from pi05_ros.ros import qos
+from pi05_ros.ros import process, qos
 from pi05_ros.ros.policy_parts.frame_wait import FrameWait
 from pi05_ros.ros.policy_parts.image_take import ImageTake, NoImageTakeError, Taken, rclpy_take
 from pi05_ros.ros.policy_parts.input_reader import InputReader, TakenOnDemand
@@ -72,6 +73,7 @@ class Subscriptions(ManagedPart):
             self.take,
         )
         self._group: CallbackGroup | None = None
+        self._steps_back: JumpHandle | None = None
         self._roles: tuple[str, ...] = ()
         self.cameras: dict[str, tuple[str, Callable[[Any], np.ndarray]]] = {}
         self.inputs = Inputs((), limits(PolicyParameters(), ()))
@@ -83,6 +85,7 @@ class Subscriptions(ManagedPart):
         check_roles(roles, robot)
         self._roles = tuple(roles)
         self.inputs = make_inputs(parameters, self._roles, robot.state_names)
+        self._steps_back = process.on_step_back(self._node, self._observe_clock)
         on_demand = not self._node.get_parameter("use_sim_time").value
         self._group = TakenOnDemand() if on_demand else None
         for role in roles:
@@ -136,6 +139,9 @@ class Subscriptions(ManagedPart):
 
     def cleanup(self) -> None:
         """Remove the subscriptions; samples are freed."""
+        if self._steps_back is not None:
+            self._steps_back.unregister()
+            self._steps_back = None
         while self._readers:
             self._readers.popitem()[1].destroy()
         self._roles = ()
@@ -220,6 +226,9 @@ class Subscriptions(ManagedPart):
             return qos.INPUT
         large = current is qos.INPUT_LARGE and bool(publishers)
         return qos.INPUT_LARGE if silent or large else qos.INPUT_RELIABLE
+
+    def _observe_clock(self) -> None:
+        self.inputs.observe_clock(self._node.get_clock().now().nanoseconds)
 
     def _is_silent(self, name: str) -> bool:
         """Whether no message of a source came for some seconds, or ever since it is read."""
