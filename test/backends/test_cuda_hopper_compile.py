@@ -52,6 +52,19 @@ def test_weights_come_back_and_pairs_share_a_thread():
         assert torch.equal(tile[16 * warp + 8 + g], weight[pair + 1])
 
 
+def test_gate_and_up_of_two_neighbors_share_a_thread():
+    weight = numbered(512, 256)
+    packed = packing.pack_pairs(weight)
+    assert packed.shape == (8, 2, 64, 128)
+    assert torch.equal(packing.unpack_pairs(packed), weight)
+    tiles = packing.unpack_weight(packed)  # row 2 p + i of a tile: pair p, gate or up
+    for block, group, p in ((0, 0, 0), (0, 1, 5), (1, 0, 31), (1, 1, 17)):
+        first = 256 * block + 128 * group + 4 * p
+        for i in range(2):
+            at = 64 * (4 * block + 2 * group + i) + 2 * p
+            assert torch.equal(tiles[at : at + 2], weight[first + 2 * i : first + 2 * i + 2])
+
+
 def test_fp8_keeps_its_type():
     weight = torch.randn(64, 128).to(torch.float8_e4m3fn)
     packed = packing.pack_weight(weight)

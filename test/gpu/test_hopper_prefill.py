@@ -87,7 +87,7 @@ def test_both_products_match_fp64(case):
     x = quantized(normal(rows, D) * 20)
     cap = packing.image_rows(rows)
     image = to_image(x, cap)
-    packed, packed_down = packing.pack_weight(both), packing.pack_weight(down)
+    packed, packed_down = packing.pack_pairs(both), packing.pack_weight(down)
     results = []
     for dependent in (True, False):
         act = torch.full((F // 128, cap, 128), 0x7F, dtype=torch.uint8, device="cuda").view(E4M3)
@@ -120,7 +120,7 @@ def test_large_values_saturate_and_nothing_is_recorded_without_a_cell():
     kernels = prefill.PrefixProducts(SMALL, torch.device("cuda", 0))
     D, F = SMALL.width, SMALL.mlp_dim
     image = to_image(quantized(torch.full((rows, D), 8.0, device="cuda")), 176)
-    packed = packing.pack_weight(quantized(torch.full((2 * F, D), 8.0, device="cuda")))
+    packed = packing.pack_pairs(quantized(torch.full((2 * F, D), 8.0, device="cuda")))
     act = torch.zeros(F // 128, 176, 128, device="cuda").to(E4M3)
     ones = torch.ones(2 * F, device="cuda")
     kernels.gate_up(

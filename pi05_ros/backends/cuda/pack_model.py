@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pi05_ros.backends.cuda.packing import pack_weight
+from pi05_ros.backends.cuda.packing import pack_pairs, pack_weight
 from pi05_ros.backends.cuda.weights import (
     CODES,
     FP8,
@@ -220,7 +220,8 @@ def _prefix(
             del both
             packed.down = packer.linear(f"prefill.{i}.down", kind, mlp.down_proj.weight)
             if image:
-                packed.gate_up = _as_image(packed.gate_up)
+                pairs = pack_pairs(packed.gate_up.weight)
+                packed.gate_up = replace(packed.gate_up, weight=pairs, image=True, paired=True)
                 packed.down = _as_image(packed.down)
             if projections:
                 packed.out = _as_image(packed.out)

@@ -56,6 +56,22 @@ def pack_weight(weight: Tensor) -> Tensor:
     return _swizzle(chunks).contiguous().view(weight.dtype)
 
 
+def pack_pairs(weight: Tensor) -> Tensor:
+    """`pack_weight` of alternating gate and up rows ``[N, K]`` for prefill.cu; N % 256 = 0.
+
+    Of 128 pairs pair 64 g + 2 p + i becomes pair p of tile 2 g + i: a thread has two neighbors.
+    """
+    pairs = weight.view(torch.uint8).unflatten(0, (-1, 2, TILE // 2, 2, 2))  # g, p, i, gate or up
+    return pack_weight(pairs.transpose(2, 3).reshape(weight.shape).view(weight.dtype))
+
+
+def unpack_pairs(packed: Tensor) -> Tensor:
+    """Undo `pack_pairs`: ``[N / 64, K / 128, 64, 128]`` to ``[N, K]``."""
+    rows = unpack_weight(packed).view(torch.uint8)
+    pairs = rows.unflatten(0, (-1, 2, 2, TILE // 2, 2))  # g, i, p, gate or up
+    return pairs.transpose(2, 3).reshape(rows.shape).view(packed.dtype)
+
+
 def unpack_weight(packed: Tensor) -> Tensor:
     """Undo `pack_weight`: ``[N / 64, K / 128, 64, 128]`` to ``[N, K]``."""
     tiles = _swizzle(packed.view(torch.uint8)).transpose(1, 2).flatten(2)  # [tiles, 64, K]

@@ -32,7 +32,8 @@ class Linear:
     bias: Tensor | None
     site: int
     wide_input: bool = False  # W8A16
-    image: bool = False  # weight is kept as hopper/packing.py packs it
+    image: bool = False  # weight is kept as packing.py packs it,
+    paired: bool = False  # with its pairs of gate and up rows in the order of `pack_pairs`
 
     @property
     def coded(self) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pi05_ros.backends.cuda.packing import unpack_weight
+from pi05_ros.backends.cuda.packing import unpack_pairs, unpack_weight
 from pi05_ros.backends.cuda.weights import Linear, Weights
 from pi05_ros.model.expert import time_embedding
 from pi05_ros.model.sampler import flow_times
@@ -44,7 +44,10 @@ class Modulation:
 
 def dequantize(linear: Linear) -> Tensor:
     """The matrix the kernels multiply with, float32 ``[N, K]``."""
-    weight = (unpack_weight(linear.weight) if linear.image else linear.weight).float()
+    weight = linear.weight
+    if linear.image:
+        weight = unpack_pairs(weight) if linear.paired else unpack_weight(weight)
+    weight = weight.float()
     return weight if linear.scale is None else weight * linear.scale[:, None]
 
 

@@ -27,6 +27,8 @@ struct Room {
   static constexpr int STAGED = STAGES * STAGE_BYTES;
   static constexpr int FULL = STAGED + STAGED_BYTES;
   static constexpr int EMPTY = FULL + 8 * STAGES;
+  static constexpr int READY = EMPTY + 8 * STAGES;  // a result lies in STAGED
+  static constexpr int FREE = READY + 8;            // and has left it
 };
 
 __device__ __forceinline__ void remote_arrive(u32 barrier, u32 rank) {
@@ -68,10 +70,14 @@ __device__ __forceinline__ void prepare(u32 base) {
       barrier_init(base + At::FULL + 8 * s, 1);
       barrier_init(base + At::EMPTY + 8 * s, 2 * CLUSTER);
     }
+    if (STAGED_BYTES) {
+      barrier_init(base + At::READY, CONSUMERS / 32);
+      barrier_init(base + At::FREE, 1);
+    }
     barrier_init_fence();
   }
   __syncwarp();
-  cluster_arrive();
+  cluster_arrive_relaxed();  // behind the fence of barrier_init_fence
   cluster_wait();
 }
 
@@ -162,8 +168,7 @@ __device__ __forceinline__ void sent_all() {
 
 // Nobody leaves while others may still send data or arrivals.
 __device__ __forceinline__ void leave_together() {
-  __syncwarp();
-  cluster_arrive();
+  sent_all();
   cluster_wait();
 }
 

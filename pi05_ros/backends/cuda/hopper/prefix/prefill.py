@@ -61,7 +61,7 @@ class Tiles:
         """Shared memory of a block of each kernel, the sum that `Room` in prefill.cu makes."""
         stages = STAGES * (BLOCK_ROWS + self.columns) * CHUNK
         return {
-            "prefix_gate_up": stages + self.columns * CHUNK + 16 * STAGES,
+            "prefix_gate_up": stages + self.columns * CHUNK + 16 * STAGES + 16,
             "prefix_down": stages + 16 * STAGES,
         }
 
@@ -134,8 +134,9 @@ class PrefixProducts:
 
         Args:
             image: e4m3 ``[D / 128, image_rows, 128]``.
-            weight: e4m3, `packing.pack_weight` of alternating gate and up rows.
-            scales: float32 of each weight row ``[2 F]``, and of the activations ``[1]``.
+            weight: e4m3, `packing.pack_pairs` of alternating gate and up rows.
+            scales: float32 of each weight row ``[2 F]`` as before packing, and of the activations
+                ``[1]``.
             out: e4m3 ``[F / 128, image_rows, 128]``.
             out_scale: float32 ``[1]``, a power of two.
             amax: float32 ``[1]``, takes the largest magnitude before `out_scale`; or None.
