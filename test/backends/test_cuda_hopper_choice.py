@@ -13,7 +13,8 @@ from fp8_simulation import Simulation
 from pi05_ros.backends import Precision
 from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.hopper import compile as compiler
-from pi05_ros.backends.cuda.hopper import products, vision_products
+from pi05_ros.backends.cuda.hopper import products
+from pi05_ros.backends.cuda.hopper.vision import vision_products
 from pi05_ros.backends.cuda.pack_model import pack
 from pi05_ros.backends.cuda.stages import choice, modulation
 from pi05_ros.model import Pi05, Pi05Config
@@ -221,13 +222,28 @@ def test_the_tuner_tries_only_divisions_of_vision_that_the_kernels_take():
         assert tried >= 20
 
 
+def test_norms_are_folded_only_where_a_kernel_reads_them_so(monkeypatch):
+    wide = Precision("bf16", "fp8", "fp8")
+    asked = tuning.load(CPU, {"hopper_vision": [{"out": 1, "fc2": 3, "fold": 1}]})
+    assert not choice.folds_norms(FULL, wide, asked, CPU)
+    monkeypatch.setattr(choice, "vision_clusters", lambda *_: 66)
+    assert choice.folds_norms(FULL, wide, asked, CPU)
+    assert not choice.folds_norms(FULL, Precision("fp8", "fp8", "fp8"), asked, CPU)
+    assert not choice.folds_norms(FULL, wide, tuning.load(CPU), CPU)
+
+
 @pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("form", ["plain", "narrow", "normed"])
 @pytest.mark.parametrize("rows", [256, 512, 768])
-def test_tiles_of_vision_run_at_the_same_time_and_cover_all_columns(rows, coded):
+def test_tiles_of_vision_run_at_the_same_time_and_cover_all_columns(rows, form, coded):
+    if coded and form != "plain":
+        pytest.skip("there are no such kernels in e4m3")
     for columns, splits in ((3456, 1), (4304, 1), (2048, 1), (1152, 1), (1152, 3)):
-        tiles = vision_products.VisionTiles.of(rows, columns, splits, 66, coded)
+        if (splits > 1 and form != "plain") or (columns != 1152 and form == "narrow"):
+            continue
+        tiles = vision_products.VisionTiles.of(rows, columns, splits, 66, coded, form)
         assert tiles.columns * tiles.count >= columns > tiles.columns * (tiles.count - 1)
-        assert rows // vision_products.PAIR * splits * tiles.count <= 66
+        assert rows // tiles.rows * splits * tiles.count <= 132
         assert tiles.columns % 16 == 0
         assert 3 <= tiles.stages() <= vision_products.MAX_STAGES
         assert tiles.shared_bytes(tiles.stages()) <= 227 * 1024

@@ -11,8 +11,9 @@ import torch
 
 from pi05_ros.backends.cuda import packing
 from pi05_ros.backends.cuda.hopper import compile as compiler
-from pi05_ros.backends.cuda.hopper import euler, launch, vision_attention, vision_products
+from pi05_ros.backends.cuda.hopper import euler, launch
 from pi05_ros.backends.cuda.hopper.products import ProductOptions, defines
+from pi05_ros.backends.cuda.hopper.vision import vision_attention, vision_products
 from pi05_ros.model import Pi05Config
 
 try:
@@ -177,7 +178,7 @@ def test_the_kernel_between_steps_compiles_for_sm_90a(width, tmp_path, monkeypat
 def test_the_products_of_vision_compile_for_sm_90a(columns, coded, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     tiles = vision_products.VisionTiles(columns, 1, 1, coded)
-    source = "vision_fp8.cu" if coded else "vision.cu"
+    source = "vision/vision_fp8.cu" if coded else "vision/vision.cu"
     image = compiler.cubin(
         source, {"COLS": columns, "STAGES": tiles.stages(), "EARLY": int(coded)}
     )
@@ -186,10 +187,20 @@ def test_the_products_of_vision_compile_for_sm_90a(columns, coded, tmp_path, mon
 
 
 @needs_nvrtc
+@pytest.mark.parametrize("columns", [16, 112, vision_products.MAX_COLUMNS])
+@pytest.mark.parametrize("form", ["narrow", "normed"])
+def test_the_products_around_a_folded_norm_compile(form, columns, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tiles = vision_products.VisionTiles(columns, 1, 1, form=form)
+    defines = {"COLS": columns, "STAGES": tiles.stages(), "EARLY": 1}
+    assert f"vision_{form}".encode() in compiler.cubin(f"vision/vision_{form}.cu", defines)
+
+
+@needs_nvrtc
 @pytest.mark.parametrize("coded", [0, 1])
 def test_attention_of_vision_compiles_for_sm_90a(coded, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert b"attend_vision" in compiler.cubin("vision_attention.cu", {"CODED": coded})
+    assert b"attend_vision" in compiler.cubin("vision/vision_attention.cu", {"CODED": coded})
 
 
 def test_attention_of_vision_takes_only_the_tower_of_pi05():

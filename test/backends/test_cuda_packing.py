@@ -13,7 +13,7 @@ from pi05_ros.backends import BackendError, Precision, create_engine
 from pi05_ros.backends.cuda import resolve, scales, tuning, usable
 from pi05_ros.backends.cuda.pack_model import pack
 from pi05_ros.backends.cuda.stages import modulation
-from pi05_ros.backends.cuda.weights import alternate, quantize, rope_pairs
+from pi05_ros.backends.cuda.weights import alternate, fold_norm, quantize, rope_pairs
 from pi05_ros.model import Pi05, Pi05Config
 
 BF16 = Precision("bf16", "bf16", "bf16")
@@ -42,7 +42,7 @@ def reference(model: Pi05, pixels, tokens, noise, steps):
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_packed_weights_compute_the_plain_model(model, fused, steps):
-    weights = pack(model, BF16, fused_gate_up=fused)
+    weights = pack(model, BF16, fused_gate_up=fused, fold_norms=fused)
     pixels, tokens, noise = example(model)
     simulation = Simulation(weights, torch.ones(len(weights.sites)))
     actions = simulation.sample(pixels, tokens, noise, modulation.build(weights, steps))
@@ -141,8 +141,39 @@ def test_saturation_names_the_worst_site_first():
 
 
 def test_fingerprint_depends_on_weights_not_on_precision_or_layout(model):
-    prints = {pack(model, p, fused_gate_up=f).fingerprint for p in (FP8, BF16) for f in (0, 1)}
+    prints = {
+        pack(model, p, fused_gate_up=f, fold_norms=f).fingerprint
+        for p in (FP8, BF16)
+        for f in (False, True)
+    }
     assert len(prints) == 1
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0, -1000.0])
+def test_a_folded_norm_is_the_norm_and_the_product(mean):
+    g = torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g)
+
+    weight, bias, x = draw(24, 96).bfloat16(), draw(24), draw(40, 96).double() + mean
+    norm = (1 + 0.3 * draw(96), draw(96))
+    folded, affine = fold_norm(weight, bias, norm, torch.bfloat16)
+    assert folded.dtype == torch.bfloat16
+    true = torch.nn.functional.layer_norm(x, (96,), *(n.double() for n in norm), 1e-6)
+    want = true @ weight.double().t() + bias.double()
+    middle, rstd = x.mean(1, keepdim=True), torch.rsqrt(x.var(1, False, keepdim=True) + 1e-6)
+    got = rstd * (x @ folded.double().t() - middle * affine[:, 0]) + affine[:, 1]
+    assert (got - want).norm() / want.norm() < 3e-3  # weights in BF16, whatever the mean
+    same = torch.nn.functional.layer_norm(x, (96,), None, None, 1e-6) @ folded.double().t()
+    assert (same + affine[:, 1] - got).norm() / want.norm() < 1e-5
+
+
+def test_vision_keeps_one_copy_of_a_folded_matrix(model):
+    plain, folded = (pack(model, BF16, fold_norms=fold) for fold in (False, True))
+    tables = sum(layer.fc1.outputs * 2 * 4 for layer in plain.vision)
+    assert folded.bytes() == plain.bytes() + tables
+    assert all(layer.fc1_affine is None for layer in plain.vision)
 
 
 def test_w8a16_quantizes_the_expert_s_weights_alone(model):

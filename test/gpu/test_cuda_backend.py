@@ -125,6 +125,7 @@ def test_replays_are_equal_bit_for_bit_even_from_poisoned_buffers(kind, request)
         "vattn",
         "vy",
         "vact",
+        "vmoments",
         "vparts",
         "vpost",
         "embeds",

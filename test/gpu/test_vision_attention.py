@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pi05_ros.backends.cuda.hopper import vision_attention
+from pi05_ros.backends.cuda.hopper.vision import vision_attention
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pi05_ros.backends.cuda import packing
+from pi05_ros.backends.cuda.hopper.vision.vision_products import moments_room
 from pi05_ros.backends.cuda.packing import CHUNK
 from pi05_ros.backends.cuda.weights import (
     PATCH_DTYPE,
@@ -105,6 +106,7 @@ class Buffers:
         self.vwide = make(image_rows, F) if v8 != wide else make(0)
         self.vparts = make(MAX_FC2_SPLITS * image_rows, D)
         self.vact = make(image_rows, F, dtype=v8)
+        self.vmoments = make(moments_room(image_rows, D), dtype=f32)
         # prefill
         D, F = vlm.width, vlm.mlp_dim
         self.prompt = make(max_prompt, dtype=torch.int64)

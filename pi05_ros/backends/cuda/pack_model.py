@@ -4,6 +4,8 @@ Changes, all exact up to rounding:
 
 - q, k, v are one matrix per layer, as are gate and up.
 - Prefix norms: the factor (1 + w) is folded into the columns of the matrix behind the norm.
+- Norm of vision in front of fc1, with `fold_norms`: factor and shift are in fc1, its own are then
+  1 and 0, so kernels that know nothing of it compute the same.
 - q, k of the expert, and of the prefix on Hopper: the two halves of a RoPE pair are neighbors
   (rows 0, 128, 1, 129, ... of a head); expert gate and up rows alternate. A tile of neighboring
   columns then holds complete pairs.
@@ -33,6 +35,7 @@ from pi05_ros.backends.cuda.weights import (
     PackedVisionLayer,
     Weights,
     alternate,
+    fold_norm,
     half,
     patch_columns,
     quantize,
@@ -88,17 +91,20 @@ def pack(
     prefix_image: bool = False,
     expert_image: bool = False,
     projection_image: bool = False,
+    fold_norms: bool = False,
 ) -> Weights:
     """Pack a model on its device; `release` empties its modules on the way (half the peak).
 
     With `fused_gate_up` the prefix gate and up rows alternate, as `gemm.geglu_gemm` wants them.
     With `prefix_image` (which wants `fused_gate_up`) the FP8 weights of the prefix MLP, with
     `projection_image` also those around its attention, with `expert_image` those of the expert
-    have the layout of the Hopper kernels.
+    have the layout of the Hopper kernels. `fold_norms` is for vision in BF16 alone.
     """
     packer = _Packer(release)
     with torch.no_grad():
-        vision, patch, positions, post_norm, projector = _vision(model, precision.vision, packer)
+        vision, patch, positions, post_norm, projector = _vision(
+            model, precision.vision, packer, fold_norms
+        )
         prefix = _prefix(
             model, precision.prefill, packer, fused_gate_up, prefix_image, projection_image
         )
@@ -151,8 +157,17 @@ def _pair(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     return norm.weight.detach().float().clone(), norm.bias.detach().float().clone()
 
 
+def _folded(
+    packer: _Packer, site: str, weight: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor]
+) -> tuple[tuple[Tensor, Tensor], Linear, Tensor]:
+    """A norm that does nothing more, the BF16 matrix behind it, and the table of `fold_norm`."""
+    folded, affine = fold_norm(weight, bias, norm, half(weight.device))
+    linear = packer.linear(site, "bf16", folded, affine[:, 1], source=(weight,))
+    return (torch.ones_like(norm[0]), torch.zeros_like(norm[1])), linear, affine
+
+
 def _vision(
-    model: Pi05, kind: str, packer: _Packer
+    model: Pi05, kind: str, packer: _Packer, fold: bool
 ) -> tuple[list[PackedVisionLayer], Linear, Tensor, tuple[Tensor, Tensor], Linear]:
     tower = model.vision
     flat = tower.patch_embedding.weight.detach().flatten(1)
@@ -170,20 +185,16 @@ def _vision(
         def make(name: str, w: Tensor, b: Tensor, i: int = i) -> Linear:
             return packer.linear(f"vision.{i}.{name}", kind, w, b)
 
-        layers.append(
-            PackedVisionLayer(
-                norm1=_pair(layer.layer_norm1),
-                qkv=make(
-                    "qkv",
-                    torch.cat([p.weight for p in three]),
-                    torch.cat([p.bias for p in three]),
-                ),
-                out=make("out", attention.out_proj.weight, attention.out_proj.bias),
-                norm2=_pair(layer.layer_norm2),
-                fc1=make("fc1", mlp.fc1.weight, mlp.fc1.bias),
-                fc2=make("fc2", mlp.fc2.weight, mlp.fc2.bias),
-            )
-        )
+        norm1, norm2 = _pair(layer.layer_norm1), _pair(layer.layer_norm2)
+        qkv = make("qkv", torch.cat([p.weight for p in three]), torch.cat([p.bias for p in three]))
+        out = make("out", attention.out_proj.weight, attention.out_proj.bias)
+        if fold:
+            site = f"vision.{i}.fc1"
+            norm2, fc1, fc1_affine = _folded(packer, site, mlp.fc1.weight, mlp.fc1.bias, norm2)
+        else:
+            fc1, fc1_affine = make("fc1", mlp.fc1.weight, mlp.fc1.bias), None
+        fc2 = make("fc2", mlp.fc2.weight, mlp.fc2.bias)
+        layers.append(PackedVisionLayer(norm1, qkv, out, norm2, fc1, fc2, fc1_affine))
         packer.drop(layer)
     projector = packer.linear(
         "vision.projector", "bf16", model.projector.weight, model.projector.bias

@@ -116,7 +116,10 @@ def hopper_prefill_candidates(
 
 
 def vision_candidates(
-    products: list[dict[str, int]] | None, rows: int, key: str = "hopper_vision"
+    products: list[dict[str, int]] | None,
+    rows: int,
+    key: str = "hopper_vision",
+    folded: bool = False,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """As above, for attention and products of vision.
 
@@ -125,6 +128,7 @@ def vision_candidates(
             products are the library's.
         rows: image tokens of all cameras.
         key: name of the entries.
+        folded: weights are packed so that a norm needs no kernel.
 
     """
     if products is not None:
@@ -138,6 +142,8 @@ def vision_candidates(
                 yield "products", {key: [*products[:at], entry, *products[at + 1 :]]}
         others = [{"stages": stages} for stages in (3, 4, 5, 6)]
         others += [{"early_trigger": on} for on in (0, 1)]
+        if folded:
+            others += [{"fold": 0}, *({"fold": 1, "narrow_stages": n} for n in (4, 6, 8, 10))]
         for other in others:
             entry = products[at] | other
             yield next(iter(other)), {key: [*products[:at], entry, *products[at + 1 :]]}
@@ -257,7 +263,8 @@ def tune(
     for views in sorted({w.views for w in works if w.views}):
         key = VISION_DIVISION.get(engine.precision.vision, "hopper_vision")
         products = values[key] if engine.prefix_stages.clusters else None
-        found = vision_candidates(products, views * engine.buffers.tokens, key)
+        folded = engine.weights.vision[0].fc1_affine is not None
+        found = vision_candidates(products, views * engine.buffers.tokens, key, folded)
         plans.append((f"vision of {views} cameras", vision_ms(views), found))
     plans.append(("denoise", denoise_ms, flow))
     for title, measure, candidates in plans:

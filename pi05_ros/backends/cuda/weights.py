@@ -48,7 +48,10 @@ class Linear:
 
 @dataclass
 class PackedVisionLayer:
-    """SigLIP block; norms ``(weight, bias)`` float32."""
+    """SigLIP block; norms ``(weight, bias)`` float32.
+
+    `fc1_affine` is the table of `fold_norm` where the second norm is folded into fc1.
+    """
 
     norm1: tuple[Tensor, Tensor]
     qkv: Linear
@@ -56,6 +59,7 @@ class PackedVisionLayer:
     norm2: tuple[Tensor, Tensor]
     fc1: Linear
     fc2: Linear
+    fc1_affine: Tensor | None = None  # float32 [F, 2]
 
 
 @dataclass
@@ -133,6 +137,20 @@ def quantize(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     w = weight.float()
     scale = (w.abs().amax(dim=1) / LARGEST[kind]).clamp_min(1e-12)
     return quantize_with(w, scale[:, None], kind), scale
+
+
+def fold_norm(
+    weight: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """``[N, K]`` with the LayerNorm in front folded in, and its affine table, float32 ``[N, 2]``.
+
+    ``LN(x) @ weight.T + bias = rstd * (x @ folded.T - mean * c) + b`` with a row ``(c, b)`` of the
+    table for each output: c is the sum of the folded weights as rounded to `dtype`.
+    """
+    factor, shift = norm
+    folded = (weight.float() * factor.float()).to(dtype)
+    rest = bias.double() + weight.double() @ shift.double()
+    return folded, torch.stack((folded.double().sum(1), rest), dim=1).float()
 
 
 def rope_pairs(rows: Tensor, head_dim: int) -> Tensor:

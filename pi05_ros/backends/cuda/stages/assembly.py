@@ -73,6 +73,7 @@ def assemble(
         prefix_image=image,
         projection_image=image and choice.projects(config, rows),
         expert_image=choice.usable(*case, sizes.horizon),
+        fold_norms=choice.folds_norms(config, precision, tuning, device),
     )
     parts = choice.part_rows(tuning, rows) if image else 0
     buffers = Buffers(weights, sizes.views, sizes.prompt_tokens, sizes.slots, device, parts)

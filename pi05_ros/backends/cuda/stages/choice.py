@@ -8,10 +8,11 @@ from collections.abc import Callable
 import torch
 
 from pi05_ros.backends.cuda.buffers import ACTION_ROWS
-from pi05_ros.backends.cuda.hopper import attention, vision_products
+from pi05_ros.backends.cuda.hopper import attention
 from pi05_ros.backends.cuda.hopper.compile import KernelError
 from pi05_ros.backends.cuda.hopper.prefix import prefill, prefix_projections
 from pi05_ros.backends.cuda.hopper.products import ProductOptions, Products, unsupported
+from pi05_ros.backends.cuda.hopper.vision import vision_products
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.engine import Precision
 from pi05_ros.model import Pi05Config
@@ -130,6 +131,15 @@ def vision_clusters(
         "vision", reason, lambda: vision_products.resident_clusters(device, coded), "cuBLASLt"
     )
     return vision_products.resident_clusters(device, coded) if usable else 0
+
+
+def folds_norms(
+    config: Pi05Config, precision: Precision, tuning: Tuning, device: torch.device
+) -> bool:
+    """Whether norms of vision go into the weights behind them, for some number of cameras."""
+    entries = tuning.values[VISION_DIVISION["bf16"]]
+    wanted = precision.vision == "bf16" and any(entry.get("fold") for entry in entries)
+    return wanted and vision_clusters(config, precision, tuning, device) > 0
 
 
 def reason_against(

@@ -8,8 +8,8 @@ from pi05_ros.backends.cuda.inputs import FrameInputs, Kind
 from pi05_ros.backends.cuda.stages.beside_prefill import BesidePrefill, Gate
 from pi05_ros.backends.cuda.stages.denoise import DenoiseKernels
 from pi05_ros.backends.cuda.stages.modulation import Modulation
+from pi05_ros.backends.cuda.stages.patches import ResizeTables
 from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
-from pi05_ros.backends.cuda.stages.vision import ResizeTables
 from pi05_ros.backends.cuda.triton import preprocess
 
 Kinds = tuple[Kind, ...]

@@ -1,9 +1,9 @@
-"""Launch sequence of the vision stage: camera frames to image tokens."""
+"""Launch sequence of the vision stage: patch rows to image tokens."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import triton
@@ -11,44 +11,24 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pi05_ros.backends.cuda.buffers import MAX_FC2_SPLITS, Buffers
-from pi05_ros.backends.cuda.hopper import vision_attention
-from pi05_ros.backends.cuda.hopper.vision_products import MAX_STAGES, CodedProduct, product
+from pi05_ros.backends.cuda.hopper.vision import vision_attention
+from pi05_ros.backends.cuda.hopper.vision.vision_products import (
+    MAX_STAGES,
+    CodedProduct,
+    narrow_product,
+    normed_product,
+    product,
+)
 from pi05_ros.backends.cuda.stages.choice import VISION_DIVISION, vision_clusters
-from pi05_ros.backends.cuda.stages.stage import LOG2E, Stage
-from pi05_ros.backends.cuda.triton import attention, gemm, prefill, preprocess
+from pi05_ros.backends.cuda.stages.patches import PatchKernels
+from pi05_ros.backends.cuda.stages.stage import LOG2E
+from pi05_ros.backends.cuda.triton import attention, gemm, prefill
 from pi05_ros.backends.cuda.tuning import Tuning
-from pi05_ros.backends.cuda.weights import Linear, Weights
+from pi05_ros.backends.cuda.weights import Linear, PackedVisionLayer, Weights
 from pi05_ros.backends.errors import BackendError
-from pi05_ros.backends.resize import filter_weights, fitted_size
 
 
-@dataclass(frozen=True)
-class ResizeTables:
-    """Filter of one frame size: first source index and fixed-point weights per output pixel."""
-
-    new_height: int
-    new_width: int
-    x_first: Tensor
-    x_weight: Tensor
-    y_first: Tensor
-    y_weight: Tensor
-    scratch: Tensor  # uint8 [Hc, new_width, 3]
-
-    @classmethod
-    def build(cls, height: int, width: int, size: int, device: torch.device) -> ResizeTables:
-        """Tables for frames ``[height, width, 3]``."""
-        new_height, new_width = fitted_size(height, width, size)
-        tensors: list[Tensor] = []
-        for source, target in ((width, new_width), (height, new_height)):
-            index, weight = filter_weights(source, target)
-            tensors.append(torch.from_numpy(index[:, 0].astype("int32")).to(device))
-            tensors.append(torch.from_numpy(weight).to(device))
-        scratch = torch.empty(height, new_width, 3, dtype=torch.uint8, device=device)
-        x_first, x_weight, y_first, y_weight = tensors
-        return cls(new_height, new_width, x_first, x_weight, y_first, y_weight, scratch)
-
-
-class VisionKernels(Stage):
+class VisionKernels(PatchKernels):
     """SigLIP on static buffers; in BF16 and FP8 on the kernels of hopper/ where that can be."""
 
     def __init__(
@@ -59,55 +39,6 @@ class VisionKernels(Stage):
         self.clusters = vision_clusters(weights.config, weights.precision, tuning, device)
         reason = vision_attention.unsupported(weights.config.vision)
         self.attends_images = self.clusters > 0 and reason is None
-
-    def frame_to_patches(self, frame: Tensor, view: int, tables: ResizeTables) -> None:
-        """uint8 ``[Hc, Wc, 3]`` -> the patch rows of camera `view`."""
-        config = self.weights.config.vision
-        size, patch = config.image_size, config.patch_size
-        height, width = frame.shape[:2]
-        out = self.buffers.patches[view * config.tokens :]
-        preprocess.resize_rows[(height, triton.cdiv(tables.new_width * 3, 256))](
-            frame,
-            tables.x_first,
-            tables.x_weight,
-            tables.scratch,
-            width,
-            tables.new_width,
-            TAPS=tables.x_weight.shape[1],
-            BLOCK=256,
-        )
-        preprocess.resize_columns_to_patches[(size,)](
-            tables.scratch,
-            tables.y_first,
-            tables.y_weight,
-            out,
-            height,
-            tables.new_width,
-            tables.new_height,
-            (size - tables.new_height) // 2,
-            (size - tables.new_width) // 2,
-            SIZE=size,
-            PATCH=patch,
-            GRID=size // patch,
-            ROW=out.shape[1],
-            TAPS=tables.y_weight.shape[1],
-            BLOCK=triton.next_power_of_2(size * 3),
-        )
-
-    def pixels_to_patches(self, pixels: Tensor, view: int) -> None:
-        """float32 ``[V, 3, S, S]`` in [-1, 1] -> patch rows of cameras from `view` on."""
-        config = self.weights.config.vision
-        size, patch = config.image_size, config.patch_size
-        out = self.buffers.patches[view * config.tokens :]
-        preprocess.pixels_to_patches[(size, pixels.shape[0] * 3)](
-            pixels,
-            out,
-            SIZE=size,
-            PATCH=patch,
-            GRID=size // patch,
-            ROW=out.shape[1],
-            BLOCK=triton.next_power_of_2(size),
-        )
 
     def vision(self, first: int, views: int) -> None:
         """Patch rows -> image tokens in `embeds`, for cameras [first, first + views)."""
@@ -120,18 +51,22 @@ class VisionKernels(Stage):
         x, h, y = b.vx[rows], b.vh[rows], b.vy[rows]
         qkv, attn, act = b.vqkv[rows], b.vattn[rows], b.vact[rows]
         source, pending, parts = b.patch_out[rows], None, 1
+        division = self._division(x) if self.clusters else {}
         for layer in w.vision:
             self._layernorm(x, source, pending, layer.norm1, h, layer.qkv, pending is None, parts)
             self._product(h, layer.qkv, qkv)
             self._image_attention(qkv, attn, layer.out, views)
-            source, parts = self._sliced(attn, layer.out, "out", y)
-            self._layernorm(x, source, layer.out, layer.norm2, h, layer.fc1, False, parts)
-            if layer.fc1.coded and not self.clusters:
-                wide = b.vwide[rows]
-                self.matmul(h, layer.fc1, wide)
-                self._gelu(wide, layer.fc1, act, layer.fc2)
+            if division.get("fold", 0) and layer.fc1_affine is not None:
+                self._around_norm(attn, layer, x, act, division)
             else:
-                self._product(h, layer.fc1, act, layer.fc2)
+                source, parts = self._sliced(attn, layer.out, "out", y)
+                self._layernorm(x, source, layer.out, layer.norm2, h, layer.fc1, False, parts)
+                if layer.fc1.coded and not self.clusters:
+                    wide = b.vwide[rows]
+                    self.matmul(h, layer.fc1, wide)
+                    self._gelu(wide, layer.fc1, act, layer.fc2)
+                else:
+                    self._product(h, layer.fc1, act, layer.fc2)
             source, parts = self._sliced(act, layer.fc2, "fc2", y)
             pending = layer.fc2
         post = b.vpost[rows]
@@ -212,6 +147,42 @@ class VisionKernels(Stage):
             stages=division.get("stages", MAX_STAGES),
             early=bool(division.get("early_trigger", 0)),
             scales=scales,
+        )
+
+    def _around_norm(
+        self,
+        attn: Tensor,
+        layer: PackedVisionLayer,
+        x: Tensor,
+        act: Tensor,
+        division: dict[str, int],
+    ) -> None:
+        """Projection into the residual `x`, and fc1 with the norm between, which has no kernel."""
+        assert layer.fc1_affine is not None
+        assert layer.out.bias is not None
+        early = bool(division.get("early_trigger", 0))
+        moments = narrow_product(
+            attn,
+            layer.out.weight,
+            layer.out.bias,
+            x,
+            residual=x,
+            moments=self.buffers.vmoments,
+            clusters=self.clusters,
+            dependent=self.pdl,
+            stages=division.get("narrow_stages", MAX_STAGES),
+            early=early,
+        )
+        normed_product(
+            x,
+            layer.fc1.weight,
+            layer.fc1_affine,
+            moments,
+            act,
+            clusters=self.clusters,
+            dependent=self.pdl,
+            stages=division.get("stages", MAX_STAGES),
+            early=early,
         )
 
     def _product(

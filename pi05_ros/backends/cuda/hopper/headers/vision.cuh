@@ -11,9 +11,14 @@
 // is written before rows of x have come, which is behind the wait. Registers are capped, so that the small
 // kernels in front and behind find room; with EARLY = 0 those behind start when the products are done.
 //
-// CODED is defined before this file, 1 where operands are e4m3, 0 where they are bf16; constants from the
-// compiler's command line: COLS (rows of weights in a tile, multiple of 16), STAGES, EARLY.
+// CODED is defined before this file, 1 where operands are e4m3, 0 where they are bf16; GROUPS may be, 1 where
+// one warpgroup multiplies tiles of 64 rows. Constants from the compiler's command line: COLS (rows of weights
+// in a tile, multiple of 16), STAGES, EARLY.
 #pragma once
+
+#ifndef GROUPS
+#define GROUPS 2
+#endif
 
 #include "ptx.cuh"
 #if CODED
@@ -24,8 +29,8 @@
 
 namespace {
 
-constexpr int WARPGROUP = 128, CONSUMERS = 2 * WARPGROUP, THREADS = WARPGROUP + CONSUMERS;
-constexpr int ROWS = 128;              // of x in a tile
+constexpr int WARPGROUP = 128, CONSUMERS = GROUPS * WARPGROUP, THREADS = WARPGROUP + CONSUMERS;
+constexpr int ROWS = 64 * GROUPS;      // of x in a tile
 constexpr int LINE = 128;              // bytes of a swizzled line
 constexpr int CHUNK = CODED ? LINE : LINE / 2;  // columns of it
 constexpr int CLUSTER = 2;
@@ -33,6 +38,7 @@ constexpr int X_BYTES = ROWS * LINE, HALF_BYTES = COLS / 2 * LINE;
 constexpr int STAGE_BYTES = X_BYTES + COLS * LINE;
 constexpr int FULL = STAGES * STAGE_BYTES, EMPTY = FULL + 8 * STAGES;  // offsets of the barriers
 constexpr int BEHIND = EMPTY + 8 * STAGES;                             // what is free
+constexpr int HELPERS = WARPGROUP - 32;  // threads that neither ask for data nor multiply
 constexpr int REGISTERS = 56 + COLS / 2;  // room for small kernels beside it
 constexpr int PITCH = COLS * 2 + 16;   // bytes between rows of a bf16 result; no bank conflicts
 
@@ -95,7 +101,7 @@ __device__ __forceinline__ void prepare(u32 base, const TensorMap& x_map, const 
     prefetch(w_map);
     for (int s = 0; s < STAGES; s++) {
       barrier_init(base + FULL + 8 * s, 1);
-      barrier_init(base + EMPTY + 8 * s, 2 * CLUSTER);
+      barrier_init(base + EMPTY + 8 * s, GROUPS * CLUSTER);
     }
     barrier_init_fence();
   }
@@ -130,7 +136,7 @@ __device__ __forceinline__ void produce(u32 base, const TensorMap& x_map, const 
   }
 }
 
-// One of the two warpgroups: d = its 64 rows times the weights.
+// A warpgroup: d = its 64 rows times the weights.
 __device__ __forceinline__ void multiply(u32 base, int group, int thread, int count,
                                          float (&d)[COLS / 2]) {
   for (int chunk = 0; chunk < count; chunk++) {
@@ -157,6 +163,14 @@ __device__ __forceinline__ void multiply(u32 base, int group, int thread, int co
   cluster_arrive_relaxed();  // no more data or arrivals for the other block
   if (!EARLY) grid_trigger();
 }
+
+#if !CODED
+// Tanh approximation: x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).
+__device__ __forceinline__ float gelu(float x) {
+  const float e = exp2_fast(x * fmaf(x * x, -0.10294324f, -2.3022082f));
+  return __fdividef(x, 1.0f + e);
+}
+#endif
 
 // Rows of a result, staged by all threads of a warpgroup, to their place; 16-byte pieces, the first `live` of
 // UNITS in a row.

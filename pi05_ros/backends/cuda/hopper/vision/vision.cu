@@ -4,16 +4,6 @@
 #define CODED 0
 #include "vision.cuh"
 
-namespace {
-
-// Tanh approximation: x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).
-__device__ __forceinline__ float gelu(float x) {
-  const float e = exp2_fast(x * fmaf(x * x, -0.10294324f, -2.3022082f));
-  return __fdividef(x, 1.0f + e);
-}
-
-}  // namespace
-
 // x [rows, K], w [columns, K] by tensor maps in boxes of 64 columns and 128 or COLS / 2 rows, zeros
 // behind their ends; out [splits][rows][columns]; bias may be null. K is `chunks` chunks of 64 columns.
 extern "C" __global__ void __maxnreg__(REGISTERS)

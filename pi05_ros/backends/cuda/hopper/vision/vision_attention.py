@@ -37,7 +37,7 @@ def kernel(device: int, coded: bool) -> launch.Kernel:
 
     """
     defines = {"CODED": int(coded)}
-    module = launch.load("vision_attention.cu", defines, torch.device("cuda", device))
+    module = launch.load("vision/vision_attention.cu", defines, torch.device("cuda", device))
     return module.kernel("attend_vision", SHARED_BYTES)
 
 

@@ -7,7 +7,6 @@
 
 namespace {
 
-constexpr int HELPERS = WARPGROUP - 32;
 constexpr int AFFINE = BEHIND;                                    // float2 {factor, bias} per column
 constexpr int CODE_PITCH = COLS % 32 ? COLS : COLS + 16;          // bytes, an odd multiple of 16
 
