@@ -39,7 +39,13 @@ MIXES = {
     "int8-vision": ("int8", "int8", "int8-w8a16"),
 }
 KINDS: dict[str, dict[str, object]] = {
-    "hopper": {"vision_kernels": "hopper"},
+    "hopper": {
+        "vision_kernels": "hopper",
+        "hopper_vision": [
+            {"max_rows": 256, "out": 4, "fc2": 8},
+            {"out": 2, "fc2": 4, "stages": 4, "fold": 1},
+        ],
+    },
     "triton": {
         "denoise_kernels": "triton",
         "prefill_kernels": "triton",
