@@ -25,7 +25,6 @@ NARROW_ROWS = 64
 PAIR = CLUSTER * ROWS  # rows of a cluster, one camera of SigLIP So400m
 MAX_COLUMNS = 208
 MAX_STAGES = 6
-MAX_NARROW_STAGES = 16
 LEAST_SHARED = 115 * 1024  # so that a block has a processor to itself, beside smaller kernels
 _PAIR_OF_FLOATS = 8  # bytes: scale and bias of a column, mean and deviation of a row
 
@@ -264,7 +263,7 @@ def narrow_product(
         moments: room of `moments_room` for float32, for those of the rounded result.
         clusters: see `resident_clusters`.
         dependent: start before the kernel in front has finished.
-        stages: as for `product`, up to `MAX_NARROW_STAGES`.
+        stages: most chunks in shared memory; it has room for more than in `product`.
         early: as for `product`.
 
     Raises:
