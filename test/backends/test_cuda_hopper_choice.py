@@ -21,6 +21,7 @@ from pi05_ros.model import Pi05, Pi05Config
 
 FULL = Pi05Config.preset("pi05")
 FP8 = Precision("bf16", "fp8", "fp8")
+BF16 = Precision("bf16", "bf16", "bf16")
 HOPPER = {"denoise_kernels": "hopper"}
 CPU = torch.device("cpu")
 
@@ -36,6 +37,9 @@ def expert(**sizes) -> Pi05Config:
 def test_the_full_model_runs_on_hopper_where_the_tuning_data_asks_for_it():
     assert why_not() is None
     assert why_not(expert(mlp_dim=2048)) is None  # the half-width student
+    assert why_not(precision=BF16) is None
+    assert why_not(expert(mlp_dim=2048), BF16) is None
+    assert why_not(expert(width=2048)) is None
     assert "Triton" in why_not(over={})
     assert "Triton" in why_not(over={"denoise_kernels": "triton"})
 
@@ -45,11 +49,14 @@ def test_the_full_model_runs_on_hopper_where_the_tuning_data_asks_for_it():
     [
         ({"capability": (10, 0)}, "capability 9.0"),
         ({"capability": (8, 9)}, "capability 9.0"),
-        ({"precision": Precision("bf16", "fp8", "bf16")}, "denoise is bf16"),
+        ({"precision": Precision("bf16", "int8", "int8")}, "denoise is int8"),
+        ({"precision": BF16, "config": expert(mlp_dim=4096 + 256)}, "MLP size 4352"),
+        ({"precision": BF16, "config": expert(width=2048)}, "shared memory"),
+        ({"precision": BF16, "config": expert(width=768)}, "width 768"),
         ({"precision": Precision("bf16", "fp8", "fp8-w8a16")}, "denoise is fp8-w8a16"),
         ({"config": expert(mlp_dim=4096 + 128)}, "MLP size 4224"),
         ({"config": expert(width=1088)}, "width 1088"),
-        ({"config": expert(width=2048)}, "shared memory"),
+        ({"config": expert(width=4096)}, "shared memory"),
         ({"rows": 5000}, "5000 prefix rows"),
     ],
 )
@@ -60,7 +67,8 @@ def test_everything_else_falls_back_with_a_reason(case, message):
 def test_all_shipped_tuning_data_fits_the_kernels():
     for path in tuning.FOLDER.glob("*.json"):
         over = tuning.read(path)
-        assert why_not(over={**over, **HOPPER}) is None, path.name
+        for precision in (FP8, BF16):
+            assert why_not(precision=precision, over={**over, **HOPPER}) is None, path.name
 
 
 def test_without_a_gpu_the_triton_kernels_are_chosen():
@@ -107,8 +115,9 @@ def model() -> Pi05:
     return Pi05.random(dataclasses.replace(tiny, vlm=vlm, expert=small), 3)
 
 
-def test_images_hold_the_same_weights(model):
-    plain, image = pack(model, FP8), pack(model, FP8, expert_image=True)
+@pytest.mark.parametrize("precision", [FP8, BF16])
+def test_images_hold_the_same_weights(model, precision):
+    plain, image = pack(model, precision), pack(model, precision, expert_image=True)
     assert image.expert_image
     assert not plain.expert_image
     assert image.fingerprint == plain.fingerprint
@@ -116,20 +125,22 @@ def test_images_hold_the_same_weights(model):
     for ours, theirs in zip(image.expert, plain.expert, strict=True):
         for name in ("qkv", "out", "gate_up", "down"):
             a, b = getattr(ours, name), getattr(theirs, name)
-            assert a.weight.shape[1:] == (b.weight.shape[1] // 128, 64, 128)
+            columns = 128 // b.weight.element_size()
+            assert a.weight.shape[1:] == (b.weight.shape[1] // columns, 64, columns)
             assert a.outputs == b.outputs == b.weight.shape[0]
-            assert a.coded
+            assert a.coded == (precision == FP8)
             assert torch.equal(modulation.dequantize(a), modulation.dequantize(b))
 
 
-def test_simulation_and_tables_do_not_depend_on_the_layout(model):
+@pytest.mark.parametrize("precision", [FP8, BF16])
+def test_simulation_and_tables_do_not_depend_on_the_layout(model, precision):
     g = torch.Generator().manual_seed(1)
     pixels = torch.rand(2, 3, 56, 56, generator=g) * 2 - 1
     tokens = torch.randint(0, model.config.vocab, (7,), generator=g)
     noise = torch.randn(9, 32, generator=g)
     results = []
     for image in (False, True):
-        weights = pack(model, FP8, expert_image=image)
+        weights = pack(model, precision, expert_image=image)
         scales = torch.full((len(weights.sites),), 2.0**-4)
         tables = modulation.build(weights, 2)
         results.append(Simulation(weights, scales).sample(pixels, tokens, noise, tables))
@@ -143,36 +154,42 @@ def test_other_devices_of_capability_9_start_from_the_measured_one():
     assert tuning.read(others) == tuning.read(measured) == json.loads(measured.read_text())
 
 
-def test_every_candidate_of_the_tuner_leaves_all_workloads_possible():
+@pytest.mark.parametrize("precision", [FP8, BF16])
+def test_every_candidate_of_the_tuner_leaves_all_workloads_possible(precision):
     pytest.importorskip("triton")
     from pi05_ros.backends.cuda import tuner
 
-    values = json.loads((tuning.FOLDER / "nvidia_h100.json").read_text())
-    found = list(
-        tuner.hopper_candidates(values["hopper_products"], values["cluster_attention"], 50, 400)
-    )
+    values = tuning.load(CPU, tuning.read(tuning.FOLDER / "nvidia_h200.json")).values
+    key = choice.PRODUCT_DIVISION[precision.denoise]
+    attention = values["cluster_attention"]
+    found = list(tuner.hopper_candidates(values[key], attention, 50, 400, key))
     assert {name for name, _ in found} == {"products", "attention"}
     for _, over in found:
-        assert why_not(over={**values, **over}) is None
+        assert why_not(precision=precision, over={**values, **over}) is None
 
 
+@pytest.mark.parametrize("kind", ["fp8", "bf16"])
 @pytest.mark.parametrize("horizon", [10, 24, 50])
-def test_the_tuner_keeps_the_products_of_other_horizons(horizon):
+def test_the_tuner_keeps_the_products_of_other_horizons(horizon, kind):
     pytest.importorskip("triton")
     from pi05_ros.backends.cuda import tuner
 
-    values = tuning.read(tuning.FOLDER / "nvidia_h100.json")
-    other = 50 if horizon < 50 else 10
-    before = choice.product_options(tuning.Tuning(values, ""), other, 544)
+    values = tuning.load(CPU, tuning.read(tuning.FOLDER / "nvidia_h200.json")).values
+    key = choice.PRODUCT_DIVISION[kind]
+
+    def options(of, now):
+        return choice.product_options(tuning.Tuning(now, ""), of, 544, kind)
+
+    other = 50 if options(horizon, values) == options(10, values) else 10
+    before = options(other, values)
     changed = set()
     for name, over in tuner.hopper_candidates(
-        values["hopper_products"], values["cluster_attention"], horizon, 8 * horizon
+        values[key], values["cluster_attention"], horizon, 8 * horizon, key
     ):
         if name == "products":
-            now = tuning.Tuning(values | over, "")
-            assert choice.product_options(now, other, 544) == before
-            changed.add(choice.product_options(now, horizon, 544))
-    assert len(changed) == 18
+            assert options(other, values | over) == before
+            changed.add(options(horizon, values | over))
+    assert len(changed) == (18 if kind == "fp8" else 15)
 
 
 def test_the_products_of_vision_run_on_hopper_where_they_fit():

@@ -143,7 +143,8 @@ def test_errors_of_the_compiler_are_passed_on():
 
 @needs_nvrtc
 @pytest.mark.parametrize(
-    "header", ["layout.cuh", "ptx.cuh", "wgmma.cuh", "wgmma_bf16.cuh", "product.cuh"]
+    "header",
+    ["layout.cuh", "ptx.cuh", "wgmma.cuh", "wgmma_bf16.cuh", "operands.cuh", "product.cuh"],
 )
 def test_headers_compile_alone(header):
     constants = defines(Pi05Config.preset("pi05").expert, ProductOptions(), 16)
@@ -154,12 +155,20 @@ def test_headers_compile_alone(header):
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("rows", [8, 16, 56, 64])
-def test_the_products_compile_for_sm_90a(rows, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        (8, ProductOptions()),
+        (16, ProductOptions()),
+        (56, ProductOptions()),
+        (64, ProductOptions()),
+        (16, ProductOptions(qkv=1, qkv_split=4, coded=False)),
+        (64, ProductOptions(qkv=1, qkv_split=4, coded=False)),
+    ],
+)
+def test_the_products_compile_for_sm_90a(rows, options, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    image = compiler.cubin(
-        "products.cu", defines(Pi05Config.preset("pi05").expert, ProductOptions(), rows)
-    )
+    image = compiler.cubin("products.cu", defines(Pi05Config.preset("pi05").expert, options, rows))
     assert image[:4] == b"\x7fELF"
     for name in (b"qkv_rope", b"out_residual", b"gate_up", b"down_residual"):
         assert name in image
@@ -167,9 +176,11 @@ def test_the_products_compile_for_sm_90a(rows, tmp_path, monkeypatch):
 
 @needs_nvrtc
 @pytest.mark.parametrize("width", euler.WIDTHS)
-def test_the_kernel_between_steps_compiles_for_sm_90a(width, tmp_path, monkeypatch):
+@pytest.mark.parametrize("coded", [0, 1])
+def test_the_kernel_between_steps_compiles_for_sm_90a(width, coded, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert b"euler_step" in compiler.cubin("euler.cu", {"WIDTH": width})
+    image = compiler.cubin("euler.cu", {"WIDTH": width, "CODED": coded})
+    assert b"euler_step" in image
 
 
 @needs_nvrtc

@@ -20,9 +20,15 @@ pytestmark = pytest.mark.skipif(
     reason="needs a device of compute capability 9.0",
 )
 
-E4M3 = torch.float8_e4m3fn
+E4M3, BF16 = torch.float8_e4m3fn, torch.bfloat16
 FULL = Pi05Config.preset("pi05")
-SMALL = dataclasses.replace(FULL, expert=dataclasses.replace(FULL.expert, width=512, mlp_dim=1024))
+
+
+def sized(**sizes) -> Pi05Config:
+    return dataclasses.replace(FULL, expert=dataclasses.replace(FULL.expert, **sizes))
+
+
+SMALL = sized(width=512, mlp_dim=1024)
 STEPS, STEP = 3, 1
 PREFIX = 533
 
@@ -46,6 +52,9 @@ class Rig:
         rows = torch.arange(horizon, device="cuda")
         self.entry = torch.where(rows < frozen, STEPS, STEP)  # of the tables, per action row
         self.parts = self.expert.width // 64
+        self.coded = options.coded
+        self.dtype = E4M3 if options.coded else BF16
+        self.rounding = 2e-2 if options.coded else 2e-3  # the other way now and then
 
     def normal(self, *shape):
         return torch.randn(*shape, generator=self.g, device="cuda")
@@ -57,17 +66,28 @@ class Rig:
         return torch.tensor([value], device="cuda")
 
     def weight(self, N, K):
+        if not self.coded:
+            w = (self.normal(N, K) / 64).to(BF16)
+            return w, packing.pack_weight(w), None
         w = quantized(self.normal(N, K) * 100)
         scale = (torch.rand(N, generator=self.g, device="cuda") + 0.5) * 1e-4
         return w, packing.pack_weight(w), scale
 
     def activations(self, K):
-        a = self.nan(64, K, dtype=E4M3)
-        a[: self.horizon] = quantized(self.normal(self.horizon, K) * 20)
+        a = self.nan(64, K, dtype=self.dtype)
+        values = self.normal(self.horizon, K)
+        a[: self.horizon] = quantized(values * 20) if self.coded else values.to(BF16)
         return a, packing.to_image(a).contiguous()
 
     def image(self, K):
-        return self.nan(K // 128, 64, 128, dtype=E4M3)
+        columns = 128 // self.dtype.itemsize
+        return self.nan(K // columns, 64, columns, dtype=self.dtype)
+
+    def operand(self, values, scale):
+        """What the kernel writes for the next product."""
+        if not self.coded:
+            return values.float().to(BF16).float()
+        return quantized(values / scale.double()).float()
 
     def sums(self):
         sums = self.nan(self.parts, 64)
@@ -78,7 +98,7 @@ class Rig:
 
     def product(self, a, w, w_scale, a_scale):
         y = a[: self.horizon].double() @ w.double().t()
-        return y * w_scale.double() * a_scale.double()
+        return y * w_scale.double() * a_scale.double() if self.coded else y
 
     def launch(self, name, columns, *args):
         clock = (STEP, STEPS, self.horizon)
@@ -94,7 +114,18 @@ RIGS = [
     (FULL, products.ProductOptions(qkv=1, out=2, down=4, gate_delay=500)),
     (FULL, products.ProductOptions(qkv=4, out=8, down=8)),
     (SMALL, products.ProductOptions(qkv=3, out=2, down=1)),
-]
+    (sized(width=2048), products.ProductOptions(qkv=4, out=4, down=8)),  # activations take turns
+    (FULL, products.ProductOptions(qkv=1, qkv_split=4, out=4, down=8, coded=False)),
+    (FULL, products.ProductOptions(qkv=2, qkv_split=2, out=8, down=8, coded=False)),
+    (
+        FULL,
+        products.ProductOptions(
+            qkv=4, qkv_split=1, out=2, down=4, gate_up_room=152, down_room=160, coded=False,
+            look_ahead=1,
+        ),
+    ),
+    (SMALL, products.ProductOptions(qkv=3, qkv_split=8, out=2, down=1, coded=False)),
+]  # fmt: skip
 
 
 @pytest.fixture(
@@ -133,7 +164,7 @@ def test_qkv_rope(kind, work):
         assert torch.isnan(kept).all()
 
 
-@pytest.mark.parametrize("kind", [0, 3])
+@pytest.mark.parametrize("kind", [0, 3, 4, 5, 7, 8])
 def test_gate_up(kind, work):
     rig = Rig(*RIGS[kind], *work)
     H, e = rig.horizon, rig.expert
@@ -141,16 +172,16 @@ def test_gate_up(kind, work):
     w, packed, w_scale = rig.weight(2 * e.mlp_dim, e.width)
     sums, r = rig.sums()
     bias, scale = rig.normal(STEPS + 1, 2 * e.mlp_dim), rig.scale(0.125)
+    following = rig.weight(e.width, e.mlp_dim)[1]
     out, out_scale, amax = rig.image(e.mlp_dim), rig.scale(0.0625), torch.zeros(1, device="cuda")
     rig.launch(
         "gate_up", 2 * e.mlp_dim, image, packed, w_scale, scale, sums, bias, bias.stride(0),
-        rig.frozen, out, out_scale, amax, "clock",
+        rig.frozen, out, out_scale, amax, following, "clock",
     )  # fmt: skip
     y = rig.product(a, w, w_scale, scale) * r + bias[rig.entry].double()
     hidden = gelu(y[:, 0::2], approximate="tanh") * y[:, 1::2]
     got = packing.from_image(out)
-    want = quantized(hidden / out_scale.double()).float()
-    assert error(got[:H].float(), want) < 2e-2  # rounded the other way now and then
+    assert error(got[:H].float(), rig.operand(hidden, out_scale)) < rig.rounding
     assert torch.isnan(got[H:].float()).all()
     assert error(amax, hidden.abs().max()) < 3e-3
 
@@ -180,15 +211,15 @@ def test_projections_with_residual(kind, name, work):
     scaled = want * mod[rig.entry, 0].double()
     got = packing.from_image(mirror)
     assert error(x[:H], want) < 2e-3  # blocks of a cluster send each other bf16
-    assert error(got[:H].float(), quantized(scaled / next_scale.double()).float()) < 2e-2
+    assert error(got[:H].float(), rig.operand(scaled, next_scale)) < max(rig.rounding, 3e-3)
     assert error(sums[:, :H], want.view(H, rig.parts, 64).square().sum(-1).t()) < 2e-3
     assert error(amax, scaled.abs().max()) < 5e-3
     for kept in (x[H:], got[H:].float(), sums[:, H:]):
         assert torch.isnan(kept).all()
 
 
-@pytest.fixture(scope="module")
-def engines():
+@pytest.fixture(scope="module", params=["fp8", "bf16"])
+def engines(request):
     """Two engines with the same weights and scales: Hopper kernels, Triton kernels."""
     from pi05_ros.backends.cuda import create
     from pi05_ros.model import Pi05
@@ -197,7 +228,7 @@ def engines():
     pair = []
     for kernels in ("hopper", "triton"):
         override = {"denoise_kernels": kernels}
-        pair.append(create(model, Precision("bf16", "fp8", "fp8"), tuning=override))
+        pair.append(create(model, Precision("bf16", "fp8", request.param), tuning=override))
         for seed in range(3):  # these set the activation scales
             pair[-1].sample(*example(seed=seed))
     pair[1].buffers.scales.copy_(pair[0].buffers.scales)
@@ -239,8 +270,11 @@ def test_denoise_is_as_good_as_on_triton(engines, horizon):
     theirs = torch.cat([triton.denoise(other, noise, steps=10) for noise in draws])
     distance = [float((x - want).norm()) for x in (ours, theirs)]
     print(f"H {horizon}: cosine {cosine(ours, want):.6f}, Triton {cosine(theirs, want):.6f}")
-    assert distance[0] <= 1.25 * distance[1]  # rounding noise of either: order of sums
-    assert cosine(ours, want) > 0.999
+    print(f"distance {distance[0]:.5f}, Triton {distance[1]:.5f}")
+    coded = hopper.precision.denoise == "fp8"
+    # Rounding noise of either: order of sums, and in bf16 that of the parts that blocks exchange.
+    assert distance[0] <= (1.25 if coded else 1.5) * distance[1]
+    assert cosine(ours, want) > (0.999 if coded else 0.9999)
 
 
 @pytest.mark.parametrize("horizon", [1, 10, 16, 50])
@@ -264,6 +298,8 @@ def test_frozen_actions_take_time_zero(engines):
 
 
 def test_monitored_calls_record_the_same_magnitudes(engines):
+    if engines[0].precision.denoise == "bf16":
+        pytest.skip("BF16 has no magnitudes to record")
     seen = []
     for engine in engines:
         engine.start_calibration()

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from pi05_ros.backends.cuda.packing import pack_pairs, pack_weight
 from pi05_ros.backends.cuda.weights import (
     CODES,
-    FP8,
     PATCH_DTYPE,
     Linear,
     PackedExpertLayer,
@@ -98,7 +97,8 @@ def pack(
     With `fused_gate_up` the prefix gate and up rows alternate, as `gemm.geglu_gemm` wants them.
     With `prefix_image` (which wants `fused_gate_up`) the FP8 weights of the prefix MLP, with
     `projection_image` also those around its attention, with `expert_image` those of the expert
-    have the layout of the Hopper kernels. `fold_norms` is for vision in BF16 alone.
+    have the layout of the Hopper kernels; those of the expert may be in BF16 too. `fold_norms` is
+    for vision in BF16 alone.
     """
     packer = _Packer(release)
     with torch.no_grad():
@@ -274,10 +274,10 @@ def _as_images(layer: PackedExpertLayer) -> PackedExpertLayer:
     linears = (layer.qkv, layer.out, layer.gate_up, layer.down)
     images = [pack_weight(linear.weight) for linear in linears]
     piece = torch.cat([image.view(torch.uint8).flatten() for image in images])
-    parts = piece.split([image.numel() for image in images])
+    parts = piece.split([image.nbytes for image in images])
     return PackedExpertLayer(
         *(
-            replace(linear, weight=part.view(FP8).view(image.shape), image=True)
+            replace(linear, weight=part.view(image.dtype).view(image.shape), image=True)
             for linear, part, image in zip(linears, parts, images, strict=True)
         )
     )

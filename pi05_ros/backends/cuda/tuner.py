@@ -22,7 +22,7 @@ from pi05_ros.backends.cuda import tuning
 from pi05_ros.backends.cuda.engine import CudaEngine
 from pi05_ros.backends.cuda.hopper.prefix.prefill import MAX_COLUMNS
 from pi05_ros.backends.cuda.stages.assembly import denoise_stage, prefix_stages
-from pi05_ros.backends.cuda.stages.choice import VISION_DIVISION
+from pi05_ros.backends.cuda.stages.choice import PRODUCT_DIVISION, VISION_DIVISION
 from pi05_ros.backends.cuda.stages.denoise import DenoiseKernels
 from pi05_ros.backends.cuda.stages.prefill import PrefixKernels
 from pi05_ros.backends.cuda.weights import CODES
@@ -67,7 +67,11 @@ def denoise_candidates(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def hopper_candidates(
-    products: list[dict[str, int]], attention: list[dict[str, int]], horizon: int, queries: int
+    products: list[dict[str, int]],
+    attention: list[dict[str, int]],
+    horizon: int,
+    queries: int,
+    key: str = "hopper_products",
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """As above, where the expert is packed for the Hopper kernels.
 
@@ -76,19 +80,21 @@ def hopper_candidates(
         attention: same; those behind the one that is replaced take what it cannot.
         horizon: action rows.
         queries: query rows of the attention.
+        key: name of the entries of products.
 
     """
+    coded = key == PRODUCT_DIVISION["fp8"]  # bf16: K of q, k, v is divided too, that of down in 8
+    divisions = ((1, 1), (2, 1), (4, 1)) if coded else ((3, 1), (1, 2), (2, 2), (1, 4), (2, 4))
     at = next(i for i, e in enumerate(products) if horizon <= e.get("max_rows", horizon))
     place = next(i for i, e in enumerate(attention) if queries <= e.get("max_rows", queries))
     before, now, behind = attention[:place], attention[place], attention[place + 1 :]
     # candidates hold whatever the prefix is
     base = {key: value for key, value in products[at].items() if not key.startswith("short_")}
-    for qkv in (1, 2, 4):
+    for qkv, split in divisions:
         for out in (2, 4, 8):
-            for down in (4, 8):
-                entry = base | {"qkv": qkv, "out": out, "down": down}
-                changed = [*products[:at], entry, *products[at + 1 :]]
-                yield "products", {"hopper_products": changed}
+            for down in (4, 8) if coded else (8,):
+                entry = base | {"qkv": qkv, "qkv_split": split, "out": out, "down": down}
+                yield "products", {key: [*products[:at], entry, *products[at + 1 :]]}
     for rows in (16, 32, 64):
         for cluster in (4, 8, 16):
             for trigger in (0, 1):
@@ -244,9 +250,8 @@ def tune(
     horizon, values = works[0].horizon, engine.tuning.values
     if engine.denoise_stage.image:
         queries = horizon * engine.weights.config.expert.num_heads
-        flow = hopper_candidates(
-            values["hopper_products"], values["cluster_attention"], horizon, queries
-        )
+        key = PRODUCT_DIVISION[engine.precision.denoise]
+        flow = hopper_candidates(values[key], values["cluster_attention"], horizon, queries, key)
     else:
         flow = denoise_candidates(engine.precision.denoise)
     plans: list[tuple[str, Measure, Iterator[tuple[str, dict[str, Any]]]]] = []

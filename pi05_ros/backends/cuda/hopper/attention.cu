@@ -15,7 +15,7 @@
 //   CLUSTER  blocks of a cluster: 4, 8 or 16
 //   KEYS     room for keys in a block, a multiple of 16, at least ROWS, at most 64 GROUPS
 //   GROUPS   warpgroups of a block: 2 or 4
-//   OUT      0: bf16 rows; 1: e4m3 rows; 2: e4m3 image (layout.cuh)
+//   OUT      0: bf16 rows; 1: e4m3 rows; 2: e4m3 image (layout.cuh); 3: bf16 image
 //   MONITOR  1: keep the largest magnitude of the output
 //   TRIGGER  release the kernel behind 0: at entry, 1: after the wait, 2: after the products
 #include "attention.cuh"
@@ -158,7 +158,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #elif OUT == 1
     sum_to[i] = to_row * HEAD_DIM + column;
 #else
-    sum_to[i] = activation_offset(to_row / HEADS, (to_row % HEADS) * HEAD_DIM + column);
+    sum_to[i] =
+        activation_offset(to_row / HEADS, ((to_row % HEADS) * HEAD_DIM + column) * (OUT == 3 ? 2 : 1));
 #endif
     early(sum_from[i]);
     early(weight_from[i]);
@@ -353,7 +354,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (lane == 0) atomicMax(amax, __float_as_int(largest));
 #endif
     // Of four lanes, 0 and 2 gather the first row, 1 and 3 the second; 2 and 3 the columns 8 on.
-#if OUT == 0
+#if OUT == 0 || OUT == 3
     u32 columns[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {

@@ -26,7 +26,7 @@ ROWS = (16, 32, 64)
 CLUSTERS = (4, 8, 16)
 GROUPS = (2, 4)
 KEYS_OF_A_GROUP = 64
-OUTPUTS = {"bf16": 0, "e4m3": 1, "image": 2}
+OUTPUTS = {"bf16": 0, "e4m3": 1, "image": 2, "bf16-image": 3}
 MAX_SHARED = 227 * 1024
 # Two blocks on one processor, which the device chooses while others idle, take a third longer. A
 # block that asks for this much shared memory is alone there, as is one with more than half the
@@ -120,12 +120,12 @@ def launch(
             the `horizon` rows behind may come from the kernel in front.
         v: as k.
         length: int32 ``[1]``, at most `prefix_rows`.
-        out: ``[horizon, 2048]``: bf16, or e4m3 as rows or as image (layout.cuh).
+        out: ``[horizon, 2048]``: bf16 or e4m3, as rows or as image (layout.cuh).
         scale: float32 ``[1]``, power of two by which e4m3 output is divided.
         amax: float32 ``[1]`` that keeps the largest magnitude of the output, or None.
         horizon: action rows, at most 64.
         prefix_rows: most rows that `length` may say.
-        output: "bf16", "e4m3" or "image".
+        output: "bf16", "e4m3", "image" (of e4m3) or "bf16-image".
         options: rows, cluster, groups (more where the keys need it), trigger.
         dependent: start before the kernel in front has finished.
 

@@ -9,10 +9,9 @@
 // Frozen rows keep their state, so velocities take the tables of this step only. What the shift of
 // the norm adds is in `velocity`.
 //
-// Constants from the compiler's command line: WIDTH (512 or 1024).
+// Constants from the compiler's command line: WIDTH (512 or 1024), CODED (the next input is e4m3, else bf16).
 
-#include "layout.cuh"
-#include "ptx.cuh"
+#include "operands.cuh"
 
 namespace {
 
@@ -98,7 +97,7 @@ euler_step(float* x, const float* state, float* result, const float* out_w, cons
     next_now = next[(step + 1) * mod_stride + column];
     next_clean = next[steps * mod_stride + column];
   }
-  const float quantize = 1.0f / *mirror_scale;
+  const float quantize = quantizer(mirror_scale);
   cluster_wait();  // everybody's barrier is ready
   grid_wait();
 
@@ -174,7 +173,7 @@ euler_step(float* x, const float* state, float* result, const float* out_w, cons
     if (place < horizon) {
       const float m = y * (place < clean ? next_clean : next_now);
       x[place * WIDTH + column] = y;
-      mirror[activation_offset(place, column)] = static_cast<u8>(to_e4m3x2(m * quantize, 0.0f));
+      store_operand(mirror + activation_offset(place, column * SIZE), m, quantize);
       largest = fmaxf(largest, fabsf(m));
     }
     const float square = warp_sum(y * y);

@@ -26,12 +26,13 @@ def unsupported(config: Pi05Config) -> str | None:
 
 
 class EulerStep:
-    """The compiled kernel of one model size."""
+    """The compiled kernel of one model size; `coded`: the next input is e4m3, not bf16."""
 
-    def __init__(self, config: Pi05Config, device: torch.device) -> None:
+    def __init__(self, config: Pi05Config, device: torch.device, coded: bool = True) -> None:
         width = config.expert.width
         self._cluster = width // COLUMNS
-        self._kernel = launch.load("euler.cu", {"WIDTH": width}, device).kernel("euler_step")
+        constants = {"WIDTH": width, "CODED": int(coded)}
+        self._kernel = launch.load("euler.cu", constants, device).kernel("euler_step")
 
     def launch(self, horizon: int, args: Sequence[launch.Argument], dependent: bool) -> None:
         """Enqueue it for `horizon` rows, `args` in the kernel's order."""

@@ -102,9 +102,16 @@ def denoise_stage(
 def beside_prefill(weights: Weights, tuning: Tuning, device: torch.device) -> BesidePrefill | None:
     """What runs the first step beside prefill; None: it comes behind.
 
-    The tuning data says whether, for the Hopper kernels: with others nothing was gained.
+    The tuning data says whether, where denoising runs on the Hopper kernels and prefill on those
+    too or both in BF16: with others nothing was gained.
     """
-    wanted = tuning.flag("beside_prefill")
-    if device.type == "cuda" and wanted and weights.prefix_image and weights.expert_image:
+    kinds = weights.precision
+    measured = weights.prefix_image or kinds.prefill == kinds.denoise == "bf16"
+    if (
+        device.type == "cuda"
+        and tuning.flag("beside_prefill")
+        and weights.expert_image
+        and measured
+    ):
         return BesidePrefill(device)
     return None

@@ -11,7 +11,12 @@ from pi05_ros.backends.cuda.buffers import ACTION_ROWS
 from pi05_ros.backends.cuda.hopper import attention
 from pi05_ros.backends.cuda.hopper.compile import KernelError
 from pi05_ros.backends.cuda.hopper.prefix import prefill, prefix_projections
-from pi05_ros.backends.cuda.hopper.products import ProductOptions, Products, unsupported
+from pi05_ros.backends.cuda.hopper.products import (
+    ProductOptions,
+    Products,
+    padded_rows,
+    unsupported,
+)
 from pi05_ros.backends.cuda.hopper.vision import vision_products
 from pi05_ros.backends.cuda.tuning import Tuning
 from pi05_ros.backends.engine import Precision
@@ -19,23 +24,29 @@ from pi05_ros.model import Pi05Config
 
 log = logging.getLogger("pi05_ros.cuda")
 
+PRODUCT_DIVISION = {"fp8": "hopper_products", "bf16": "hopper_products_bf16"}
+"""Tuning data that says how the products of denoising are divided, by precision."""
 VISION_DIVISION = {"bf16": "hopper_vision", "fp8": "hopper_vision_fp8"}
 """Tuning data that says how the products of vision are divided, by precision."""
 
 
-def product_options(tuning: Tuning, horizon: int, prefix_rows: int) -> ProductOptions:
-    """How the products are divided, from the tuning data.
+def product_options(
+    tuning: Tuning, horizon: int, prefix_rows: int, kind: str = "fp8"
+) -> ProductOptions:
+    """How the products of a precision are divided, from the tuning data.
 
     Blocks of attention are smaller where the prefix is short, and leave more room beside them.
     """
-    entry = tuning.by_rows("hopper_products", horizon)
+    entry = tuning.by_rows(PRODUCT_DIVISION[kind], horizon)
     short = prefix_rows <= entry.get("short_prefix", 0)
-    return ProductOptions(
-        entry["short_qkv" if short else "qkv"],
-        entry["out"],
-        entry["down"],
-        entry.get("gate_delay", 0),
-    )
+    chosen = {
+        key: value
+        for key, value in entry.items()
+        if key != "max_rows" and not key.startswith("short_")
+    }
+    if short:
+        chosen["qkv"] = entry["short_qkv"]
+    return ProductOptions(**chosen, coded=kind == "fp8")
 
 
 def attention_options(
@@ -161,12 +172,15 @@ def reason_against(
     """
     if tuning.values["denoise_kernels"] != "hopper":
         return "the tuning data asks for Triton"
-    if precision.denoise != "fp8":
-        return f"they run in fp8, denoise is {precision.denoise}"
+    kind = precision.denoise
+    if kind not in PRODUCT_DIVISION:
+        return f"they run in bf16 and fp8, denoise is {kind}"
+    if not tuning.values[PRODUCT_DIVISION[kind]]:
+        return f"the tuning data has no division of the products in {kind}"
     for horizon in range(1, ACTION_ROWS + 1):
         for rows in (1, prefix_rows):
-            options = product_options(tuning, horizon, rows)
-            reason = unsupported(config, options, capability)
+            options = product_options(tuning, horizon, rows, kind)
+            reason = unsupported(config, options, capability, padded_rows(horizon))
             if reason is not None:
                 return reason
         if attention_options(tuning, config, prefix_rows, horizon) is None:
@@ -187,8 +201,12 @@ def usable(
         return False
     capability = torch.cuda.get_device_capability(device)
     reason = reason_against(config, precision, tuning, capability, prefix_rows)
-    products = Products(config, product_options(tuning, horizon, prefix_rows), device)
-    return _decide("denoising", reason, lambda: products.kernels(horizon))
+
+    def compile_first() -> None:
+        options = product_options(tuning, horizon, prefix_rows, precision.denoise)
+        Products(config, options, device).kernels(horizon)
+
+    return _decide("denoising", reason, compile_first)
 
 
 def usable_for_prefill(

@@ -44,7 +44,7 @@ class DenoiseKernels:
     """The action expert on static buffers.
 
     Attributes:
-        image: whether FP8 operands are kept as swizzled images (hopper/headers/layout.cuh).
+        image: whether operands are kept as swizzled images (hopper/headers/layout.cuh).
         sum_parts: tiles of columns whose sums of squares the first norm of a layer reads.
 
     """

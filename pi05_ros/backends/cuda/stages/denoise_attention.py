@@ -94,7 +94,9 @@ class DenoiseAttention:
         if options is None:
             return False
         scale, amax = self.prefix.site(target)
-        layout = "image" if self.image else "e4m3" if b.dattn.dtype == FP8 else "bf16"
+        layout = "e4m3" if b.dattn.dtype == FP8 else "bf16"
+        if self.image:
+            layout = "image" if layout == "e4m3" else "bf16-image"
         cluster_attention.launch(
             b.dq,
             slot.k[index],

@@ -1,4 +1,4 @@
-"""The action expert on the Hopper kernels: five launches per layer and step, all in FP8."""
+"""The action expert on the Hopper kernels: five launches per layer and step, in FP8 or BF16."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ class HopperDenoiseKernels(DenoiseKernels):
         self._states = (buffers.state, buffers.state.clone())  # read and written in turns
 
     def _divided(self, horizon: int, rows_cap: int) -> Products:
-        chosen = product_options(self.tuning, horizon, rows_cap)
+        kind = self.weights.precision.denoise
+        chosen = product_options(self.tuning, horizon, rows_cap, kind)
         if chosen not in self._products:
             self._products[chosen] = Products(self.weights.config, chosen, self.buffers.dx.device)
         return self._products[chosen]
 
     def _amax(self, linear: Linear) -> Tensor | None:
-        return self.prefix.site(linear)[1] if self.monitor else None
+        return self.prefix.site(linear)[1] if self.monitor and linear.coded else None
 
     def _layer(
         self,
@@ -95,7 +96,7 @@ class HopperDenoiseKernels(DenoiseKernels):
             (
                 b.mirror, layer.gate_up.weight, layer.gate_up.scale, site(layer.gate_up)[0],
                 b.sum_mlp, bias[columns:], mod.bias.stride(0), b.frozen, b.dact,
-                site(layer.down)[0], self._amax(layer.down), *clock,
+                site(layer.down)[0], self._amax(layer.down), layer.down.weight, *clock,
             ),
             self.pdl,
         )  # fmt: skip
@@ -122,9 +123,9 @@ class HopperDenoiseKernels(DenoiseKernels):
         if no_euler_step(w.config) is not None:
             super()._euler(horizon, mod, step, guided)
             return
+        target = w.expert[0].qkv
         if self._euler_step is None:
-            self._euler_step = EulerStep(w.config, b.dx.device)
-        scale, amax = self.prefix.site(w.expert[0].qkv)
+            self._euler_step = EulerStep(w.config, b.dx.device, target.coded)
         first, last = step < 0, step == mod.steps - 1
         old = b.noise if first else self._states[step % 2]
         new = b.actions if last else self._states[(step + 1) % 2]
@@ -132,9 +133,10 @@ class HopperDenoiseKernels(DenoiseKernels):
             horizon,
             (
                 b.dx, old, new, w.action_out[0], mod.velocity, mod.mod[0, -1, 0], *w.action_in,
-                mod.mod[0, 0, 0], mod.mod.stride(0), b.frozen, b.mirror, scale, b.sum_attn,
-                amax if self.monitor and not last else None, b.target, b.guide_weight,
-                b.guide_clock, step, mod.steps, horizon, 1.0 / mod.steps, int(guided),
+                mod.mod[0, 0, 0], mod.mod.stride(0), b.frozen, b.mirror,
+                self.prefix.site(target)[0], b.sum_attn, None if last else self._amax(target),
+                b.target, b.guide_weight, b.guide_clock, step, mod.steps, horizon,
+                1.0 / mod.steps, int(guided),
             ),
             self.pdl and not first,
         )  # fmt: skip

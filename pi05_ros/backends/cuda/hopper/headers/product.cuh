@@ -3,8 +3,13 @@
 #pragma once
 
 #include "layout.cuh"
+#include "operands.cuh"
 #include "ptx.cuh"
+#if CODED
 #include "wgmma.cuh"
+#else
+#include "wgmma_bf16.cuh"
+#endif
 
 namespace {
 
@@ -21,7 +26,9 @@ constexpr int ROW_PAD = TILE + 8;      // floats between rows of the exchange: n
 constexpr float EPSILON = 1e-6f;
 
 // Room for what the blocks of a cluster send to one of them: 16 columns in bf16 per row and warp.
-constexpr int exchange_bytes(int split) { return split * WARPS * (ROWS / split | 1) * 32; }
+constexpr int exchange_bytes(int split, int rows) {
+  return split == 1 ? 0 : split * WARPS * (rows / split | 1) * 32;
+}
 
 static_assert(ROWS % 8 == 0 && ROWS >= 8 && ROWS <= ROW_CAP, "action rows");
 static_assert(WIDTH % 128 == 0 && MLP % 128 == 0 && HEAD_DIM % TILE == 0, "sizes of the expert");
@@ -29,23 +36,29 @@ static_assert(WIDTH % 128 == 0 && MLP % 128 == 0 && HEAD_DIM % TILE == 0, "sizes
 __device__ __forceinline__ float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
 __device__ __forceinline__ float2 load2(const float* p) { return *reinterpret_cast<const float2*>(p); }
 
-__device__ __forceinline__ float4 scaled(float4 a, float s) {
+// Four outputs' scales of weights times that of the input; operands in bf16 have none.
+__device__ __forceinline__ float4 scales4(const float* of_weights, const float* of_input) {
+  if (!CODED) return make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+  const float4 a = load4(of_weights);
+  const float s = *of_input;
   return make_float4(a.x * s, a.y * s, a.z * s, a.w * s);
 }
 
 // Shared memory of a block: weights, activations, the exchange, a barrier per chunk;
 // shared_bytes in products.py is the same sum.
 //
-// CHUNKS of K, after SPLIT blocks of a cluster have divided it; LOADED action rows; DELAY: cycles
-// before the weights are asked for, which leaves the way to activations of the kernels in front.
-template <int CHUNKS, int SPLIT, int LOADED, int EXCHANGE_BYTES, int DELAY = 0>
+// CHUNKS of K, after SPLIT blocks of a cluster have divided it; LOADED action rows; room for SLOTS
+// chunks of them, which the others follow as it is free; DELAY: cycles before the weights are asked for,
+// which leaves the way to activations of the kernels in front.
+template <int CHUNKS, int SPLIT, int LOADED, int EXCHANGE_BYTES, int SLOTS, int DELAY = 0>
 struct Shared {
   static constexpr int ACT = CHUNKS * CHUNK_BYTES;
   static constexpr int ACT_CHUNK = LOADED * CHUNK_COLUMNS;
-  static constexpr int EXCHANGE = ACT + CHUNKS * ACT_CHUNK;
+  static constexpr int EXCHANGE = ACT + SLOTS * ACT_CHUNK;
   static constexpr int FACTORS = EXCHANGE + EXCHANGE_BYTES;
   static constexpr int BARRIERS = FACTORS + FACTOR_BYTES;
   static_assert(8 % SPLIT == 0, "blocks of a cluster");
+  static_assert(SLOTS == CHUNKS || (SLOTS >= 2 && SLOTS < CHUNKS), "room for activations");
 
   static constexpr int ROWS_HERE = LOADED / SPLIT;            // action rows that a block finishes
   static constexpr int SENT_ROWS = ROWS_HERE | 1;             // room for them: no bank conflicts
@@ -98,7 +111,7 @@ struct Shared {
     const u8* from[TURNS];
     u32 to[TURNS], barrier[TURNS];
 #pragma unroll
-    for (int i = 0; i < TURNS; i++) {
+    for (int i = 0; i < TURNS; i++) {  // those behind SLOTS are not used
       const int c = i * WARPS + threadIdx.x / 32;
       from[i] = image + chunk(c, first) * CHUNK_BYTES;
       to[i] = base + ACT + c * ACT_CHUNK;
@@ -109,22 +122,43 @@ struct Shared {
     if (threadIdx.x % 32 == 0) {
 #pragma unroll
       for (int i = 0; i < TURNS; i++)
-        if (i * WARPS + threadIdx.x / 32 < CHUNKS)
+        if (i * WARPS + threadIdx.x / 32 < SLOTS)
           bulk_load(to[i], from[i], horizon * CHUNK_COLUMNS, barrier[i]);
     }
     __syncwarp();
   }
 
-  // d = weights times activations over the K of this block; complete after wgmma_wait<0>.
-  static __device__ __forceinline__ void multiply(u32 base, float (&d)[LOADED / 2]) {
+  // d = weights times activations over the K of this block; complete after wgmma_wait<0>. Chunks that
+  // had no room are asked for when the one before the last that was begun is done; `image`, `first` and
+  // `horizon` as for wait_and_fetch.
+  static __device__ __forceinline__ void multiply(u32 base, const u8* image, int first, int horizon,
+                                                  float (&d)[LOADED / 2]) {
     wgmma_fence();
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
       barrier_wait(base + BARRIERS + 8 * c, 0);
       const u64 a = matrix_descriptor(base + c * CHUNK_BYTES);
-      const u64 b = matrix_descriptor(base + ACT + c * ACT_CHUNK);
+      const u64 b = matrix_descriptor(base + ACT + c % SLOTS * ACT_CHUNK);
 #pragma unroll
-      for (int k = 0; k < 4; k++) wgmma(d, a + 2 * k, b + 2 * k, c + k > 0);
+      for (int k = 0; k < 4; k++) {
+#if CODED
+        wgmma(d, a + 2 * k, b + 2 * k, c + k > 0);
+#else
+        wgmma_bf16(d, a + 2 * k, b + 2 * k, c + k > 0);
+#endif
+      }
+      const int next = c - 1 + SLOTS;  // takes the room of chunk c - 1
+      if (c > 0 && next < CHUNKS) {
+        wgmma_commit();
+        wgmma_wait<1>();
+        __syncthreads();  // all warps are done with it
+        if (threadIdx.x == 0)
+          bulk_load(base + ACT + (c - 1) % SLOTS * ACT_CHUNK, image + chunk(next, first) * CHUNK_BYTES,
+                    horizon * CHUNK_COLUMNS, base + BARRIERS + 8 * next);
+        __syncwarp();
+      } else if (c == 0 && SLOTS < CHUNKS) {
+        wgmma_commit();
+      }
     }
     wgmma_commit();
   }
@@ -184,6 +218,15 @@ struct Shared {
     __syncthreads();
   }
 
+  // The result of this block to where `collect` finds it.
+  static __device__ __forceinline__ void join(u8* smem, u32 base, u32 rank, int horizon,
+                                              const float (&d)[LOADED / 2]) {
+    if constexpr (SPLIT > 1)
+      exchange(base, rank, horizon, d);
+    else
+      lay_down(smem, d);
+  }
+
   // Sum over the blocks, always in the same order: columns 4 quad .. of this block's row `row`.
   static __device__ __forceinline__ float4 collect(const u8* smem, int row, int quad) {
     if constexpr (SPLIT == 1) {
@@ -202,6 +245,16 @@ struct Shared {
     }
   }
 };
+
+// L2 takes in this block's BYTES of the weights of a kernel behind.
+template <int BYTES>
+__device__ __forceinline__ void look_ahead(const u8* weights) {
+  constexpr int SHARE = BYTES / WARPS;
+  static_assert(SHARE % 16 == 0, "whole units");
+  if (threadIdx.x % 32 == 0)
+    bulk_prefetch(weights + (size_t)blockIdx.x * BYTES + threadIdx.x / 32 * SHARE, SHARE);
+  __syncwarp();
+}
 
 // A value that was loaded early, not to be waited for before this point.
 __device__ __forceinline__ float not_before(float value) {

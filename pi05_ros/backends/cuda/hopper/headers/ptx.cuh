@@ -95,6 +95,11 @@ __device__ __forceinline__ void bulk_load_once(u32 to, const void* from, u32 byt
       : "memory");
 }
 
+// L2 takes lines in that a kernel behind reads; address and size are multiples of 16.
+__device__ __forceinline__ void bulk_prefetch(const void* from, u32 bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
 // To the same offset in every block of `mask`, completing on the barrier at the same offset there.
 __device__ __forceinline__ void bulk_load_multicast(u32 to, const void* from, u32 bytes,
                                                     u32 barrier, u16 mask) {
