@@ -24,6 +24,7 @@ from pi05_ros.replay.agreement import Agreement
 from pi05_ros.replay.convention_faults import best, column_hypotheses, explains_all
 from pi05_ros.replay.demonstration import Demonstration, read_demonstration
 from pi05_ros.replay.faults.frozen_cameras import frozen_faults, frozen_spans, within
+from pi05_ros.replay.faults.one_image import same_images, unseen_images
 from pi05_ros.replay.faults.recorded_faults import RecordedFaults
 from pi05_ros.replay.faults.windows import BAD, CAP, Hypothesis, Windows
 from pi05_ros.replay.input_faults import (
@@ -31,6 +32,7 @@ from pi05_ros.replay.input_faults import (
     Moment,
     image_faults,
     state_faults,
+    with_images,
 )
 from pi05_ros.replay.run import choose
 from pi05_ros.runtime.inference import PolicyLike
@@ -119,11 +121,30 @@ class Comparer:
             # With images that stand still no other fault of the inputs can be told.
             if not explained and not self._blind:
                 faults = best(w, [*of_actions, *self._input_hypotheses(w, base, recorded)])
+            of_slots = self._shared_slots(w, errors)
+            faults = [*faults, *of_slots] if explained else [*of_slots, *faults]
         if judged:
             faults = [*frozen_faults(self._demonstrations, self._frozen, errors), *faults]
         return Agreement(
             w, errors, lag * w.step_s, tuple(faults), judged, commanded, self._left_out
         )
+
+    def _shared_slots(self, w: Windows, errors: np.ndarray) -> list[Hypothesis]:
+        """One image on two slots, as recorded or as the policy takes it."""
+        roles = self._demonstrations[0].roles
+        found = same_images([m.observation for m in self._moments], roles, errors)
+        return found or unseen_images([r for r in roles if self._unseen(r, w)], roles, errors)
+
+    def _unseen(self, role: str, w: Windows) -> bool:
+        """Whether other images of a camera change nothing at all in the chunks."""
+        few = sorted({0, len(self._moments) // 2})
+        changed = []
+        for index in few:
+            moment = self._moments[index]
+            image = 255 - np.asarray(moment.observation.images[role])
+            observation = with_images(moment.observation, {role: image})
+            changed.append(dataclasses.replace(moment, observation=observation))
+        return bool(np.array_equal(self._run(changed), w.chunks[few]))
 
     def _choose(self, prompt: str, count: int) -> Iterator[Moment]:
         each = -(-count // len(self._demonstrations))

@@ -15,8 +15,8 @@ import numpy as np
 
 from pi05_ros.policy.interface import Observation
 
-BLACK = 16
-"""Levels up to which a pixel may be part of a bar."""
+OF_A_BAR = 16
+"""Levels by which the pixels of a bar differ at most from the corner."""
 _Array = Callable[[np.ndarray], np.ndarray]
 
 
@@ -78,6 +78,9 @@ def image_faults(roles: Sequence[str]) -> Iterator[InputFault]:
         ("cropped_image", "a part of what the policy knows (0.8)", _widen(0.8)),
         ("cropped_image", "a part of what the policy knows (0.6)", _widen(0.6)),
     )
+    turns += (
+        ("stretched_image", "stretched between bars that the policy does not know", _without_bars),
+    )
     single = len(turns)
     turns += tuple(
         (
@@ -93,7 +96,6 @@ def image_faults(roles: Sequence[str]) -> Iterator[InputFault]:
             ("4:3 made square", _tall(3 / 4)),
             ("16:9 made square", _tall(9 / 16)),
             ("square made 4:3", _tall(4 / 3)),
-            ("bars at the edges", _without_bars),
         )
     )
     for group in camera_groups(roles):
@@ -247,8 +249,8 @@ def _tall(share: float) -> _Array:
 
 
 def _without_bars(image: np.ndarray) -> np.ndarray:
-    """What is between black bars at the edges, stretched to the whole image."""
-    bright = image.max(axis=-1) > BLACK
+    """What is between bars of one color at the edges, stretched to the whole image."""
+    bright = np.abs(image.astype(np.int16) - image[0, 0]).max(axis=-1) > OF_A_BAR
     rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
     if not len(rows):
         return image

@@ -25,6 +25,7 @@ from pi05_ros.replay.against_demonstration import compare_bags
 from pi05_ros.replay.convention_faults import best, column_hypotheses
 from pi05_ros.replay.demonstration import RecordedJoints
 from pi05_ros.replay.faults.frozen_cameras import StillImages
+from pi05_ros.replay.faults.one_image import same_images
 from pi05_ros.replay.faults.windows import Windows
 from pi05_ros.replay.input_faults import Moment, image_faults
 
@@ -405,6 +406,8 @@ INPUT_FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"state": lambda s: s + 0.9 * (np.arange(4) == 0)},
     ),
     "old state": ("stale_state", "0.4 s old", {"state_steps": 8}),
+    "somewhat old state": ("stale_state", "0.25 s old", {"state_steps": 5}),
+    "one image": ("one_image", "base and wrist show the same", {"show": lambda i: [i[0], i[0]]}),
 }
 
 
@@ -417,6 +420,62 @@ def test_faults_of_the_inputs_are_named_first(tmp_path: Path, name: str) -> None
     assert agreement.faults[0].kind == kind, [fault.text for fault in agreement.faults]
     assert text in agreement.faults[0].text
     assert "most likely" in "\n".join(agreement.lines())
+
+
+@pytest.mark.parametrize(("shown", "seen"), [(0, "base"), (1, "wrist")])
+def test_a_policy_that_takes_one_image_for_both_cameras_is_told_with_its_slots(
+    tmp_path: Path, shown: int, seen: str
+) -> None:
+    bag = record(tmp_path / "bag", 3)
+    policy = OraclePolicy()
+    known = motion(np.arange(LENGTH + HORIZON), 3)
+
+    def misled(obs: Observation, *, seed: int | None = None) -> Any:
+        """What it does right goes by one camera, and the other slot should show another."""
+        step = read_picture(np.asarray(obs.images[seen]), shown) or 0
+        actions = known[step : step + HORIZON] + np.array([0, np.sin(step), np.cos(step), 0])
+        return SimpleNamespace(actions=actions, meanings=(ActionMeaning.ABSOLUTE,) * 4, dt=1 / HZ)
+
+    policy.infer = misled  # type: ignore[method-assign]
+    agreement = compare_bags([bag], policy, {}, count=12)
+    first = agreement.faults[0]
+    lost = {"base": "wrist", "wrist": "base"}[seen]
+    assert first.kind == "one_image"
+    assert first.text.startswith(f"the images of {lost} make no difference to the policy")
+    assert f"it gets those of {seen} on the slots of both (base, wrist)" in first.text
+    assert "nothing in the recording corrects it" in "\n".join(agreement.lines())
+
+
+@pytest.mark.parametrize("level", [0, 90, 255])
+def test_two_cameras_without_a_picture_are_not_one(level: int) -> None:
+    plain = np.full((24, 32, 3), level, np.uint8)
+    seen = Observation(images={"base": plain, "wrist": plain}, state=np.zeros(4, np.float32))
+    assert not same_images([seen], ("base", "wrist"), np.zeros(4))
+    marked = plain.copy()
+    marked[0, 0, 0] = 50
+    both = dataclasses.replace(seen, images={"base": marked, "wrist": marked})
+    assert same_images([both], ("base", "wrist"), np.zeros(4))
+    assert not same_images([both, seen], ("base", "wrist"), np.zeros(4))
+
+
+@pytest.mark.parametrize("roles", [["base"], ["base", "wrist"]])
+def test_bars_are_taken_from_the_cameras_that_have_them(roles: list[str]) -> None:
+    plain = np.repeat((40 + np.arange(576).reshape(24, 24) % 97)[..., None], 3, -1).astype(
+        np.uint8
+    )
+    barred = np.pad(plain[::2], ((6, 6), (0, 0), (0, 0)), constant_values=114)
+    seen = Observation(images=dict.fromkeys(roles, plain), state=np.zeros(4, np.float32))
+    seen = dataclasses.replace(seen, images={**seen.images, "base": barred})
+    faults = [fault for fault in image_faults(roles) if "bars" in fault.text]
+    assert (
+        faults[0].text
+        == "the images of base are stretched between bars that the policy does not know"
+    )
+    mended = faults[0].change(Moment(0, 0, 0, seen))
+    assert mended is not None
+    assert (np.asarray(mended.images["base"])[::2] == plain[::2]).all()
+    if "wrist" in roles:
+        assert (np.asarray(mended.images["wrist"]) == plain).all()
 
 
 STILL: dict[str, tuple[str, int, int, bool, float]] = {
@@ -538,8 +597,13 @@ def test_one_changed_block_is_seen_in_images_of_any_size(shape: tuple[int, ...])
     [
         ("brightness", 0, lambda image: image // 2),
         ("brightness", 1, lambda image: np.minimum(2 * image.astype(int), 255).astype(np.uint8)),
-        ("stretched_image", 0, lambda image: image.repeat(4, axis=0)[::3]),
-        ("stretched_image", 3, lambda image: np.pad(image[::2], ((8, 8), (0, 0), (0, 0)))),
+        ("stretched_image", 1, lambda image: image.repeat(4, axis=0)[::3]),
+        ("stretched_image", 0, lambda image: np.pad(image[::2], ((8, 8), (0, 0), (0, 0)))),
+        (
+            "stretched_image",
+            0,
+            lambda image: np.pad(image[:, ::2], ((0, 0), (6, 6), (0, 0)), constant_values=200),
+        ),
     ],
 )
 def test_brightness_and_aspect_ratio_are_put_right(

@@ -141,5 +141,8 @@ def base_faults(w: Windows, base: np.ndarray) -> Iterator[Hypothesis]:
                 )
     start = w.chunks[:, :1] - w.slice()[:, :1]
     number = float(np.nanmedian(np.abs(start[..., bad]))) if len(bad) else 0.0
-    text = "the motion of {} is right and starts from another place"
+    text = (
+        "the motion of {} is right and starts from another place: relative actions are added to "
+        "another state, or the policy is shown one that is old"
+    )
     yield from where(w, base, "wrong_base", text, number, w.chunks - start, 3)

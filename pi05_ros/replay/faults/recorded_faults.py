@@ -20,6 +20,8 @@ from pi05_ros.replay.faults.windows import BAD, STILL
 from pi05_ros.replay.input_faults import InputFault, Moment, camera_groups, with_images
 
 STALE_S = (0.1, 0.2, 0.4, 0.8)
+STALE_STATE_S = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+"""Closer: what a state is too old by is added to all of a chunk that is relative to it."""
 AHEAD_S = (-0.2, -0.4)
 KNOWN = ((-1.0, 0.0), (-1.0, 1.0), (math.pi / 180, 0.0), (180 / math.pi, 0.0))
 """Factors and offsets that have a name of their own, see `state_faults`."""
@@ -58,7 +60,7 @@ class RecordedFaults:
                 yield self._fault(
                     "stale_image", f"images of {' and '.join(group)}", seconds, group
                 )
-        for seconds in (*STALE_S[:-1], *AHEAD_S):
+        for seconds in (*STALE_STATE_S, *AHEAD_S):
             yield self._fault("stale_state", "joint states", seconds, ())
         yield from self.unlike_commands
         used = {moment.observation.prompt for moment in self._moments}
