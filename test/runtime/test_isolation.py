@@ -210,6 +210,24 @@ def test_a_start_for_which_something_is_lacking_leaves_nothing(lacking, monkeypa
     assert until(lambda: resources() == before)
 
 
+def test_an_engine_that_cannot_map_the_images_says_why():
+    ours, theirs = socket.socketpair()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    numbers = (theirs.fileno(), nothing)
+    module = "pi05_ros.runtime.isolation.engine_main"
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, numbers)], pass_fds=numbers
+    )
+    theirs.close()
+    os.close(nothing)
+    channel = Channel(ours)
+    answer = channel.receive()
+    assert process.wait(60) == 1
+    channel.close()
+    assert answer is not None
+    assert (answer["op"], answer["kind"]) == ("error", "OSError")
+
+
 def test_an_engine_is_started_again_when_threads_are_to_be_had_again(isolated, monkeypatch):
     real, lacking, tried = threading.Thread.start, threading.Event(), []
     lacking.set()

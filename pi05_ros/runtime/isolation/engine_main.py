@@ -44,7 +44,11 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the node's Ctrl-C; it ends this process itself
     _die_with_parent()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    memory = SharedImages(int(sys.argv[2]))
+    try:
+        memory = SharedImages(int(sys.argv[2]))
+    except OSError as error:  # no memory
+        channel.send("error", id=-1, **_described(error))
+        return 1
     os.close(int(sys.argv[2]))
     library = logging.getLogger("pi05_ros")
     library.setLevel(logging.DEBUG)
