@@ -18,6 +18,7 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
 from pi05_ros.runtime import inference
+from pi05_ros.runtime.worker import Worker
 
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
 SHUTDOWN = {"unconfigured": 5, "inactive": 6, "active": 7}
@@ -281,6 +282,28 @@ def test_a_hundred_rounds_leak_nothing(bench):
         around()
     assert census() == before
     assert process.memory_info().rss - memory < 8e6
+
+
+def test_loading_is_not_waited_for_when_the_process_ends(bench, monkeypatch):
+    loading, release, stop, waits = threading.Event(), threading.Event(), threading.Event(), []
+    wait_idle = Worker.wait_idle
+
+    def load(parameters):
+        loading.set()
+        release.wait(60)
+
+    def wait(worker, timeout_s=None):
+        waits.append(timeout_s)
+        return wait_idle(worker, timeout_s)
+
+    monkeypatch.setattr(Worker, "wait_idle", wait)
+    b = bench(load=load, stop=stop)
+    asked = threading.Timer(0.0, lambda: loading.wait(60) and stop.set())
+    asked.start()
+    assert not b.client.change_state(CONFIGURE)
+    assert waits
+    assert not any(waits)
+    release.set()
 
 
 # Each process has a namespace of its own: one that was killed is seen for a while.

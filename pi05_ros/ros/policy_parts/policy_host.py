@@ -139,7 +139,12 @@ class PolicyHost(ManagedPart):
         gc.freeze()  # looking through what is loaded would hold up an inference now and then
 
     def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until nothing computes; False if that took longer than all together may."""
+        """Wait until nothing computes; False if that took longer than all together may.
+
+        Loading that the end of the process interrupts is not waited for.
+        """
+        if self._policy is None and self._stop.is_set():
+            timeout_s = 0.0
         end = time.monotonic() + timeout_s
         # In this order: the first hands its work to the second.
         return all(worker.wait_idle(max(0.0, end - time.monotonic())) for worker in self._workers)
