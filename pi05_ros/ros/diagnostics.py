@@ -109,6 +109,8 @@ class Diagnostics:
             self._unreadable[name] = source.unreadable
             if unreadable > 0:
                 texts.append(f"{name}: {unreadable} samples unusable: {source.last_error}")
+            if source.doubt:
+                texts.append(f"{name}: {source.doubt}")
             values[f"{name}.rate_hz"] = f"{max(new, 0) / elapsed_s:.1f}"
             values[f"{name}.age_ms"] = (
                 f"{(now_ns - source.newest.stamp_ns) / 1e6:.0f}" if source.newest else "none"

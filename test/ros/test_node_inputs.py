@@ -259,6 +259,31 @@ def test_zero_stamps_by_receive_time_if_asked_for(bench, messages):
     assert ns(b.chunks(2, feed=feed)[-1].header.stamp) > 0
 
 
+def test_cameras_that_share_a_topic_are_told_and_counted(bench, messages):
+    b = bench()
+    b.activate()
+    topic = f"{b.client.namespace}/base_camera/image_raw"
+    others = [b.client.node.create_publisher(Image, topic, 10) for _ in range(2)]
+
+    def feed():
+        base = messages.picture()
+        base.header.stamp = b.client.node.get_clock().now().to_msg()
+        others[0].publish(base)
+        others.reverse()
+        b.feed(base=None)
+
+    told = "images of several publishers come by turns (2 in /client_0)"
+    assert b.client.until(
+        lambda: told in getattr(b.client.latest("inputs"), "message", ""), feed=feed
+    )
+    assert b.client.latest("inputs").level == b"\x01"
+    b.client.node.destroy_publisher(others.pop())
+    b.client.diagnostics.clear()
+    assert b.client.until(
+        lambda: "all inputs fresh" in getattr(b.client.latest("inputs"), "message", ""), feed=feed
+    )
+
+
 def test_camera_loss_and_recovery(bench):
     b = bench({"max_age_s": 0.2, "dead_source_timeout_s": 0.5})
     b.activate()

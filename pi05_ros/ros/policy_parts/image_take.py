@@ -91,7 +91,9 @@ class _MessageInfo(ctypes.Structure):
         ("source_timestamp", ctypes.c_int64),
         ("received_timestamp", ctypes.c_int64),
         ("publication_sequence_number", ctypes.c_uint64),
-        ("rest", ctypes.c_uint8 * 256),
+        ("number_and_middleware", ctypes.c_uint64 * 2),
+        ("publisher", ctypes.c_uint8 * 16),
+        ("rest", ctypes.c_uint8 * 240),
     ]
 
 
@@ -134,7 +136,7 @@ class TakenCompressedImage:
 
 @dataclass(frozen=True)
 class Taken:
-    """A message, when the middleware got it (system clock, ns; 0: unknown), and its number.
+    """A message, when the middleware got it (system clock, ns; 0: unknown), and its publisher.
 
     The number counts at the publisher; 0 if the middleware has none.
     """
@@ -142,6 +144,7 @@ class Taken:
     message: Any
     received_ns: int
     sequence: int
+    publisher: bytes = b""  # identifier, empty: unknown
 
 
 class _Block:
@@ -265,6 +268,7 @@ class ImageTake:
             self.read(pointer),
             max(0, self._info.received_timestamp),
             0 if sequence == _NO_SEQUENCE else sequence,
+            bytes(self._info.publisher),
         )
 
     def read(self, pointer: int) -> TakenImage | TakenCompressedImage:

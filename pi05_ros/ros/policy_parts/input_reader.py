@@ -17,6 +17,7 @@ from pi05_ros.ros.policy_parts.frame_bell import FrameBell, NoBellError
 from pi05_ros.ros.policy_parts.image_take import Taken, rclpy_take
 from pi05_ros.runtime.inputs.frame_clock import FrameClock
 from pi05_ros.runtime.inputs.observation_buffer import NS
+from pi05_ros.runtime.inputs.publishers import Publishers
 
 LONGEST_WAIT_NS = 60 * NS  # of a message in the middleware
 MOST_AT_ONCE = 1000
@@ -53,6 +54,8 @@ class InputReader:
         has_bell: of messages that are taken on demand, those that are waited for.
 
     Attributes:
+        topic: its name as given.
+        publishers: of the messages that were taken on demand.
         bell: rings when a message has come; None where there is none.
 
     """
@@ -73,7 +76,7 @@ class InputReader:
     ) -> None:
         self._node = node
         self._kind = kind
-        self._topic = topic
+        self.topic = topic
         self._received = received
         self._malformed = malformed
         self._take = take
@@ -89,6 +92,8 @@ class InputReader:
         self._has_bell = has_bell and group is not None
         self.bell: FrameBell | None = None
         self.frames = FrameClock()
+        self.publishers = Publishers()
+        self._published = 0  # messages of all publishers
         self.overwritten = 0
         self.created_ns = 0
         self.follow()
@@ -102,7 +107,7 @@ class InputReader:
             self.frames = FrameClock()
             self.created_ns = time.monotonic_ns()
             self._subscription = self._node.create_subscription(
-                self._kind, self._topic, self._executed, qos.own(wanted), **self._options
+                self._kind, self.topic, self._executed, qos.own(wanted), **self._options
             )
             if self._has_bell:
                 self._add_bell(self._subscription)
@@ -127,8 +132,11 @@ class InputReader:
             waited_ns = now_ns - (taken.received_ns or now_ns)
             if not 0 <= waited_ns <= LONGEST_WAIT_NS:
                 waited_ns = 0
-            published = self.frames.observe(mono_ns - waited_ns, taken.sequence)
+            published = self.publishers.observe(taken.publisher, taken.sequence, mono_ns)
+            self._published += published
             self.overwritten += published - 1
+            number = self._published if taken.sequence else 0  # 0: nothing can be predicted
+            self.frames.observe(mono_ns - waited_ns, number)
             self._received(taken.message, mono_ns - waited_ns)
 
     def destroy(self) -> None:
@@ -145,7 +153,7 @@ class InputReader:
             self.bell = FrameBell(subscription)
         except NoBellError as error:
             self._node.get_logger().info(
-                f"{self._topic} is looked for when its next message is expected: {error}"
+                f"{self.topic} is looked for when its next message is expected: {error}"
             )
 
     def _executed(self, message: Any) -> None:

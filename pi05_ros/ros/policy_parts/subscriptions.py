@@ -149,9 +149,11 @@ class Subscriptions(ManagedPart):
         self.inputs = Inputs((), limits(PolicyParameters(), ()))
 
     def follow_publishers(self) -> None:
-        """Adapt the reliability of camera subscriptions; to be called now and then."""
-        for reader in self._readers.values():
+        """Adapt the reliability of camera subscriptions, doubt mixed ones; for now and then."""
+        for name, reader in self._readers.items():
             reader.follow()
+            if name != JOINTS:
+                self._doubt_turns(name, reader)
 
     def _add_camera(self, role: str, transport: str, reliability: str) -> None:
         name = camera_source(role)
@@ -181,6 +183,20 @@ class Subscriptions(ManagedPart):
             self._image_take(kind),
             has_bell=True,
         )
+
+    def _doubt_turns(self, name: str, reader: InputReader) -> None:
+        """Two cameras on one topic: which of them a chunk has seen is left to chance."""
+        source = self.inputs.sources[name]
+        if not reader.publishers.take_turns(time.monotonic_ns()):
+            source.doubt = ""
+            return
+        found = self._node.get_publishers_info_by_topic(reader.topic)
+        names = sorted({f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in found})
+        source.doubt = (
+            f"images of several publishers come by turns ({len(found)} in {', '.join(names)}); "
+            "give each camera a topic of its own"
+        )
+        self._log.report(name, "publishers", source.doubt)
 
     def _image_take(self, kind: Any) -> Callable[[Subscription], Taken | None]:
         """How images are taken on demand: without the GIL where that can be done."""

@@ -75,6 +75,7 @@ class SourceState:
     dropped: Counter[str] = field(default_factory=Counter)  # messages, by reason
     refused: Counter[str] = field(default_factory=Counter)  # ticks it held up, by reason
     note: str = ""  # what may be the cause where no message comes
+    doubt: str = ""  # why messages that can be used may be wrong
     last_error: str = ""
     last_error_ns: int | None = None  # monotonic
     rejected: bool = False  # the newest message; `last_error` says why
@@ -156,8 +157,7 @@ class Inputs:
         if jumped:
             self.clock_jumps += 1
             self._forget(keep_on_change=False)
-            return True
-        return False
+        return jumped
 
     def offer(self, name: str, payload: Any, stamp_ns: int, now_ns: int, mono_ns: int) -> bool:
         """Keep a message if it is the newest of its source; False if it was dropped."""
