@@ -186,11 +186,11 @@ class Subscriptions(ManagedPart):
 
     def _doubt_turns(self, name: str, reader: InputReader) -> None:
         """Two cameras on one topic: which of them a chunk has seen is left to chance."""
-        source = self.inputs.sources[name]
-        if not reader.publishers.take_turns(time.monotonic_ns()):
+        source, turns = self.inputs.sources[name], reader.publishers.take_turns
+        found = self._node.get_publishers_info_by_topic(reader.topic)
+        if len(found) < 2 or not turns(time.monotonic_ns()):
             source.doubt = ""
             return
-        found = self._node.get_publishers_info_by_topic(reader.topic)
         names = sorted({f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in found})
         source.doubt = (
             f"images of several publishers come by turns ({len(found)} in {', '.join(names)}); "
