@@ -96,8 +96,9 @@ class Bag:
         if not path.exists():
             raise BagError(f"{path} does not exist")
         if path.is_dir() and not (path / "metadata.yaml").is_file():
-            inside = sorted(p.name for p in path.iterdir() if p.suffix in (".mcap", ".db3"))
-            hint = f"; it holds {', '.join(inside)}, which can be given alone" if inside else ""
+            inside = sorted(p.name for p in path.iterdir() if _recording(p))
+            more = f", ... ({len(inside)} in all)" if len(inside) > 5 else ""
+            hint = f"; give one of what it holds: {', '.join(inside[:5])}{more}" if inside else ""
             raise BagError(f"{path} is not a rosbag2 folder: no metadata.yaml in it{hint}")
         file = path.is_file() and path.suffix in (".mcap", ".db3")
         if not path.is_dir() and not file:
@@ -243,6 +244,13 @@ class BagWriter:
         self.add_topic(topic, msgtype)
         with self._writing():
             self._writer.write(self._connections[topic], log_ns, raw)
+
+
+def _recording(path: Path) -> bool:
+    """Whether this is something that `pi05 replay` can be given."""
+    if path.is_dir():
+        return (path / "metadata.yaml").is_file() or (path / "meta" / "info.json").is_file()
+    return path.suffix in (".mcap", ".db3")
 
 
 def _remove_leftovers(path: Path) -> None:

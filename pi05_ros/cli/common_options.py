@@ -1,17 +1,44 @@
-"""Options that every subcommand takes, options of requests, and progress on stderr."""
+"""The parser of every subcommand, options of all and of requests, and progress on stderr."""
 
 from __future__ import annotations
 
 import argparse
 import atexit
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, is_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from pi05_ros.errors import InvalidValueError
 from pi05_ros.request_options import typed_fields
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Says what was wrong, of the subcommand that was called, and where the options are listed."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As argparse, but what is unknown is an error of this parser, not of the outermost."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            options = [word for word in unknown if word.startswith("-")]
+            self.error("; ".join(self._refusal(word) for word in options or unknown))
+        return namespace, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2; the whole usage would hide the message."""
+        self.exit(2, f"{self.prog}: {message}\n{self.prog} --help lists what is accepted\n")
+
+    def _refusal(self, word: str) -> str:
+        if not word.startswith("-"):
+            return f"{word!r} is one argument too many"
+        name = word.partition("=")[0]
+        close = difflib.get_close_matches(name, list(self._option_string_actions), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"there is no option {name}{hint}"
 
 
 def add_common_options(parser: argparse.ArgumentParser, default: Any = argparse.SUPPRESS) -> None:

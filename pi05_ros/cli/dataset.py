@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+ASSUMED_ROBOT = "sim_arm"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -12,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bags", type=Path, nargs="+", metavar="BAG", help="rosbag2 recordings, or folders of them"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the dataset")
-    parser.add_argument("--robot", default="sim_arm", help="robot profile: name or YAML file")
+    parser.add_argument(
+        "--robot", help=f"robot profile: name or YAML file (default {ASSUMED_ROBOT})"
+    )
     parser.add_argument(
         "--version", default="3.0", choices=("3.0", "2.1"), help="of LeRobot's format"
     )
@@ -42,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from pi05_ros.policy.robots.profile_yaml import load_profile
     from pi05_ros.workflows.export_dataset import DatasetRequest, export_dataset
 
+    if args.robot is None:
+        print(f"assumed         robot {ASSUMED_ROBOT}; --robot names another")
     bags = [bag for path in args.bags for bag in bags_in(path)]
     with Progress(transient=True) as progress:
         job = progress.add_task("recordings", total=len(bags))
@@ -53,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         request = DatasetRequest(
             bags,
             args.out,
-            load_profile(args.robot),
+            load_profile(args.robot or ASSUMED_ROBOT),
             args.version,
             parse_map(args.map),
             args.namespace,

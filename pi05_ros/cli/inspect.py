@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 1 if the checkpoint would not load, 2 (from `main`) for a wrong robot."""
+    """Print the report; 1 if the checkpoint would not load, 2 (`main`) for an unknown robot."""
     from pi05_ros.model import CheckpointError
     from pi05_ros.workflows.inspect_checkpoint import inspect_checkpoint
 
@@ -42,13 +42,13 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({"checkpoint": args.checkpoint, "error": str(error)}, indent=2))
         else:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"pi05 inspect: {error}", file=sys.stderr)
         return 1
     if args.json:
         print(json.dumps(report, indent=2))
     else:
         _print(report)
-    return 0
+    return 1 if args.robot and report["open"] else 0
 
 
 def _print(report: Mapping[str, Any]) -> None:
@@ -112,5 +112,5 @@ def _print_meaning(report: Mapping[str, Any], line: Any) -> None:
     for which in ("state", "actions"):
         values = normal[which]["values"]
         held = "" if values is None else f", {values} values"
-        line("normalisation", f"{which}: {normal[which]['kind']}{held}")
-    line("normalisation", f"from {normal['source']}")
+        line("normalization", f"{which}: {normal[which]['kind']}{held}")
+    line("normalization", f"from {normal['source']}")

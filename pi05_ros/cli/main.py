@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import pi05_ros
-from pi05_ros.cli.common_options import add_common_options
+from pi05_ros.cli.common_options import CommandParser, add_common_options
 from pi05_ros.cli.logs import library_logs
 from pi05_ros.errors import Pi05Error
 
@@ -30,20 +30,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dataset": ("pi05_ros.cli.dataset", "make a LeRobot dataset of recorded demonstrations"),
     "demo": ("pi05_ros.cli.demo", "run the main job on this machine, ROS nodes and all"),
     "doctor": ("pi05_ros.cli.doctor", "say what works here, what is missing and how to fix it"),
-    "export": ("pi05_ros.cli.engines.export", "write the stages as checked ONNX graphs"),
     "eval": ("pi05_ros.cli.eval", "success rates of a policy on the simulated arm or LIBERO"),
+    "export": ("pi05_ros.cli.engines.export", "write the stages as checked ONNX graphs"),
     "inspect": ("pi05_ros.cli.inspect", "say what a checkpoint holds and what is assumed"),
     "quantize": ("pi05_ros.cli.engines.quantize", "earlier name of pi05 calibrate --for tensorrt"),
+    "replay": ("pi05_ros.cli.replay", "run the policy over a recorded bag, live or offline"),
     "serve": ("pi05_ros.cli.serve", "serve a policy to robots on openpi's websocket protocol"),
     "tune": ("pi05_ros.cli.engines.tune", "choose the cuda backend's tile sizes on this GPU"),
     "view": ("pi05_ros.cli.view", "show images, chunks and states in Foxglove"),
-    "replay": ("pi05_ros.cli.replay", "run the policy over a recorded bag, live or offline"),
 }
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
     """Parser of the whole command; only the chosen subcommand's module is imported."""
-    parser = argparse.ArgumentParser(prog="pi05", description="pi0.5 on ROS 2")
+    parser = CommandParser(prog="pi05", description="pi0.5 on ROS 2")
     parser.add_argument("--version", action="version", version=f"pi05_ros {pi05_ros.__version__}")
     add_common_options(parser, default=False)
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)

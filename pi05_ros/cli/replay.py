@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,7 +136,9 @@ def node_values(args: argparse.Namespace) -> dict[str, Any]:
         if not separator:
             raise ParameterError(f"--param {entry!r} is not NAME=VALUE")
         if name not in SPECS:
-            raise ParameterError(f"--param names {name!r}; accepted: {', '.join(SPECS)}")
+            close = difflib.get_close_matches(name, SPECS, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ParameterError(f"--param names {name!r}{hint}; accepted: {', '.join(SPECS)}")
         values[name] = text if SPECS[name].kind is str else _yaml(name, text)
     for name, value in values.items():
         values[name] = SPECS[name].convert(value)
@@ -168,14 +171,15 @@ def run(args: argparse.Namespace) -> int:
     from pi05_ros.replay.run import choose, robot_of, run_offline, run_online, write_files
     from pi05_ros.runtime.parameters import PolicyParameters
 
-    if args.loop < 1 or not 0.01 <= args.speed <= 100.0 or not args.tolerance >= 0.0:
-        raise InvalidValueError(
-            "accepted: --loop from 1, --speed from 0.01 to 100, --tolerance from 0"
-        )
-    if args.require_rate is not None and not 0.0 < args.require_rate <= 1.0:
-        raise InvalidValueError(
-            f"--require-rate is {args.require_rate:g}; accepted: above 0, up to 1"
-        )
+    share = args.require_rate
+    for option, value, right, accepted in (
+        ("--loop", args.loop, args.loop >= 1, "from 1"),
+        ("--speed", args.speed, 0.01 <= args.speed <= 100.0, "0.01 to 100"),
+        ("--tolerance", args.tolerance, args.tolerance >= 0.0, "from 0"),
+        ("--require-rate", share, share is None or 0.0 < share <= 1.0, "above 0, up to 1"),
+    ):
+        if not right:
+            raise InvalidValueError(f"{option} is {value:g}; accepted: {accepted}")
     if args.partial and args.against is None:
         raise InvalidValueError("--partial is for --against CHUNKS")
     if not args.no_plot and args.verify is None:

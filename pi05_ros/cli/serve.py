@@ -68,13 +68,13 @@ def run(args: argparse.Namespace) -> int:
     from pi05_ros.serving.server import ServerOptions
 
     logging.getLogger("pi05_ros.serving").setLevel(logging.INFO)
-    for name, value, low in (
-        ("--port", args.port, 0),
-        ("--max-frame-mib", args.max_frame_mib, 1),
-        ("--max-sessions", args.max_sessions, 1),
+    for name, value, least, accepted in (
+        ("--max-frame-mib", args.max_frame_mib, 1, "1 or more"),
+        ("--max-sessions", args.max_sessions, 1, "1 or more"),
+        ("--port", args.port, 0, "0 to 65535"),
     ):
-        if value < low or (name == "--port" and value > 65535):
-            raise ServingError(f"{name} is {value}; accepted: {low} or more")
+        if value < least or (name == "--port" and value > 65535):
+            raise ServingError(f"{name} is {value}; accepted: {accepted}")
     access = Access(read_keys(args.keys_file)) if args.keys_file else Access()
     check_exposure(args.host, access)
     options = ServerOptions(

@@ -60,13 +60,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C, or once."""
     from pi05_ros import resources
+    from pi05_ros.bags.lerobot_files import split_episode
     from pi05_ros.view.foxglove_sink import FoxgloveSink
     from pi05_ros.view.presenter import Presenter
 
-    if not 1 <= args.image_size <= 1024 or not 0 <= args.port <= 65535:
-        raise InvalidValueError("accepted: --image-size 1 to 1024, --port 0 to 65535")
-    if not 0.01 <= args.speed <= 100.0:
-        raise InvalidValueError("accepted: --speed from 0.01 to 100")
+    for option, value, low, high in (
+        ("--image-size", args.image_size, 1, 1024),
+        ("--port", args.port, 0, 65535),
+        ("--speed", args.speed, 0.01, 100),
+    ):
+        if not low <= value <= high:
+            raise InvalidValueError(f"{option} is {value:g}; accepted: {low:g} to {high:g}")
+    for path in (args.bag and split_episode(args.bag)[0], args.chunks):
+        if path is not None and not path.exists():
+            raise InvalidValueError(f"{path} does not exist")
     robot, images = _robot(args)
     tool, why = _tool(args, robot)
     with FoxgloveSink(robot.camera_roles, args.host, args.port) as sink:

@@ -27,7 +27,9 @@ def calibrate_cuda(
 
     ok, why = cuda.usable()
     if not ok:
-        raise BackendError(f"pi05 calibrate --for cuda runs the cuda backend: {why}")
+        raise BackendError(
+            f"--for cuda runs the cuda backend: {why}; --for tensorrt and --for onnx run anywhere"
+        )
     require_bag_reader(request.samples)
     subject = load_subject(request.model)
     samples = collect_samples(request.samples, subject, warn)

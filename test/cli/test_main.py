@@ -151,3 +151,41 @@ def test_library_logs_come_with_level_and_name(words, levels, monkeypatch, capsy
 def test_debug_is_taken_at_every_level(words):
     with pytest.raises(InvalidValueError, match="--width is 0"):
         command.main(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("replay bag --ofline", "replay: there is no option --ofline (did you mean --offline?)"),
+        ("bench node --gridd 3", "bench node: there is no option --gridd (did you mean --grid?)"),
+        ("replay bag more", "replay: 'more' is one argument too many"),
+        ("replay bag --rate fast", "replay: argument --rate: invalid float value: 'fast'"),
+        ("replay bag --loop 0", "replay: --loop is 0; accepted: from 1"),
+        (
+            "replay bag -p max_age=1",
+            "replay: --param names 'max_age' (did you mean 'max_age_s'?); ",
+        ),
+        ("serve random:tiny --port 99999", "serve: --port is 99999; accepted: 0 to 65535"),
+        ("view --port 99999", "view: --port is 99999; accepted: 0 to 65535"),
+        ("view nowhere", "view: nowhere does not exist"),
+    ],
+)
+def test_wrong_words_are_named_in_the_first_line(words, said, capsys):
+    try:
+        code = command.main(words.split())
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    assert capsys.readouterr().err.startswith(f"pi05 {said}")
+
+
+def test_commands_are_listed_in_order():
+    assert list(command.COMMANDS) == sorted(command.COMMANDS)
+
+
+def test_a_folder_without_weights_is_told_as_such_whatever_else_it_lacks(tmp_path, capsys):
+    (tmp_path / "metadata.yaml").touch()
+    bag = tmp_path / "bag.mcap"
+    bag.touch()
+    assert command.main(["serve", str(tmp_path)]) == 2
+    assert "no weights in it (it holds bag.mcap, metadata.yaml)" in capsys.readouterr().err

@@ -18,7 +18,7 @@ STAND_INS = {
     "launch.action": ["Action"],
     "launch.actions": [
         "DeclareLaunchArgument", "EmitEvent", "GroupAction", "IncludeLaunchDescription",
-        "OpaqueFunction", "RegisterEventHandler", "TimerAction",
+        "OpaqueFunction", "RegisterEventHandler", "Shutdown", "TimerAction",
     ],
     "launch.event_handlers": ["OnProcessExit", "OnProcessStart"],
     "launch.events": ["matches_action"],
@@ -29,6 +29,7 @@ STAND_INS = {
     "launch_ros.event_handlers": ["OnStateTransition"],
     "launch_ros.events": [],
     "launch_ros.events.lifecycle": ["ChangeState"],
+    "launch_ros.parameter_descriptions": ["ParameterValue"],
     "launch_ros.ros_adapters": ["get_ros_node"],
     "launch_ros.substitutions": ["FindPackageShare"],
 }  # fmt: skip

@@ -31,7 +31,10 @@ def require_gpu(*, fp8: bool, near: torch.device | None = None) -> torch.device:
 
     """
     if not torch.cuda.is_available():
-        raise BackendError("no CUDA device; engines are built and run on the GPU they are for")
+        raise BackendError(
+            "no CUDA device; engines are built and run on the GPU they are for "
+            "(`pi05 build --flavor rtx --target sm89` compiles without one)"
+        )
     index = near.index if near is not None and near.type == "cuda" else None
     device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
     capability = torch.cuda.get_device_capability(device)

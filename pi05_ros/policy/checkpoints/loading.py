@@ -83,7 +83,12 @@ def read_recipe(
             )
         if is_lerobot(path):
             return lerobot_recipe(path, robot, camera_roles, lerobot_era, control_hz)
-        recipe = openpi_recipe(path, robot)
+        try:
+            recipe = openpi_recipe(path, robot)
+        except PolicyError:
+            if path.is_dir() and not any(path.rglob("*.safetensors*")):
+                open_checkpoint(path)  # says that there are no weights, which explains more
+            raise
     if camera_roles is not None or lerobot_era != "auto":
         raise PolicyError(
             "camera_map (camera_roles) and lerobot_era are for LeRobot checkpoints; for others "
