@@ -58,12 +58,12 @@ def plain(text: str) -> str:
 
 
 def section(page: str, heading: str) -> str:
+    """Text below a heading, with the sections below it."""
     text = (ROOT / page).read_text("utf-8")
     if heading:
-        parts = re.split(r"^#+ (.+)$", text, flags=re.MULTILINE)
-        headings = dict(zip(parts[1::2], parts[2::2], strict=True))
-        assert heading in headings, f"{page} has no section {heading!r}"
-        return plain(headings[heading])
+        found = re.search(rf"^(#+) {re.escape(heading)}\n", text, re.MULTILINE)
+        assert found, f"{page} has no section {heading!r}"
+        text = re.split(rf"^#{{1,{len(found[1])}}} ", text[found.end() :], flags=re.MULTILINE)[0]
     return plain(text)
 
 

@@ -165,7 +165,7 @@ def test_the_files_of_the_executor_are_accepted(tmp_path):
     file.write_text(yaml_block("executor.md", r"^ *joint_limits:"))
     assert len(limits_from_yaml(file).names) == 3
     (tmp_path / "arm.srdf").write_text("<robot name='arm'/>")
-    file.write_text(yaml_block("executor.md", r"^ *space:"))
+    file.write_text(yaml_block("space.md", r"^ *space:"))
     assert read_space(file).stop == 0.02
     file.write_text(yaml_block("executor.md", "kind: trajectory_chunk"))
     joints = ["left_1", "left_2", "right_1", "right_2", "left_hand", "right_hand"]

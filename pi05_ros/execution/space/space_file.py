@@ -113,7 +113,7 @@ class SpaceSpec:
 
 
 def read_space(path: Path) -> SpaceSpec:
-    """Read a space file, see docs/executor.md.
+    """Read a space file, see docs/space.md.
 
     Raises:
         SpaceError: names the file, the entry and what is accepted.
