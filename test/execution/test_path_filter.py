@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pi05_ros.execution.limits import JointLimits
@@ -180,6 +180,51 @@ def test_speed_scale_slows_progress(scale):
     chunk = TimedChunk(0, STEP, np.hstack([0.2 * s, 0 * s, 0 * s]))
     _, progress = drive(motion, make_strategy("rtc"), {0: chunk}, 100, 0.02)
     assert progress[-1] == pytest.approx(scale * 99 * 0.02, abs=0.05)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(INSIDE, min_size=3, max_size=20),
+    dt=st.sampled_from(PERIODS),
+    step=st.sampled_from([STEP // 5, STEP, 4 * STEP]),
+    scale=st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.8, 0.99]),
+    seed=st.integers(0, 2**16),
+)
+@example([(0, 0, 0), (0.5, 0, 0), (0.52, 0, 0), (1, 0, 0)], 0.01, 4 * STEP, 0.5, 0)
+def test_the_pace_never_passes_speed_scale(rows, dt, step, scale, seed):
+    """Also behind a corner where the path goes on more slowly than the joints can."""
+    points = np.array(rows)
+    chunk = TimedChunk(0, step, points)
+    motion = PathFilter(LIMITS, dt, 1.25)
+    motion.reset(points[0])
+    motion.speed_scale = scale
+    ticks = min(int(chunk.end_ns / 1e9 / dt / max(scale, 0.1)) + 20, 400)
+    brakes = frozenset(np.random.default_rng(seed).integers(0, ticks, seed % 3).tolist())
+    path, progress = drive(motion, make_strategy("rtc"), {0: chunk}, ticks, dt, brakes)
+    assert_within(path, dt)
+    assert distance(path, points).max() <= 1e-6
+    steps = np.diff([s for s in progress if s is not None])
+    assert (steps >= 0).all()
+    assert (steps <= scale * dt + 1e-9).all()
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.6])
+def test_a_speed_scale_that_is_lowered_on_the_way_holds_after_braking(scale):
+    rng = np.random.default_rng(3)
+    rows = np.cumsum(rng.uniform(-0.05, 0.1, (80, 3)), axis=0) % 1.0
+    motion = PathFilter(LIMITS, 0.01)
+    motion.reset(rows[0])
+    strategy = make_strategy("rtc")
+    before, _ = drive(motion, strategy, {0: TimedChunk(0, STEP, rows)}, 50, 0.01)
+    motion.speed_scale = scale
+    commands, progress = [motion.position.copy()], [motion._place.s]
+    for k in range(50, 400):
+        commands.append(motion.follow(strategy, round(k * 0.01e9)))
+        progress.append(motion._place.s)
+    assert_within(np.vstack([before, commands[1:]]), 0.01)
+    slow = np.diff(progress) <= scale * 0.01 + 1e-9
+    assert slow.any()
+    assert slow[int(np.argmax(slow)) :].all()
 
 
 @settings(max_examples=25, deadline=None)

@@ -188,6 +188,8 @@ class PathFilter:
         assert self._chunk is not None
         slowed = min(self.speed_scale, self._chunk.pace_at(place.s))
         scale = slowed if slowed < 1 else catch_up
+        # Behind a corner braking may take more progress a period than before it: not from here.
+        reach = slowed * self.period_s if slowed < 1 else self._reach
         want = min(clock, place.s + scale * self.period_s)
         least = path.brake(place, self._reach)
         if least is None or want <= least.s:
@@ -197,7 +199,7 @@ class PathFilter:
         for trial in range(_SEARCH_STEPS + 1):
             goal = high if trial == 0 else (low + high) / 2
             there = path.advance(place, low, goal, least=False)
-            if there is not None and path.can_stop(there, self._reach):
+            if there is not None and path.can_stop(there, reach):
                 best, low = there, max(low, there.s)
                 if trial == 0:
                     break
