@@ -215,6 +215,12 @@ def test_the_table_shows_the_newest_clean_commit(tmp_path, capsys):
     assert f"| 5.00 | 6.00 | 1 x 200 | 580.1, 2.11 | sources {'d' * 10} |" in render(
         read_history(history)
     )
+    sides = [{"sources": "e" * 64}, {"sources": "f" * 64}] * 2
+    turns = zip((7.0, 4.0, 7.1, 4.2, 6.9), [*sides, sides[0]], strict=True)  # B's third is missing
+    add_to_history(history, [made_up(ms, commit=None) | side for ms, side in turns])
+    assert f"| 4.10 | 5.10 | 2 x 200 | 580.1, 2.11 | sources {'f' * 10} |" in render(
+        read_history(history)
+    )
     page.write_text(f"before\n{BEGIN}\nstale\n{END}\nbehind\n")
     table = ["bench", "table", str(history), "--into", str(page)]
     assert main([*table, "--check"]) == 1

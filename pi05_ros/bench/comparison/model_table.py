@@ -19,22 +19,20 @@ COLUMNS = (
 
 
 def render(history: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each device, workload and precision, from its newest commit.
+    """Markdown: a row for each device, workload and precision, from its newest sources.
 
-    Times are the median over the processes of one state of the sources. Runs of a commit with
+    Newest are the sources whose first run came last: those of the side B that A is compared with,
+    though both run in turn. Times are the median over all their processes. Runs of a commit with
     changes on top are in the history, but not in the table; a plain folder of which no commit is
     known goes by the hash of its sources.
     """
-    newest: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for run in history:
-        if run.get("dirty"):
-            continue
-        key = (run["device"], run["weights"], *_workload(run), _mix(run))
-        same = newest.get(key, [])
-        if same and same[-1]["sources"] != run["sources"]:
-            same = []
-        newest[key] = [*same, run]
-    rows = [_row(runs) for _, runs in sorted(newest.items(), key=lambda item: _place(item[1][-1]))]
+        if not run.get("dirty"):
+            key = (run["device"], run["weights"], *_workload(run), _mix(run))
+            found.setdefault(key, {}).setdefault(run["sources"], []).append(run)
+    newest = [list(by_sources.values())[-1] for by_sources in found.values()]
+    rows = [_row(runs) for runs in sorted(newest, key=lambda runs: _place(runs[-1]))]
     return markdown_table(COLUMNS, rows)
 
 
