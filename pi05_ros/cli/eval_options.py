@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -204,12 +205,14 @@ def arm_tasks(text: str) -> list[str]:
 
 def seeds_of(option: str, text: str) -> list[int]:
     """Seeds of FIRST:END or of a list."""
-    first, colon, end = text.partition(":")
-    ends = [int(word) for word in (first, end) if word.isascii() and word.isdecimal()]
-    if not colon:
-        seeds: Sequence[int] = listed(option, text, int)
-    else:
-        seeds = range(*ends) if len(ends) == 2 else ()
+    words = [word.strip() for word in re.split("[:,]", text) if word.strip()]
+    seeds: Sequence[int] = ()
+    if all(word.isascii() and word.isdecimal() and len(word) < 20 for word in words):
+        numbers = [int(word) for word in words]
+        if ":" not in text:
+            seeds = numbers
+        elif len(numbers) == 2 and "," not in text:
+            seeds = range(*numbers)
     if not seeds or len(seeds) > MOST_SEEDS or min(seeds) < 0 or max(seeds) > LAST_SEED:
         raise InvalidValueError(
             f"{option} {text!r}; accepted: FIRST:END or a list, up to {MOST_SEEDS} numbers "

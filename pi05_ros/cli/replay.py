@@ -13,6 +13,8 @@ from pi05_ros.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from pi05_ros.bags.bag import Bag
+    from pi05_ros.bags.chunk_record import ChunkRecord
+    from pi05_ros.replay.run import Outcome
     from pi05_ros.runtime.parameters import PolicyParameters
 
 from pi05_ros.cli.checkpoint_options import add_checkpoint_options, checkpoint_parameters
@@ -165,23 +167,12 @@ def run(args: argparse.Namespace) -> int:
     from pi05_ros.bags.chunk_record import read_chunks
     from pi05_ros.bags.lerobot_recording import open_recording
     from pi05_ros.bags.topics import parse_map
-    from pi05_ros.replay.compare import compare
     from pi05_ros.replay.out_claim import claim
     from pi05_ros.replay.plots import require_matplotlib
     from pi05_ros.replay.run import choose, robot_of, run_offline, run_online, write_files
     from pi05_ros.runtime.parameters import PolicyParameters
 
-    share = args.require_rate
-    for option, value, right, accepted in (
-        ("--loop", args.loop, args.loop >= 1, "from 1"),
-        ("--speed", args.speed, 0.01 <= args.speed <= 100.0, "0.01 to 100"),
-        ("--tolerance", args.tolerance, args.tolerance >= 0.0, "from 0"),
-        ("--require-rate", share, share is None or 0.0 < share <= 1.0, "above 0, up to 1"),
-    ):
-        if not right:
-            raise InvalidValueError(f"{option} is {value:g}; accepted: {accepted}")
-    if args.partial and args.against is None:
-        raise InvalidValueError("--partial is for --against CHUNKS")
+    _check_options(args)
     if not args.no_plot and args.verify is None:
         require_matplotlib()
     values = node_values(args)
@@ -227,6 +218,29 @@ def run(args: argparse.Namespace) -> int:
         written = write_files(outcome, args.out, chosen, args.bag, not args.no_plot, title)
     print("\n".join(outcome.summary.lines()))
     print("wrote           " + ", ".join(str(path) for path in written))
+    return _verdict(args, outcome, reference)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    share = args.require_rate
+    for option, value, right, accepted in (
+        ("--loop", args.loop, args.loop >= 1, "from 1"),
+        ("--speed", args.speed, 0.01 <= args.speed <= 100.0, "0.01 to 100"),
+        ("--tolerance", args.tolerance, args.tolerance >= 0.0, "from 0"),
+        ("--require-rate", share, share is None or 0.0 < share <= 1.0, "above 0, up to 1"),
+    ):
+        if not right:
+            raise InvalidValueError(f"{option} is {value:g}; accepted: {accepted}")
+    if args.partial and args.against is None:
+        raise InvalidValueError("--partial is for --against CHUNKS")
+
+
+def _verdict(
+    args: argparse.Namespace, outcome: Outcome, reference: list[ChunkRecord] | None
+) -> int:
+    """Exit code of a replay, and why it is not 0."""
+    from pi05_ros.replay.compare import compare
+
     code = EQUAL
     if reference is not None:
         partial = args.partial or not args.offline

@@ -57,6 +57,7 @@ class OfflineCounts:
         leaps: how often it went on by more than `LEAP_NS` at once.
         clock_s: bag time covered, leaps left out.
         without_prompt: whether no prompt was known when the newest inference started.
+        refusals: the newest sentence of each reason for which a tick was without an inference.
         no_prompt: what the policy said the first time.
 
     """
@@ -65,6 +66,7 @@ class OfflineCounts:
     skipped: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     errors: dict[str, str] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
     jumps: int = 0
     leaps: int = 0
     clock_s: float = 0.0
@@ -79,8 +81,10 @@ class OfflineCounts:
 
     def refused(self, problems: Sequence[Problem]) -> None:
         """Count a tick without an inference."""
-        for reason in sorted({f"{problem.source} {problem.code}" for problem in problems}):
+        texts = {f"{problem.source} {problem.code}": problem.text for problem in problems}
+        for reason in sorted(texts):
             self.skipped[reason] += 1
+        self.refusals |= texts
 
     def bad_sample(self, bad: BadSampleError) -> None:
         """Count a sample that did not convert."""

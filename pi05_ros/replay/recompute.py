@@ -74,47 +74,18 @@ def verify(
     for chunk in todo:
         if JOINT_STATES not in chunk.inputs:
             raise BagError(f"chunk {chunk.chunk_id} does not say which {JOINT_STATES} it used")
-    uses = Counter(key for chunk in todo for key in chunk.inputs.items())
-    kept: dict[tuple[str, int], list[Any]] = {}  # image, or states in the order of arrival
+    samples = _Samples(todo, JointStateMerger(policy.robot.state_names, on_change=on_change))
     names = by_topic({n: s for n, s in sources.items() if n != PROMPT})
-    joints = JointStateMerger(policy.robot.state_names, on_change=on_change)
-    joints_ns = 0
-    broken: dict[int, Exception] = {}  # joint states that cannot be read, by stamp
     differences: list[Difference] = []
     largest = 0.0
     waiting = list(todo)
     for message in _and_end(bag.messages(names)):
-        if message is not None and names[message.topic] == [JOINT_STATES]:
-            try:
-                merged = _merge(joints, message)
-            except (BagError, conversion.ConversionError) as error:
-                broken[header_stamp_ns(message.raw) or 0] = error
-                continue
-            if merged is None:
-                continue
-            joints_ns = merged.stamp_ns
-            if uses[JOINT_STATES, joints_ns]:
-                state = merged.positions.astype(np.float32)
-                kept.setdefault((JOINT_STATES, joints_ns), []).append(state)
-        elif message is not None:
-            stamp_ns = header_stamp_ns(message.raw)
-            if stamp_ns is None:
-                continue
-            keys = [(name, stamp_ns) for name in names[message.topic]]
-            keys = [key for key in keys if uses[key] and key not in kept]
-            if not keys:
-                continue
-            kept.update({key: [message] for key in keys})
-        ready = [
-            chunk
-            for chunk in waiting
-            if chunk.inputs.items() <= kept.keys()
-            and (message is None or joints_ns > chunk.inputs[JOINT_STATES])
-        ]
-        for chunk in ready:
+        if message is not None and not samples.take(message, names[message.topic]):
+            continue
+        for chunk in [c for c in waiting if samples.complete(c, last=message is None)]:
             waiting.remove(chunk)
             try:
-                distance, text = _again(chunk, kept, sources, policy, tolerance)
+                distance, text = _again(chunk, samples.kept, sources, policy, tolerance)
             except ValueError as error:  # a sample, or what the chunk says of itself
                 raise BagError(
                     f"chunk {chunk.chunk_id} cannot be computed again: {error}"
@@ -122,13 +93,10 @@ def verify(
             largest = max(largest, distance)
             if text:
                 differences.append(Difference(chunk.observation_ns, text, chunk.chunk_id))
-            for used in chunk.inputs.items():
-                uses[used] -= 1
-                if not uses[used]:
-                    del kept[used]
+            samples.release(chunk)
     if waiting:
         chunk = waiting[0]
-        unreadable = broken.get(chunk.inputs[JOINT_STATES])
+        unreadable = samples.broken.get(chunk.inputs[JOINT_STATES])
         if unreadable is not None:
             raise BagError(f"chunk {chunk.chunk_id} cannot be computed again: {unreadable}")
         absent = ", ".join(f"{n} at {s / 1e9:.6f} s" for n, s in sorted(chunk.inputs.items()))
@@ -137,6 +105,61 @@ def verify(
             f"chunk {chunk.chunk_id}, which used {absent}"
         )
     return Comparison(len(todo), 0, 0, largest, differences)
+
+
+class _Samples:
+    """Samples that chunks name, from when they are read until no chunk needs them.
+
+    Attributes:
+        kept: by input and stamp (ns): the image, or the states in the order of arrival.
+        broken: why joint states could not be read, by stamp.
+
+    """
+
+    def __init__(self, chunks: Sequence[ChunkRecord], joints: JointStateMerger) -> None:
+        self.kept: dict[tuple[str, int], list[Any]] = {}
+        self.broken: dict[int, Exception] = {}
+        self._uses = Counter(key for chunk in chunks for key in chunk.inputs.items())
+        self._joints = joints
+        self._joints_ns = 0
+
+    def take(self, message: BagMessage, names: Sequence[str]) -> bool:
+        """Keep what chunks use of a message; whether a chunk may have become complete."""
+        if list(names) == [JOINT_STATES]:
+            return self._take_joints(message)
+        stamp_ns = header_stamp_ns(message.raw)
+        if stamp_ns is None:
+            return False
+        keys = [(name, stamp_ns) for name in names]
+        keys = [key for key in keys if self._uses[key] and key not in self.kept]
+        self.kept.update({key: [message] for key in keys})
+        return bool(keys)
+
+    def _take_joints(self, message: BagMessage) -> bool:
+        try:
+            merged = _merge(self._joints, message)
+        except (BagError, conversion.ConversionError) as error:
+            self.broken[header_stamp_ns(message.raw) or 0] = error
+            return False
+        if merged is None:
+            return False
+        key = (JOINT_STATES, merged.stamp_ns)
+        self._joints_ns = merged.stamp_ns
+        if self._uses[key]:
+            self.kept.setdefault(key, []).append(merged.positions.astype(np.float32))
+        return True
+
+    def complete(self, chunk: ChunkRecord, *, last: bool) -> bool:
+        """Whether all samples of a chunk are there, also joint states in parts (at the end)."""
+        there = chunk.inputs.items() <= self.kept.keys()
+        return there and (last or self._joints_ns > chunk.inputs[JOINT_STATES])
+
+    def release(self, chunk: ChunkRecord) -> None:
+        """Drop samples that no other chunk needs."""
+        for used in chunk.inputs.items():
+            self._uses[used] -= 1
+            if not self._uses[used]:
+                del self.kept[used]
 
 
 def _and_end(messages: Iterator[BagMessage]) -> Iterator[BagMessage | None]:

@@ -157,6 +157,8 @@ def run_offline(
         _dropped(count, reason, counts.errors.get(reason, ""))
         for reason, count in counts.dropped.items()
     ]
+    if not chunks:
+        notes += [f"{reason}: {text}" for reason, text in sorted(counts.refusals.items())]
     if counts.jumps:
         notes.append(f"the clock went back {counts.jumps} times; buffers were emptied each time")
     if counts.leaps:

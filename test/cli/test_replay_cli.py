@@ -281,6 +281,16 @@ def test_stale_bag_gives_no_chunk_and_says_so(
     assert "stale" in captured.out
 
 
+def test_a_bag_of_another_robot_names_the_joints_that_never_came(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*QUICK, "--robot", "droid", "--prompt", "push", "--out", str(tmp_path / "out")]
+    assert main(["replay", str(bag), *options]) == 1
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "missing:" in line]
+    assert "joint states lack panda_joint1, " in note
+    assert "they have joint1, " in note
+
+
 def test_offline_needs_no_ros(bag: Path, tmp_path: Path) -> None:
     """Neither rclpy nor any message package is imported."""
     code = (

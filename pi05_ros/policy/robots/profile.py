@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NoReturn
 
 from pi05_ros.policy.errors import RobotProfileError
 from pi05_ros.policy.interface import ActionMeaning, ActionUnit
@@ -146,28 +147,38 @@ class RobotProfile:
 
 def _check(p: RobotProfile) -> None:
     """Raise RobotProfileError for what would otherwise go wrong silently at run time."""
+    for check in (_check_cameras, _check_columns, _check_deltas, _check_numbers, _check_ranges):
+        check(p)
 
-    def fail(text: str) -> None:
-        raise RobotProfileError(f"robot profile {p.name!r}: {text}")
 
+def _fail(p: RobotProfile, text: str) -> NoReturn:
+    raise RobotProfileError(f"robot profile {p.name!r}: {text}")
+
+
+def _check_cameras(p: RobotProfile) -> None:
     if not p.cameras:
-        fail("cameras is empty; at least one is needed")
+        _fail(p, "cameras is empty; at least one is needed")
     for what, values in (("role", p.camera_roles), ("slot", tuple(c.slot for c in p.cameras))):
         if len(set(values)) != len(values):
-            fail(f"two cameras have the same {what}: {', '.join(values)}")
+            _fail(p, f"two cameras have the same {what}: {', '.join(values)}")
     if not p.required_roles:
-        fail("no camera is required; mark at least one with required: true")
+        _fail(p, "no camera is required; mark at least one with required: true")
+
+
+def _check_columns(p: RobotProfile) -> None:
+    """Names, units and meanings of state and actions, and pose groups."""
     for what, names in (("state", p.state_names), ("actions", p.action_names)):
         if not 1 <= len(names) <= MODEL_DIM:
-            fail(f"{what} has {len(names)} names; accepted: 1 to {MODEL_DIM}")
+            _fail(p, f"{what} has {len(names)} names; accepted: 1 to {MODEL_DIM}")
         if len(set(names)) != len(names):
-            fail(f"{what} has a name twice: {', '.join(names)}")
+            _fail(p, f"{what} has a name twice: {', '.join(names)}")
     if len(p.state_maps) != len(p.state_names):
-        fail(f"{len(p.state_maps)} state units for {len(p.state_names)} state names")
+        _fail(p, f"{len(p.state_maps)} state units for {len(p.state_names)} state names")
     if len(p.action_meanings) != len(p.action_names) or len(p.action_maps) != len(p.action_names):
-        fail(
+        _fail(
+            p,
             f"{len(p.action_names)} action names, {len(p.action_meanings)} meanings, "
-            f"{len(p.action_maps)} units; they must be as many"
+            f"{len(p.action_maps)} units; they must be as many",
         )
     columns = [("state", n, m, None) for n, m in zip(p.state_names, p.state_maps, strict=True)]
     for what, name, unit_map, meaning in (
@@ -182,55 +193,70 @@ def _check(p: RobotProfile) -> None:
     ):
         fault = map_fault(unit_map, meaning)
         if fault is not None:
-            fail(f"{what} {name!r}: {fault}")
+            _fail(p, f"{what} {name!r}: {fault}")
     groups_fault = pose_groups_fault(
         p.pose_groups, p.action_names, p.action_meanings, p.command_units
     )
     if groups_fault is not None:
-        fail(groups_fault)
+        _fail(p, groups_fault)
+
+
+def _check_deltas(p: RobotProfile) -> None:
+    """Actions to which the state is added are in the state's numbers and order."""
     if len(p.delta_mask) > min(len(p.action_names), len(p.state_names)):
-        fail(
+        _fail(
+            p,
             f"delta_mask has {len(p.delta_mask)} entries for {len(p.action_names)} actions and "
-            f"{len(p.state_names)} state values"
+            f"{len(p.state_names)} state values",
         )
     for name, meaning, delta in zip(p.action_names, p.action_meanings, p.delta_mask, strict=False):
         if delta and meaning is not ActionMeaning.ABSOLUTE:
-            fail(
+            _fail(
+                p,
                 f"action {name!r} has delta: true, which adds the state, and meaning "
-                f"{meaning.name.lower()}; accepted with delta: absolute"
+                f"{meaning.name.lower()}; accepted with delta: absolute",
             )
     for i, delta in enumerate(p.delta_mask):
         state, action, name = p.state_maps[i], p.action_maps[i], p.action_names[i]
         if delta and name in p.state_names and p.state_names[i] != name:
-            fail(
+            _fail(
+                p,
                 f"action {name!r} has delta: true, which adds the state of the same column, and "
-                f"that is {p.state_names[i]!r}; put states and actions into one order"
+                f"that is {p.state_names[i]!r}; put states and actions into one order",
             )
         if delta and not _same_numbers(state, action):
-            fail(
+            _fail(
+                p,
                 f"action {p.action_names[i]!r} has delta: true, which adds state "
                 f"{p.state_names[i]!r}, and the two are not in the same numbers "
-                f"({_formula(action)} and {_formula(state)}); give both the same unit and map"
+                f"({_formula(action)} and {_formula(state)}); give both the same unit and map",
             )
+
+
+def _check_numbers(p: RobotProfile) -> None:
     if not MIN_HZ <= p.control_hz <= MAX_HZ:
-        fail(f"control_hz is {p.control_hz:g}; accepted: {MIN_HZ:g} to {MAX_HZ:g}")
+        _fail(p, f"control_hz is {p.control_hz:g}; accepted: {MIN_HZ:g} to {MAX_HZ:g}")
     if p.horizon is not None and not 1 <= p.horizon <= 1024:
-        fail(f"horizon is {p.horizon}; accepted: 1 to 1024, or null for the checkpoint's own")
+        _fail(p, f"horizon is {p.horizon}; accepted: 1 to 1024, or null for the checkpoint's own")
     if p.normalization not in NORMALIZATIONS:
-        fail(f"normalization is {p.normalization!r}; accepted: {', '.join(NORMALIZATIONS)}")
+        _fail(p, f"normalization is {p.normalization!r}; accepted: {', '.join(NORMALIZATIONS)}")
     if p.adapt not in ADAPTATIONS:
-        fail(f"adapt is {p.adapt!r}; accepted: {', '.join(ADAPTATIONS)}")
+        _fail(p, f"adapt is {p.adapt!r}; accepted: {', '.join(ADAPTATIONS)}")
     if p.adapt == "aloha" and (len(p.state_names), len(p.action_names)) != (14, 14):
-        fail("adapt: aloha needs 14 state values and 14 actions (6 joints, gripper, per arm)")
-    if p.ranges is not None:
-        for what, low, high, n in (
-            ("state", p.ranges.state_low, p.ranges.state_high, len(p.state_names)),
-            ("actions", p.ranges.action_low, p.ranges.action_high, len(p.action_names)),
-        ):
-            if len(low) != n or len(high) != n:
-                fail(f"ranges.{what} has {len(low)} entries; {n} are needed")
-            if any(a >= b for a, b in zip(low, high, strict=True)):
-                fail(f"ranges.{what} has a range whose low end is not below its high end")
+        _fail(p, "adapt: aloha needs 14 state values and 14 actions (6 joints, gripper, per arm)")
+
+
+def _check_ranges(p: RobotProfile) -> None:
+    if p.ranges is None:
+        return
+    for what, low, high, n in (
+        ("state", p.ranges.state_low, p.ranges.state_high, len(p.state_names)),
+        ("actions", p.ranges.action_low, p.ranges.action_high, len(p.action_names)),
+    ):
+        if len(low) != n or len(high) != n:
+            _fail(p, f"ranges.{what} has {len(low)} entries; {n} are needed")
+        if any(a >= b for a, b in zip(low, high, strict=True)):
+            _fail(p, f"ranges.{what} has a range whose low end is not below its high end")
 
 
 def _same_numbers(one: UnitMap, other: UnitMap) -> bool:

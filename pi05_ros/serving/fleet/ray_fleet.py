@@ -63,7 +63,9 @@ class FleetOptions:
                 "fewer at most than at least"
             )
         if self.gpus < 0 or self.cpus < 0:
-            raise ServingError("gpus and cpus of a replica are accepted from 0")
+            raise ServingError(
+                f"gpus {self.gpus:g}, cpus {self.cpus:g} of a replica; accepted: 0 or more"
+            )
 
     @property
     def most(self) -> int:
