@@ -39,29 +39,7 @@ def read_pose_chunk(
     start_ns, published_ns, step_ns = times
     names, horizon = list(message.names), int(message.horizon)
     meaning, unit = list(message.meaning), list(message.unit)
-    check_sizes(len(message.data), meaning, unit, horizon, len(names))
-    groups = tuple(PoseGroup.of_message(item) for item in getattr(message, "pose_groups", ()))
-    kinds = [ActionMeaning(value) for value in _known("meaning", meaning, len(ActionMeaning))]
-    units = [ActionUnit(value) for value in _known("unit", unit, len(ActionUnit))]
-    if not groups:
-        loose = [n for n, kind in zip(names, kinds, strict=True) if kind in TASKS]
-        raise ChunkRefusedError(
-            "meaning",
-            f"{', '.join(loose)[:200]} belong to an end effector, and the chunk has no "
-            "pose_groups that say which link it is and how its pose is written",
-        )
-    if len(set(names)) != len(names):
-        raise ChunkRefusedError("names", f"chunk names repeat: {names!s:.300}")
-    fault = pose_groups_fault(groups, names, kinds, units)
-    frame = message.header.frame_id
-    if fault is None and frame and any(group.frame != frame for group in groups):
-        fault = f"frame_id is {frame[:80]!r}, and a group has another"
-    if fault is not None:
-        raise ChunkRefusedError("pose", fault)
-    if horizon > MAX_POSE_STEPS:
-        raise ChunkRefusedError(
-            "length", f"chunk of poses has {horizon} steps; accepted: up to {MAX_POSE_STEPS}"
-        )
+    groups, kinds = _declared(message, names, horizon)
     if poses is None:
         raise ChunkRefusedError("pose", "nothing here solves poses")
     solver = poses()
@@ -114,6 +92,37 @@ def read_pose_chunk(
         solved.pace,
         solved.problem,
     )
+
+
+def _declared(
+    message: Any, names: list[str], horizon: int
+) -> tuple[tuple[PoseGroup, ...], list[ActionMeaning]]:
+    """Pose groups of a chunk and the meaning of its columns, where they fit each other."""
+    meaning, unit = list(message.meaning), list(message.unit)
+    check_sizes(len(message.data), meaning, unit, horizon, len(names))
+    groups = tuple(PoseGroup.of_message(item) for item in getattr(message, "pose_groups", ()))
+    kinds = [ActionMeaning(value) for value in _known("meaning", meaning, len(ActionMeaning))]
+    units = [ActionUnit(value) for value in _known("unit", unit, len(ActionUnit))]
+    if not groups:
+        loose = [n for n, kind in zip(names, kinds, strict=True) if kind in TASKS]
+        raise ChunkRefusedError(
+            "meaning",
+            f"{', '.join(loose)[:200]} belong to an end effector, and the chunk has no "
+            "pose_groups that say which link it is and how its pose is written",
+        )
+    if len(set(names)) != len(names):
+        raise ChunkRefusedError("names", f"chunk names repeat: {names!s:.300}")
+    fault = pose_groups_fault(groups, names, kinds, units)
+    frame = message.header.frame_id
+    if fault is None and frame and any(group.frame != frame for group in groups):
+        fault = f"frame_id is {frame[:80]!r}, and a group has another"
+    if fault is not None:
+        raise ChunkRefusedError("pose", fault)
+    if horizon > MAX_POSE_STEPS:
+        raise ChunkRefusedError(
+            "length", f"chunk of poses has {horizon} steps; accepted: up to {MAX_POSE_STEPS}"
+        )
+    return groups, kinds
 
 
 def _known(word: str, values: list[int], count: int) -> list[int]:

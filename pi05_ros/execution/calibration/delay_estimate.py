@@ -101,6 +101,21 @@ def estimate_delay(
         found = float(moved @ values / (size * norm)) if size > 0 else 0.0
         return found if signed else abs(found)
 
+    near = _nearest(correlation, range_s, least)
+    delay_s, r = _between(correlation, near)
+    error_s = _error(motion, times - delay_s, flat, r)
+    if error_s > MAX_ERROR_S:
+        raise DelayError(
+            f"the delay is {delay_s:.3f} s, uncertain by {error_s:.3f} s: move longer or farther"
+        )
+    return DelayEstimate(delay_s, r, error_s, len(times))
+
+
+def _nearest(
+    correlation: Callable[[float], float], range_s: tuple[float, float], least: float
+) -> float:
+    """The delay of the coarse grid that fits best; DelayError if it is not the only one."""
+    low_s, high_s = range_s
     coarse = np.arange(low_s, high_s + COARSE_S / 2, COARSE_S)
     heights = np.array([correlation(d) for d in coarse])
     best = int(heights.argmax())
@@ -121,20 +136,18 @@ def estimate_delay(
             f"delays of {coarse[best]:.2f} s and {coarse[rivals[0]]:.2f} s fit alike; move "
             "slower, or shorten the range"
         )
-    fine = np.arange(coarse[best - 1], coarse[best + 1] + FINE_S / 2, FINE_S)
+    return float(coarse[best])
+
+
+def _between(correlation: Callable[[float], float], near_s: float) -> tuple[float, float]:
+    """Delay and correlation at the peak, by a parabola over the fine grid around a delay."""
+    fine = np.arange(near_s - COARSE_S, near_s + COARSE_S + FINE_S / 2, FINE_S)
     tops = np.array([correlation(d) for d in fine])
     k = min(max(int(tops.argmax()), 1), len(fine) - 2)
     left, middle, right = tops[k - 1 : k + 2]
     curve = left - 2 * middle + right
     shift = 0.5 * (left - right) / curve if curve < 0 else 0.0
-    delay_s = float(fine[k] + FINE_S * np.clip(shift, -1.0, 1.0))
-    r = float(middle)
-    error_s = _error(motion, times - delay_s, flat, r)
-    if error_s > MAX_ERROR_S:
-        raise DelayError(
-            f"the delay is {delay_s:.3f} s, uncertain by {error_s:.3f} s: move longer or farther"
-        )
-    return DelayEstimate(delay_s, r, error_s, len(times))
+    return float(fine[k] + FINE_S * np.clip(shift, -1.0, 1.0)), float(middle)
 
 
 def _without_trend(times: np.ndarray) -> Flat:
