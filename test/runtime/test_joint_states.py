@@ -20,6 +20,14 @@ def send(merger, names, positions, ms, **more):
     return merger.offer(list(names), list(positions), stamp_ns=1_000_000_000 + ms * MS, **more)
 
 
+def test_joints_that_came_before_a_reset_are_not_said_to_be_unknown():
+    merger = JointStateMerger(ALL)
+    send(merger, ALL, [1, 2, 3], 0)
+    merger.reset(keep_on_change=False)
+    send(merger, ARM, [1, 2], 5)
+    assert merger.describe_missing() == "no position has come of grip"
+
+
 def test_parts_are_merged_and_the_oldest_joint_counts():
     merger = JointStateMerger(ALL)
     assert send(merger, ARM, [1, 2], 0) is None

@@ -220,6 +220,8 @@ class JointStateMerger:
             return ""
         shown = ", ".join(name[:40] for name in list(self._seen)[:16])
         text = f"joint states lack {', '.join(self.missing)}; they have {shown or 'no names'}"
+        if all(name in self._seen for name in self.missing):  # as after a jump of the clock
+            text = f"no position has come of {', '.join(self.missing)}"
         if self.counts["without_position"]:
             text += f" ({self.counts['without_position']} messages hold no positions)"
         return text
