@@ -244,7 +244,9 @@ class Subscriptions(ManagedPart):
         return qos.INPUT_LARGE if silent or large else qos.INPUT_RELIABLE
 
     def _observe_clock(self) -> None:
-        self.inputs.observe_clock(self._node.get_clock().now().nanoseconds)
+        now_ns = self._node.get_clock().now().nanoseconds
+        if self.inputs.went_back(now_ns):  # many small steps back are a jump, too
+            self.inputs.observe_clock(now_ns)
 
     def _is_silent(self, name: str) -> bool:
         """Whether no message of a source came for some seconds, or ever since it is read."""
