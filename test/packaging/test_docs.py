@@ -167,10 +167,10 @@ def test_the_files_of_the_executor_are_accepted(tmp_path):
     (tmp_path / "arm.srdf").write_text("<robot name='arm'/>")
     file.write_text(yaml_block("space.md", r"^ *space:"))
     assert read_space(file).stop == 0.02
-    file.write_text(yaml_block("executor.md", "kind: trajectory_chunk"))
+    file.write_text(yaml_block("outputs.md", "kind: trajectory_chunk"))
     joints = ["left_1", "left_2", "right_1", "right_2", "left_hand", "right_hand"]
     assert len(read_outputs(file, joints)) == 4
-    file.write_text(yaml_block("executor.md", "kind: twist"))
+    file.write_text(yaml_block("outputs.md", "kind: twist"))
     assert len(read_outputs(file, [f"j{i}" for i in range(1, 7)])) == 1
 
 
