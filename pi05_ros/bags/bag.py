@@ -95,6 +95,8 @@ class Bag:
         path = self.path
         if not path.exists():
             raise BagError(f"{path} does not exist")
+        if (path / "meta" / "info.json").is_file():
+            raise BagError(f"{path} is a LeRobot dataset; this takes recordings of rosbag2")
         if path.is_dir() and not (path / "metadata.yaml").is_file():
             inside = sorted(p.name for p in path.iterdir() if _recording(p))
             more = f", ... ({len(inside)} in all)" if len(inside) > 5 else ""

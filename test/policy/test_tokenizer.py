@@ -231,3 +231,8 @@ def test_what_a_tokenizer_json_says_of_bos(tmp_path, tokenizer_files):
     path.write_text(text)
     opened = HuggingFaceTokenizer(path)
     assert (opened.bos_id, opened.adds_bos) == (None, False)
+
+
+def test_a_directory_without_a_tokenizer_is_told_as_such(tmp_path):
+    with pytest.raises(PolicyError, match="is a directory without paligemma"):
+        load_tokenizer(tmp_path, None, 640)

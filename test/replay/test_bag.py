@@ -228,3 +228,19 @@ def test_metadata_that_would_end_the_process_is_refused(tmp_path, text, said):
     (tmp_path / "metadata.yaml").write_text(text)
     with pytest.raises(BagError, match=said):
         Bag(tmp_path)
+
+
+def test_a_dataset_in_place_of_a_recording_is_told_as_such(tmp_path):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text("{}")
+    with pytest.raises(BagError, match="is a LeRobot dataset; this takes recordings of rosbag2"):
+        Bag(tmp_path)
+
+
+def test_a_folder_of_recordings_names_some_of_them(tmp_path):
+    for i in range(7):
+        (tmp_path / f"r{i}").mkdir()
+        (tmp_path / f"r{i}" / "metadata.yaml").touch()
+    (tmp_path / "other").mkdir()
+    with pytest.raises(BagError, match=r"give one of .*: r0, r1, r2, r3, r4, \.\.\. \(7 in all\)"):
+        Bag(tmp_path)

@@ -193,7 +193,10 @@ def load_tokenizer(
                 raise PolicyError(f"tokenizer {error}") from error
         if os.path.isdir(path):
             names = ("paligemma_tokenizer.model", "tokenizer.model", "tokenizer.json")
-            path = next((path / n for n in names if os.path.lexists(path / n)), path)
+            inside = next((path / n for n in names if os.path.lexists(path / n)), None)
+            if inside is None:
+                raise PolicyError(f"tokenizer {path} is a directory without {' or '.join(names)}")
+            path = inside
         try:
             require_regular(path)
         except FileError as error:
