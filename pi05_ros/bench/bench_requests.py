@@ -31,11 +31,11 @@ class ModelBenchRequest:
 
     checkpoint: str | None = option(None, "weights; random ones without it")
     preset: str = option("pi05", "of random weights", choices=MODEL_PRESETS)
-    precision: str = option("auto", choices=("auto", *MIXES))
+    precision: str = option("auto", "of prefill and denoise", choices=("auto", *MIXES))
     vision: str | None = option(None, "vision apart from the mix", choices=("bf16", "fp8", "int8"))
-    views: int = option(2, choices=range(4))
+    views: int = option(2, "images, 0 to 3 (default 2)", choices=range(4), metavar="N")
     tokens: int = option(20, "prompt tokens", type=positive)
-    horizon: int = option(50, type=positive)
+    horizon: int = option(50, "steps of a chunk (default 50)", type=positive)
     steps: tuple[int, ...] = option(
         (1, 3, 10), "denoise steps, one table each", type=positive, nargs="+"
     )
@@ -80,10 +80,10 @@ class CompareRequest:
 class NodeLoad:
     """What a policy node under load runs, and its load beside the cameras."""
 
-    checkpoint: str = option("random:tiny")
-    robot: str = option("sim_arm")
+    checkpoint: str = option("random:tiny", "path, or random:tiny (default)")
+    robot: str = option("sim_arm", "robot profile (default sim_arm)")
     cameras: int = option(2, "cameras of the robot that are used")
-    joint_hz: float = option(100.0, within=(0.1, 10000))
+    joint_hz: float = option(100.0, "joint states per second (100)", within=(0.1, 10000))
     threads: int = option(1, "CPU threads of the model")
     backend: str = option("auto", "engine of the node (default auto)")
     precision: str = option("auto", "of all three stages (default auto)")
@@ -103,7 +103,7 @@ class NodeBenchRequest(NodeLoad):
     rate: float = option(10.0, "inferences per second")
     width: int = option(640, "pixels", within=(1, 4096))
     height: int = option(480, "pixels", within=(1, 4096))
-    camera_hz: float = option(30.0, within=(0.1, 1000))
+    camera_hz: float = option(30.0, "images per second and camera (30)", within=(0.1, 1000))
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ class BatchBenchRequest:
     preset: str = option("pi05", "sizes of random weights", choices=MODEL_PRESETS)
     device: str = option("cuda", "torch device; cpu only shows that it runs")
     batches: tuple[int, ...] = option((2, 4, 8), "requests in one call: 2,4,8", type=counts)
-    views: int = option(2, type=positive)
-    tokens: int = option(20, type=positive)
-    horizon: int = option(50, type=positive)
-    steps: int = option(10, type=positive)
+    views: int = option(2, "images (default 2)", type=positive)
+    tokens: int = option(20, "prompt tokens (default 20)", type=positive)
+    horizon: int = option(50, "steps of a chunk (default 50)", type=positive)
+    steps: int = option(10, "denoise steps (default 10)", type=positive)
     runs: int = option(20, "how often each time is taken", type=positive)
 
 

@@ -238,7 +238,7 @@ class TuneRequest:
     preset: str = option("pi05", "sizes of the model")
     views: tuple[int, ...] = option((2, 3), "one for each workload", nargs="+")
     tokens: tuple[int, ...] = option((20, 200), "prompt tokens, too", nargs="+")
-    horizon: int = option(50)
+    horizon: int = option(50, "steps of a chunk (default 50)")
     precisions: tuple[str, ...] = option(
         ("auto", "bf16"), "auto, bf16, fp8, fp8-w8a16, int8, int8-w8a16", "--precision", nargs="+"
     )

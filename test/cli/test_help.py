@@ -63,6 +63,21 @@ def test_help_needs_no_heavy_package(words):
     assert done.stdout.splitlines()[-1] == "LOADED"
 
 
+def without_help(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Options of a parser, and of those below it, that say nothing about themselves."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield from without_help(sub)
+        elif not action.help:
+            yield f"{parser.prog} {action.dest}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_says_what_it_is(command):
+    assert list(without_help(build_parser(command))) == []
+
+
 def test_nested_commands_are_among_them():
     assert ("bench", "node") in all_commands()
     assert len(all_commands()) >= len(COMMANDS) + 4
