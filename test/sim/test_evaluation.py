@@ -22,7 +22,8 @@ def checkpoint(tmp_path_factory):
 
     from pi05_ros.sim.training.demonstrations import Demonstrations, generate
     from pi05_ros.sim.training.objective import TrainingRecipe, write_stats
-    from pi05_ros.sim.training.train import Trainer, save_policy
+    from pi05_ros.sim.training.train import save_policy
+    from pi05_ros.sim.training.trainer import Trainer
     from pi05_ros.sim.training.vocabulary import train_tokenizer
 
     torch.set_num_threads(1)

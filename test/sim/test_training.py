@@ -23,7 +23,8 @@ from pi05_ros.sim.training.disturbance import Disturbance
 from pi05_ros.sim.training.objective import TrainingRecipe, prepare, write_stats
 from pi05_ros.sim.training.rollout import rollout
 from pi05_ros.sim.training.shipped import CONFIG, HORIZON
-from pi05_ros.sim.training.train import Trainer, batched_policy, put_in_place, save_policy
+from pi05_ros.sim.training.train import batched_policy, put_in_place, save_policy
+from pi05_ros.sim.training.trainer import Trainer
 from pi05_ros.sim.training.vocabulary import train_tokenizer
 
 RECIPE = TrainingRecipe(batch=4, draws=2, warmup=2)

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pi05_ros.bags.lerobot_recording import is_dataset
 from pi05_ros.model import Pi05
@@ -38,7 +35,6 @@ from pi05_ros.sim.training.from_dataset import read_dataset
 from pi05_ros.sim.training.objective import (
     DELTA_MASK,
     TrainingRecipe,
-    initial_model,
     loss_of,
     prefix,
     prepare,
@@ -46,118 +42,11 @@ from pi05_ros.sim.training.objective import (
 )
 from pi05_ros.sim.training.rollout import Act, rollout
 from pi05_ros.sim.training.shipped import CONFIG, HORIZON
+from pi05_ros.sim.training.trainer import Trainer
 from pi05_ros.sim.training.vocabulary import train_tokenizer
 from pi05_ros.small_files import read_text
 
 SAVE_EVERY_S = 60.0
-
-
-class Trainer:
-    """Weights, their moving average and the optimizer; saved and resumed as one safetensors."""
-
-    def __init__(self, device: torch.device, recipe: TrainingRecipe, compiled: bool) -> None:
-        self.device = device
-        self.recipe = recipe
-        self.model = initial_model(recipe.seed, device)
-        self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
-        decay = [p for p in self.model.parameters() if p.ndim >= 2]
-        plain = [p for p in self.model.parameters() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decay, "weight_decay": recipe.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=recipe.peak_lr,
-            betas=(0.9, 0.95),
-            fused=device.type == "cuda",
-        )
-        self.step = 0
-        self.seconds = 0.0  # of training, all runs together
-        self.generator = torch.Generator(device).manual_seed(recipe.seed)
-        self.loss: Callable[..., Tensor] = torch.compile(loss_of) if compiled else loss_of
-
-    def train_step(self, data: dict[str, Tensor], progress: float) -> Tensor:
-        """One optimizer step; ``progress`` 0..1 sets the cosine learning rate."""
-        recipe, g, device = self.recipe, self.generator, self.device
-        N, B, D = len(data["tokens"]), recipe.batch, recipe.batch * recipe.draws
-        rows = torch.randint(0, N, (B,), generator=g, device=device)
-        images = data["images"][rows]
-        gain = 1 + 0.08 * (2 * torch.rand((B, 1, 1, 1, 1), generator=g, device=device) - 1)
-        images = (images * gain).clamp(0, 255).to(torch.uint8)
-        seen = torch.ones(B, images.shape[1], dtype=torch.bool, device=device)
-        seen[:, -1] = torch.rand(B, generator=g, device=device) >= recipe.drop_wrist
-        # Beta(1.5, 1) has the distribution function t^1.5
-        t = torch.rand(D, generator=g, device=device) ** (1 / 1.5) * 0.999 + 0.001
-        frozen = torch.randint(1, recipe.max_frozen + 1, (D,), generator=g, device=device)
-        frozen *= torch.rand(D, generator=g, device=device) < recipe.frozen
-        noise = torch.randn((D, HORIZON, CONFIG.action_dim), generator=g, device=device)
-        warm = min(1.0, (self.step + 1) / recipe.warmup)
-        lr = recipe.peak_lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = self.loss(
-                self.model,
-                images,
-                data["tokens"][rows],
-                seen,
-                data["actions"][rows],
-                noise,
-                t,
-                frozen,
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        keep = min(recipe.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(
-            list(self.average.values()),
-            [p.detach() for p in self.model.parameters()],
-            1 - keep,
-        )
-        return loss.detach()
-
-    def averaged(self) -> Pi05:
-        """Model with the moving average of the weights, without gradients."""
-        model = Pi05(CONFIG, device=self.device)
-        model.load_state_dict(self.average, strict=False)
-        return model
-
-    def save(self, path: Path) -> None:
-        """Write everything needed to go on; after a crash the old or the new file exists."""
-        tensors = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
-        tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adam.{key}.{name}"] = value
-        tensors[f"generator.{self.device.type}"] = self.generator.get_state()
-        facts = {"step": str(self.step), "seconds": str(self.seconds)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.with_name(path.name + ".new")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, whole, facts)
-        whole.replace(path)
-
-    def resume(self, path: Path) -> None:
-        """Continue from a file that `save` wrote, with the same draws if the device is alike."""
-        tensors = load_file(path, device=str(self.device))
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-                self.average[name].copy_(tensors[f"average.{name}"])
-        for name, parameter in self.model.named_parameters():
-            keys = {k: f"adam.{k}.{name}" for k in ("step", "exp_avg", "exp_avg_sq")}
-            if keys["step"] in tensors:
-                self.optimizer.state[parameter] = {k: tensors[key] for k, key in keys.items()}
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata()
-        self.step, self.seconds = int(facts["step"]), float(facts.get("seconds", 0.0))
-        state = tensors.get(f"generator.{self.device.type}")
-        if state is None:
-            self.generator.manual_seed(self.recipe.seed + self.step)
-        else:
-            self.generator.set_state(state.cpu())
 
 
 def batched_policy(model: Pi05, directory: Path, steps: int = 10) -> Act:
@@ -245,6 +134,39 @@ def evaluate(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Generate demonstrations, train, save and evaluate."""
+    args = _options(argv)
+    began = time.monotonic()
+    data = _data(args)
+    staged = args.out.with_name(args.out.name + ".new")
+    shutil.rmtree(staged, ignore_errors=True)  # of a run that was killed
+    write_stats(staged, data)
+    train_tokenizer(staged / "tokenizer.model")
+    encoder = PromptEncoder(
+        load_tokenizer(None, staged, CONFIG.vocab), True, CONFIG.max_prompt_tokens
+    )
+    device = torch.device(args.device)
+    normalization = openpi_normalization(staged, load_profile("sim_arm"))
+    tensors = {k: v.to(device) for k, v in prepare(data, encoder, normalization).items()}
+    print(f"data ready after {time.monotonic() - began:.0f} s", flush=True)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    trainer = Trainer(device, TrainingRecipe(batch=args.batch), args.compile)
+    limit = args.minutes * 60
+    if args.resume:
+        trainer.resume(args.resume)
+        done = f"step {trainer.step}, {trainer.seconds:.0f} s"
+        print(f"resumed at {done} of {limit:.0f}, resumed runs included", flush=True)
+    _train(trainer, tensors, limit, args)
+    model = trainer.averaged()
+    save_policy(trainer.averaged(), staged)
+    put_in_place(staged, args.out)
+    print(f"saved {args.out} after {time.monotonic() - began:.0f} s", flush=True)
+    if args.eval_seeds:
+        evaluate(model, args.out, range(args.eval_seeds), args.renderer)
+    return 0
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options of the command line."""
     parser = argparse.ArgumentParser(description="train the simulated arm's small pi0.5")
     parser.add_argument("out", type=Path, help="checkpoint directory to write")
     parser.add_argument(
@@ -279,7 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--{name} {getattr(args, name)}; accepted: a number from 1")
     if args.resume and not args.resume.is_file():
         parser.error(f"--resume {args.resume}: no such file")
-    began = time.monotonic()
+    return args
+
+
+def _data(args: argparse.Namespace) -> Demonstrations:
+    """Demonstrations of a folder or dataset, made if they are not there."""
     directory = args.data or args.out.parent / "demonstrations"
     if is_dataset(directory):
         print(f"demonstrations are those of the dataset {directory}")
@@ -287,30 +213,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts = read_text(directory / FACTS).strip()
         print(f"demonstrations in {directory} are kept, whatever --episodes says: {facts}")
     else:
+        began = time.monotonic()
         frames = generate(directory, args.episodes, args.workers, args.renderer)
         print(f"{frames} frames in {time.monotonic() - began:.0f} s", flush=True)
     if is_dataset(directory):
-        data = read_dataset(directory, args.leave_out_interventions)
-    else:
-        data = Demonstrations.read(directory)
-    staged = args.out.with_name(args.out.name + ".new")
-    shutil.rmtree(staged, ignore_errors=True)  # of a run that was killed
-    write_stats(staged, data)
-    train_tokenizer(staged / "tokenizer.model")
-    encoder = PromptEncoder(
-        load_tokenizer(None, staged, CONFIG.vocab), True, CONFIG.max_prompt_tokens
-    )
-    device = torch.device(args.device)
-    normalization = openpi_normalization(staged, load_profile("sim_arm"))
-    tensors = {k: v.to(device) for k, v in prepare(data, encoder, normalization).items()}
-    print(f"data ready after {time.monotonic() - began:.0f} s", flush=True)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    trainer = Trainer(device, TrainingRecipe(batch=args.batch), args.compile)
-    limit = args.minutes * 60
-    if args.resume:
-        trainer.resume(args.resume)
-        done = f"step {trainer.step}, {trainer.seconds:.0f} s"
-        print(f"resumed at {done} of {limit:.0f}, resumed runs included", flush=True)
+        return read_dataset(directory, args.leave_out_interventions)
+    return Demonstrations.read(directory)
+
+
+def _train(
+    trainer: Trainer, tensors: dict[str, Tensor], limit: float, args: argparse.Namespace
+) -> None:
+    """Train until ``limit`` seconds are over, and keep the state where that is asked for."""
     if args.compile and trainer.seconds < limit:
         try:
             trainer.train_step(tensors, trainer.seconds / limit)
@@ -332,13 +246,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             saved = time.monotonic()
     if args.state:
         trainer.save(args.state)
-    model = trainer.averaged()
-    save_policy(trainer.averaged(), staged)
-    put_in_place(staged, args.out)
-    print(f"saved {args.out} after {time.monotonic() - began:.0f} s", flush=True)
-    if args.eval_seeds:
-        evaluate(model, args.out, range(args.eval_seeds), args.renderer)
-    return 0
 
 
 if __name__ == "__main__":
