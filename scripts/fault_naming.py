@@ -133,6 +133,12 @@ INPUTS: dict[str, tuple[str, Callable[[Observation], Observation]]] = {
     "cameras exchanged": (
         "swapped_cameras", images(lambda i: {"base": i["wrist"], "wrist": i["base"]}),
     ),
+    "base image on both slots": (
+        "one_image", images(lambda i: {"base": i["base"], "wrist": i["base"]}),
+    ),
+    "wrist image on both slots": (
+        "one_image", images(lambda i: {"base": i["wrist"], "wrist": i["wrist"]}),
+    ),
     "images mirrored": ("mirrored_image", each(lambda v: v[:, ::-1])),
     "images upside down": ("flipped_image", each(lambda v: v[::-1])),
     "images turned by 180 degrees": ("rotated_image", each(lambda v: v[::-1, ::-1])),
