@@ -4,12 +4,15 @@
 # --fast leaves out what starts nodes, renders, compiles or takes long (marks of test/conftest.py).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# Two cores are the smallest machine we support: a worker for each, and no pools of threads beside
-# them. The tests of a file run in one worker, so that fixtures of modules are made once.
+# Two cores are the smallest machine we support. Tests wait for processes about a third of their
+# time, so three workers, where there is memory for them (2 GB each, and the processes), and no
+# pools of threads. The tests of a file run in one worker, so that fixtures of modules are made once.
+free_mib=$(awk '/^MemAvailable/ {print int($2 / 1024)}' /proc/meminfo)
+default_workers=$((free_mib >= 12000 ? 3 : 2))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MPLBACKEND=Agg
 # Each of the many processes would compile what it imports again.
 unset PYTHONDONTWRITEBYTECODE
-workers=(--numprocesses "${TEST_WORKERS:-2}" --dist loadfile)
+workers=(--numprocesses "${TEST_WORKERS:-$default_workers}" --dist loadfile)
 scripts/setup_export.sh dev  # files whose tests are left out are read all the same
 if [ "${1:-}" = --fast ]; then
   shift

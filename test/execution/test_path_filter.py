@@ -34,12 +34,16 @@ def distance(points: np.ndarray, path: np.ndarray) -> np.ndarray:
     return best
 
 
-def assert_within(path: np.ndarray, dt: float) -> None:
-    """Velocity and acceleration of recorded commands that start at rest at the first."""
+def assert_within(path: np.ndarray, dt: float, rounding: float = 0.0) -> None:
+    """Velocity and acceleration of recorded commands that start at rest at the first.
+
+    `rounding`: of a command, rad, where targets are so large that it shows in accelerations.
+    """
     velocity = np.diff(path, axis=0) / dt
     change = np.diff(np.vstack([np.zeros(path.shape[1]), velocity]), axis=0) / dt
     assert (np.abs(velocity) <= LIMITS.velocity * (1 + 1e-6) + 1e-7).all()
-    assert (np.abs(change) <= LIMITS.acceleration * (1 + 1e-6) + 1e-5).all()
+    most = LIMITS.acceleration * (1 + 1e-6) + 1e-5 + rounding / dt**2
+    assert (np.abs(change) <= most).all()
 
 
 def drive(filter_, strategy, offers, ticks, dt, brakes=frozenset()):
@@ -91,6 +95,13 @@ def test_one_chunk_is_followed_on_its_path_within_the_limits(rows, dt, step, rep
     name=st.sampled_from(["rtc", "replace", "ensemble"]),
     brakes=st.frozensets(st.integers(0, 90), max_size=10),
 )
+@example(
+    start=(0, 0, 1),
+    chunks=[(0, [(0, 0, 0), (0, 0, 0)]), (27, [(0, 0, -1e6), (0, 0, 0)])],
+    dt=0.002,
+    name="rtc",
+    brakes=frozenset(),
+)
 def test_no_chunks_make_the_filter_leave_its_limits(start, chunks, dt, name, brakes):
     offers = {
         k: TimedChunk(round(k * dt * 1e9), max(STEP, int(dt * 1e9)), np.array(rows), "p", n)
@@ -99,12 +110,13 @@ def test_no_chunks_make_the_filter_leave_its_limits(start, chunks, dt, name, bra
     motion = PathFilter(LIMITS, dt, 1.25)
     motion.reset(np.array(start))
     path, _ = drive(motion, make_strategy(name, 2), offers, 100, dt, brakes)
-    assert_within(path, dt)
+    rounding = 2 * float(np.spacing(1e6))
+    assert_within(path, dt, rounding)
     assert (path >= LIMITS.lower - 1e-9).all()
     assert (path <= LIMITS.upper + 1e-9).all()
     while not motion.resting:  # braking always comes to rest
         path = np.vstack([path, motion.brake()])
-    assert_within(path, dt)
+    assert_within(path, dt, rounding)
 
 
 def test_it_slows_down_on_the_path_where_joints_alone_would_cut_the_corner():
