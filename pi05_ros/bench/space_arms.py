@@ -132,7 +132,7 @@ class SphereArms:
     def clearances(self, positions: np.ndarray) -> tuple[float, float, float]:
         """Smallest distance (m) to the wall, to the box, and between links that may touch."""
         centers = self.centers(positions)[0]
-        wall = float((WALL_X_M - centers[..., 0]).min()) - RADIUS_M
+        wall = float(np.min(WALL_X_M - centers[..., 0])) - RADIUS_M
         outside = np.maximum(np.abs(centers - BOX_CENTER_M) - BOX_SIZE_M / 2, 0)
         box = float(np.linalg.norm(outside, axis=-1).min()) - RADIUS_M
         own = np.inf

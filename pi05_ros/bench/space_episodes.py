@@ -84,7 +84,7 @@ def record(
         acceleration=float((np.abs(acceleration) / limits.acceleration).max()),
         jerk=float((np.abs(jerk) / limits.jerk_limits).max()),
         outside=float(np.maximum(limits.lower - path, path - limits.upper).max()),
-        tool=float((np.linalg.norm(np.diff(tool, axis=0), axis=1) / dt).max()),
+        tool=float(np.max(np.linalg.norm(np.diff(tool, axis=0), axis=1) / dt)),
         following=following,
         travelled=float(np.abs(np.diff(path, axis=0)).sum()),
     )

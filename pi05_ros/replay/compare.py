@@ -160,7 +160,7 @@ def _differences(
     distance = np.where(np.isfinite(distance), distance, np.inf)
     largest = float(distance.max())
     if largest > tolerance:
-        step, column = np.unravel_index(int(distance.argmax()), distance.shape)
+        step, column = np.unravel_index(int(np.argmax(distance)), distance.shape)
         texts.append(
             f"{here.names[column]} at step {step} is {here.data[step, column]:.6g}, reference "
             f"{there.data[step, column]:.6g} (off by {largest:.3g}, tolerance {tolerance:g}; "

@@ -94,7 +94,7 @@ def _stages(axis, chunks: Sequence[ChunkRecord]) -> None:  # type: ignore[no-unt
     labels = [label for _, label in STAGES]
     colors = ("#c7c7c7", "#e3d5a5", "#8fbcd4", "#4878a8", "#2f4b7c", "#d98b4a", "#9a9a4a")
     axis.stackplot(times, np.nan_to_num(np.asarray(rows)), labels=labels, colors=colors)
-    upper = 1.45 * float(np.nansum(rows, axis=0).max())  # room for the legend
+    upper = 1.45 * float(np.max(np.nansum(rows, axis=0)))  # room for the legend
     axis.set(xlabel="time [s]", ylabel="[ms]", xlim=(0, max(times[-1], 1e-3)), ylim=(0, upper))
     axis.set_title("Where the node's time went", loc="left", fontsize=10)
     handles, texts = axis.get_legend_handles_labels()

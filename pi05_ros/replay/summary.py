@@ -33,7 +33,7 @@ class Spread:
         if array.size == 0:
             return cls(*(float("nan"),) * 4, 0)
         p50, p95, p99 = (float(np.percentile(array, q)) for q in PERCENTILES)
-        return cls(p50, p95, p99, float(array.max()), int(array.size))
+        return cls(p50, p95, p99, float(np.max(array)), int(array.size))
 
     def text(self) -> str:
         """`p50 / p95 / p99 / max` in milliseconds."""

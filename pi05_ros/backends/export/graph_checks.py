@@ -169,7 +169,7 @@ def _initializers(graph: GraphView, folder: Path | None, report: GraphReport) ->
         values = constant_values(tensor, folder)
         report.initializer_bytes += values.nbytes
         if tensor.data_type in (FLOAT, HALF):
-            finite = np.isfinite(values).all()
+            finite = bool(np.isfinite(values).all())
         elif tensor.data_type == TensorProto.FLOAT8E4M3FN:
             finite = not (np.bitwise_and(values.view(np.uint8), 0x7F) == 0x7F).any()
         else:

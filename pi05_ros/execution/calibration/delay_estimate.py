@@ -118,7 +118,7 @@ def _nearest(
     low_s, high_s = range_s
     coarse = np.arange(low_s, high_s + COARSE_S / 2, COARSE_S)
     heights = np.array([correlation(d) for d in coarse])
-    best = int(heights.argmax())
+    best = int(np.argmax(heights))
     if heights[best] < least:
         raise DelayError(
             f"correlation is {heights[best]:.2f} at best, {least:.2f} is needed: the motion is "
@@ -143,7 +143,7 @@ def _between(correlation: Callable[[float], float], near_s: float) -> tuple[floa
     """Delay and correlation at the peak, by a parabola over the fine grid around a delay."""
     fine = np.arange(near_s - COARSE_S, near_s + COARSE_S + FINE_S / 2, FINE_S)
     tops = np.array([correlation(d) for d in fine])
-    k = min(max(int(tops.argmax()), 1), len(fine) - 2)
+    k = min(max(int(np.argmax(tops)), 1), len(fine) - 2)
     left, middle, right = tops[k - 1 : k + 2]
     curve = left - 2 * middle + right
     shift = 0.5 * (left - right) / curve if curve < 0 else 0.0

@@ -191,7 +191,7 @@ class SpaceGuard:
         if self._spec.tool is not None and len(rows) > 1:
             places = np.array([self._scene.tool_at(row) for row in rows])
             steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
-            fastest = float(steps.max()) * (len(rows) - 1) / ahead_s
+            fastest = float(np.max(steps)) * (len(rows) - 1) / ahead_s
             if fastest > 0:
                 slower = _TOOL_SHARE * self._spec.tool.max_speed / fastest
                 # Just below 1 the arm does not hurry to catch up with the clock either.

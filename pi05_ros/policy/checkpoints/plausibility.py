@@ -98,7 +98,7 @@ def _ends(
     values = np.array([a, b])
     with np.errstate(over="ignore", invalid="ignore"):
         out = values * unit_map.scale * unit_map.factor if change else unit_map.to_robot(values)
-    return float(out.min()), float(out.max())
+    return float(np.min(out)), float(np.max(out))
 
 
 def _limits(unit_map: UnitMap, known: tuple[float, float] | None) -> tuple[float, float] | None:

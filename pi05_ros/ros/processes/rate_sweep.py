@@ -172,7 +172,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     if not known.size:
         return dict.fromkeys(("p50", "p95", "p99", "max"), float("nan"))
     found = dict(zip(("p50", "p95", "p99"), np.percentile(known, PERCENTILES), strict=True))
-    return {name: float(value) for name, value in (found | {"max": known.max()}).items()}
+    return {name: float(value) for name, value in (found | {"max": np.max(known)}).items()}
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, int]:

@@ -261,7 +261,7 @@ class DriverNode(Node):
             times = times + shift_s
             ahead = np.flatnonzero(times >= 0.0)
             if not ahead.size:
-                self._refuse(f"trajectory was over {-times.max(initial=shift_s):.2f} s ago")
+                self._refuse(f"trajectory was over {-np.max(times, initial=shift_s):.2f} s ago")
                 return
             times, rows = times[ahead[0] :], rows[ahead[0] :]
         self._command(message.joint_names, times, rows)

@@ -310,7 +310,7 @@ def _rates(commands: list[np.ndarray], dt: float) -> dict[str, float]:
             continue
         rows = np.abs(np.diff(np.array(commands)[:, :6], order, axis=0)).max(axis=1) / dt**order
         found[f"{name}_mean"] = float(np.sqrt(np.mean(rows**2)))
-        found[f"{name}_max"] = float(rows.max())
+        found[f"{name}_max"] = float(np.max(rows))
     return found
 
 
