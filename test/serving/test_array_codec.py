@@ -175,3 +175,10 @@ def test_a_packer_that_keeps_its_memory_packs_the_same(dialect):
     with pytest.raises(WireError):
         packer.pack({"a": np.zeros(70_000), "b": object()})
     assert bytes(packer.pack(1)) == pack(1, dialect)
+
+
+def test_a_view_that_is_still_held_keeps_no_frame_from_being_packed():
+    packer = FramePacker()
+    held = packer.pack({"a": 1})
+    assert unpack(packer.pack({"b": 2})).value == {"b": 2}
+    assert unpack(held).value == {"a": 1}

@@ -155,13 +155,23 @@ class FramePacker:
     """Encodes one frame after the other into memory that it keeps, as `pack` does."""
 
     def __init__(self, dialect: str = "openpi") -> None:
-        self._packer = msgpack.Packer(
-            default=_form(dialect), use_bin_type=True, autoreset=False, buf_size=64 * 1024
+        self._form = _form(dialect)
+        self._packer = self._empty()
+
+    def _empty(self) -> msgpack.Packer:
+        return msgpack.Packer(
+            default=self._form, use_bin_type=True, autoreset=False, buf_size=64 * 1024
         )
 
     def pack(self, value: Any) -> memoryview:
-        """Encode a value; the view holds until the next call."""
-        self._packer.reset()
+        """Encode a value into the same memory again, or into new where a view of it is held.
+
+        The error of a connection that broke while sending holds one for as long as it lives.
+        """
+        try:
+            self._packer.reset()
+        except BufferError:
+            self._packer = self._empty()
         self._packer.pack(value)
         return memoryview(self._packer.getbuffer())
 
