@@ -56,6 +56,11 @@ def type_name(message_class: Any) -> str:
     return f"{package}/{part}/{message_class.__name__}"
 
 
+def node_of(endpoint: Any) -> str:
+    """Full name of the node that an endpoint of a topic belongs to."""
+    return f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
+
+
 def unheard_publishers(node: Node, topic: str, ours: Sequence[TopicSide]) -> Misfit | None:
     """Publishers of a topic that none of a node's subscriptions to it can hear."""
     asked = ", ".join(sorted({side.kind for side in ours}))
@@ -109,7 +114,7 @@ def _misfit(
     texts, fitting, nameless = [], 0, False
     for info in others:
         known = info.node_name != _NAMELESS
-        who = f"{info.node_namespace.rstrip('/')}/{info.node_name}" if known else "somebody"
+        who = node_of(info) if known else "somebody"
         same = [side for side in ours if side.kind == info.topic_type]
         reasons = [apart(info, side) for side in same]
         if not same:

@@ -19,6 +19,7 @@ from pi05_ros.msg import ActionChunk, ExecutorStatus
 from pi05_ros.policy.interface import ActionUnit
 from pi05_ros.ros import qos
 from pi05_ros.ros.messages import duration_msg, time_msg
+from pi05_ros.ros.topic_fit import node_of
 from pi05_ros.runtime.inputs import conversion
 
 CHUNK_TOPIC = "pi05_policy/action_chunk"
@@ -74,8 +75,7 @@ class DelayProbe(Node):
         """Nodes that publish chunks as well."""
         own = self.get_fully_qualified_name()
         found = self.get_publishers_info_by_topic(self.resolve_topic_name(CHUNK_TOPIC))
-        names = (f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in found)
-        return sorted({name for name in names if name != own})
+        return sorted({node_of(info) for info in found} - {own})
 
     def begin(self, limits: JointLimits, base: np.ndarray, motion: SineMotion) -> None:
         """Publish chunks that hold all joints at ``base`` ``[n]``; `swing` starts the sine."""

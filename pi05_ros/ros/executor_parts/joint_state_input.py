@@ -9,6 +9,7 @@ from sensor_msgs.msg import JointState
 
 from pi05_ros.execution.executor import Executor
 from pi05_ros.ros import qos
+from pi05_ros.ros.topic_fit import node_of
 from pi05_ros.runtime.inputs.conversion import ConversionError, stamp_ns
 from pi05_ros.runtime.inputs.joint_states import JointStateMerger, merge_message
 
@@ -77,8 +78,7 @@ class JointStateInput:
         """Everybody who publishes joint states, with the ids that `ros2 topic info -v` shows."""
         found = self._node.get_publishers_info_by_topic(TOPIC)
         shown = [
-            f"{info.node_namespace.rstrip('/')}/{info.node_name} "
-            f"(gid {'.'.join(f'{byte:02x}' for byte in info.endpoint_gid[:16])})"
+            f"{node_of(info)} (gid {'.'.join(f'{byte:02x}' for byte in info.endpoint_gid[:16])})"
             for info in found
         ]
         return f": {', '.join(sorted(shown)[:8])}" if shown else ""

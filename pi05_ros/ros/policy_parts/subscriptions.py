@@ -30,7 +30,7 @@ from pi05_ros.ros.policy_parts.input_reader import InputReader, TakenOnDemand
 from pi05_ros.ros.policy_parts.managed import ManagedPart
 from pi05_ros.ros.policy_parts.policy_host import PolicyHost
 from pi05_ros.ros.processes.children import FASTDDS_PROFILE_VARIABLES
-from pi05_ros.ros.topic_fit import type_name
+from pi05_ros.ros.topic_fit import node_of, type_name
 from pi05_ros.runtime.edge_log import EdgeLog
 from pi05_ros.runtime.inputs import conversion
 from pi05_ros.runtime.inputs.observation_buffer import NS, Inputs
@@ -191,7 +191,7 @@ class Subscriptions(ManagedPart):
         if len(found) < 2 or not turns(time.monotonic_ns()):
             source.doubt = ""
             return
-        names = sorted({f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in found})
+        names = sorted({node_of(info) for info in found})
         source.doubt = (
             f"images of several publishers come by turns ({len(found)} in {', '.join(names)}); "
             "give each camera a topic of its own"
